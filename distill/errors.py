@@ -1,0 +1,9 @@
+"""The one exception that means: the input is wrong, and here is what to do."""
+
+
+class InputError(ValueError):
+  """Wrong input from outside (file, flag, configuration, data).
+
+  The message is one line that names the file and the key and says what to do. The command line prints it
+  without a traceback and exits with code 2.
+  """

@@ -1,0 +1,39 @@
+"""The one projection that everything goes through."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from distill.nn.param import Init, Initializer, normal, zeros
+
+
+class Linear(nnx.Module):
+  """x @ kernel (+ bias), with operands in x's dtype and a float32 sum.
+
+  Args:
+    init: Maker of the parameters.
+    shape: (in, out).
+    axes: Logical axes of (in, out).
+    use_bias: Whether a bias is added.
+    kernel_init: Default: normal of 1 / sqrt(in).
+  """
+
+  def __init__(
+    self,
+    init: Init,
+    *,
+    shape: tuple[int, int],
+    axes: tuple[str | None, str | None],
+    use_bias: bool = False,
+    kernel_init: Initializer | None = None,
+  ):
+    kernel_init = kernel_init or normal(shape[0] ** -0.5)
+    self.kernel = init.param("kernel", shape=shape, axes=axes, init=kernel_init)
+    self.bias = init.param("bias", shape=shape[1:], axes=axes[1:], init=zeros) if use_bias else None
+
+  def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
+    """The projection, in x's dtype."""
+    y = jnp.matmul(x, self.kernel[...].astype(x.dtype), preferred_element_type=jnp.float32)
+    if self.bias is not None:
+      y = y + self.bias[...].astype(jnp.float32)
+    return y.astype(x.dtype)

@@ -1,0 +1,29 @@
+"""Root-mean-square norms."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from distill.nn.param import Init, ones, zeros
+
+
+class RMSNorm(nnx.Module):
+  """x / rms(x) times a learnt scale, in float32, returned in x's dtype (Zhang & Sennrich 2019, 1910.07467).
+
+  Args:
+    init: Maker of the parameters.
+    width: Size of the normalised last axis.
+    eps: Added to the mean square.
+    offset: 0.0 when the scale is stored as it is, 1.0 when it is stored as a difference from one.
+  """
+
+  def __init__(self, init: Init, *, width: int, eps: float, offset: float = 0.0):
+    self.scale = init.param("scale", shape=(width,), axes=(None,), init=zeros if offset else ones)
+    self.eps, self.offset = eps, offset
+
+  def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+    """The normalised input, in x's dtype."""
+    x32 = x.astype(jnp.float32)
+    y = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
+    return (y * (self.offset + self.scale[...])).astype(x.dtype)

@@ -1,0 +1,97 @@
+"""The shape alphabet and the values that travel from a batch to a loss.
+
+B batch, T query position, S key position, D model width, F MLP width, N query heads, K key/value heads,
+H head width, V vocabulary, L layers, R LoRA rank, C chunk.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+_pytree = jax.tree_util.register_dataclass
+
+
+@_pytree
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Batch:
+  """Packed rows of tokens, cut into documents.
+
+  Attributes:
+    tokens: Token ids.
+    segments: Number of the document within its row, from 1; 0 marks padding.
+    positions: Position within the document, from 0.
+    loss_mask: Weight of PREDICTING `tokens[:, t + 1]` from position t, 0 or 1: the last position of a document
+      and padding have 0.
+  """
+
+  tokens: Int[Array, "B T"]
+  segments: Int[Array, "B T"]
+  positions: Int[Array, "B T"]
+  loss_mask: Float[Array, "B T"]
+
+
+@_pytree
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Readout:
+  """How a final hidden state becomes logits: softcap(scale * (hidden @ kernel + bias)).
+
+  Attributes:
+    kernel: Columns past `vocab_size` are padding and never get probability.
+    bias: Added before the softcap, if any.
+    softcap: cap * tanh(logits / cap), if any.
+    scale: Multiplier of the logits.
+    vocab_size: True vocabulary size, at most the kernel's width.
+  """
+
+  kernel: Float[Array, "D V"]
+  bias: Float[Array, " V"] | None = None
+  softcap: float | None = dataclasses.field(default=None, metadata={"static": True})
+  scale: float = dataclasses.field(default=1.0, metadata={"static": True})
+  vocab_size: int = dataclasses.field(metadata={"static": True})
+
+  def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+    """Float32 logits over the padded vocabulary; padding columns hold the lowest finite float.
+
+    Operands keep the kernel's dtype after casting `hidden` to it; sums are float32.
+    """
+    logits = jnp.matmul(hidden.astype(self.kernel.dtype), self.kernel, preferred_element_type=jnp.float32)
+    if self.bias is not None:
+      logits = logits + self.bias.astype(jnp.float32)
+    logits = logits * self.scale
+    if self.softcap is not None:
+      logits = self.softcap * jnp.tanh(logits / self.softcap)
+    width = self.kernel.shape[-1]
+    if width != self.vocab_size:
+      logits = jnp.where(jnp.arange(width) < self.vocab_size, logits, jnp.finfo(jnp.float32).min)
+    return logits
+
+
+@_pytree
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelOutput:
+  """What a decoder gives for a batch.
+
+  Attributes:
+    hidden: Final hidden state, after the final norm.
+    captured: Output of the decoder layers asked for, in the order asked, before the final norm.
+    readout: Turns `hidden` into logits.
+  """
+
+  hidden: Float[Array, "B T D"]
+  captured: tuple[Float[Array, "B T D"], ...]
+  readout: Readout
+
+
+@_pytree
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DenseSignal:
+  """A teacher's whole next-token distribution, as (hidden, readout), and the layers that were asked for."""
+
+  hidden: Float[Array, "B T D"]
+  readout: Readout
+  captured: tuple[Float[Array, "B T D"], ...] = ()
+
+
+TeacherSignal = DenseSignal

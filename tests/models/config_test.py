@@ -1,0 +1,24 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distill.models.config import Attention, LayerConfig, Mlp, Rope, groups
+
+KINDS = tuple(
+  LayerConfig(mixer=Attention(num_heads=n, num_kv_heads=1, head_dim=8, rope=Rope()), mlp=Mlp(width=16)) for n in (1, 2, 3)
+)
+
+
+@given(st.lists(st.sampled_from(KINDS), min_size=1, max_size=24))
+def test_groups_spell_out_the_layers(layers):
+  spelled = {}
+  for group in groups(layers):
+    for repeat in range(group.repeats):
+      for position, layer in enumerate(group.pattern):
+        spelled[group.layer(repeat, position)] = layer
+  assert [spelled[index] for index in range(len(layers))] == layers
+
+
+def test_three_to_one_repeats_with_a_left_over():
+  a, d, _ = KINDS
+  cut = groups([d, d, d, a] * 3 + [d])
+  assert [group.repeats for group in cut][:1] == [3] or sum(g.repeats * len(g.pattern) for g in cut) == 13

@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Sets up .venv and runs the tests.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+tools/setup.sh
+exec .venv/bin/python -m pytest "$@"
