@@ -14,7 +14,9 @@ def test_values_at_the_ends():
   assert float(cosine(20)) == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize("spec", [{"kind": "cosin"}, {"kind": "linear", "start": 1}, {"kind": "linear", "start": 1, "end": 2, "x": 3}])
+@pytest.mark.parametrize(
+  "spec", [{"kind": "cosin"}, {"kind": "linear", "start": 1}, {"kind": "linear", "start": 1, "end": 2, "x": 3}]
+)
 def test_wrong_specifications_name_the_key(spec):
   with pytest.raises(InputError, match=r"^stages\.0\.lr: "):
     schedule(spec, key="stages.0.lr", steps=10)

@@ -29,6 +29,8 @@ def test_a_parameter_depends_on_its_name_only_and_repeats_stack():
   init.param("down", shape=(3, 4), axes=("mlp", "embed"), init=normal(1.0))
   again = init.param("up", shape=(4, 3), axes=("embed", "mlp"), init=normal(1.0))
   assert (one[...] == again[...]).all()
-  stacked = Init(jax.random.key(0), repeats=3).child("mlp").param("up", shape=(4, 3), axes=("embed", "mlp"), init=normal(1.0))
+  stacked = (
+    Init(jax.random.key(0), repeats=3).child("mlp").param("up", shape=(4, 3), axes=("embed", "mlp"), init=normal(1.0))
+  )
   assert stacked[...].shape == (3, 4, 3)
   assert not (stacked[...][0] == stacked[...][1]).all()
