@@ -1,0 +1,84 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from distill.losses.chunked import chunked_forward_kl, forward_kl
+from distill.types import Readout
+
+ONE = jnp.float32(1.0)
+
+
+def problem(vocab, *, tokens=40, width=16, pad=(0, 0), seed=0):
+  rng = np.random.default_rng(seed)
+
+  def array(*shape):
+    return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+  student = Readout(kernel=array(width, vocab + pad[0]), bias=array(vocab + pad[0]), softcap=5.0, vocab_size=vocab)
+  teacher = Readout(kernel=array(width + 4, vocab + pad[1]) * 0.5, vocab_size=vocab)
+  mask = jnp.asarray(rng.random(tokens) > 0.3, jnp.float32)
+  return array(tokens, width), student, array(tokens, width + 4), teacher, mask
+
+
+def plain(hidden, readout, teacher_hidden, teacher_readout, mask, temperature):
+  vocab = readout.vocab_size
+  teacher = teacher_readout.logits(teacher_hidden)[:, :vocab]
+  return jnp.sum(mask * forward_kl(readout.logits(hidden)[:, :vocab], teacher, temperature=temperature))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("vocab", [17, 257, 2050, 32_000])
+def test_value_and_gradients_equal_the_plain_formula(vocab, temperature):
+  args = (*problem(vocab, tokens=600 if vocab == 32_000 else 40, pad=(3, 9)), jnp.float32(temperature))
+  value, grads = jax.value_and_grad(chunked_forward_kl, argnums=(0, 1))(*args)
+  expected, expected_grads = jax.value_and_grad(plain, argnums=(0, 1))(*args)
+  np.testing.assert_allclose(value, expected, rtol=1e-5)
+  for got, want in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
+    assert jnp.linalg.norm(got - want) <= 1e-5 * jnp.linalg.norm(want)
+
+
+def test_the_plain_formula_equals_float64_numpy():
+  rng = np.random.default_rng(1)
+  student, teacher = rng.normal(size=(2, 5, 31)) * 3
+  q, p = (np.exp(x / 2) / np.exp(x / 2).sum(-1, keepdims=True) for x in (student, teacher))
+  got = forward_kl(jnp.asarray(student, jnp.float32), jnp.asarray(teacher, jnp.float32), temperature=2.0)
+  np.testing.assert_allclose(got, (p * np.log(p / q)).sum(-1), rtol=1e-5)
+
+
+def test_equal_distributions_have_no_divergence():
+  hidden, readout, _, _, mask = problem(257)
+  assert abs(float(chunked_forward_kl(hidden, readout, hidden, readout, mask, ONE))) < 1e-5
+
+
+def test_masked_positions_and_appended_padding_change_nothing():
+  hidden, readout, teacher_hidden, teacher_readout, mask = problem(257)
+  rest = (teacher_readout, mask, ONE)
+  value = chunked_forward_kl(hidden, readout, teacher_hidden, *rest)
+  noise = jnp.where(mask[:, None] > 0, 0.0, 1e3)
+  assert chunked_forward_kl(hidden + noise, readout, teacher_hidden - noise[:, :1], *rest) == value
+  more = jnp.ones((23, 1))
+  padded = chunked_forward_kl(
+    jnp.concatenate([hidden, more * hidden[:1]]),
+    readout,
+    jnp.concatenate([teacher_hidden, more * teacher_hidden[:1]]),
+    teacher_readout,
+    jnp.concatenate([mask, jnp.zeros(23)]),
+    ONE,
+  )
+  np.testing.assert_allclose(padded, value, rtol=1e-6)
+
+
+def test_compiled_temporaries_stay_far_below_the_plain_loss():
+  def temporaries(loss):
+    student = Readout(kernel=jnp.zeros((256, 32_768)), vocab_size=32_768)
+    hidden = jax.ShapeDtypeStruct((8 * 512, 256), jnp.float32)
+    mask = jax.ShapeDtypeStruct((8 * 512,), jnp.float32)
+    step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+    lowered = step.lower(hidden, jax.eval_shape(lambda: student), hidden, jax.eval_shape(lambda: student), mask, ONE)
+    return lowered.compile().memory_analysis().temp_size_in_bytes / 2**20
+
+  chunked, whole = temporaries(chunked_forward_kl), temporaries(plain)
+  assert chunked <= 300, chunked
+  assert whole >= 4 * chunked, (whole, chunked)
+  print(f"temporaries at [8,512] x 32,768: chunked {chunked:.0f} MiB, plain {whole:.0f} MiB")
