@@ -1,12 +1,18 @@
-"""Divergences from (hidden, readout) pairs, a chunk of tokens at a time: logits of all tokens never exist."""
+"""Losses from (hidden, readout) pairs, a chunk of tokens at a time: logits of all tokens never exist."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from distill.types import Readout
 
 _CHUNK_BYTES = 32 * 2**20
+
+PerToken = Callable[[Any, Any, Any], Float[Array, " M"]]
 
 
 def chunk_tokens(vocab: int, *, tokens: int) -> int:
@@ -15,15 +21,19 @@ def chunk_tokens(vocab: int, *, tokens: int) -> int:
 
 
 def forward_kl(
-  student: Float[Array, "M V"], teacher: Float[Array, "M W"], *, temperature: float | Float[Array, ""]
+  student: Float[Array, "M V"], teacher: Float[Array, "M V"], *, temperature: float | Float[Array, ""]
 ) -> Float[Array, " M"]:
   """KL(teacher ‖ student) per token in nats, both logits divided by `temperature`; not multiplied by its square."""
-  log_q = jax.nn.log_softmax(student / temperature)
-  log_p = jax.nn.log_softmax(teacher / temperature)
-  return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+  student, teacher = student / temperature, teacher / temperature
+  normaliser = jax.nn.logsumexp(student, axis=-1) - jax.nn.logsumexp(teacher, axis=-1)
+  return jnp.sum(jax.nn.softmax(teacher, axis=-1) * (teacher - student), axis=-1) + normaliser
 
 
-@jax.custom_vjp
+def cross_entropy(logits: Float[Array, "M V"], labels: Int[Array, " M"]) -> Float[Array, " M"]:
+  """−log softmax(logits)[label] per token, in nats."""
+  return jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
+
+
 def chunked_forward_kl(
   hidden: Float[Array, "M D"],
   readout: Readout,
@@ -34,52 +44,71 @@ def chunked_forward_kl(
 ) -> Float[Array, ""]:
   """Sum over tokens of mask * KL(teacher ‖ student); the caller divides by the count of the global batch.
 
-  Both readouts share the true vocabulary; their padded widths may differ. Gradients with respect to `hidden` and
-  `readout` are formed on the way forward, so that no chunk is computed twice; the teacher, the mask and the
-  temperature get none.
+  Both readouts share the true vocabulary; their padded widths may differ. `hidden` and `readout` get gradients; the
+  teacher, the mask and the temperature get none.
   """
-  return _walk(hidden, readout, teacher_hidden, teacher_readout, mask, temperature)[0]
+  return _chunked_sum(_kl_chunk, hidden, readout, teacher_hidden, (teacher_readout, temperature), mask)
 
 
-def _walk(hidden, readout, teacher_hidden, teacher_readout, mask, temperature):
+def chunked_cross_entropy(
+  hidden: Float[Array, "M D"], readout: Readout, labels: Int[Array, " M"], mask: Float[Array, " M"]
+) -> Float[Array, ""]:
+  """Sum over tokens of mask * cross-entropy with `labels`; `hidden` and `readout` get gradients."""
+  return _chunked_sum(lambda logits, labels, _: cross_entropy(logits, labels), hidden, readout, labels, (), mask)
+
+
+def _kl_chunk(logits_MV, teacher_MD, shared):
+  readout, temperature = shared
+  return forward_kl(logits_MV, readout.logits(teacher_MD)[:, : readout.vocab_size], temperature=temperature)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _chunked_sum(per_token: PerToken, hidden, readout, target, shared, mask):
+  """Sum of mask * per_token(logits, target, shared), gradients formed on the way so that no chunk runs twice."""
+  return _walk(per_token, hidden, readout, target, shared, mask, grads=False)[0]
+
+
+def _walk(per_token, hidden, readout, target, shared, mask, *, grads):
   count, vocab = hidden.shape[0], readout.vocab_size
-  size = chunk_tokens(max(readout.kernel.shape[-1], teacher_readout.kernel.shape[-1]), tokens=count)
+  size = chunk_tokens(readout.kernel.shape[-1], tokens=count)
   chunks = -(-count // size)
 
   def cut(x):
     x = jnp.pad(x, [(0, chunks * size - count)] + [(0, 0)] * (x.ndim - 1))
     return x.reshape(chunks, size, *x.shape[1:])
 
-  def chunk_sum(hidden_MD, readout, teacher_MD, mask_M):
-    student = readout.logits(hidden_MD)[:, :vocab]
-    teacher = jax.lax.stop_gradient(teacher_readout.logits(teacher_MD)[:, :vocab])
-    kl_M = forward_kl(student, teacher, temperature=temperature)
-    return jnp.sum(jnp.where(mask_M > 0, mask_M * kl_M, 0.0))
+  def chunk_sum(hidden_MD, readout, target, mask_M):
+    loss_M = per_token(readout.logits(hidden_MD)[:, :vocab], target, shared)
+    return jnp.sum(jnp.where(mask_M > 0, mask_M * loss_M, 0.0))
 
-  def body(carry, chunk):
+  def value_only(total, chunk):
+    hidden_MD, target, mask_M = chunk
+    return total + chunk_sum(hidden_MD, readout, target, mask_M), None
+
+  def value_and_grads(carry, chunk):
     total, readout_grad = carry
-    hidden_MD, teacher_MD, mask_M = chunk
-    value, (hidden_grad, grad) = jax.value_and_grad(chunk_sum, argnums=(0, 1))(hidden_MD, readout, teacher_MD, mask_M)
+    hidden_MD, target, mask_M = chunk
+    value, (hidden_grad, grad) = jax.value_and_grad(chunk_sum, argnums=(0, 1))(hidden_MD, readout, target, mask_M)
     readout_grad = jax.tree.map(lambda sum_, new: sum_ + new.astype(jnp.float32), readout_grad, grad)
     return (total + value, readout_grad), hidden_grad
 
+  xs = (cut(hidden), cut(target), cut(mask))
+  total = jnp.zeros((), jnp.float32)
+  if not grads:
+    return jax.lax.scan(value_only, total, xs)
   zero = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), readout)
-  (total, readout_grad), hidden_grad = jax.lax.scan(
-    body, (jnp.zeros((), jnp.float32), zero), (cut(hidden), cut(teacher_hidden), cut(mask))
-  )
+  (total, readout_grad), hidden_grad = jax.lax.scan(value_and_grads, (total, zero), xs)
   return total, hidden_grad.reshape(-1, hidden.shape[-1])[:count], readout_grad
 
 
-def _forward(hidden, readout, teacher_hidden, teacher_readout, mask, temperature):
-  total, hidden_grad, readout_grad = _walk(hidden, readout, teacher_hidden, teacher_readout, mask, temperature)
-  readout_grad = jax.tree.map(lambda grad, x: grad.astype(x.dtype), readout_grad, readout)
-  return total, (hidden_grad, readout_grad, teacher_hidden, teacher_readout, mask, temperature)
+def _forward(per_token, hidden, readout, target, shared, mask):
+  total, hidden_grad, readout_grad = _walk(per_token, hidden, readout, target, shared, mask, grads=True)
+  return total, (hidden_grad, jax.tree.map(lambda grad, x: grad.astype(x.dtype), readout_grad, readout))
 
 
-def _backward(saved, cotangent):
-  hidden_grad, readout_grad, *rest = saved
-  scaled = jax.tree.map(lambda grad: (cotangent * grad).astype(grad.dtype), (hidden_grad, readout_grad))
-  return (*scaled, *jax.tree.map(jnp.zeros_like, tuple(rest)))
+def _backward(per_token, saved, cotangent):
+  hidden_grad, readout_grad = jax.tree.map(lambda grad: (cotangent * grad).astype(grad.dtype), saved)
+  return hidden_grad, readout_grad, None, None, None
 
 
-chunked_forward_kl.defvjp(_forward, _backward)
+_chunked_sum.defvjp(_forward, _backward)

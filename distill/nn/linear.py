@@ -33,7 +33,9 @@ class Linear(nnx.Module):
 
   def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
     """The projection, in x's dtype."""
-    y = jnp.matmul(x, self.kernel[...].astype(x.dtype), preferred_element_type=jnp.float32)
+    # Two-dimensional operands: XLA's CPU backward pass of the same product over [B, T, I] takes 2.5 times as long.
+    rows = x.reshape(-1, x.shape[-1])
+    y = jnp.matmul(rows, self.kernel[...].astype(x.dtype), preferred_element_type=jnp.float32)
     if self.bias is not None:
       y = y + self.bias[...].astype(jnp.float32)
-    return y.astype(x.dtype)
+    return y.astype(x.dtype).reshape(*x.shape[:-1], -1)

@@ -1,0 +1,81 @@
+"""Batches as a pure function of (seed, step)."""
+
+from collections.abc import Iterator, Sequence
+
+import grain
+import numpy as np
+
+from distill.data.store import TokenStore
+from distill.errors import InputError
+from distill.types import Batch
+
+
+class _Rows:
+  """A store as a Grain source: item i is (store, row)."""
+
+  def __init__(self, number: int, store: TokenStore):
+    self._number, self._store = number, store
+
+  def __len__(self) -> int:
+    return self._store.rows
+
+  def __getitem__(self, row: int) -> tuple[int, int]:
+    return self._number, int(row)
+
+
+class Batches:
+  """Endless batches of a weighted mixture of stores; batch `step` is the same whoever asks, whenever.
+
+  Args:
+    stores: Token stores with rows of one length.
+    weights: Share of each in the rows drawn; every store is shuffled anew each time it has been gone through.
+    batch_size: Rows of the global batch.
+    seed: Of the shuffling.
+    process: (index, count): this host's part of each batch, an equal run of consecutive rows.
+
+  Raises:
+    InputError: Lengths differ, a weight is not positive, or the batch does not divide among the hosts.
+  """
+
+  def __init__(
+    self,
+    stores: Sequence[TokenStore],
+    *,
+    weights: Sequence[float],
+    batch_size: int,
+    seed: int,
+    process: tuple[int, int] = (0, 1),
+  ):
+    if len({store.length for store in stores}) != 1:
+      raise InputError(f"data: stores of different row lengths {sorted({store.length for store in stores})}")
+    if len(weights) != len(stores) or min(weights) <= 0:
+      raise InputError(f"data: weights {tuple(weights)}; each of the {len(stores)} sources needs a positive one")
+    if batch_size % process[1]:
+      raise InputError(f"training.batch_size: {batch_size} does not divide among {process[1]} hosts")
+    self._stores, self._size, self._process = tuple(stores), batch_size, process
+    parts = [
+      grain.MapDataset.source(_Rows(i, store)).seed(seed + i).shuffle().repeat() for i, store in enumerate(stores)
+    ]
+    self._rows = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights=list(map(float, weights)))
+
+  def __getitem__(self, step: int) -> Batch:
+    """This host's rows of the global batch of `step`."""
+    index, count = self._process
+    share = self._size // count
+    first = step * self._size + index * share
+    chosen = [self._rows[i] for i in range(first, first + share)]
+    fields: dict[str, np.ndarray] = {}
+    for number, store in enumerate(self._stores):
+      slots = [slot for slot, (owner, _) in enumerate(chosen) if owner == number]
+      if not slots:
+        continue
+      for name, value in store.read(np.asarray([chosen[slot][1] for slot in slots])).items():
+        fields.setdefault(name, np.zeros((share, store.length), value.dtype))[slots] = value
+    return Batch(**fields)
+
+  def iterate(self, start: int) -> Iterator[Batch]:
+    """Batches from step `start` on."""
+    step = start
+    while True:
+      yield self[step]
+      step += 1

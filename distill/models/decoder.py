@@ -1,0 +1,206 @@
+"""The one decoder: layers are data, repeated patterns are stacked and scanned."""
+
+import functools
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Int, Key
+
+from distill.models.config import Attention, DecoderConfig, GatedDelta, LayerConfig, groups
+from distill.nn.attention import AttentionMixer
+from distill.nn.embedding import Embedding
+from distill.nn.gated_delta import GatedDeltaMixer
+from distill.nn.linear import Linear
+from distill.nn.mlp import GatedMlp
+from distill.nn.norm import RMSNorm
+from distill.nn.param import Init
+from distill.nn.rope import frequencies
+from distill.parallel.mesh import sharding
+from distill.tree import Params, flatten, unflatten
+from distill.types import ModelOutput, Readout
+
+
+def _mixer(init: Init, *, layer: LayerConfig, config: DecoderConfig) -> nnx.Module:
+  mixer = layer.mixer
+  if isinstance(mixer, Attention):
+    rope = mixer.rope
+    return AttentionMixer(
+      init,
+      width=config.width,
+      num_heads=mixer.num_heads,
+      num_kv_heads=mixer.num_kv_heads,
+      head_dim=mixer.head_dim,
+      inverse=frequencies(mixer.head_dim, theta=rope.theta, fraction=rope.fraction, llama3=rope.llama3),
+      norm=(config.norm_eps, config.norm_offset) if mixer.qk_norm else None,
+      gated=mixer.gated,
+      use_bias=(mixer.use_bias, mixer.use_out_bias),
+    )
+  assert isinstance(mixer, GatedDelta), mixer
+  return GatedDeltaMixer(
+    init,
+    width=config.width,
+    num_key_heads=mixer.num_key_heads,
+    num_value_heads=mixer.num_value_heads,
+    key_head_dim=mixer.key_head_dim,
+    value_head_dim=mixer.value_head_dim,
+    conv_width=mixer.conv_width,
+    norm_eps=config.norm_eps,
+  )
+
+
+class Layer(nnx.Module):
+  """x + mixer(norm(x)), then x + mlp(norm(x)); the residual stream stays float32."""
+
+  def __init__(self, init: Init, *, layer: LayerConfig, config: DecoderConfig):
+    norm = functools.partial(RMSNorm, width=config.width, eps=config.norm_eps, offset=config.norm_offset)
+    self.mixer_norm = norm(init.child("mixer_norm"))
+    self.mixer = _mixer(init.child("mixer"), layer=layer, config=config)
+    self.mlp_norm = norm(init.child("mlp_norm"))
+    self.mlp = GatedMlp(init.child("mlp"), width=config.width, hidden=layer.mlp.width, use_bias=layer.mlp.use_bias)
+
+  def __call__(self, x, *, segments, positions, dtype):
+    """The block's output; operands of projections are `dtype`."""
+    mixed = self.mixer(self.mixer_norm(x).astype(dtype), segments=segments, positions=positions)
+    x = x + mixed.astype(x.dtype)
+    return x + self.mlp(self.mlp_norm(x).astype(dtype)).astype(x.dtype)
+
+  def step(self, x, *, cache, positions, dtype):
+    """One position a row, and the mixer's cache after it."""
+    mixed, cache = self.mixer.step(self.mixer_norm(x).astype(dtype), cache=cache, positions=positions)
+    x = x + mixed.astype(x.dtype)
+    return x + self.mlp(self.mlp_norm(x).astype(dtype)).astype(x.dtype), cache
+
+
+class DecoderModule(nnx.Module):
+  """Embedding, groups of stacked layers, final norm, head: the modules behind `Decoder`."""
+
+  def __init__(self, config: DecoderConfig, key: Key[Array, ""]):
+    init = Init(key)
+    self.config = config
+    self.embed = Embedding(init.child("embed"), vocab_size=config.vocab_size, width=config.width)
+    self.groups = nnx.List(
+      nnx.List(
+        Layer(Init(key, repeats=group.repeats, scope=f".groups.{g}.{j}"), layer=layer, config=config)
+        for j, layer in enumerate(group.pattern)
+      )
+      for g, group in enumerate(groups(config.layers))
+    )
+    self.norm = RMSNorm(init.child("norm"), width=config.width, eps=config.norm_eps, offset=config.norm_offset)
+    shape = (config.width, config.vocab_size)
+    self.head = None if config.tie_embeddings else Linear(init.child("head"), shape=shape, axes=("embed", "vocab"))
+
+  def readout(self, dtype) -> Readout:
+    """The head, or the transposed embedding when tied, with operands in `dtype`."""
+    kernel = self.embed.table[...].T if self.head is None else self.head.kernel[...]
+    return Readout(kernel=kernel.astype(dtype), vocab_size=self.config.vocab_size)
+
+  def __call__(self, tokens, *, segments, positions, capture, dtype) -> ModelOutput:
+    x = self.embed(tokens)
+    captured = jnp.zeros((len(capture), *x.shape), x.dtype)
+    for group, layers in zip(groups(self.config.layers), self.groups, strict=True):
+      slots = [
+        [capture.index(i) if (i := group.layer(repeat, j)) in capture else len(capture) for j in range(len(layers))]
+        for repeat in range(group.repeats)
+      ]
+      graph, state = nnx.split(layers)
+
+      def body(carry, xs, graph=graph):
+        x, captured = carry
+        state, slots = xs
+        for j, layer in enumerate(nnx.merge(graph, state)):
+          x = layer(x, segments=segments, positions=positions, dtype=dtype)
+          captured = captured.at[slots[j]].set(x, mode="drop") if capture else captured
+        return (x, captured), None
+
+      (x, captured), _ = jax.lax.scan(body, (x, captured), (state, jnp.asarray(slots)))
+    return ModelOutput(hidden=self.norm(x), captured=tuple(captured), readout=self.readout(dtype))
+
+
+class Decoder:
+  """A decoder-only language model as pure functions of flat, named parameters.
+
+  Parameters are *stacked* inside: `groups.{g}.{j}.…` with a leading dimension of repeats. `unstack` gives the
+  canonical names `layers.{i}.…`, which do not depend on how layers are grouped, and `stack` takes them back.
+  """
+
+  def __init__(self, config: DecoderConfig):
+    self.config = config
+    self.graph, self._state = nnx.split(nnx.eval_shape(lambda: DecoderModule(config, jax.random.key(0))))
+
+  def abstract(self) -> Params:
+    """Shape and dtype of every stacked parameter."""
+    return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in flatten(self._state).items()}
+
+  def axes(self) -> dict[str, tuple[str | None, ...]]:
+    """Logical axes of every stacked parameter."""
+    flat = nnx.to_flat_state(self._state)
+    return {".".join(map(str, path)): variable.get_metadata()["axes"] for path, variable in flat}
+
+  def shardings(self, mesh: Mesh) -> dict[str, NamedSharding]:
+    """Where every stacked parameter lives on `mesh`."""
+    axes = self.axes()
+    return {name: sharding(mesh, x.shape, axes[name]) for name, x in self.abstract().items()}
+
+  def init(self, key: Key[Array, ""]) -> Params:
+    """Fresh stacked parameters; jit it with `out_shardings=shardings(mesh)` to make them in place."""
+    return flatten(nnx.state(DecoderModule(self.config, key)))
+
+  def module(self, params: Mapping[str, Any]) -> DecoderModule:
+    """The modules with `params` in them, for one pure computation."""
+    return nnx.merge(self.graph, unflatten(self._state, params))
+
+  def apply(
+    self,
+    params: Mapping[str, Any],
+    *,
+    tokens: Int[Array, "B T"],
+    segments: Int[Array, "B T"],
+    positions: Int[Array, "B T"],
+    capture: tuple[int, ...] = (),
+    dtype: Any = jnp.bfloat16,
+  ) -> ModelOutput:
+    """Final hidden states, the layers in `capture`, and the readout; operands of projections are `dtype`."""
+    return self.module(params)(tokens, segments=segments, positions=positions, capture=tuple(capture), dtype=dtype)
+
+  def unstack(self, params: Mapping[str, Any]) -> Params:
+    """Stacked names -> canonical names; suffixes such as `.lora_a` are carried along."""
+    cut = groups(self.config.layers)
+    canonical: Params = {}
+    for name, value in params.items():
+      found = re.match(r"groups\.(\d+)\.(\d+)\.(.*)", name)
+      if not found:
+        canonical[name] = value
+        continue
+      g, j, rest = int(found[1]), int(found[2]), found[3]
+      for repeat in range(cut[g].repeats):
+        canonical[f"layers.{cut[g].layer(repeat, j)}.{rest}"] = value[repeat]
+    return canonical
+
+  def stack(self, canonical: Mapping[str, Any]) -> Params:
+    """Canonical names -> stacked names; every layer of a pattern position must hold the same names."""
+    places = {
+      group.layer(repeat, j): (f"groups.{g}.{j}", repeat)
+      for g, group in enumerate(groups(self.config.layers))
+      for j in range(len(group.pattern))
+      for repeat in range(group.repeats)
+    }
+    stacked: Params = {}
+    lists: dict[str, dict[int, Any]] = {}
+    for name, value in canonical.items():
+      found = re.match(r"layers\.(\d+)\.(.*)", name)
+      if not found:
+        stacked[name] = value
+        continue
+      prefix, repeat = places[int(found[1])]
+      lists.setdefault(f"{prefix}.{found[2]}", {})[repeat] = value
+    for name, values in lists.items():
+      ordered = [values[repeat] for repeat in range(len(values))]
+      stack = jnp.stack if isinstance(ordered[0], jax.Array) else np.stack
+      stacked[name] = stack(ordered)
+    return stacked

@@ -1,0 +1,216 @@
+"""Hugging Face model directories, read and written strictly."""
+
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from distill.errors import InputError
+from distill.models import safetensors_files
+from distill.models.config import DecoderConfig
+from distill.models.decoder import Decoder
+from distill.models.families import llama, qwen3_5
+from distill.models.families.common import Entry
+from distill.tree import Params
+
+FAMILIES: dict[str, ModuleType] = {"llama": llama, "qwen3_5_text": qwen3_5}
+TOKENIZER_FILES = (
+  "tokenizer.json",
+  "tokenizer_config.json",
+  "special_tokens_map.json",
+  "added_tokens.json",
+  "chat_template.jinja",
+  "vocab.json",
+  "merges.txt",
+  "tokenizer.model",
+)
+
+
+def config_from_dict(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
+  """Architecture of an HF configuration given as a dict with `model_type`.
+
+  Raises:
+    InputError: Unknown family, or an attribute that the family refuses.
+  """
+  kind = values.get("model_type")
+  if kind not in FAMILIES:
+    raise InputError(f"{where}: model_type {kind!r} is not supported; expected one of {', '.join(FAMILIES)}")
+  return FAMILIES[kind].read(values, where=where)
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """A JSON object from a file.
+
+  Raises:
+    InputError: No such file, or not a JSON object.
+  """
+  try:
+    values = json.loads(path.read_text(encoding="utf-8"))
+  except FileNotFoundError as error:
+    raise InputError(f"{path}: no such file; give a directory in the Hugging Face format") from error
+  except (OSError, ValueError) as error:
+    raise InputError(f"{path}: cannot be read as JSON ({error})") from error
+  if not isinstance(values, dict):
+    raise InputError(f"{path}: expected a JSON object")
+  return values
+
+
+def read_config(directory: pathlib.Path) -> DecoderConfig:
+  """Architecture of a model directory, from its config.json."""
+  path = pathlib.Path(directory) / "config.json"
+  return config_from_dict(read_json(path), where=str(path))
+
+
+def table(config: DecoderConfig) -> tuple[Entry, ...]:
+  """Every parameter of an architecture under our and under its family's names."""
+  return FAMILIES[config.family].table(config)
+
+
+def load(directory: pathlib.Path) -> tuple[DecoderConfig, Params]:
+  """Architecture and canonical parameters, in the dtypes they are stored in.
+
+  Raises:
+    InputError: A file is missing or damaged, or a tensor is missing, unexpected, of the wrong shape or not finite.
+  """
+  directory = pathlib.Path(directory)
+  config = read_config(directory)
+  tensors = safetensors_files.read(directory, stem="model")
+  expected = shapes(config)
+  params: Params = {}
+  for entry in table(config):
+    if entry.theirs not in tensors:
+      raise InputError(f"{directory}: tensor {entry.theirs} is missing; config.json and weights do not agree")
+    value = to_ours(tensors.pop(entry.theirs), form=entry.form)
+    if value.shape != expected[entry.ours]:
+      raise InputError(
+        f"{directory}: {entry.theirs} has shape {value.shape} (as {entry.ours}), config.json says "
+        f"{expected[entry.ours]}"
+      )
+    params[entry.ours] = value
+  head = tensors.pop("lm_head.weight", None) if config.tie_embeddings else None
+  if head is not None and not np.array_equal(head, params["embed.table"]):
+    raise InputError(f"{directory}: lm_head.weight differs from the embedding it is tied to in config.json")
+  if tensors:
+    raise InputError(
+      f"{directory}: unexpected tensor {min(tensors)}; {len(tensors)} are not of a {config.family} model"
+    )
+  return config, params
+
+
+def shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+  """Shape of every canonical parameter."""
+  decoder = Decoder(config)
+  rows = {
+    name: np.broadcast_to(np.zeros((), np.int8), x.shape) if name.startswith("groups.") else x
+    for name, x in decoder.abstract().items()
+  }
+  return {name: tuple(x.shape) for name, x in decoder.unstack(rows).items()}
+
+
+def to_ours(value: np.ndarray, *, form: str) -> np.ndarray:
+  """A checkpoint's tensor in our layout."""
+  if form == "transpose":
+    return value.T
+  return value[:, 0].T if form == "conv" and value.ndim == 3 else value
+
+
+def to_theirs(value: np.ndarray, *, form: str) -> np.ndarray:
+  """Our array in the checkpoint's layout; undoes `to_ours`."""
+  if form == "transpose":
+    return value.T
+  return value.T[:, None] if form == "conv" else value
+
+
+def save(
+  directory: pathlib.Path,
+  *,
+  config: DecoderConfig,
+  params: Mapping[str, Any],
+  tokenizer_from: pathlib.Path | None = None,
+  config_from: pathlib.Path | None = None,
+  max_file_bytes: int = 5 * 10**9,
+) -> None:
+  """Writes a model directory, whole or not at all.
+
+  Args:
+    directory: Must be absent, empty, or an earlier export.
+    config: Architecture.
+    params: Canonical parameters; each keeps its dtype.
+    tokenizer_from: Directory whose tokenizer files are copied as they are.
+    config_from: Directory whose config.json is copied as it is, where the architecture has not changed.
+    max_file_bytes: Tensors are spread over several files with an index above it.
+
+  Raises:
+    InputError: The directory holds something else or cannot be written.
+  """
+  directory = pathlib.Path(directory)
+  tensors = {
+    entry.theirs: np.ascontiguousarray(to_theirs(np.asarray(params[entry.ours]), form=entry.form))
+    for entry in table(config)
+  }
+  with replacing(directory, marker="config.json") as work:
+    safetensors_files.write(work, tensors, stem="model", max_file_bytes=max_file_bytes)
+    if config_from is not None:
+      shutil.copyfile(pathlib.Path(config_from) / "config.json", work / "config.json")
+    else:
+      (work / "config.json").write_text(json.dumps(_config_json(config, tensors, tokenizer_from), indent=2) + "\n")
+    if tokenizer_from is not None:
+      for name in TOKENIZER_FILES:
+        if (source := pathlib.Path(tokenizer_from) / name).is_file():
+          shutil.copyfile(source, work / name)
+
+
+def _config_json(config, tensors, tokenizer_from) -> dict[str, Any]:
+  family = FAMILIES[config.family]
+  dtypes = {str(x.dtype) for x in tensors.values()}
+  values = {
+    "architectures": [family.ARCHITECTURE],
+    "model_type": config.family,
+    "dtype": dtypes.pop() if len(dtypes) == 1 else "float32",
+    **family.write(config),
+  }
+  source = None if tokenizer_from is None else pathlib.Path(tokenizer_from) / "config.json"
+  special = read_json(source) if source is not None and source.is_file() else {}
+  return values | {key: special.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+
+
+class replacing:
+  """Context of a temporary directory that takes the place of `directory` when the block ends well."""
+
+  def __init__(self, directory: pathlib.Path, *, marker: str):
+    self._target, self._marker = pathlib.Path(directory), marker
+
+  def __enter__(self) -> pathlib.Path:
+    target = self._target
+    try:
+      if target.exists() and not target.is_dir():
+        raise InputError(f"{target}: is a file; name a directory to write to")
+      if target.is_dir() and any(target.iterdir()) and not (target / self._marker).exists():
+        raise InputError(f"{target}: holds other files and no {self._marker}; name a new or empty directory")
+      target.parent.mkdir(parents=True, exist_ok=True)
+      self._work = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    except OSError as error:
+      raise InputError(f"{target}: cannot be written ({error.strerror}); name another directory") from error
+    return self._work
+
+  def __exit__(self, kind, error, trace) -> None:
+    if kind is not None:
+      shutil.rmtree(self._work, ignore_errors=True)
+      return
+    os.chmod(self._work, 0o755)
+    if self._target.exists():
+      shutil.rmtree(self._target)
+    os.replace(self._work, self._target)
+
+
+def as_dtype(params: Mapping[str, Any], dtype: str) -> Params:
+  """Every parameter as `dtype`: float32, bfloat16 or float16."""
+  kinds = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
+  return {name: np.asarray(x).astype(kinds[dtype]) for name, x in params.items()}

@@ -1,0 +1,18 @@
+"""Token embeddings."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from distill.nn.param import Init, normal
+
+
+class Embedding(nnx.Module):
+  """A table of one row a token."""
+
+  def __init__(self, init: Init, *, vocab_size: int, width: int):
+    self.table = init.param("table", shape=(vocab_size, width), axes=("vocab", "embed"), init=normal(0.02))
+
+  def __call__(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
+    """The rows of `tokens`, in float32."""
+    return jnp.take(self.table[...], tokens, axis=0)

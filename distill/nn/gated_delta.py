@@ -1,0 +1,208 @@
+"""Gated-delta-rule linear attention, chunk-parallel in training and recurrent in decoding."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+from distill.nn.conv import causal_conv
+from distill.nn.linear import Linear
+from distill.nn.norm import RMSNorm
+from distill.nn.param import Init, ones
+
+_CHUNK = 64
+_EPS = 1e-6
+
+
+def gated_delta_rule(
+  q: Float[Array, "B T N H"],
+  k: Float[Array, "B T N H"],
+  v: Float[Array, "B T N P"],
+  *,
+  log_decay: Float[Array, "B T N"],
+  beta: Float[Array, "B T N"],
+  segments: Int[Array, "B T"],
+  chunk: int = _CHUNK,
+) -> Float[Array, "B T N P"]:
+  """out_t = S_tᵀ q_t with S_t = e^g_t S_{t−1} + β_t k_t (v_t − e^g_t S_{t−1}ᵀ k_t)ᵀ and S = 0 before each document.
+
+  Within a chunk the recurrence is one unit-triangular solve (Yang et al. 2024, 2412.06464, section 3.3); the state goes
+  from chunk to chunk by a scan. Everything is float32.
+
+  Args:
+    q: Queries, scaled as wanted.
+    k: Keys of norm at most one.
+    v: Values.
+    log_decay: g_t, at most 0.
+    beta: Write strengths, 0 to 1.
+    segments: Number of the document of each position; any positions of one number must be neighbours.
+    chunk: Positions a chunk, C; the length need not be a multiple.
+  """
+  length = q.shape[1]
+  chunk = min(chunk, length)
+  count = -(-length // chunk)
+
+  def cut(x):
+    """[B,T,N,…] -> [chunks,B,N,C,…]"""
+    x = jnp.pad(x.astype(jnp.float32), [(0, 0), (0, count * chunk - length)] + [(0, 0)] * (x.ndim - 2))
+    return jnp.moveaxis(x.reshape(x.shape[0], count, chunk, *x.shape[2:]), (1, 3), (0, 2))
+
+  q, k, v, g, beta = (cut(x) for x in (q, k, v, log_decay, beta))
+  pad = ((0, 0), (0, count * chunk - length))
+  docs = jnp.moveaxis(jnp.pad(segments, pad, constant_values=-1).reshape(-1, count, chunk), 1, 0)
+  last = docs[:, :, -1]
+  previous = jnp.concatenate([jnp.full_like(last[:1], -2), last[:-1]])
+  from_before = (docs == previous[..., None]).astype(jnp.float32)[:, :, None]
+  to_after = (docs == last[..., None]).astype(jnp.float32)[:, :, None]
+  same = (docs[..., :, None] == docs[..., None, :])[:, :, None]
+
+  total = jnp.cumsum(g, axis=-1)
+  gap = total[..., :, None] - total[..., None, :]
+  order = jnp.arange(chunk)
+  not_later = same & (order[:, None] >= order)
+  decay_TS = jnp.exp(jnp.where(not_later, gap, -jnp.inf))
+  strictly = jnp.where(order[:, None] > order, decay_TS, 0.0)
+
+  keys = k * beta[..., None]
+  mixing = jnp.einsum("...td,...sd->...ts", keys, k) * strictly
+  entering = (from_before * jnp.exp(total))[..., None]
+  right = jnp.concatenate([v * beta[..., None], keys * entering], axis=-1)
+  solved = jax.scipy.linalg.solve_triangular(mixing + jnp.eye(chunk), right, lower=True, unit_diagonal=True)
+  written, read = solved[..., : v.shape[-1]], solved[..., v.shape[-1] :]
+  attention = jnp.einsum("...td,...sd->...ts", q, k) * decay_TS
+  leaving = k * (to_after * jnp.exp(total[..., -1:] - total))[..., None]
+  keep = (previous == last).astype(jnp.float32)[:, :, None] * jnp.exp(total[..., -1])
+
+  def body(state, xs):
+    written, read, attention, queries, leaving, keep = xs
+    update = written - read @ state
+    out = queries @ state + attention @ update
+    return state * keep[..., None, None] + leaving.swapaxes(-1, -2) @ update, out
+
+  state = jnp.zeros((*q.shape[1:3], q.shape[-1], v.shape[-1]), jnp.float32)
+  _, out = jax.lax.scan(body, state, (written, read, attention, q * entering, leaving, keep))
+  out = jnp.moveaxis(out, (0, 2), (1, 3))
+  return out.reshape(out.shape[0], count * chunk, *out.shape[3:])[:, :length]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DeltaCache:
+  """The last W − 1 inputs of the convolution, and the recurrent state."""
+
+  window: Float[Array, "B W I"]
+  state: Float[Array, "B N H P"]
+
+
+def _log_uniform(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
+  return jnp.log(jax.random.uniform(key, shape, jnp.float32, 0.01, 16.0))
+
+
+class GatedDeltaMixer(nnx.Module):
+  """Short convolution, gated delta rule, gated norm (Yang et al. 2024, 2412.06464), as in Qwen 3.5.
+
+  Args:
+    init: Maker of the parameters.
+    width: Model width D.
+    num_key_heads: Heads of queries and keys, a divisor of the value heads; each serves neighbouring value heads.
+    num_value_heads: Heads of values N.
+    key_head_dim: H.
+    value_head_dim: P.
+    conv_width: Taps of the convolution W.
+    norm_eps: Of the gated norm.
+  """
+
+  def __init__(
+    self,
+    init: Init,
+    *,
+    width: int,
+    num_key_heads: int,
+    num_value_heads: int,
+    key_head_dim: int,
+    value_head_dim: int,
+    conv_width: int,
+    norm_eps: float,
+  ):
+    self.heads, self.dims = (num_key_heads, num_value_heads), (key_head_dim, value_head_dim)
+    keys, values = num_key_heads * key_head_dim, num_value_heads * value_head_dim
+    mixed = 2 * keys + values
+
+    def project(name: str, out: int, axis: str | None) -> Linear:
+      return Linear(init.child(name), shape=(width, out), axes=("embed", axis))
+
+    # Queries, keys and values share one kernel whose parts end at no device's border: it is not split over heads.
+    self.qkv = project("qkv", mixed, None)
+    self.z = project("z", values, "heads")
+    self.b = project("b", num_value_heads, None)
+    self.a = project("a", num_value_heads, None)
+    bound = conv_width**-0.5
+    self.conv = nnx.Dict(
+      kernel=init.child("conv").param(
+        "kernel",
+        shape=(conv_width, mixed),
+        axes=(None, None),
+        init=lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -bound, bound),
+      )
+    )
+    self.dt_bias = init.param("dt_bias", shape=(num_value_heads,), axes=(None,), init=ones)
+    self.a_log = init.param("a_log", shape=(num_value_heads,), axes=(None,), init=_log_uniform)
+    self.norm = RMSNorm(init.child("norm"), width=value_head_dim, eps=norm_eps)
+    self.o = Linear(init.child("o"), shape=(values, width), axes=("heads", "embed"))
+
+  def _heads(self, mixed):
+    """Convolved [*B, I] -> (q, k [*B,N,H], v [*B,N,P]), float32; q and k of norm one, q scaled."""
+    (key_heads, value_heads), (key_dim, value_dim) = self.heads, self.dims
+    keys = key_heads * key_dim
+    mixed = jax.nn.silu(mixed)
+    q, k = (
+      part.reshape(*mixed.shape[:-1], key_heads, key_dim) for part in (mixed[..., :keys], mixed[..., keys : 2 * keys])
+    )
+    v = mixed[..., 2 * keys :].reshape(*mixed.shape[:-1], value_heads, value_dim)
+    q, k = (x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + _EPS) for x in (q, k))
+    q, k = (jnp.repeat(x, value_heads // key_heads, axis=-2) for x in (q, k))
+    return q * key_dim**-0.5, k, v
+
+  def _gates(self, x):
+    """(log decay, beta) [*B,N], float32."""
+    a = self.a(x).astype(jnp.float32) + self.dt_bias[...]
+    return -jnp.exp(self.a_log[...]) * jax.nn.softplus(a), jax.nn.sigmoid(self.b(x).astype(jnp.float32))
+
+  def _output(self, y, x):
+    z = self.z(x).reshape(y.shape).astype(jnp.float32)
+    return self.o((self.norm(y) * jax.nn.silu(z)).astype(x.dtype).reshape(*x.shape[:-1], -1))
+
+  def __call__(
+    self, x: Float[Array, "B T D"], *, segments: Int[Array, "B T"], positions: Int[Array, "B T"]
+  ) -> Float[Array, "B T D"]:
+    """Mixed sequence, in x's dtype; convolution and state start afresh with every document."""
+    del positions
+    q, k, v = self._heads(causal_conv(self.qkv(x), self.conv.kernel[...], segments=segments))
+    log_decay, beta = self._gates(x)
+    y = gated_delta_rule(q, k, v, log_decay=log_decay, beta=beta, segments=segments)
+    return self._output(y, x)
+
+  def init_cache(self, batch: int, *, length: int, dtype: jnp.dtype) -> DeltaCache:
+    """An empty cache; its size does not depend on `length`."""
+    del length
+    width, mixed = self.conv.kernel.shape[-2:]
+    return DeltaCache(
+      window=jnp.zeros((batch, width - 1, mixed), dtype),
+      state=jnp.zeros((batch, self.heads[1], *self.dims), jnp.float32),
+    )
+
+  def step(
+    self, x: Float[Array, "B D"], *, cache: DeltaCache, positions: Int[Array, " B"]
+  ) -> tuple[Float[Array, "B D"], DeltaCache]:
+    """One position a row, by the recurrence itself."""
+    del positions
+    window = jnp.concatenate([cache.window, self.qkv(x)[:, None].astype(cache.window.dtype)], axis=1)
+    q, k, v = self._heads(jnp.einsum("bwi,wi->bi", window.astype(jnp.float32), self.conv.kernel[...]))
+    log_decay, beta = self._gates(x)
+    state = cache.state * jnp.exp(log_decay)[..., None, None]
+    error = (v - jnp.einsum("bnhp,bnh->bnp", state, k)) * beta[..., None]
+    state = state + jnp.einsum("bnh,bnp->bnhp", k, error)
+    y = jnp.einsum("bnhp,bnh->bnp", state, q)
+    return self._output(y, x), DeltaCache(window=window[:, 1:], state=state)

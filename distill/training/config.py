@@ -1,0 +1,100 @@
+"""The configuration of a run: its keys, their defaults, and the refusal of anything else."""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from distill.errors import InputError
+
+REQUIRED = object()
+
+STAGE: Mapping[str, Any] = {
+  "steps": REQUIRED,
+  "terms": REQUIRED,
+  "train": ((".*", 1.0),),
+  "optimizer": {},
+}
+
+SCHEMA: Mapping[str, Any] = {
+  "seed": 0,
+  "tokenizer": "",
+  "teacher": {"model": "", "adapters": (), "adapter_stack": ""},
+  "student": {
+    "model": "",
+    "config": None,
+    "layers_from": (),
+    "adapters": {"targets": "", "rank": 8, "alpha": 16.0},
+  },
+  "data": {"sources": REQUIRED, "length": 256, "store": ""},
+  "training": {
+    "batch_size": 8,
+    "micro_batches": 1,
+    "dtype": "bfloat16",
+    "mesh": (-1, 1, 1),
+    "checkpoint_every": 200,
+    "log_every": 1,
+  },
+  "stages": REQUIRED,
+  "evaluation": {"skills": (), "heldout": None},
+}
+
+# Free-form values: another room checks their fields.
+_OPEN = {"student.config", "data.sources", "evaluation.heldout"}
+
+
+def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Plain nested dictionary with every default filled in.
+
+  Args:
+    config: What a configuration file returned: a ConfigDict or a mapping. `stages` maps a stage's name to the fields
+      of `STAGE`; they run in the order of their names (a ConfigDict keeps no other), so number them.
+
+  Raises:
+    InputError: A missing or unknown key; the message suggests the nearest one.
+  """
+  plain = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+  resolved = _fill(plain, SCHEMA, "")
+  if not isinstance(resolved["stages"], Mapping) or not resolved["stages"]:
+    raise InputError("config.stages: give at least one stage, as dict(name=dict(steps=…, terms=…))")
+  resolved["stages"] = {
+    name: _fill(stage, STAGE, f"stages.{name}.") for name, stage in sorted(resolved["stages"].items())
+  }
+  training = resolved["training"]
+  if training["batch_size"] % training["micro_batches"]:
+    raise InputError(
+      f"config.training.micro_batches: {training['micro_batches']} must divide batch_size {training['batch_size']}"
+    )
+  if training["dtype"] not in ("bfloat16", "float32"):
+    raise InputError(f"config.training.dtype: {training['dtype']!r}; use 'bfloat16' or 'float32'")
+  for name, stage in resolved["stages"].items():
+    if not isinstance(stage["steps"], int) or stage["steps"] < 1:
+      raise InputError(f"config.stages.{name}.steps: {stage['steps']!r}; use a whole number of at least 1")
+  return resolved
+
+
+def fingerprint(resolved: Mapping[str, Any]) -> str:
+  """Digest of everything that shapes the result of a run; evaluation, logging and saving do not."""
+  shaping = {key: value for key, value in resolved.items() if key != "evaluation"}
+  quiet = ("checkpoint_every", "log_every", "mesh")
+  shaping["training"] = {key: value for key, value in resolved["training"].items() if key not in quiet}
+  return hashlib.sha256(json.dumps(shaping, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _fill(given: Any, schema: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+  if not isinstance(given, Mapping):
+    raise InputError(f"config.{prefix.rstrip('.')}: expected a dict, got {type(given).__name__}")
+  for key in given:
+    if key not in schema:
+      near = difflib.get_close_matches(str(key), list(schema), n=1)
+      hint = f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(schema)}"
+      raise InputError(f"config.{prefix}{key}: unknown key; {hint}")
+  filled = {}
+  for key, default in schema.items():
+    value = given.get(key, default)
+    if value is REQUIRED:
+      raise InputError(f"config.{prefix}{key}: missing; it has no default")
+    nested = isinstance(default, Mapping) and default and f"{prefix}{key}" not in _OPEN
+    filled[key] = _fill(value, default, f"{prefix}{key}.") if nested else value
+  return filled

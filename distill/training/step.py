@@ -1,0 +1,167 @@
+"""The one training step: pure, jitted once a stage, with explicit shardings and donated state."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from distill.adapters import lora
+from distill.models.decoder import Decoder
+from distill.parallel.mesh import LOGICAL_TO_MESH, batch_sharding, replicated
+from distill.teachers.live import LiveTeacher
+from distill.training.objective import Term, captured_layers, counts, loss_sums, needs_teacher
+from distill.tree import Params
+from distill.types import Batch
+
+Metrics = dict[str, Float[Array, ""]]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainState:
+  """Everything a step changes, and the parameters it leaves alone.
+
+  Attributes:
+    trained: `student.…`, `adapters.…` and `projectors.…`, stacked, that the stage trains.
+    frozen: The others.
+    optimizer: State of the optimizer, for `trained`.
+    step: Steps done within the stage.
+  """
+
+  trained: Params
+  frozen: Params
+  optimizer: Any
+  step: Int[Array, ""]
+
+  @property
+  def params(self) -> Params:
+    """All parameters, trained or not."""
+    return {**self.frozen, **self.trained}
+
+
+def branch(params: Mapping[str, Any], name: str) -> Params:
+  """The parameters under `name.`, without that prefix."""
+  return {key[len(name) + 1 :]: value for key, value in params.items() if key.startswith(f"{name}.")}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepConfig:
+  """What is fixed when a step is compiled.
+
+  Attributes:
+    terms: Terms of the stage.
+    micro_batches: Parts of a batch whose gradients are added up before the update.
+    dtype: Dtype of the operands; sums and parameters are float32.
+    adapter_scale: alpha / rank of the adapters that train, if any do.
+  """
+
+  terms: tuple[Term, ...]
+  micro_batches: int = 1
+  dtype: Any = jnp.bfloat16
+  adapter_scale: float = 1.0
+
+
+def make_step(
+  student: Decoder,
+  *,
+  teacher: LiveTeacher | None,
+  optimizer: optax.GradientTransformation,
+  mesh: Mesh,
+  state_shardings: TrainState,
+  config: StepConfig,
+) -> Callable[[TrainState, Params, Batch], tuple[TrainState, Metrics]]:
+  """step(state, teacher parameters, batch) -> (state, metrics), jitted; the state given is donated."""
+  student_layers, teacher_layers = captured_layers(config.terms)
+  taught = needs_teacher(config.terms)
+
+  def micro_loss(trained, frozen, teacher_params, batch, step, totals):
+    params = {**frozen, **trained}
+    weights, adapters = branch(params, "student"), branch(params, "adapters")
+    if adapters:
+      weights = lora.apply(weights, adapters=adapters, scale=config.adapter_scale)
+    output = student.apply(
+      weights,
+      tokens=batch.tokens,
+      segments=batch.segments,
+      positions=batch.positions,
+      capture=student_layers,
+      dtype=config.dtype,
+    )
+    signal = None
+    if taught:
+      assert teacher is not None
+      signal = teacher.signal(teacher_params, batch=batch, capture=teacher_layers, dtype=config.dtype)
+    return loss_sums(
+      config.terms,
+      output=output,
+      signal=signal,
+      batch=batch,
+      projectors=branch(params, "projectors"),
+      step=step,
+      totals=totals,
+    )
+
+  gradient = jax.value_and_grad(micro_loss, has_aux=True)
+
+  def accumulate(state, teacher_params, batch, totals):
+    def one(micro):
+      return gradient(state.trained, state.frozen, teacher_params, micro, state.step, totals)
+
+    if config.micro_batches == 1:
+      return one(batch)
+
+    def body(sums, micro):
+      return jax.tree.map(jnp.add, sums, one(micro)), None
+
+    micros = _split(batch, config.micro_batches, mesh)
+    shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], micros))
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.lax.scan(body, zero, micros)[0]
+
+  def step(state: TrainState, teacher_params: Params, batch: Batch) -> tuple[TrainState, Metrics]:
+    totals = counts(batch)
+    (loss, parts), grads = accumulate(state, teacher_params, batch, totals)
+    updates, optimizer_state = optimizer.update(grads, state.optimizer, state.trained)
+    metrics = {"loss": loss, "gradient_norm": optax.global_norm(grads), "tokens": totals["present"], **parts}
+    state = dataclasses.replace(
+      state,
+      trained=optax.apply_updates(state.trained, updates),
+      optimizer=optimizer_state,
+      step=state.step + 1,
+    )
+    return state, metrics
+
+  teacher_shardings = teacher.decoder.shardings(mesh) if teacher and taught else {}
+  return jax.jit(
+    step,
+    in_shardings=(state_shardings, teacher_shardings, batch_sharding(mesh)),
+    out_shardings=(state_shardings, replicated(mesh)),
+    donate_argnums=0,
+  )
+
+
+def _split(batch: Batch, parts: int, mesh: Mesh) -> Batch:
+  """[B, T] -> [parts, B / parts, T]; part i takes every parts-th row, so that no row changes its device."""
+  spec = NamedSharding(mesh, PartitionSpec(None, LOGICAL_TO_MESH["batch"]))
+
+  def cut(x: Array) -> Array:
+    x = x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+    return jax.lax.with_sharding_constraint(x, spec)
+
+  return jax.tree.map(cut, batch)
+
+
+def canonical_names(student: Decoder, params: Mapping[str, Sequence[int]]) -> dict[str, list[str]]:
+  """Stacked name with its branch -> canonical names of its layers, for regex lists."""
+  names: dict[str, list[str]] = {}
+  for name, x in params.items():
+    top, rest = name.split(".", 1)
+    layers = list(range(x.shape[0])) if rest.startswith("groups.") else None
+    single = student.unstack({rest: layers if layers is not None else 0})
+    names[name] = [f"{top}.{one}" for one in single]
+  return names
