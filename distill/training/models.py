@@ -7,10 +7,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from distill.adapters.stack import Stack, merge, read_stack
 from jax.sharding import Mesh
 
 from distill.adapters import lora
+from distill.adapters.stack import merge, read_stack, stack_of
 from distill.errors import InputError
 from distill.models import hf
 from distill.models.config import DecoderConfig
@@ -29,7 +29,7 @@ def load_merged(model: str, *, adapters: Sequence[str] = (), adapter_stack: str 
   if adapters and adapter_stack:
     raise InputError("--adapters and --adapter_stack: give one of them")
   config, params = hf.load(pathlib.Path(model))
-  stack = read_stack(pathlib.Path(adapter_stack)) if adapter_stack else Stack.of(adapters)
+  stack = read_stack(pathlib.Path(adapter_stack)) if adapter_stack else stack_of(adapters)
   return config, merge(params, stack=stack, config=config)
 
 

@@ -1,0 +1,77 @@
+"""LoRA adapters that train: factors beside the stacked kernels, merged inside the compiled step."""
+
+import re
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Key
+
+from distill.adapters.peft import Factors
+from distill.errors import InputError
+from distill.models.decoder import Decoder
+from distill.parallel.mesh import sharding
+from distill.tree import Params
+
+
+def init(decoder: Decoder, *, targets: str, rank: int, key: Key[Array, ""]) -> Params:
+  """Fresh adapters: `{kernel}.lora_a` [layers, in, r], uniform within 1 / sqrt(in), and `.lora_b`, zero.
+
+  Args:
+    decoder: The base.
+    targets: Regex that the canonical kernel names of all layers of a group must match.
+    rank: Rank r.
+    key: Root key; each kernel folds in its name.
+
+  Raises:
+    InputError: The regex matches no kernel, or only some layers of a repeated pattern.
+  """
+  params: Params = {}
+  for name, x in decoder.abstract().items():
+    if not name.startswith("groups.") or not name.endswith(".kernel") or len(x.shape) != 3 or ".conv." in name:
+      continue
+    chosen = [bool(re.fullmatch(targets, one)) for one in decoder.unstack({name: [0] * x.shape[0]})]
+    if any(chosen) != all(chosen):
+      raise InputError(f"student.adapters.targets: {targets!r} matches only some layers of {name}; match all or none")
+    if not all(chosen):
+      continue
+    layers, rows, columns = x.shape
+    bound = rows**-0.5
+    one = jax.random.fold_in(key, zlib.crc32(name.encode()))
+    params[f"{name}.lora_a"] = jax.random.uniform(one, (layers, rows, rank), jnp.float32, -bound, bound)
+    params[f"{name}.lora_b"] = jnp.zeros((layers, rank, columns), jnp.float32)
+  if not params:
+    raise InputError(f"student.adapters.targets: {targets!r} matches no kernel; try r'layers.*mixer.[qv].kernel'")
+  return params
+
+
+def shardings(decoder: Decoder, adapters: Mapping[str, Any], *, mesh: Any) -> Params:
+  """Where every factor lives: its long side like the kernel's."""
+  axes = decoder.axes()
+  found = {}
+  for name, x in adapters.items():
+    kernel, half = name.rsplit(".", 1)
+    layers, rows, columns = axes[kernel]
+    found[name] = sharding(mesh, x.shape, (layers, rows, "rank") if half == "lora_a" else (layers, "rank", columns))
+  return found
+
+
+def apply(params: Mapping[str, Any], *, adapters: Mapping[str, Any], scale: float) -> Params:
+  """Stacked parameters with scale * A B added to every adapted kernel."""
+  merged = dict(params)
+  for name in adapters:
+    if name.endswith(".lora_a"):
+      kernel = name.removesuffix(".lora_a")
+      delta = jnp.matmul(adapters[name], adapters[f"{kernel}.lora_b"], preferred_element_type=jnp.float32)
+      merged[kernel] = params[kernel] + scale * delta
+  return merged
+
+
+def factors(decoder: Decoder, adapters: Mapping[str, Any], *, scale: float) -> dict[str, Factors]:
+  """Trained adapters under canonical kernel names, for a PEFT directory."""
+  flat = decoder.unstack({name: np.asarray(x) for name, x in adapters.items()})
+  kernels = [name.removesuffix(".lora_a") for name in flat if name.endswith(".lora_a")]
+  return {one: Factors(a=flat[f"{one}.lora_a"], b=flat[f"{one}.lora_b"], scale=scale) for one in kernels}

@@ -1,0 +1,129 @@
+"""Checkpoints that are whole or absent, whose every leaf is verified when it comes back."""
+
+import pathlib
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from jaxtyping import Array, UInt32
+
+from distill.errors import InputError
+from distill.tree import Params
+
+_UINTS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
+
+
+def flatten_state(state: Any) -> Params:
+  """Path -> array for every leaf of an optimizer state, whatever classes it is made of."""
+  leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+  return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def unflatten_state(like: Any, flat: Mapping[str, Any]) -> Any:
+  """A state of the structure of `like` with the leaves of `flat`."""
+  paths, structure = jax.tree_util.tree_flatten_with_path(like)
+  names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
+  return jax.tree_util.tree_unflatten(structure, [flat[name] for name in names])
+
+
+def _digest(x: Array) -> UInt32[Array, " 2"]:
+  """Two 32-bit sums of an array's bits, each element times an odd weight of its index.
+
+  Integer sums do not depend on the order, so the digest is the same on every mesh; a single flipped bit changes both.
+  """
+  x = x if x.dtype != jnp.bool_ else x.astype(jnp.uint8)
+  bits = jax.lax.bitcast_convert_type(x, _UINTS[x.dtype.itemsize]).astype(jnp.uint32).reshape(-1)
+  index = jnp.arange(bits.size, dtype=jnp.uint32)
+  mixed = (index ^ (index >> 15)) * jnp.uint32(2654435761)
+  weights = jnp.stack([2 * index + 1, (mixed ^ (mixed >> 13)) | 1])
+  return jnp.sum(bits * weights, axis=1, dtype=jnp.uint32)
+
+
+@jax.jit
+def _digests(arrays: Params) -> dict[str, Array]:
+  return {name: _digest(x) for name, x in arrays.items()}
+
+
+def digests(arrays: Params) -> dict[str, str]:
+  """Digest of every array, as hexadecimal text that also tells shape and dtype."""
+  sums = jax.device_get(_digests(arrays))
+  return {name: f"{arrays[name].dtype}{list(arrays[name].shape)}:{a:08x}{b:08x}" for name, (a, b) in sums.items()}
+
+
+class Checkpoints:
+  """Numbered checkpoints of a run in a directory, saved in the background, the last two kept.
+
+  Args:
+    directory: Made if it is not there.
+
+  Raises:
+    InputError: The directory cannot be written.
+  """
+
+  def __init__(self, directory: pathlib.Path):
+    self.directory = pathlib.Path(directory).absolute()
+    try:
+      self.directory.mkdir(parents=True, exist_ok=True)
+      options = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
+      self._manager = ocp.CheckpointManager(self.directory, options=options)
+    except OSError as error:
+      raise InputError(f"{directory}: cannot be written ({error.strerror}); name another workdir") from error
+
+  def save(self, step: int, *, arrays: Params, extra: Mapping[str, Any]) -> None:
+    """Starts saving flat `arrays` and JSON-able `extra` as checkpoint `step`; the arrays may be donated after."""
+    if step in self._manager.all_steps():
+      return
+    notes = {"digests": digests(arrays), "extra": dict(extra)}
+    self._manager.save(
+      step, args=ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), notes=ocp.args.JsonSave(notes))
+    )
+
+  def restore(
+    self, abstract: Callable[[Mapping[str, Any]], Params], *, log: Callable[[str], None] | None = None
+  ) -> tuple[Params, dict[str, Any]] | None:
+    """(arrays, extra) of the newest checkpoint that is whole, or None when there is none at all.
+
+    Args:
+      abstract: From `extra` to the shapes, dtypes and shardings of the arrays.
+      log: Gets one line for each checkpoint that had to be passed over; standard error by default.
+
+    Raises:
+      InputError: There are checkpoints, and every one is damaged.
+    """
+    log = log or (lambda line: print(line, file=sys.stderr, flush=True))
+    steps = sorted(self._manager.all_steps(), reverse=True)
+    for step in steps:
+      try:
+        return self._restore(step, abstract)
+      except InputError as error:
+        log(f"checkpoint {step} is damaged ({error}); falling back to the one before it")
+    if steps:
+      raise InputError(
+        f"{self.directory}: every checkpoint is damaged; restore a copy, or delete the directory to start from scratch"
+      )
+    return None
+
+  def _restore(self, step, abstract) -> tuple[Params, dict[str, Any]]:
+    try:
+      notes = self._manager.restore(step, args=ocp.args.Composite(notes=ocp.args.JsonRestore()))["notes"]
+      wanted, expected = abstract(notes["extra"]), notes["digests"]
+      if set(wanted) != set(expected):
+        raise InputError(f"it holds other arrays, such as {min(set(wanted) ^ set(expected))}")
+      arrays = self._manager.restore(step, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(wanted)))["arrays"]
+    except InputError:
+      raise
+    except Exception as error:
+      raise InputError(str(error).strip().splitlines()[0] if str(error).strip() else repr(error)) from error
+    found = digests(arrays)
+    wrong = sorted(name for name in expected if found[name] != expected[name])
+    if wrong:
+      raise InputError(f"digest of {wrong[0]} differs, {len(wrong)} in all")
+    return arrays, notes["extra"]
+
+  def close(self) -> None:
+    """Waits until everything is on disk."""
+    self._manager.wait_until_finished()
+    self._manager.close()

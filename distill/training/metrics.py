@@ -1,0 +1,98 @@
+"""What a run says of itself: JSON lines, TensorBoard, and progress on the terminal."""
+
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Mapping
+from typing import TextIO
+
+import tensorboardX
+from tqdm import tqdm
+
+
+class MetricsWriter:
+  """Appends metrics to `metrics.jsonl` and TensorBoard under a run's directory.
+
+  Args:
+    workdir: The run's directory.
+    step: Steps already done; later lines, of a run that was cut off after its last checkpoint, are dropped.
+  """
+
+  def __init__(self, workdir: pathlib.Path, *, step: int):
+    path = workdir / "metrics.jsonl"
+    kept = [line for line in _lines(path) if json.loads(line)["step"] <= step]
+    work = path.with_suffix(".tmp")
+    work.write_text("".join(kept))
+    work.replace(path)
+    self._file = path.open("a")
+    self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+
+  def write(self, step: int, values: Mapping[str, float | str]) -> None:
+    """One line, and one point a number."""
+    self._file.write(json.dumps({"step": step, **values}) + "\n")
+    self._file.flush()
+    for name, value in values.items():
+      if not isinstance(value, str):
+        self._board.add_scalar(name, value, step)
+
+  def close(self) -> None:
+    """Flushes both."""
+    self._file.close()
+    self._board.close()
+
+
+def _lines(path: pathlib.Path) -> list[str]:
+  """The whole lines of a file; a last one that was cut off is left out."""
+  if not path.exists():
+    return []
+  return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+class Progress:
+  """Loss, tokens a second and time left: a bar on a terminal, a line every ten seconds elsewhere.
+
+  Args:
+    name: Of the stage.
+    done: Steps already done.
+    total: Steps of the stage.
+    stream: Where it goes.
+  """
+
+  def __init__(self, name: str, *, done: int, total: int, stream: TextIO = sys.stderr):
+    self._name, self._done, self._total, self._stream = name, done, total, stream
+    self._first = self._last_done = done
+    self._start = self._last = time.monotonic()
+    self._tokens = self._last_tokens = 0.0
+    self._bar = tqdm(total=total, initial=done, desc=name, unit="step", file=stream) if stream.isatty() else None
+
+  def update(self, done: int, *, loss: float, tokens: float) -> None:
+    """After every step: steps done, its loss, its tokens."""
+    self._tokens += tokens
+    now = time.monotonic()
+    rate = self._tokens / max(now - self._start, 1e-9)
+    if self._bar is not None:
+      self._bar.set_postfix_str(f"loss {loss:.4f}, {rate:,.0f} tokens/s", refresh=False)
+      self._bar.update(done - self._done)
+    elif now - self._last >= 10 or done == self._total:
+      recent = (self._tokens - self._last_tokens) / max(now - self._last, 1e-9)
+      speed = (done - self._last_done) / max(now - self._last, 1e-9)
+      left = (self._total - done) / max(speed, 1e-9)
+      print(
+        f"{self._name}: step {done}/{self._total}, loss {loss:.4f}, {recent:,.0f} tokens/s, {_clock(left)} left",
+        file=self._stream,
+        flush=True,
+      )
+      self._last, self._last_done, self._last_tokens = now, done, self._tokens
+    self._done = done
+
+  def close(self) -> None:
+    """Ends the bar's line."""
+    if self._bar is not None:
+      self._bar.close()
+
+
+def _clock(seconds: float) -> str:
+  minutes, seconds = divmod(int(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,332 @@
+"""A whole run: from a configuration to trained weights on disk."""
+
+import dataclasses
+import json
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from distill.adapters import lora
+from distill.adapters.peft import write_adapter
+from distill.data.batches import Batches
+from distill.data.sources import open_source
+from distill.data.store import build as build_store
+from distill.errors import InputError
+from distill.models import hf
+from distill.parallel.mesh import make_mesh, replicated
+from distill.training import loop
+from distill.training.checkpoint import Checkpoints, flatten_state, unflatten_state
+from distill.training.config import fingerprint, resolve
+from distill.training.interrupt import EXIT_INTERRUPTED, Interruption
+from distill.training.metrics import MetricsWriter, Progress
+from distill.training.models import Models, build
+from distill.training.objective import Term, build_terms, needs_teacher, projector_shapes
+from distill.training.optimizer import make_optimizer, multipliers
+from distill.training.step import StepConfig, TrainState, branch, canonical_names, make_step
+from distill.tree import Params
+
+
+def train(config: Mapping[str, Any], *, workdir: pathlib.Path) -> int:
+  """Runs, or goes on with, the training that `config` describes; the same call resumes where it stopped.
+
+  Writes `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/`, and at the end `student/` (an HF directory) or,
+  when adapters were trained, `adapter/` (a PEFT directory).
+
+  Returns:
+    0, or `EXIT_INTERRUPTED` after a signal.
+
+  Raises:
+    InputError: The configuration, a file it names, or the workdir is wrong.
+  """
+  resolved = resolve(config)
+  mesh = make_mesh(resolved["training"]["mesh"])
+  if resolved["training"]["batch_size"] // resolved["training"]["micro_batches"] % (mesh.size // mesh.shape["tensor"]):
+    raise InputError("config.training.batch_size: a micro-batch must divide among the data and fsdp devices")
+  _claim(workdir, resolved)
+  tokenizer, batches = _data(resolved, workdir=workdir)
+  models = build(resolved, mesh=mesh)
+  vocab = models.student.config.vocab_size
+  if len(tokenizer) > vocab:
+    raise InputError(
+      f"config.tokenizer: {len(tokenizer)} tokens, the student's vocabulary has {vocab}; name the teacher's tokenizer"
+    )
+  stages = _stages(resolved, models)
+  params = {**models.params, **_projectors(stages, models, resolved["seed"], mesh)}
+  checkpoints = Checkpoints(workdir / "checkpoints")
+  runner = _Runner(resolved=resolved, workdir=workdir, mesh=mesh, models=models, batches=batches, stages=stages)
+  try:
+    with Interruption() as interruption:
+      params, finished = runner.run(params, checkpoints=checkpoints, interruption=interruption)
+  finally:
+    checkpoints.close()
+  if not finished:
+    return EXIT_INTERRUPTED
+  _write_result(workdir, resolved, models, params)
+  return 0
+
+
+def _claim(workdir: pathlib.Path, resolved: Mapping[str, Any]) -> None:
+  """Marks the directory as this run's, or refuses one of another."""
+  path, identity = workdir / "config.json", fingerprint(resolved)
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+      if hf.read_json(path).get("fingerprint") != identity:
+        raise InputError(f"{path}: a run with another configuration; use another --workdir, or delete this one")
+      return
+    work = path.with_suffix(".tmp")
+    work.write_text(json.dumps({"fingerprint": identity, "config": resolved}, indent=1, default=str) + "\n")
+    work.replace(path)
+  except OSError as error:
+    raise InputError(f"{workdir}: cannot be written ({error.strerror}); name another --workdir") from error
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+  """The tokenizer of a local directory.
+
+  Raises:
+    InputError: There is none.
+  """
+  if not pathlib.Path(path).is_dir():
+    raise InputError(f"{path}: no such directory; a tokenizer is read from one in the Hugging Face format")
+  try:
+    return AutoTokenizer.from_pretrained(path, local_files_only=True)
+  except Exception as error:
+    raise InputError(f"{path}: no tokenizer can be read from it ({str(error).splitlines()[0]})") from error
+
+
+def tokenizer_path(resolved: Mapping[str, Any]) -> str:
+  """Where the run's tokenizer is: its own setting, else the teacher's, else the student's directory."""
+  path = resolved["tokenizer"] or resolved["teacher"]["model"] or resolved["student"]["model"]
+  if not path:
+    raise InputError("config.tokenizer: give a directory; there is neither a teacher nor a student to take it from")
+  return str(path)
+
+
+def _data(resolved: Mapping[str, Any], *, workdir: pathlib.Path) -> tuple[PreTrainedTokenizerBase, Batches]:
+  tokenizer = load_tokenizer(tokenizer_path(resolved))
+  data = resolved["data"]
+  stores, weights = [], []
+  for index, spec in enumerate(data["sources"]):
+    fields, key = dict(spec), f"config.data.sources[{index}]"
+    weights.append(float(fields.pop("weight", 1.0)))
+    source = open_source(fields, key=key)
+    directory = data["store"] or workdir / "tokens"
+    stores.append(build_store(source, tokenizer=tokenizer, length=data["length"], directory=directory))
+  if not stores:
+    raise InputError("config.data.sources: give at least one source")
+  return tokenizer, Batches(
+    stores,
+    weights=weights,
+    batch_size=resolved["training"]["batch_size"],
+    seed=resolved["seed"],
+    process=(jax.process_index(), jax.process_count()),
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+  """A stage of a run: its place among all steps, its terms, and how parameters train."""
+
+  name: str
+  first: int
+  steps: int
+  terms: tuple[Term, ...]
+  spec: Mapping[str, Any]
+
+
+def _stages(resolved: Mapping[str, Any], models: Models) -> tuple[Stage, ...]:
+  stages: list[Stage] = []
+  for name, spec in resolved["stages"].items():
+    first = stages[-1].first + stages[-1].steps if stages else 0
+    terms = build_terms(spec["terms"], key=f"config.stages.{name}.terms", steps=spec["steps"])
+    if needs_teacher(terms) and models.teacher is None:
+      raise InputError(f"config.stages.{name}.terms: they need a teacher; set config.teacher.model")
+    for term in terms:
+      for i, j in term.pairs:
+        if i >= len(models.student.config.layers) or j >= len(models.teacher.decoder.config.layers):
+          raise InputError(f"config.stages.{name}.terms: pair ({i}, {j}) names a layer that is not there")
+    stages.append(Stage(name=name, first=first, steps=spec["steps"], terms=terms, spec=spec))
+  return tuple(stages)
+
+
+def _projectors(stages: tuple[Stage, ...], models: Models, seed: int, mesh: Mesh) -> Params:
+  """A trained map from each compared student layer to the teacher's width: the identity where the widths agree."""
+  if models.teacher is None:
+    return {}
+  widths = models.student.config.width, models.teacher.decoder.config.width
+  found: Params = {}
+  for stage in stages:
+    for name, shape in projector_shapes(stage.terms, student_width=widths[0], teacher_width=widths[1]).items():
+      key = jax.random.fold_in(jax.random.key(seed), 2)
+      square = shape[0] == shape[1]
+      value = jnp.eye(shape[0]) if square else jax.random.normal(key, shape) * shape[0] ** -0.5
+      found[f"projectors.{name}"] = jax.device_put(value, replicated(mesh))
+  return found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Runner:
+  """The stages of one run, one after another, from wherever the last checkpoint stands."""
+
+  resolved: Mapping[str, Any]
+  workdir: pathlib.Path
+  mesh: Mesh
+  models: Models
+  batches: Batches
+  stages: tuple[Stage, ...]
+
+  def run(self, params: Params, *, checkpoints: Checkpoints, interruption: Interruption) -> tuple[Params, bool]:
+    """All parameters after the last stage, and whether it was reached."""
+    shardings = self._shardings(params)
+    shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[name]) for name, x in params.items()}
+    restored = checkpoints.restore(lambda extra: self._abstract(shapes, extra))
+    done, flat_optimizer = 0, None
+    if restored is not None:
+      arrays, extra = restored
+      params, flat_optimizer, done = branch(arrays, "params"), branch(arrays, "optimizer"), extra["step"]
+    writer = MetricsWriter(self.workdir, step=done)
+    try:
+      for stage in self.stages:
+        if done >= stage.first + stage.steps:
+          continue
+        state, optimizer = self._state(stage, params, done=done - stage.first, flat=flat_optimizer)
+        flat_optimizer = None
+        state, at = self._stage(stage, state, optimizer, checkpoints, interruption, writer)
+        params, done = state.params, stage.first + at
+        if at < stage.steps:
+          return params, False
+    finally:
+      writer.close()
+    return params, True
+
+  def _shardings(self, params: Params) -> Params:
+    student = {f"student.{name}": x for name, x in self.models.student.shardings(self.mesh).items()}
+    factors = lora.shardings(self.models.student, branch(params, "adapters"), mesh=self.mesh)
+    adapters = {f"adapters.{name}": x for name, x in factors.items()}
+    return {name: replicated(self.mesh) for name in params} | student | adapters
+
+  def _optimizer(self, stage: Stage, params: Params):
+    """(factor of every parameter the stage trains, its optimizer)."""
+    key = f"config.stages.{stage.name}"
+    names = canonical_names(self.models.student, params)
+    factors = multipliers(stage.spec["train"], names=names, what=f"{key}.train")
+    used = {f"projectors.{i}_{j}.kernel" for term in stage.terms for i, j in term.pairs}
+    trained = {
+      name: factor
+      for name, factor in factors.items()
+      if np.any(factor) and (not name.startswith("projectors.") or name in used)
+    }
+    if not trained:
+      raise InputError(f"{key}.train: nothing trains; give a regex that matches a parameter")
+    names = {name: names[name] for name in trained}
+    return trained, make_optimizer(
+      stage.spec["optimizer"], trained=trained, names=names, key=f"{key}.optimizer", steps=stage.steps
+    )
+
+  def _abstract(self, shapes: Params, extra: Mapping[str, Any]) -> Params:
+    """What a checkpoint with these notes holds."""
+    stage = next(one for one in self.stages if one.name == extra["stage"])
+    trained, optimizer = self._optimizer(stage, shapes)
+    state = jax.eval_shape(optimizer.init, {name: shapes[name] for name in trained})
+    flat = {
+      name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._leaf_sharding(name, x, shapes))
+      for name, x in flatten_state(state).items()
+    }
+    params = {f"params.{name}": x for name, x in shapes.items()}
+    return params | {f"optimizer.{name}": x for name, x in flat.items()}
+
+  def _leaf_sharding(self, path: str, leaf: Any, shapes: Params):
+    """Moments live where their parameter does, everything else everywhere."""
+    name = path.rsplit("/", 1)[-1]
+    same = name in shapes and shapes[name].shape == leaf.shape
+    return shapes[name].sharding if same else replicated(self.mesh)
+
+  def _state(self, stage: Stage, params: Params, *, done: int, flat: Params | None):
+    trained, optimizer = self._optimizer(stage, params)
+    mine = {name: params[name] for name in trained}
+    rest = {name: x for name, x in params.items() if name not in trained}
+    state = jax.eval_shape(optimizer.init, mine)
+    if flat:
+      opt = unflatten_state(state, flat)
+    else:
+      shardings = unflatten_state(
+        state, {path: self._leaf_sharding(path, x, params) for path, x in flatten_state(state).items()}
+      )
+      opt = jax.jit(optimizer.init, out_shardings=shardings)(mine)
+    step = jax.device_put(jnp.asarray(done, jnp.int32), replicated(self.mesh))
+    return TrainState(trained=mine, frozen=rest, optimizer=opt, step=step), optimizer
+
+  def _stage(self, stage, state, optimizer, checkpoints, interruption, writer) -> tuple[TrainState, int]:
+    training = self.resolved["training"]
+    step = make_step(
+      self.models.student,
+      teacher=self.models.teacher,
+      optimizer=optimizer,
+      mesh=self.mesh,
+      state_shardings=jax.tree.map(lambda x: x.sharding, state),
+      config=StepConfig(
+        terms=stage.terms,
+        micro_batches=training["micro_batches"],
+        dtype=jnp.dtype(training["dtype"]),
+        adapter_scale=self.models.adapter_scale,
+      ),
+    )
+    done = int(state.step)
+    progress = Progress(stage.name, done=done, total=stage.steps)
+    clock = [time.monotonic()]
+
+    def log(at: int, values: dict[str, float]) -> None:
+      now = time.monotonic()
+      speed, clock[0] = values["tokens"] / max(now - clock[0], 1e-9), now
+      writer.write(stage.first + at, {"stage": stage.name, **values, "tokens_per_second": speed})
+      progress.update(at, loss=values["loss"], tokens=values["tokens"])
+      if not np.isfinite(values["loss"]):
+        raise InputError(
+          f"config.stages.{stage.name}: loss is {values['loss']} at step {at}; lower the learning rate and run again"
+        )
+
+    def save(state: TrainState, at: int) -> None:
+      arrays = {f"params.{name}": x for name, x in state.params.items()}
+      arrays |= {f"optimizer.{name}": x for name, x in flatten_state(state.optimizer).items()}
+      checkpoints.save(stage.first + at, arrays=arrays, extra={"stage": stage.name, "step": stage.first + at})
+
+    every = training["checkpoint_every"]
+    hooks = loop.Hooks(
+      log=log, save=save, save_after=lambda at: at % every == 0 or at == stage.steps, stop=interruption.requested
+    )
+    taught = self.models.teacher is not None and needs_teacher(stage.terms)
+    try:
+      return loop.run(
+        state,
+        step=step,
+        teacher_params=self.models.teacher.params if taught else {},
+        batches=self.batches.iterate(stage.first + done),
+        start=done,
+        steps=stage.steps,
+        hooks=hooks,
+      )
+    finally:
+      progress.close()
+
+
+def _write_result(workdir: pathlib.Path, resolved: Mapping[str, Any], models: Models, params: Params) -> None:
+  source = pathlib.Path(tokenizer_path(resolved))
+  adapters = branch(params, "adapters")
+  if adapters:
+    write_adapter(
+      workdir / "adapter",
+      factors=lora.factors(models.student, adapters, scale=models.adapter_scale),
+      config=models.student.config,
+      base=pathlib.Path(resolved["student"]["model"]).name,
+    )
+    return
+  canonical = models.student.unstack(jax.device_get(branch(params, "student")))
+  hf.save(workdir / "student", config=models.student.config, params=canonical, tokenizer_from=source)
