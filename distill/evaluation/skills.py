@@ -1,0 +1,122 @@
+"""Multiple-choice skills: the answer is the choice of the highest log-probability after the prompt."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from distill.errors import InputError
+from distill.evaluation.model import Model
+
+_ROWS = 32
+_BUCKET = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+  """A prompt, its choices, and which one is right."""
+
+  prompt: str
+  choices: tuple[str, ...]
+  answer: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Skill:
+  """A named test; chance is the mean over examples of one in so many choices."""
+
+  name: str
+  examples: tuple[Example, ...]
+
+  @property
+  def chance(self) -> float:
+    """Expected accuracy of guessing."""
+    return float(np.mean([1 / len(example.choices) for example in self.examples]))
+
+
+def read_skill(path: pathlib.Path) -> Skill:
+  """A skill from JSON lines of {"skill", "prompt", "choices", "answer"}.
+
+  Raises:
+    InputError: Missing file, or a line of another form.
+  """
+  path = pathlib.Path(path)
+  try:
+    lines = path.read_text(encoding="utf-8").splitlines()
+  except OSError as error:
+    raise InputError(f"{path}: cannot be read ({error.strerror}); config.evaluation.skills names it") from error
+  examples, names = [], set()
+  for number, line in enumerate(lines, 1):
+    try:
+      fields = json.loads(line)
+      example = Example(str(fields["prompt"]), tuple(map(str, fields["choices"])), int(fields["answer"]))
+      names.add(str(fields["skill"]))
+    except (ValueError, KeyError, TypeError) as error:
+      raise InputError(f"{path}:{number}: expected skill, prompt, choices and answer ({error})") from error
+    if not 0 <= example.answer < len(example.choices) or len(example.choices) < 2 or not example.prompt:
+      raise InputError(f"{path}:{number}: answer must be the index of one of at least two choices, after a prompt")
+    examples.append(example)
+  if len(names) != 1:
+    raise InputError(f"{path}: expected the examples of one skill, found {len(names)}")
+  return Skill(names.pop(), tuple(examples))
+
+
+def correct(model: Model, *, skill: Skill, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+  """Whether each example is answered rightly, bool [examples]."""
+  prompts = [_ids(tokenizer, example.prompt) for example in skill.examples]
+  choices = [[_ids(tokenizer, f" {choice}") for choice in example.choices] for example in skill.examples]
+  if all(len(ids) == 1 for group in choices for ids in group):
+    rows = [(prompt, [len(prompt) - 1]) for prompt in prompts]
+    scores = _log_probs(model, rows)
+    picked = [np.argmax([row[0, ids[0]] for ids in group]) for row, group in zip(scores, choices, strict=True)]
+  else:
+    picked = [_pick(model, prompt, group) for prompt, group in zip(prompts, choices, strict=True)]
+  return np.asarray([int(pick) == example.answer for pick, example in zip(picked, skill.examples, strict=True)])
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+  return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _pick(model: Model, prompt: list[int], choices: list[list[int]]) -> int:
+  rows = [(prompt + ids[:-1], list(range(len(prompt) - 1, len(prompt) + len(ids) - 1))) for ids in choices]
+  scores = _log_probs(model, rows)
+  return int(np.argmax([sum(row[i, token] for i, token in enumerate(ids)) for row, ids in zip(scores, choices)]))
+
+
+def _log_probs(model: Model, rows: Sequence[tuple[list[int], list[int]]]) -> list[np.ndarray]:
+  """Next-token log-probabilities [positions, V] of each (tokens, positions), in few shapes so that little compiles."""
+  results: list[np.ndarray | None] = [None] * len(rows)
+  places = max(len(at) for _, at in rows)
+  order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
+  for start in range(0, len(order), _ROWS):
+    part = order[start : start + _ROWS]
+    length = -(-max(len(rows[i][0]) for i in part) // _BUCKET) * _BUCKET
+    tokens, segments = np.zeros((2, _ROWS, length), np.int32)
+    at = np.zeros((_ROWS, places), np.int32)
+    for slot, i in enumerate(part):
+      tokens[slot, : len(rows[i][0])] = rows[i][0]
+      segments[slot, : len(rows[i][0])] = 1
+      at[slot, : len(rows[i][1])] = rows[i][1]
+    values = np.asarray(_forward(model.decoder)(model.params, tokens, segments, at))
+    for slot, i in enumerate(part):
+      results[i] = values[slot, : len(rows[i][1])]
+  return results  # type: ignore[return-value]
+
+
+@functools.cache
+def _forward(decoder):
+  @jax.jit
+  def forward(params, tokens, segments, at):
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    output = decoder.apply(params, tokens=tokens, segments=segments, positions=positions, dtype=jnp.float32)
+    hidden = jnp.take_along_axis(output.hidden, at[..., None], axis=1)
+    return jax.nn.log_softmax(output.readout.logits(hidden)[..., : output.readout.vocab_size])
+
+  return forward
