@@ -183,7 +183,8 @@ def _strip(name: str, model: dict[str, Any]) -> str:
     for i, kind in enumerate(model["layers"])
   )
   return (
-    f"<div>{_e(name)}: {len(model['layers'])} layers of width {model['width']}, {model['parameters']:,} parameters</div>"
+    f"<div>{_e(name)}: {len(model['layers'])} layers of width {model['width']}, "
+    f"{model['parameters']:,} parameters</div>"
     f'<div class="strip">{cells}</div>'
   )
 

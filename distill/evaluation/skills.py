@@ -87,7 +87,9 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def _pick(model: Model, prompt: list[int], choices: list[list[int]]) -> int:
   rows = [(prompt + ids[:-1], list(range(len(prompt) - 1, len(prompt) + len(ids) - 1))) for ids in choices]
   scores = _log_probs(model, rows)
-  return int(np.argmax([sum(row[i, token] for i, token in enumerate(ids)) for row, ids in zip(scores, choices)]))
+  return int(
+    np.argmax([sum(row[i, token] for i, token in enumerate(ids)) for row, ids in zip(scores, choices, strict=True)])
+  )
 
 
 def _log_probs(model: Model, rows: Sequence[tuple[list[int], list[int]]]) -> list[np.ndarray]:

@@ -121,6 +121,34 @@ class DecoderModule(nnx.Module):
       (x, captured), _ = jax.lax.scan(body, (x, captured), (state, jnp.asarray(slots)))
     return ModelOutput(hidden=self.norm(x), captured=tuple(captured), readout=self.readout(dtype))
 
+  def init_cache(self, batch: int, *, length: int, dtype) -> list[list[Any]]:
+    """An empty cache for every layer, stacked like the parameters."""
+
+    def stacked(layer: Layer, repeats: int):
+      cache = layer.mixer.init_cache(batch, length=length, dtype=dtype)
+      return jax.tree.map(lambda x: jnp.broadcast_to(x, (repeats, *x.shape)), cache)
+
+    pairs = zip(groups(self.config.layers), self.groups, strict=True)
+    return [[stacked(layer, group.repeats) for layer in layers] for group, layers in pairs]
+
+  def step(self, tokens, *, cache, positions, dtype) -> tuple[ModelOutput, list[list[Any]]]:
+    """Output for one token a row, hidden [B,D], and the cache after it."""
+    x, after = self.embed(tokens), []
+    for layers, caches in zip(self.groups, cache, strict=True):
+      graph, state = nnx.split(layers)
+
+      def body(x, xs, graph=graph):
+        state, caches = xs
+        new = []
+        for layer, one in zip(nnx.merge(graph, state), caches, strict=True):
+          x, one = layer.step(x, cache=one, positions=positions, dtype=dtype)
+          new.append(one)
+        return x, new
+
+      x, caches = jax.lax.scan(body, x, (state, caches))
+      after.append(caches)
+    return ModelOutput(hidden=self.norm(x), captured=(), readout=self.readout(dtype)), after
+
 
 class Decoder:
   """A decoder-only language model as pure functions of flat, named parameters.
@@ -167,6 +195,22 @@ class Decoder:
   ) -> ModelOutput:
     """Final hidden states, the layers in `capture`, and the readout; operands of projections are `dtype`."""
     return self.module(params)(tokens, segments=segments, positions=positions, capture=tuple(capture), dtype=dtype)
+
+  def init_cache(self, params: Mapping[str, Any], *, batch: int, length: int, dtype: Any = jnp.bfloat16) -> Any:
+    """Empty caches for decoding `length` positions of `batch` rows."""
+    return self.module(params).init_cache(batch, length=length, dtype=dtype)
+
+  def step(
+    self,
+    params: Mapping[str, Any],
+    *,
+    cache: Any,
+    tokens: Int[Array, " B"],
+    positions: Int[Array, " B"],
+    dtype: Any = jnp.bfloat16,
+  ) -> tuple[ModelOutput, Any]:
+    """The output [B,D] for the next token of each row, and the caches after it; equals `apply` on the whole prefix."""
+    return self.module(params).step(tokens, cache=cache, positions=positions, dtype=dtype)
 
   def unstack(self, params: Mapping[str, Any]) -> Params:
     """Stacked names -> canonical names; suffixes such as `.lora_a` are carried along."""

@@ -11,13 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from distill.adapters import lora
 from distill.adapters.peft import write_adapter
 from distill.data.batches import Batches
 from distill.data.sources import open_source
 from distill.data.store import build as build_store
+from distill.data.tokenizer import load_tokenizer
 from distill.errors import InputError
 from distill.models import hf
 from distill.parallel.mesh import make_mesh, replicated
@@ -86,20 +87,6 @@ def _claim(workdir: pathlib.Path, resolved: Mapping[str, Any]) -> None:
     work.replace(path)
   except OSError as error:
     raise InputError(f"{workdir}: cannot be written ({error.strerror}); name another --workdir") from error
-
-
-def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-  """The tokenizer of a local directory.
-
-  Raises:
-    InputError: There is none.
-  """
-  if not pathlib.Path(path).is_dir():
-    raise InputError(f"{path}: no such directory; a tokenizer is read from one in the Hugging Face format")
-  try:
-    return AutoTokenizer.from_pretrained(path, local_files_only=True)
-  except Exception as error:
-    raise InputError(f"{path}: no tokenizer can be read from it ({str(error).splitlines()[0]})") from error
 
 
 def tokenizer_path(resolved: Mapping[str, Any]) -> str:

@@ -1,0 +1,5 @@
+"""`python -m distill` is `distill`."""
+
+from distill.cli.main import run
+
+run()

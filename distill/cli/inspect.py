@@ -1,0 +1,83 @@
+"""distill inspect: what a directory is."""
+
+import collections
+import json
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from absl import flags
+
+from distill.cli.main import parse
+from distill.data.store import TokenStore
+from distill.errors import InputError
+from distill.models import hf, safetensors_files
+
+FLAGS = flags.FlagValues()
+
+
+def main(arguments: Sequence[str]) -> int:
+  """Prints one fact a line."""
+  (path,) = parse(FLAGS, arguments, positional=1)
+  directory = pathlib.Path(path)
+  if not directory.is_dir():
+    raise InputError(f"{directory}: no such directory")
+  for line in _describe(directory):
+    print(line)
+  return 0
+
+
+def _describe(directory: pathlib.Path) -> Iterator[str]:
+  if (directory / "adapter_config.json").is_file():
+    return _adapter(directory)
+  if (directory / "meta.json").is_file():
+    return _store(directory)
+  if (directory / "config.json").is_file():
+    values = hf.read_json(directory / "config.json")
+    return _run(directory, values) if "fingerprint" in values else _model(directory)
+  raise InputError(f"{directory}: neither a model, an adapter, a run nor a token store (no config.json or its like)")
+
+
+def _tensors(directory: pathlib.Path, stem: str) -> Iterator[str]:
+  entries = safetensors_files.header(directory, stem=stem)
+  sizes = {name: int(np.prod(shape)) for name, (_, shape) in entries.items()}
+  dtypes = collections.Counter(dtype for dtype, _ in entries.values())
+  stored = ", ".join(f"{count} of {dtype}" for dtype, count in sorted(dtypes.items()))
+  yield f"tensors: {len(entries)} ({stored}), {sum(sizes.values()):,} parameters"
+  for name, (dtype, shape) in sorted(entries.items()):
+    yield f"  {name}  {dtype} {list(shape)}"
+
+
+def _model(directory: pathlib.Path) -> Iterator[str]:
+  config = hf.read_config(directory)
+  kinds = collections.Counter(type(layer.mixer).__name__ for layer in config.layers)
+  layers = ", ".join(f"{count} of {kind}" for kind, count in kinds.items())
+  yield f"model: {config.family}"
+  yield f"layers: {len(config.layers)} ({layers}), width {config.width}, vocabulary {config.vocab_size:,}"
+  yield f"embeddings: {'tied' if config.tie_embeddings else 'untied'}"
+  yield from _tensors(directory, "model")
+
+
+def _adapter(directory: pathlib.Path) -> Iterator[str]:
+  settings = hf.read_json(directory / "adapter_config.json")
+  yield f"adapter: {settings.get('peft_type')} of rank {settings.get('r')}, alpha {settings.get('lora_alpha')}"
+  yield f"base: {settings.get('base_model_name_or_path') or 'not named'}"
+  yield f"modules: {settings.get('target_modules')}"
+  yield from _tensors(directory, "adapter_model")
+
+
+def _store(directory: pathlib.Path) -> Iterator[str]:
+  meta = TokenStore(directory).meta
+  yield f"token store: {meta['rows']:,} rows of {meta['length']} tokens"
+  yield f"text: {meta['documents']:,} documents, {meta['tokens']:,} tokens, {meta['bytes']:,} bytes"
+  yield f"source: {json.dumps(meta['source'])}"
+  yield f"fingerprint: {meta['fingerprint']}"
+
+
+def _run(directory: pathlib.Path, values: dict) -> Iterator[str]:
+  yield f"run: stages {', '.join(values['config']['stages'])}"
+  yield f"fingerprint: {values['fingerprint']}"
+  steps = sorted(int(path.name) for path in (directory / "checkpoints").glob("[0-9]*") if path.name.isdigit())
+  yield f"checkpoints: {', '.join(map(str, steps)) or 'none'}"
+  results = [name for name in ("student", "adapter") if (directory / name).is_dir()]
+  yield f"results: {', '.join(results) or 'none yet'}"
