@@ -2,5 +2,5 @@
 # Sets up .venv and runs the tests.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-tools/setup.sh
-exec .venv/bin/python -m pytest "$@"
+tools/setup.sh test
+exec .venv/bin/python -m pytest -n 2 "$@"

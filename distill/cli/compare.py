@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
   skills = [read_skill(pathlib.Path(path)) for path in settings["skills"]]
   if not skills and not settings["heldout"]:
     raise InputError(f"{_CONFIG.value}: config.evaluation names neither skills nor heldout text; nothing to compare")
-  student_path, teacher_path = pathlib.Path(_STUDENT.value), pathlib.Path(FLAGS["teacher"].value)
+  student_path, teacher_path = pathlib.Path(_STUDENT.value), pathlib.Path(FLAGS.teacher)
   config, params = hf.load(teacher_path)
   stack = models.stack(FLAGS)
   names = " + ".join([teacher_path.name, *(entry.path.name for entry in stack)])

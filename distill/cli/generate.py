@@ -22,7 +22,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of the draws.", flag_values=FLAGS)
 def main(arguments: Sequence[str]) -> int:
   """Prints the continuation as it is drawn."""
   parse(FLAGS, arguments)
-  directory = FLAGS["model"].value
+  directory = FLAGS.model
   decoder, params = models.load(directory, stack=models.stack(FLAGS))
   tokenizer = load_tokenizer(directory)
   prompt = tokenizer(_PROMPT.value, add_special_tokens=False)["input_ids"]
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
     stop={tokenizer.eos_token_id},
   ):
     drawn.append(token)
-    text = tokenizer.decode(drawn)
+    text = str(tokenizer.decode(drawn))
     if not text.endswith("\N{REPLACEMENT CHARACTER}"):
       sys.stdout.write(text[len(shown) :])
       sys.stdout.flush()

@@ -27,11 +27,11 @@ def stack(values: flags.FlagValues) -> Stack:
   Raises:
     InputError: Both are given, or the stack's file is wrong.
   """
-  if values["adapters"].value and values["adapter_stack"].value:
+  if values.adapters and values.adapter_stack:
     raise InputError("--adapters and --adapter_stack: give one of them")
-  if values["adapter_stack"].value:
-    return read_stack(pathlib.Path(values["adapter_stack"].value))
-  return stack_of(values["adapters"].value)
+  if values.adapter_stack:
+    return read_stack(pathlib.Path(values.adapter_stack))
+  return stack_of(values.adapters)
 
 
 def load(directory: str, *, stack: Stack = ()) -> tuple[Decoder, Params]:

@@ -3,6 +3,7 @@
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
   out = pathlib.Path(_OUT.value)
   if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
     raise InputError(f"{out}: cannot be written; --out needs a directory that exists and is writable")
-  decoder, params = models.load(FLAGS["model"].value, stack=models.stack(FLAGS))
+  decoder, params = models.load(FLAGS.model, stack=models.stack(FLAGS))
   config = decoder.config
   if tokens.size and (tokens.min() < 0 or tokens.max() >= config.vocab_size):
     raise InputError(f"{_TOKENS.value}: token ids must be from 0 to {config.vocab_size - 1}, the model's vocabulary")
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
 
   parts = [score(params, row[None]) for row in tokens]
   logits = np.concatenate([np.asarray(part[0]) for part in parts])
-  arrays = {"logits": logits}
+  arrays: dict[str, Any] = {"logits": logits}
   for slot, layer in enumerate(sorted(set(layers))):
     arrays[f"hidden_{layer}"] = np.concatenate([np.asarray(part[1][slot], np.float32) for part in parts])
   work = out.with_name(f".{out.name}.tmp.npz")

@@ -1,6 +1,7 @@
 """Batches as a pure function of (seed, step)."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import grain
 import numpy as np
@@ -64,7 +65,7 @@ class Batches:
     share = self._size // count
     first = step * self._size + index * share
     chosen = [self._rows[i] for i in range(first, first + share)]
-    fields: dict[str, np.ndarray] = {}
+    fields: dict[str, Any] = {}
     for number, store in enumerate(self._stores):
       slots = [slot for slot, (owner, _) in enumerate(chosen) if owner == number]
       if not slots:

@@ -43,7 +43,7 @@ class TokenStore:
       if array.shape != (self.rows, self.length) or array.dtype != dtype:
         raise InputError(f"{self.directory}/{name}.npy: does not agree with meta.json; delete the store to rebuild it")
 
-  def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+  def read(self, rows: np.ndarray) -> dict[str, Any]:
     """tokens, segments, positions (int32) and loss_mask (float32) [n,T] of the rows asked for."""
     tokens, segments, learnt = (np.asarray(self._arrays[name][rows]) for name in _FILES)
     return {

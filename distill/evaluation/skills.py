@@ -74,10 +74,10 @@ def correct(model: Model, *, skill: Skill, tokenizer: PreTrainedTokenizerBase) -
   if all(len(ids) == 1 for group in choices for ids in group):
     rows = [(prompt, [len(prompt) - 1]) for prompt in prompts]
     scores = _log_probs(model, rows)
-    picked = [np.argmax([row[0, ids[0]] for ids in group]) for row, group in zip(scores, choices, strict=True)]
+    picked = [int(np.argmax([row[0, ids[0]] for ids in group])) for row, group in zip(scores, choices, strict=True)]
   else:
     picked = [_pick(model, prompt, group) for prompt, group in zip(prompts, choices, strict=True)]
-  return np.asarray([int(pick) == example.answer for pick, example in zip(picked, skill.examples, strict=True)])
+  return np.asarray([pick == example.answer for pick, example in zip(picked, skill.examples, strict=True)])
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -26,7 +26,7 @@ from distill.tree import Params, flatten, unflatten
 from distill.types import ModelOutput, Readout
 
 
-def _mixer(init: Init, *, layer: LayerConfig, config: DecoderConfig) -> nnx.Module:
+def _mixer(init: Init, *, layer: LayerConfig, config: DecoderConfig) -> AttentionMixer | GatedDeltaMixer:
   mixer = layer.mixer
   if isinstance(mixer, Attention):
     rope = mixer.rope

@@ -135,6 +135,7 @@ def save(
   params: Mapping[str, Any],
   tokenizer_from: pathlib.Path | None = None,
   config_from: pathlib.Path | None = None,
+  special: Mapping[str, int | None] | None = None,
   max_file_bytes: int = 5 * 10**9,
 ) -> None:
   """Writes a model directory, whole or not at all.
@@ -145,6 +146,7 @@ def save(
     params: Canonical parameters; each keeps its dtype.
     tokenizer_from: Directory whose tokenizer files are copied as they are.
     config_from: Directory whose config.json is copied as it is, where the architecture has not changed.
+    special: Ids of special tokens for a new config.json, such as eos_token_id.
     max_file_bytes: Tensors are spread over several files with an index above it.
 
   Raises:
@@ -160,14 +162,14 @@ def save(
     if config_from is not None:
       shutil.copyfile(pathlib.Path(config_from) / "config.json", work / "config.json")
     else:
-      (work / "config.json").write_text(json.dumps(_config_json(config, tensors, tokenizer_from), indent=2) + "\n")
+      (work / "config.json").write_text(json.dumps(_config_json(config, tensors, special or {}), indent=2) + "\n")
     if tokenizer_from is not None:
       for name in TOKENIZER_FILES:
         if (source := pathlib.Path(tokenizer_from) / name).is_file():
           shutil.copyfile(source, work / name)
 
 
-def _config_json(config, tensors, tokenizer_from) -> dict[str, Any]:
+def _config_json(config, tensors, special) -> dict[str, Any]:
   family = FAMILIES[config.family]
   dtypes = {str(x.dtype) for x in tensors.values()}
   values = {
@@ -176,9 +178,7 @@ def _config_json(config, tensors, tokenizer_from) -> dict[str, Any]:
     "dtype": dtypes.pop() if len(dtypes) == 1 else "float32",
     **family.write(config),
   }
-  source = None if tokenizer_from is None else pathlib.Path(tokenizer_from) / "config.json"
-  special = read_json(source) if source is not None and source.is_file() else {}
-  return values | {key: special.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+  return {**values, **special}
 
 
 class replacing:

@@ -56,7 +56,8 @@ def build(resolved: Mapping[str, Any], *, mesh: Mesh) -> Models:
   Raises:
     InputError: The configuration or a file it names is wrong.
   """
-  teacher, teacher_params = None, {}
+  teacher: LiveTeacher | None = None
+  teacher_params: Params = {}
   spec = resolved["teacher"]
   if spec["model"]:
     config, teacher_params = load_merged(

@@ -136,10 +136,10 @@ def _stages(resolved: Mapping[str, Any], models: Models) -> tuple[Stage, ...]:
     terms = build_terms(spec["terms"], key=f"config.stages.{name}.terms", steps=spec["steps"])
     if needs_teacher(terms) and models.teacher is None:
       raise InputError(f"config.stages.{name}.terms: they need a teacher; set config.teacher.model")
-    for term in terms:
-      for i, j in term.pairs:
-        if i >= len(models.student.config.layers) or j >= len(models.teacher.decoder.config.layers):
-          raise InputError(f"config.stages.{name}.terms: pair ({i}, {j}) names a layer that is not there")
+    depths = [len(one.config.layers) for one in (models.student, models.teacher.decoder)] if models.teacher else []
+    for pair in (pair for term in terms for pair in term.pairs):
+      if any(not 0 <= layer < depth for layer, depth in zip(pair, depths, strict=True)):
+        raise InputError(f"config.stages.{name}.terms: pair {pair} names a layer that is not there")
     stages.append(Stage(name=name, first=first, steps=spec["steps"], terms=terms, spec=spec))
   return tuple(stages)
 
@@ -289,12 +289,12 @@ class _Runner:
     hooks = loop.Hooks(
       log=log, save=save, save_after=lambda at: at % every == 0 or at == stage.steps, stop=interruption.requested
     )
-    taught = self.models.teacher is not None and needs_teacher(stage.terms)
+    teacher = self.models.teacher if needs_teacher(stage.terms) else None
     try:
       return loop.run(
         state,
         step=step,
-        teacher_params=self.models.teacher.params if taught else {},
+        teacher_params=teacher.params if teacher else {},
         batches=self.batches.iterate(stage.first + done),
         start=done,
         steps=stage.steps,
@@ -305,7 +305,6 @@ class _Runner:
 
 
 def _write_result(workdir: pathlib.Path, resolved: Mapping[str, Any], models: Models, params: Params) -> None:
-  source = pathlib.Path(tokenizer_path(resolved))
   adapters = branch(params, "adapters")
   if adapters:
     write_adapter(
@@ -316,4 +315,13 @@ def _write_result(workdir: pathlib.Path, resolved: Mapping[str, Any], models: Mo
     )
     return
   canonical = models.student.unstack(jax.device_get(branch(params, "student")))
-  hf.save(workdir / "student", config=models.student.config, params=canonical, tokenizer_from=source)
+  source = tokenizer_path(resolved)
+  tokenizer = load_tokenizer(source)
+  special = {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+  hf.save(
+    workdir / "student",
+    config=models.student.config,
+    params=canonical,
+    tokenizer_from=pathlib.Path(source),
+    special=special,
+  )

@@ -1,7 +1,7 @@
 """The one training step: pure, jitted once a stage, with explicit shardings and donated state."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -156,7 +156,7 @@ def _split(batch: Batch, parts: int, mesh: Mesh) -> Batch:
   return jax.tree.map(cut, batch)
 
 
-def canonical_names(student: Decoder, params: Mapping[str, Sequence[int]]) -> dict[str, list[str]]:
+def canonical_names(student: Decoder, params: Mapping[str, Any]) -> dict[str, list[str]]:
   """Stacked name with its branch -> canonical names of its layers, for regex lists."""
   names: dict[str, list[str]] = {}
   for name, x in params.items():

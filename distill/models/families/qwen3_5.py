@@ -44,7 +44,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
   if full.num_heads % full.num_kv_heads or delta.num_value_heads % delta.num_key_heads:
     raise InputError(f"{where}: key heads must divide query heads, and linear_num_key_heads linear_num_value_heads")
   mlp = Mlp(width=int(have.take("intermediate_size")))
-  mixers = {"full_attention": full, "linear_attention": delta}
+  mixers: dict[str, Attention | GatedDelta] = {"full_attention": full, "linear_attention": delta}
   config = DecoderConfig(
     family="qwen3_5_text",
     vocab_size=int(have.take("vocab_size")),
