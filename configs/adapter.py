@@ -1,9 +1,11 @@
 """Trains a LoRA adapter on prompts and completions: how those of the demonstration were made.
 
-    distill train --config=configs/adapter.py:BASE,DATA.jsonl --workdir=WORKDIR
+    distill train --config=configs/adapter.py:BASE,DATA.jsonl[,REPLAY.jsonl…] --workdir=WORKDIR
 
-BASE is a Hugging Face directory with a tokenizer; DATA.jsonl holds {"prompt", "completion"} lines. The result is
-WORKDIR/adapter, a PEFT directory. A few minutes on two CPU cores for a base of five million parameters.
+BASE is a Hugging Face directory with a tokenizer; DATA.jsonl holds {"prompt", "completion"} lines, and so do the files
+after it, of which a quarter as much is read each: the skills of adapters that BASE has already merged, which the new
+one must not disturb. The result is WORKDIR/adapter, a PEFT directory. A few minutes on two CPU cores for a base of five
+million parameters.
 """
 
 from ml_collections import ConfigDict
@@ -11,7 +13,8 @@ from ml_collections import ConfigDict
 
 def get_config(variant: str) -> ConfigDict:
   """Cross-entropy on completions; only the adapter trains."""
-  base, data = variant.split(",")
+  base, data, *replays = variant.split(",")
+  sources = [{"kind": "jsonl", "path": data}, *({"kind": "jsonl", "path": path, "weight": 0.25} for path in replays)]
   return ConfigDict(
     {
       "seed": 0,
@@ -20,7 +23,7 @@ def get_config(variant: str) -> ConfigDict:
         "model": base,
         "adapters": {"targets": r"layers\..*\.(mixer\.[qkvo]|mlp\.(gate|up|down))\.kernel", "rank": 8, "alpha": 16.0},
       },
-      "data": {"sources": [{"kind": "jsonl", "path": data}], "length": 128},
+      "data": {"sources": sources, "length": 128},
       "training": {"batch_size": 16, "dtype": "float32"},
       "stages": {
         "adapter": {

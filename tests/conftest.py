@@ -1,6 +1,167 @@
-"""Eight virtual CPU devices for every test."""
+"""Eight virtual CPU devices for every test, and a tiny teacher, tokenizer and text to run whole commands on."""
 
+import json
 import os
+import pathlib
+import subprocess
+import sys
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = " ".join(
+  [
+    os.environ.get("XLA_FLAGS", ""),
+    "--xla_force_host_platform_device_count=8",
+    "--xla_cpu_collective_call_terminate_timeout_seconds=600",
+  ]
+)
+
+import pytest
+
+TEXT = "the old model teaches a new one what it knew and nothing of it is lost on the way from here to there"
+WORDS = TEXT.split()
+
+
+@pytest.fixture(scope="session")
+def tokenizer_dir(tmp_path_factory) -> pathlib.Path:
+  """A byte-level BPE of a few hundred tokens."""
+  from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+  from transformers import PreTrainedTokenizerFast
+
+  tokenizer = Tokenizer(models.BPE())
+  tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  tokenizer.decoder = decoders.ByteLevel()
+  alphabet = pre_tokenizers.ByteLevel.alphabet()
+  trainer = trainers.BpeTrainer(
+    vocab_size=300, special_tokens=["<end>"], initial_alphabet=alphabet, show_progress=False
+  )
+  tokenizer.train_from_iterator([" ".join(WORDS)] * 3, trainer)
+  directory = tmp_path_factory.mktemp("tokenizer")
+  PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>").save_pretrained(directory)
+  return directory
+
+
+@pytest.fixture(scope="session")
+def llama_dir(tmp_path_factory, tokenizer_dir) -> pathlib.Path:
+  """A random Llama of four layers, saved by transformers, with the tokenizer beside it."""
+  import shutil
+
+  import torch
+  import transformers
+
+  torch.manual_seed(0)
+  config = transformers.LlamaConfig(
+    vocab_size=304,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    initializer_range=0.2,
+    max_position_embeddings=64,
+  )
+  directory = tmp_path_factory.mktemp("llama")
+  transformers.LlamaForCausalLM(config).save_pretrained(directory)
+  for path in tokenizer_dir.iterdir():
+    shutil.copy(path, directory)
+  return directory
+
+
+@pytest.fixture(scope="session")
+def adapter_dirs(tmp_path_factory, llama_dir) -> list[pathlib.Path]:
+  """Two random adapters for it, saved by peft."""
+  import peft
+  import torch
+  import transformers
+
+  found = []
+  for seed, targets in ((1, ["q_proj", "down_proj"]), (2, ["q_proj", "v_proj", "o_proj"])):
+    torch.manual_seed(seed)
+    base = transformers.AutoModelForCausalLM.from_pretrained(llama_dir)
+    settings = peft.LoraConfig(r=4, lora_alpha=6, target_modules=targets, task_type="CAUSAL_LM", use_rslora=seed == 2)
+    model = peft.get_peft_model(base, settings)
+    with torch.no_grad():
+      for name, parameter in model.named_parameters():
+        if "lora_" in name:
+          parameter.normal_(std=0.3)
+    directory = tmp_path_factory.mktemp(f"adapter{seed}")
+    model.save_pretrained(directory)
+    found.append(directory)
+  return found
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory) -> pathlib.Path:
+  """Sixty documents of words in random order."""
+  import random
+
+  rng = random.Random(0)
+  path = tmp_path_factory.mktemp("text") / "text.jsonl"
+  rows = [{"text": " ".join(rng.choices(WORDS, k=rng.randint(5, 40)))} for _ in range(60)]
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  return path
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory) -> dict[str, str]:
+  """Environment of processes that share what they have compiled."""
+  directory = tmp_path_factory.getbasetemp().parent / "compiled"
+  return {"JAX_COMPILATION_CACHE_DIR": str(directory), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
+
+
+@pytest.fixture
+def distill(cache):
+  """Runs the command line in a process of its own: distill(*arguments, devices=1) -> CompletedProcess."""
+
+  def run(*arguments, devices: int = 1, check: int | None = 0, **kwargs) -> subprocess.CompletedProcess:
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags += " --xla_cpu_collective_call_terminate_timeout_seconds=600"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, **cache}
+    command = [sys.executable, "-m", "distill", *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, **kwargs)
+    assert check is None or done.returncode == check, done.stderr
+    return done
+
+  return run
+
+
+@pytest.fixture(scope="session")
+def recipe(tmp_path_factory, llama_dir, adapter_dirs, text_file) -> pathlib.Path:
+  """A configuration: the tiny teacher with its stack into a tiny hybrid, or a dense student, in twenty steps."""
+  path = tmp_path_factory.mktemp("recipe") / "recipe.py"
+  path.write_text(
+    f"""
+from ml_collections import ConfigDict
+
+def get_config(variant=""):
+  dense = {{
+    "model_type": "llama", "vocab_size": 304, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4,
+    "num_attention_heads": 4, "num_key_value_heads": 2,
+  }}
+  hybrid = {{
+    "model_type": "qwen3_5_text", "vocab_size": 304, "hidden_size": 32, "intermediate_size": 64,
+    "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+    "linear_num_key_heads": 4, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+  }}
+  hidden = {{"kind": "hidden", "pairs": ((1, 1), (3, 3))}}
+  return ConfigDict({{
+    "teacher": {{"model": {str(llama_dir)!r}, "adapters": {tuple(map(str, adapter_dirs))!r}}},
+    "student": {{"config": dense if variant else hybrid, "layers_from": (0, 1, 2, 3)}},
+    "data": {{"sources": [{{"kind": "jsonl", "path": {str(text_file)!r}}}], "length": 32}},
+    "training": {{"batch_size": 16, "dtype": "float32", "checkpoint_every": 4}},
+    "stages": {{
+      "1_align": {{"steps": 6, "terms": [hidden], "train": ((r".*embed.*", 0.0), (".*", 1.0)),
+        "optimizer": {{"learning_rate": 1e-2}}}},
+      "2_distill": {{
+        "steps": 14,
+        "terms": [{{"kind": "forward_kl"}}, {{**hidden, "weight": 0.5}}, {{"kind": "cross_entropy", "weight": 0.1}}],
+        "optimizer": {{
+          "learning_rate": {{"kind": "cosine", "peak": 3e-3, "warmup": 3}},
+          "weight_decay": 0.1,
+          "learning_rates": ((r"student\\.layers\\.0\\..*", 0.5), (".*", 1.0)),
+        }},
+      }},
+    }},
+  }})
+"""
+  )
+  return path

@@ -5,7 +5,7 @@ import json
 import math
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -160,6 +160,13 @@ def _pattern(settings: Mapping[str, Any], key: str, module: str, default: Any) -
   return default
 
 
+def _targets(chosen: set[str], *, everything: Iterable[str]) -> list[str]:
+  """The last parts of the module names where they mean exactly these modules, else the full names."""
+  ends = {name.rsplit(".", 1)[-1] for name in chosen}
+  exact = chosen == {name for name in everything if name.rsplit(".", 1)[-1] in ends}
+  return sorted(ends if exact else chosen)
+
+
 def write_adapter(
   directory: pathlib.Path, *, factors: Mapping[str, Factors], config: DecoderConfig, base: str = ""
 ) -> None:
@@ -189,7 +196,7 @@ def write_adapter(
     "lora_dropout": 0.0,
     "bias": "none",
     "inference_mode": True,
-    "target_modules": sorted({modules[name].rsplit(".", 1)[-1] for name in factors}),
+    "target_modules": _targets({modules[name] for name in factors}, everything=modules.values()),
   }
   with hf.replacing(directory, marker="adapter_config.json") as work:
     safetensors_files.write(work, tensors, stem=_STEM)

@@ -50,5 +50,5 @@ def main(arguments: Sequence[str]) -> int:
       sys.stdout.write(text[len(shown) :])
       sys.stdout.flush()
       shown = text
-  print()
+  print(str(tokenizer.decode(drawn))[len(shown) :])
   return 0

@@ -48,5 +48,5 @@ class Init:
     if self._repeats is None:
       return nnx.Param(init(key, tuple(shape)), axes=tuple(axes))
     keys = jax.random.split(key, self._repeats)
-    value = jnp.stack([init(key, tuple(shape)) for key in keys])
+    value = jax.vmap(lambda key: init(key, tuple(shape)))(keys)
     return nnx.Param(value, axes=("layers", *axes))

@@ -1,0 +1,81 @@
+import json
+import shutil
+
+import numpy as np
+import peft
+import pytest
+import torch
+import transformers
+
+from distill.adapters.peft import Factors, read_adapter, write_adapter
+from distill.adapters.stack import merge, read_stack, stack_of
+from distill.errors import InputError
+from distill.models import hf
+
+
+def merged_by_peft(llama_dir, directories):
+  model = transformers.AutoModelForCausalLM.from_pretrained(llama_dir, dtype=torch.float32)
+  for directory in directories:
+    model = peft.PeftModel.from_pretrained(model, directory).merge_and_unload()
+  return model
+
+
+def test_a_merged_stack_equals_peft(llama_dir, adapter_dirs):
+  config, params = hf.load(llama_dir)
+  ours = merge(params, stack=stack_of(adapter_dirs), config=config)
+  theirs = merged_by_peft(llama_dir, adapter_dirs).state_dict()
+  for entry in hf.table(config):
+    expected = hf.to_ours(theirs[entry.theirs].numpy(), form=entry.form)
+    np.testing.assert_allclose(ours[entry.ours], expected, atol=1e-6, err_msg=entry.ours)
+
+
+def test_peft_loads_what_we_write(llama_dir, tmp_path):
+  config, params = hf.load(llama_dir)
+  rng = np.random.default_rng(0)
+  names = [f"layers.{i}.mixer.q.kernel" for i in range(4)] + ["layers.2.mlp.down.kernel"]
+  factors = {
+    name: Factors(
+      a=rng.normal(size=(params[name].shape[0], 3)).astype(np.float32),
+      b=rng.normal(size=(3, params[name].shape[1])).astype(np.float32),
+      scale=0.5,
+    )
+    for name in names
+  }
+  write_adapter(tmp_path / "adapter", factors=factors, config=config)
+  again = read_adapter(tmp_path / "adapter", config=config)
+  assert set(again.factors) == set(names)
+  merged = merged_by_peft(llama_dir, [tmp_path / "adapter"]).state_dict()
+  ours = merge(params, stack=stack_of([tmp_path / "adapter"]), config=config)
+  for entry in hf.table(config):
+    expected = hf.to_ours(merged[entry.theirs].numpy(), form=entry.form)
+    np.testing.assert_allclose(ours[entry.ours], expected, atol=1e-5, err_msg=entry.ours)
+
+
+def test_a_stack_file_weighs_and_orders(llama_dir, adapter_dirs, tmp_path):
+  config, params = hf.load(llama_dir)
+  path = tmp_path / "stack.json"
+  path.write_text(json.dumps({"adapters": [{"path": str(adapter_dirs[0]), "weight": 0.25, "mode": "co-active"}]}))
+  name = "layers.0.mixer.q.kernel"
+  pair = read_adapter(adapter_dirs[0], config=config).factors[name]
+  got = merge(params, stack=read_stack(path), config=config)[name]
+  np.testing.assert_allclose(got, params[name] + 0.25 * pair.scale * pair.a @ pair.b, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("key", "value", "says"),
+  [
+    ("use_dora", True, "use_dora"),
+    ("peft_type", "IA3", "peft_type"),
+    ("modules_to_save", ["lm_head"], "modules_to_save"),
+    ("init_lora_weights", "pissa", "init_lora_weights"),
+    ("r", 5, "rank 4"),
+    ("surprise", 1, "surprise"),
+  ],
+)
+def test_what_is_not_plain_lora_is_refused_by_name(llama_dir, adapter_dirs, tmp_path, key, value, says):
+  directory = tmp_path / "adapter"
+  shutil.copytree(adapter_dirs[0], directory)
+  path = directory / "adapter_config.json"
+  path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+  with pytest.raises(InputError, match=says):
+    read_adapter(directory, config=hf.read_config(llama_dir))

@@ -1,0 +1,140 @@
+"""Whole runs of the command line on a tiny teacher."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+
+def losses(workdir):
+  return [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(workdir):
+  return safetensors.numpy.load_file(workdir / "student/model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def one_device(cache):
+  """Environment of a process with a single CPU device."""
+  return {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1", **cache}
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory, recipe, one_device):
+  """A run of twenty steps on one device that nothing disturbed."""
+  workdir = tmp_path_factory.mktemp("straight")
+  command = [sys.executable, "-m", "distill", "train", f"--config={recipe}", f"--workdir={workdir}"]
+  subprocess.run(command, env=one_device, check=True, capture_output=True)
+  return workdir
+
+
+def test_it_learns_and_logs_every_step_once(straight):
+  lines = [json.loads(line) for line in (straight / "metrics.jsonl").read_text().splitlines()]
+  assert [line["step"] for line in lines] == list(range(1, 21))
+  assert [line["stage"] for line in lines] == ["1_align"] * 6 + ["2_distill"] * 14
+  assert lines[5]["loss"] < 0.95 * lines[0]["loss"]
+  assert lines[19]["0_forward_kl"] < 0.9 * lines[6]["0_forward_kl"]
+  assert any((straight / "tensorboard").iterdir())
+
+
+# A fresh delta-rule student normalises outputs whose sign hangs on q·k of a document's first token, so that rounding
+# grows tenfold a step at ordinary learning rates; the dense student is compared at those, the hybrid at tiny ones.
+CALM = (
+  "--config.stages.1_align.optimizer.learning_rate=1e-6",
+  "--config.stages.2_distill.optimizer.learning_rate=1e-6",
+)
+STUDENTS = {"dense": (":dense", ()), "hybrid": ("", CALM)}
+
+
+@pytest.mark.parametrize("student", list(STUDENTS))
+def test_a_mesh_and_micro_batches_give_the_same_losses(recipe, distill, tmp_path, student):
+  variant, extra = STUDENTS[student]
+  for name, devices, change in (
+    ("one", 1, ()),
+    ("mesh", 8, ("--config.training.mesh=(2,2,2)",)),
+    ("micro", 1, ("--config.training.micro_batches=4",)),
+  ):
+    workdir = tmp_path / name
+    distill("train", f"--config={recipe}{variant}", f"--workdir={workdir}", *extra, *change, devices=devices)
+  expected = losses(tmp_path / "one")
+  assert len(expected) == 20
+  np.testing.assert_allclose(losses(tmp_path / "mesh"), expected, rtol=1e-5)
+  np.testing.assert_allclose(losses(tmp_path / "micro"), expected, rtol=1e-5)
+
+
+def test_killed_three_times_it_ends_bit_equal(straight, recipe, one_device, tmp_path):
+  command = [sys.executable, "-m", "distill", "train", f"--config={recipe}", f"--workdir={tmp_path}"]
+  rng, kills = random.Random(0), 0
+  while kills < 3:
+    process = subprocess.Popen(command, env=one_device, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    before = (tmp_path / "metrics.jsonl").read_text() if (tmp_path / "metrics.jsonl").exists() else ""
+    while process.poll() is None and _grown(tmp_path, before) < 1:
+      time.sleep(0.05)
+    time.sleep(rng.random() * 0.5)
+    if process.poll() is not None:
+      break
+    process.kill()
+    process.wait()
+    kills += 1
+  subprocess.run(command, env=one_device, check=True, capture_output=True)
+  assert losses(tmp_path) == losses(straight)
+  expected = weights(straight)
+  for name, value in weights(tmp_path).items():
+    assert np.array_equal(value, expected[name]), name
+
+
+def _grown(workdir, before):
+  path = workdir / "metrics.jsonl"
+  return path.exists() and path.read_text() != before
+
+
+def test_sigterm_saves_exits_with_75_and_the_same_command_goes_on(straight, recipe, one_device, tmp_path):
+  command = [sys.executable, "-m", "distill", "train", f"--config={recipe}", f"--workdir={tmp_path}"]
+  process = subprocess.Popen(command, env=one_device, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+  while process.poll() is None and not _grown(tmp_path, ""):
+    time.sleep(0.02)
+  process.send_signal(signal.SIGTERM)
+  _, errors = process.communicate()
+  assert process.returncode == 75, errors
+  assert "the same command goes on" in errors
+  assert 0 < len(losses(tmp_path)) < 20
+  subprocess.run(command, env=one_device, check=True, capture_output=True)
+  assert losses(tmp_path) == losses(straight)
+
+
+def test_a_finished_run_does_nothing_more(straight, recipe, distill):
+  before = (straight / "metrics.jsonl").read_text()
+  distill("train", f"--config={recipe}", f"--workdir={straight}")
+  assert (straight / "metrics.jsonl").read_text() == before
+
+
+def test_the_export_loads_in_transformers_and_gives_the_scored_logits(straight, distill, tmp_path):
+  import torch
+  import transformers
+
+  distill("export", f"--workdir={straight}", f"--out={tmp_path / 'hf'}")
+  tokens = np.random.default_rng(0).integers(0, 300, (2, 40)).astype(np.int32)
+  np.save(tmp_path / "tokens.npy", tokens)
+  paths = [f"--tokens={tmp_path / 'tokens.npy'}", f"--out={tmp_path / 'scores.npz'}"]
+  distill("score", f"--model={tmp_path / 'hf'}", *paths, "--hidden=0,2")
+  model, notes = transformers.AutoModelForCausalLM.from_pretrained(
+    tmp_path / "hf", dtype=torch.float32, output_loading_info=True
+  )
+  assert not notes["missing_keys"] and not notes["unexpected_keys"]
+  with torch.no_grad():
+    expected = model(torch.tensor(tokens), output_hidden_states=True)
+  scores = np.load(tmp_path / "scores.npz")
+  logits = expected.logits.numpy()
+  np.testing.assert_allclose(scores["logits"], logits, atol=1e-4 * np.abs(logits).max())
+  assert scores["logits"].dtype == np.float32
+  for layer in (0, 2):
+    theirs = expected.hidden_states[layer + 1].numpy()
+    np.testing.assert_allclose(scores[f"hidden_{layer}"], theirs, atol=1e-4 * np.abs(theirs).max())

@@ -1,0 +1,26 @@
+"""Writes a base with a stack of adapters merged into it, for the next adapter to be trained on.
+
+python -m tools.make_demo.merge BASE OUT ADAPTER…
+"""
+
+import argparse
+import pathlib
+
+from distill.adapters.stack import merge, stack_of
+from distill.models import hf
+
+
+def main() -> None:
+  """Reads, merges in float32, writes."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("base", type=pathlib.Path)
+  parser.add_argument("out", type=pathlib.Path)
+  parser.add_argument("adapters", nargs="+")
+  arguments = parser.parse_args()
+  config, params = hf.load(arguments.base)
+  merged = merge(params, stack=stack_of(arguments.adapters), config=config)
+  hf.save(arguments.out, config=config, params=merged, tokenizer_from=arguments.base, config_from=arguments.base)
+
+
+if __name__ == "__main__":
+  main()
