@@ -5,25 +5,9 @@ import pathlib
 
 import pytest
 
+from tools.build_files import FLOORS
+
 ROOT = pathlib.Path(__file__).parent.parent / "distill"
-FLOORS = {
-  "errors": 0,
-  "types": 0,
-  "tree": 0,
-  "schedules": 0,
-  "parallel": 0,
-  "losses": 1,
-  "nn": 2,
-  "models": 3,
-  "adapters": 4,
-  "data": 5,
-  "generate": 5,
-  "teachers": 6,
-  "training": 7,
-  "evaluation": 7,
-  "export": 7,
-  "cli": 8,
-}
 
 
 def room(path: pathlib.Path) -> str:
