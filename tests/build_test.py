@@ -20,12 +20,13 @@ def rules(path):
       yield call.func.id, {key: ast.literal_eval(x) for key, x in values.items() if not isinstance(x, ast.Call)}
 
 
+def label(folder, name):
+  place = f"//{folder.relative_to(ROOT)}"
+  return place if folder.name == name else f"{place}:{name}"
+
+
 def every_rule():
-  return {
-    f"//{path.parent.relative_to(ROOT)}:{fields['name']}": (path.parent, fields)
-    for path in BUILDS
-    for _, fields in rules(path)
-  }
+  return {label(path.parent, fields["name"]): (path.parent, fields) for path in BUILDS for _, fields in rules(path)}
 
 
 def modules(source):
@@ -53,14 +54,14 @@ def test_every_file_has_a_rule():
 @pytest.mark.parametrize("path", BUILDS, ids=lambda path: str(path.parent.relative_to(ROOT)))
 def test_deps_are_the_imports_and_may_be_seen(path):
   everything = every_rule()
-  by_module = {module(folder, fields["srcs"][0]): label for label, (folder, fields) in everything.items()}
+  by_module = {module(folder, fields["srcs"][0]): name for name, (folder, fields) in everything.items()}
   for _, fields in rules(path):
     (source,) = fields["srcs"]
     wanted = {by_module[name] for name in modules(path.parent / source) if name in by_module}
-    here = f"//{path.parent.relative_to(ROOT)}:{fields['name']}"
+    here = label(path.parent, fields["name"])
     assert set(fields.get("deps", ())) - {"//tests:conftest"} == wanted - {here, "//tests:conftest"}, source
-    for label in wanted - {here}:
-      seen = everything[label][1].get("visibility", [])
+    for dep in wanted - {here}:
+      seen = everything[dep][1].get("visibility", [])
       folder = str(path.parent.relative_to(ROOT))
       allowed = any(
         entry == "//visibility:public"
@@ -68,15 +69,15 @@ def test_deps_are_the_imports_and_may_be_seen(path):
         or entry == f"//{folder}:__pkg__"
         for entry in seen
       )
-      assert allowed, f"{here} may not see {label}"
+      assert allowed, f"{here} may not see {dep}"
 
 
 def test_no_floor_is_visible_from_below():
-  for label, (folder, fields) in every_rule().items():
+  for name, (folder, fields) in every_rule().items():
     parts = [*folder.relative_to(ROOT).parts, fields["name"]]
     if parts[0] != "distill" or parts[1] not in FLOORS:
       continue
     for entry in fields["visibility"]:
       seer = entry[2:].split(":")[0].split("/")
       if seer[0] == "distill" and len(seer) > 1 and seer[1] != parts[1]:
-        assert FLOORS[seer[1]] >= FLOORS[parts[1]], f"{label} is visible from {entry}"
+        assert FLOORS[seer[1]] >= FLOORS[parts[1]], f"{name} is visible from {entry}"

@@ -60,7 +60,8 @@ def label(path: pathlib.Path) -> str:
   """Bazel's name of a Python file's target."""
   folder = path.parent.relative_to(ROOT)
   name = folder.name if path.name == "__init__.py" else path.stem
-  return f"//{'' if str(folder) == '.' else folder}:{name}"
+  place = f"//{'' if str(folder) == '.' else folder}"
+  return place if folder.name == name else f"{place}:{name}"
 
 
 def room(path: pathlib.Path) -> str | None:
@@ -95,7 +96,7 @@ def target(path: pathlib.Path) -> str:
   name = path.parent.name if path.name == "__init__.py" else path.stem
   lines = [f"{kind}(", f'    name = "{name}",', f'    srcs = ["{path.name}"],']
   if path == ROOT / "distill/demo/__init__.py":
-    lines.append('    data = glob(["**/*"], exclude = ["*.py"]),')
+    lines += ["    data = glob(", '        ["**/*"],', '        exclude = ["*.py"],', "    ),"]
   if kind != "py_test":
     seen = visibility(path)
     lines += _list("visibility", seen)
