@@ -6,6 +6,7 @@ python tools/build_files.py [--check]
 import ast
 import pathlib
 import sys
+from collections.abc import Iterator
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FLOORS = {
@@ -27,113 +28,133 @@ FLOORS = {
   "export": 7,
   "cli": 8,
 }
+TOP = max(FLOORS.values()) + 1  # What stands on the house: recipes, tests, tools and the entry point.
 OUTSIDE = ("configs", "tests", "tools")
-LOAD = 'load("@rules_python//python:defs.bzl", {})\n'
+DISTRIBUTIONS = {"absl": "absl_py", "orbax": "orbax_checkpoint", "tensorboardX": "tensorboardx"}
 
 
 def packages() -> list[pathlib.Path]:
   """Every folder with Python files, from the top."""
-  found = {ROOT, *(ROOT / name for name in OUTSIDE)}
-  for top in ("distill", *OUTSIDE):
-    found |= {path.parent for path in (ROOT / top).rglob("*.py")}
-  return sorted(path for path in found if any(path.glob("*.py")))
+  found = {path.parent for top in ("distill", *OUTSIDE) for path in (ROOT / top).rglob("*.py")}
+  return sorted(found | {ROOT})
 
 
-def imports(path: pathlib.Path) -> set[pathlib.Path]:
-  """The project's own files that a file imports."""
-  modules: set[str] = set()
+def modules(path: pathlib.Path) -> set[str]:
+  """Names of all modules that a file imports, and of all names it imports from them."""
+  found: set[str] = set()
   for node in ast.walk(ast.parse(path.read_text())):
     if isinstance(node, ast.ImportFrom) and node.module:
-      modules |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+      found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     elif isinstance(node, ast.Import):
-      modules |= {alias.name for alias in node.names}
-  found = set()
-  for module in modules:
+      found |= {alias.name for alias in node.names}
+  return found
+
+
+def deps(path: pathlib.Path) -> Iterator[str]:
+  """Labels of what a file imports: the project's own files, and distributions from PyPI."""
+  for module in modules(path):
+    top = module.split(".")[0]
     target = ROOT.joinpath(*module.split("."))
-    if module.split(".")[0] in ("distill", *OUTSIDE):
-      found |= {one for one in (target.with_suffix(".py"), target / "__init__.py") if one.is_file()}
-  # A package's empty __init__.py comes with every import below it and needs no naming.
-  return {one for one in found - {path} if one.name != "__init__.py" or one.read_text().strip()}
+    if top in ("distill", *OUTSIDE):
+      for one in (target.with_suffix(".py"), target / "__init__.py"):
+        # A package's empty __init__.py comes with every import below it and needs no naming.
+        if one.is_file() and one != path and (one.name != "__init__.py" or one.read_text().strip()):
+          yield label(one)
+    elif top not in sys.stdlib_module_names:
+      yield f"@pypi//{DISTRIBUTIONS.get(top, top)}"
 
 
 def label(path: pathlib.Path) -> str:
   """Bazel's name of a Python file's target."""
   folder = path.parent.relative_to(ROOT)
   name = folder.name if path.name == "__init__.py" else path.stem
-  place = f"//{'' if str(folder) == '.' else folder}"
+  place = "//" if str(folder) == "." else f"//{folder}"
   return place if folder.name == name else f"{place}:{name}"
 
 
-def room(path: pathlib.Path) -> str | None:
-  """The room of the house that a file of the library stands in."""
-  parts = path.relative_to(ROOT).with_suffix("").parts
-  return parts[1] if parts[0] == "distill" and len(parts) > 1 and parts[1] in FLOORS else None
+def above(floor: int) -> str:
+  """The group of those that stand higher than `floor`."""
+  return f"//distill:floor_{min({TOP, *(one for one in FLOORS.values() if one > floor)})}"
 
 
-def visibility(path: pathlib.Path) -> list[str]:
-  """Who may see a file: its own room, the rooms above, and what stands outside the library."""
-  here = room(path)
-  outside = [f"//{name}:__subpackages__" for name in OUTSIDE]
-  if here is None:
-    return ["//visibility:public"]
-  floor = FLOORS[here]
-  rooms = [name for name in FLOORS if FLOORS[name] > floor or name == here or FLOORS[name] == floor == 0]
-  folders = [f"//distill/{name}:__subpackages__" for name in rooms if (ROOT / "distill" / name).is_dir()]
-  return [*folders, *outside, "//distill:__pkg__"]
+def visibility(package: pathlib.Path) -> list[str]:
+  """Who may see a folder's files: its own room and the floors above; the ground floor sees itself."""
+  relative = package.relative_to(ROOT)
+  if relative.parts[:1] != ("distill",):
+    return [f"//distill:floor_{TOP}"]
+  if len(relative.parts) == 1 or FLOORS[relative.parts[1]] == 0:
+    return ["//distill:floor_0"]
+  room = relative.parts[1]
+  return [above(FLOORS[room]), f"//distill/{room}:__subpackages__"]
 
 
-def target(path: pathlib.Path) -> str:
+def groups() -> Iterator[str]:
+  """The floors as groups of packages, each with those above it."""
+  rooms = {name: floor for name, floor in FLOORS.items() if (ROOT / "distill" / name).is_dir()}
+  for floor in sorted({0, TOP, *rooms.values()}):
+    members = [f"//distill/{name}/..." for name in rooms if rooms[name] == floor]
+    # The entry point and the ground floor's files share the package //distill.
+    members += {0: ["//distill"], TOP: ["//distill", *(f"//{name}/..." for name in OUTSIDE)]}.get(floor, [])
+    higher = [":" + above(floor).split(":")[1]] if floor < TOP else []
+    yield _call("package_group", name=f"floor_{floor}", includes=higher, packages=members)
+
+
+def rule(path: pathlib.Path) -> str:
   """The rule of one file."""
-  relative = path.relative_to(ROOT)
-  kind = "py_library"
-  if path.name.endswith("_test.py"):
-    kind = "py_test"
-  elif path.name == "__main__.py":
-    kind = "py_binary"
-  deps = [label(one) for one in imports(path)]
-  if relative.parts[0] == "tests" and path.name != "conftest.py":
-    deps = [*{*deps, "//tests:conftest"}]
   name = path.parent.name if path.name == "__init__.py" else path.stem
-  lines = [f"{kind}(", f'    name = "{name}",', f'    srcs = ["{path.name}"],']
-  if path == ROOT / "distill/demo/__init__.py":
-    lines += ["    data = glob(", '        ["**/*"],', '        exclude = ["*.py"],', "    ),"]
-  if kind != "py_test":
-    seen = visibility(path)
-    lines += _list("visibility", seen)
-  lines += _list("deps", deps)
+  needs = set(deps(path))
+  if path.name.endswith("_test.py"):
+    sources = [path.name, "//tests:main.py"]
+    needs |= {"//tests:conftest", "@pypi//pytest"}
+    arguments = [f"$(location {path.name})"]
+    return _call("py_test", name=name, srcs=sources, args=arguments, main="//tests:main.py", deps=sorted(needs))
+  kind = "py_binary" if path.name == "__main__.py" else "py_library"
+  data = ["**/*"] if path == ROOT / "distill/demo/__init__.py" else []
+  return _call(kind, name=name, srcs=[path.name], data=data, deps=sorted(needs))
+
+
+def _call(kind: str, **fields: str | list[str]) -> str:
+  lines = [f"{kind}("]
+  for name, value in fields.items():
+    if isinstance(value, str):
+      lines.append(f'    {name} = "{value}",')
+    elif name == "data" and value:
+      lines += ["    data = glob(", f'        ["{value[0]}"],', '        exclude = ["*.py"],', "    ),"]
+    elif value:
+      # Buildifier's order: own package, own repository, others; a package before those in it.
+      ordered = sorted(value, key=lambda one: (one[0] == "@", one[:2] == "//", one.replace(":", "!")))
+      items = [f'        "{one}",' for one in ordered]
+      lines += [f'    {name} = ["{value[0]}"],'] if len(value) == 1 else [f"    {name} = [", *items, "    ],"]
   return "\n".join([*lines, ")"])
-
-
-def _list(name: str, items: list[str]) -> list[str]:
-  if not items:
-    return []
-  items = sorted(items, key=lambda item: item.replace(":", "!"))  # Buildifier's order: a package before those in it.
-  if len(items) == 1:
-    return [f'    {name} = ["{items[0]}"],']
-  return [f"    {name} = [", *(f'        "{item}",' for item in items), "    ],"]
 
 
 def build(package: pathlib.Path) -> str:
   """The BUILD file of a folder."""
-  files = sorted(package.glob("*.py"))
-  files = [path for path in files if path.name != "__init__.py" or path.read_text().strip()]
-  rules = [target(path) for path in files]
-  kinds = sorted({rule.split("(")[0] for rule in rules})
-  head = LOAD.format(", ".join(f'"{kind}"' for kind in kinds)) if kinds else ""
-  return "\n".join([head, *("\n" + rule if i else rule for i, rule in enumerate(rules))]) + "\n" if rules else ""
+  files = [path for path in sorted(package.glob("*.py")) if path.name != "__init__.py" or path.read_text().strip()]
+  rules = [rule(path) for path in files]
+  kinds = sorted({one.split("(")[0] for one in rules})
+  parts = [_call("package", default_visibility=visibility(package))] if package != ROOT else []
+  if package == ROOT / "distill":
+    parts += groups()
+  if package == ROOT / "tests":
+    parts.append('exports_files(["main.py"])')
+  if package == ROOT:
+    parts.append(_call("alias", name="distill", actual="//distill:__main__"))
+  names = ", ".join(f'"{kind}"' for kind in kinds)
+  load = [f'load("@rules_python//python:defs.bzl", {names})'] if kinds else []
+  return "\n\n".join([*load, *parts, *rules]) + "\n"
 
 
 def main() -> int:
   """Writes or checks all of them."""
-  stale = []
-  for package in packages():
-    path, text = package / "BUILD", build(package)
-    if not path.exists() or path.read_text() != text:
-      stale.append(str(path.relative_to(ROOT)))
-      if "--check" not in sys.argv:
-        path.write_text(text)
-  if "--check" in sys.argv and stale:
-    print(f"not up to date: {', '.join(stale)}; run python tools/build_files.py")
+  texts = {package / "BUILD": build(package) for package in packages()}
+  stale = [path for path, text in texts.items() if not path.exists() or path.read_text() != text]
+  if "--check" not in sys.argv:
+    for path in stale:
+      path.write_text(texts[path])
+  elif stale:
+    names = ", ".join(str(path.relative_to(ROOT)) for path in stale)
+    print(f"not up to date: {names}; run python tools/build_files.py", file=sys.stderr)
     return 1
   return 0
 

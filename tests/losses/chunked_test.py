@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill.losses.chunked import chunked_forward_kl, forward_kl
+from distill.losses.chunked import chunked_cross_entropy, chunked_forward_kl, forward_kl
 from distill.types import Readout
 
 ONE = jnp.float32(1.0)
@@ -82,3 +82,19 @@ def test_compiled_temporaries_stay_far_below_the_plain_loss():
   assert chunked <= 300, chunked
   assert whole >= 4 * chunked, (whole, chunked)
   print(f"temporaries at [8,512] x 32,768: chunked {chunked:.0f} MiB, plain {whole:.0f} MiB")
+
+
+@pytest.mark.parametrize("vocab", [17, 2050])
+def test_cross_entropy_equals_the_plain_formula(vocab):
+  hidden, readout, _, _, mask = problem(vocab, tokens=600, pad=(3, 0))
+  labels = jnp.asarray(np.random.default_rng(2).integers(0, vocab, 600))
+
+  def plain_nll(hidden, readout):
+    logs = jax.nn.log_softmax(readout.logits(hidden)[:, :vocab])
+    return -jnp.sum(mask * jnp.take_along_axis(logs, labels[:, None], axis=-1)[:, 0])
+
+  value, grads = jax.value_and_grad(chunked_cross_entropy, argnums=(0, 1))(hidden, readout, labels, mask)
+  expected, expected_grads = jax.value_and_grad(plain_nll, argnums=(0, 1))(hidden, readout)
+  np.testing.assert_allclose(value, expected, rtol=1e-5)
+  for got, want in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
+    assert jnp.linalg.norm(got - want) <= 1e-5 * jnp.linalg.norm(want)

@@ -29,6 +29,8 @@ TOPICS = {
   r"|different-replication|sql-.*(subscription|publication)|continuous-arch",
 }
 
+WINDOW = 20
+
 Example = tuple[str, str]
 
 
@@ -55,14 +57,14 @@ def book(passages: Sequence[Passage]) -> list[Example]:
 
 
 def topic(passages: Iterable[Passage]) -> list[Example]:
-  """What a paragraph of a manual is about."""
+  """What twenty words of a manual are about."""
   found = []
   for passage in passages:
     for name, pattern in TOPICS.items():
       if passage.source in ("python", "postgresql") and re.match(pattern, passage.place):
         words = passage.text.split()
-        if len(words) >= 12:
-          found.append((f"{' '.join(words[:40])}\nTopic:", name))
+        starts = range(0, max(1, len(words) - WINDOW + 1), WINDOW)
+        found += [(f"{' '.join(words[at : at + WINDOW])}\nTopic:", name) for at in starts if len(words) >= 12]
         break
   return found
 

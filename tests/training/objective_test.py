@@ -1,0 +1,125 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from distill.errors import InputError
+from distill.training.config import resolve
+from distill.training.objective import build_terms, counts, loss_sums
+from distill.training.optimizer import make_optimizer, multipliers
+from distill.types import Batch, DenseSignal, ModelOutput, Readout
+
+
+def problem(rows):
+  rng = np.random.default_rng(0)
+
+  def array(*shape):
+    return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+  segments = jnp.asarray(np.repeat([[1, 2, 0]], [4, 3, 2], axis=1).repeat(rows, 0))
+  mask = jnp.asarray(np.asarray([[1, 1, 1, 0, 1, 1, 0, 0, 0]], np.float32).repeat(rows, 0))
+  batch = Batch(
+    tokens=jnp.asarray(rng.integers(0, 11, (rows, 9))), segments=segments, positions=segments, loss_mask=mask
+  )
+  output = ModelOutput(
+    hidden=array(rows, 9, 6), captured=(array(rows, 9, 6),), readout=Readout(kernel=array(6, 11), vocab_size=11)
+  )
+  signal = DenseSignal(
+    hidden=array(rows, 9, 5), captured=(array(rows, 9, 4),), readout=Readout(kernel=array(5, 11), vocab_size=11)
+  )
+  return output, signal, batch, {"0_2.kernel": array(6, 4)}
+
+
+TERMS = (
+  {"kind": "forward_kl", "weight": 0.7, "temperature": 2.0},
+  {"kind": "cross_entropy", "weight": 0.2},
+  {"kind": "hidden", "weight": 0.5, "pairs": ((0, 2),)},
+)
+
+
+def test_the_loss_is_the_sum_of_plain_means_over_valid_tokens():
+  output, signal, batch, projectors = problem(3)
+  terms = build_terms(TERMS, key="terms", steps=10)
+  got, parts = loss_sums(
+    terms, output=output, signal=signal, batch=batch, projectors=projectors, step=0, totals=counts(batch)
+  )
+  student, teacher = (np.asarray(x.readout.logits(x.hidden), np.float64) for x in (output, signal))
+
+  def softmax(x):
+    x = np.exp(x - x.max(-1, keepdims=True))
+    return x / x.sum(-1, keepdims=True)
+
+  mask = np.asarray(batch.loss_mask)
+  p, q = softmax(teacher / 2), softmax(student / 2)
+  kl = 4 * (mask * (p * np.log(p / q)).sum(-1)).sum() / mask.sum()
+  labels = np.roll(np.asarray(batch.tokens), -1, axis=1)
+  nll = -np.log(np.take_along_axis(softmax(student), labels[..., None], -1)[..., 0])
+  ce = (mask * nll).sum() / mask.sum()
+  present = np.asarray(batch.segments) > 0
+  mapped = np.asarray(output.captured[0], np.float64) @ np.asarray(projectors["0_2.kernel"], np.float64)
+  wanted = np.asarray(signal.captured[0], np.float64)
+  far = ((mapped - wanted) ** 2).sum(-1) / (wanted**2).sum(-1)
+  hidden = (present * far).sum() / present.sum()
+  np.testing.assert_allclose(list(parts.values()), [kl, ce, hidden], rtol=1e-5)
+  np.testing.assert_allclose(got, 0.7 * kl + 0.2 * ce + 0.5 * hidden, rtol=1e-5)
+
+
+def test_shares_of_micro_batches_add_up():
+  output, signal, batch, projectors = problem(4)
+  terms = build_terms(TERMS, key="terms", steps=10)
+
+  def part(rows):
+    def cut(x):
+      return x[rows]
+
+    return loss_sums(
+      terms,
+      output=ModelOutput(hidden=cut(output.hidden), captured=tuple(map(cut, output.captured)), readout=output.readout),
+      signal=DenseSignal(hidden=cut(signal.hidden), captured=tuple(map(cut, signal.captured)), readout=signal.readout),
+      batch=Batch(**{name: cut(getattr(batch, name)) for name in ("tokens", "segments", "positions", "loss_mask")}),
+      projectors=projectors,
+      step=0,
+      totals=counts(batch),
+    )[0]
+
+  np.testing.assert_allclose(part(slice(0, 1)) + part(slice(1, 4)), part(slice(0, 4)), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("terms", "says"),
+  [
+    ([{"kind": "kl"}], "kind"),
+    ([{"kind": "cross_entropy", "temperature": 2.0}], "temperature"),
+    ([{"kind": "hidden"}], "pairs"),
+    ([], "at least one"),
+  ],
+)
+def test_wrong_terms_are_named(terms, says):
+  with pytest.raises(InputError, match=says):
+    build_terms(terms, key="config.stages.a.terms", steps=1)
+
+
+def test_rules_reach_single_layers_of_a_stack():
+  names = {"student.groups.0.0.k": ["student.layers.0.k", "student.layers.1.k"], "student.norm": ["student.norm"]}
+  factors = multipliers(((r".*layers\.1\..*", 0.0), (r".*", 2.0)), names=names, what="train")
+  np.testing.assert_array_equal(factors["student.groups.0.0.k"], [2.0, 0.0])
+  assert factors["student.norm"] == 2.0
+  with pytest.raises(InputError, match="student.norm"):
+    multipliers(((r".*layers.*", 1.0),), names=names, what="train")
+
+
+def test_a_frozen_layer_of_a_stack_stays_bit_equal():
+  names = {"a": ["layers.0", "layers.1"]}
+  trained = {"a": np.asarray([1.0, 0.0], np.float32)}
+  optimizer = make_optimizer({"weight_decay": 0.1}, trained=trained, names=names, key="optimizer", steps=10)
+  params = {"a": jnp.ones((2, 3))}
+  updates, _ = optimizer.update({"a": jnp.ones((2, 3))}, optimizer.init(params), params)
+  assert np.all(np.asarray(updates["a"][0]) < 0) and np.all(np.asarray(updates["a"][1]) == 0)
+
+
+def test_stages_run_in_the_order_of_their_names_and_defaults_are_filled_in():
+  stage = {"steps": 1, "terms": [{"kind": "cross_entropy"}]}
+  resolved = resolve({"data": {"sources": []}, "stages": {"2_b": stage, "1_a": stage}})
+  assert list(resolved["stages"]) == ["1_a", "2_b"]
+  assert resolved["training"]["micro_batches"] == 1
+  with pytest.raises(InputError, match="did you mean stages"):
+    resolve({"data": {"sources": []}, "stage": {}})
