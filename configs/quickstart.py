@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from distill.demo import ROOT
 
-SKILLS = ("book", "category", "topic")
+SKILLS = ("book", "category", "class")
 ALIGN_STEPS = 100
 DISTILL_STEPS = 500
 

@@ -1,4 +1,4 @@
-"""Eight virtual CPU devices for every test, and a tiny teacher, tokenizer and text to run whole commands on."""
+"""Eight virtual CPU devices and checked signatures for all tests; a tiny teacher, tokenizer and text for commands."""
 
 import json
 import os
@@ -15,7 +15,12 @@ os.environ["XLA_FLAGS"] = " ".join(
   ]
 )
 
+import jaxtyping
 import pytest
+
+import tests.checking  # noqa: F401 - the hook looks it up by name
+
+jaxtyping.install_import_hook("distill", "tests.checking.checked")
 
 TEXT = "the old model teaches a new one what it knew and nothing of it is lost on the way from here to there"
 WORDS = TEXT.split()

@@ -1,32 +1,41 @@
-"""A file imports from its own folder and from lower floors only."""
+"""A file imports from its own folder and from lower floors only, and never in a circle."""
 
 import ast
+import graphlib
 import pathlib
 
 import pytest
 
 from tools.build_files import FLOORS
 
-ROOT = pathlib.Path(__file__).parent.parent / "distill"
+ROOT = pathlib.Path(__file__).resolve().parent.parent / "distill"
+FILES = {".".join(path.relative_to(ROOT.parent).with_suffix("").parts): path for path in ROOT.rglob("*.py")}
 
 
-def room(path: pathlib.Path) -> str:
-  return path.relative_to(ROOT).with_suffix("").parts[0]
-
-
-def imported_rooms(path: pathlib.Path) -> set[str]:
+def imported(path):
+  """Names of the modules of the library that a file imports, or that hold what it imports."""
   modules = set()
   for node in ast.walk(ast.parse(path.read_text())):
-    if isinstance(node, ast.ImportFrom) and node.module:
-      modules |= {f"{node.module}.{alias.name}" for alias in node.names}
+    if isinstance(node, ast.ImportFrom):
+      assert not node.level, f"{path}: relative import"
+      modules |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     elif isinstance(node, ast.Import):
       modules |= {alias.name for alias in node.names}
-  return {module.split(".")[1] for module in modules if module.startswith("distill.")}
+  return modules & set(FILES)
 
 
-@pytest.mark.parametrize("path", [p for p in ROOT.rglob("*.py") if p.parent != ROOT or p.stem in FLOORS], ids=str)
-def test_imports_never_climb(path):
-  here = room(path)
-  for other in imported_rooms(path) - {here}:
+@pytest.mark.parametrize("name", [name for name in FILES if name.split(".")[1] in FLOORS])
+def test_imports_never_climb(name):
+  here = name.split(".")[1]
+  for other in {module.split(".")[1] for module in imported(FILES[name])} - {here}:
     lower = FLOORS[other] < FLOORS[here] or FLOORS[other] == FLOORS[here] == 0
-    assert lower, f"{path} (floor {FLOORS[here]}) imports distill.{other} (floor {FLOORS[other]})"
+    assert lower, f"{name} (floor {FLOORS[here]}) imports distill.{other} (floor {FLOORS[other]})"
+
+
+def test_every_room_has_a_floor():
+  rooms = {name.split(".")[1] for name in FILES} - {"__init__", "__main__"}
+  assert rooms <= set(FLOORS)
+
+
+def test_no_circles():
+  graphlib.TopologicalSorter({name: imported(path) for name, path in FILES.items()}).prepare()

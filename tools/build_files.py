@@ -129,17 +129,17 @@ def _call(kind: str, **fields: str | list[str]) -> str:
 
 
 def build(package: pathlib.Path) -> str:
-  """The BUILD file of a folder."""
+  """The BUILD file of a folder; the top one only names the program."""
+  if package == ROOT:
+    return _call("alias", name="distill", actual="//distill:__main__") + "\n"
   files = [path for path in sorted(package.glob("*.py")) if path.name != "__init__.py" or path.read_text().strip()]
   rules = [rule(path) for path in files]
   kinds = sorted({one.split("(")[0] for one in rules})
-  parts = [_call("package", default_visibility=visibility(package))] if package != ROOT else []
+  parts = [_call("package", default_visibility=visibility(package))]
   if package == ROOT / "distill":
     parts += groups()
   if package == ROOT / "tests":
     parts.append('exports_files(["main.py"])')
-  if package == ROOT:
-    parts.append(_call("alias", name="distill", actual="//distill:__main__"))
   names = ", ".join(f'"{kind}"' for kind in kinds)
   load = [f'load("@rules_python//python:defs.bzl", {names})'] if kinds else []
   return "\n\n".join([*load, *parts, *rules]) + "\n"

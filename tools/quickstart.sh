@@ -11,6 +11,6 @@ distill=.venv/bin/distill
 $distill train --config=configs/quickstart.py --workdir="$out" "$@"
 $distill export --workdir="$out" --out="$out/export"
 $distill compare --student="$out/student" --teacher=$demo/teacher \
-  --adapters=$demo/adapters/book,$demo/adapters/category,$demo/adapters/topic \
+  --adapters=$demo/adapters/book,$demo/adapters/category,$demo/adapters/class \
   --config=configs/quickstart.py --out="$out/report"
 echo "student: $out/export"

@@ -1,6 +1,7 @@
 """The ordered stack of adapters on a base, and its merging."""
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -35,7 +36,7 @@ class Entry:
 Stack = tuple[Entry, ...]
 
 
-def stack_of(paths: Sequence[str]) -> Stack:
+def stack_of(paths: Sequence[str | os.PathLike[str]]) -> Stack:
   """The adapters in the order given, each at weight 1."""
   return tuple(Entry(path=pathlib.Path(path)) for path in paths)
 

@@ -10,7 +10,7 @@ from absl import flags
 
 from distill.adapters.stack import merge
 from distill.cli import configuration, models
-from distill.cli.main import parse
+from distill.cli.parsing import parse
 from distill.data.sources import open_source
 from distill.data.store import build
 from distill.data.tokenizer import load_tokenizer

@@ -5,7 +5,7 @@ import difflib
 import importlib.util
 import inspect
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -55,6 +55,8 @@ def load(name: str, *, overrides: dict[str, str]) -> dict[str, Any]:
     raise
   except Exception as error:
     raise InputError(f"{name}: {type(error).__name__}: {error}") from error
+  if not isinstance(config, Mapping | ConfigDict):
+    raise InputError(f"{name}: get_config returned {type(config).__name__}, not a ConfigDict")
   locked = ConfigDict(resolve(config)).lock()
   for key, text in overrides.items():
     _override(locked, key, text)

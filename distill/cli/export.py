@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from distill.cli.main import parse
+from distill.cli.parsing import parse
 from distill.errors import InputError
 from distill.models import hf
 

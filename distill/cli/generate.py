@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from distill.cli import models
-from distill.cli.main import parse
+from distill.cli.parsing import parse
 from distill.data.tokenizer import load_tokenizer
 from distill.errors import InputError
 from distill.generate.sample import sample

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from absl import flags
 
-from distill.cli.main import parse
+from distill.cli.parsing import parse
 from distill.data.store import TokenStore
 from distill.errors import InputError
 from distill.models import hf, safetensors_files
@@ -18,7 +18,7 @@ FLAGS = flags.FlagValues()
 
 def main(arguments: Sequence[str]) -> int:
   """Prints one fact a line."""
-  (path,) = parse(FLAGS, arguments, positional=1)
+  (path,) = parse(FLAGS, arguments, positional=["DIR"])
   directory = pathlib.Path(path)
   if not directory.is_dir():
     raise InputError(f"{directory}: no such directory")

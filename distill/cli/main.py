@@ -1,13 +1,14 @@
 """The command line: finds the command, parses its flags, turns wrong input into one line and exit code 2."""
 
 import difflib
-import importlib
 import os
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 from absl import flags
 
+from distill.cli.parsing import help_text
 from distill.errors import InputError
 
 COMMANDS = {
@@ -16,9 +17,9 @@ COMMANDS = {
   "generate": "continue a prompt",
   "compare": "measure a student against its teacher, skill by skill, as a report",
   "export": "write a model as a Hugging Face directory",
-  "inspect": "tell what a model, adapter, run or token store is",
+  "inspect": "tell what DIR is: a model, an adapter, a run or a token store",
 }
-EXIT_INPUT = 2
+EXIT_INPUT, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
 
 
 def run() -> None:
@@ -40,7 +41,14 @@ def main(arguments: Sequence[str]) -> int:
     if name not in COMMANDS:
       near = difflib.get_close_matches(name, list(COMMANDS), n=1)
       raise InputError(f"unknown command; {f'did you mean {near[0]}?' if near else 'distill alone lists the commands'}")
-    return _command(name, rest)
+    command = _load(name)
+    if "--help" in rest or "-h" in rest:
+      print(f"distill {name}: {COMMANDS[name]}\n{help_text(command.FLAGS)}")
+      return 0
+    return command.main(rest)
+  except BrokenPipeError:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Nothing is left to flush at exit.
+    return EXIT_BROKEN_PIPE
   except (InputError, flags.Error, OSError) as error:
     if debug:
       raise
@@ -48,25 +56,34 @@ def main(arguments: Sequence[str]) -> int:
     return EXIT_INPUT
   except KeyboardInterrupt:
     print(f"distill {name}: interrupted", file=sys.stderr)
-    return 130
+    return EXIT_INTERRUPTED
 
 
-def _command(name: str, arguments: Sequence[str]) -> int:
-  module = importlib.import_module(f"distill.cli.{name}")
-  if "--help" in arguments or "-h" in arguments:
-    print(f"distill {name}: {COMMANDS[name]}\n{module.FLAGS.module_help(f'distill.cli.{name}')}")
-    return 0
-  return module.main(arguments)
+def _load(name: str) -> ModuleType:
+  """A command's module, imported only when it is asked for: `distill` alone must not wait for jax."""
+  match name:
+    case "train":
+      from distill.cli import train
 
+      return train
+    case "score":
+      from distill.cli import score
 
-def parse(values: flags.FlagValues, arguments: Sequence[str], *, positional: int = 0) -> list[str]:
-  """Parses `arguments` into `values`; returns the arguments that are not flags.
+      return score
+    case "generate":
+      from distill.cli import generate
 
-  Raises:
-    InputError: More or fewer of those than `positional`.
-  """
-  rest = values(["distill", *arguments])[1:]
-  if len(rest) != positional:
-    what = f"unexpected argument {rest[positional]!r}" if len(rest) > positional else "an argument is missing"
-    raise InputError(f"{what}; see --help")
-  return rest
+      return generate
+    case "compare":
+      from distill.cli import compare
+
+      return compare
+    case "export":
+      from distill.cli import export
+
+      return export
+    case "inspect":
+      from distill.cli import inspect
+
+      return inspect
+  raise AssertionError(name)

@@ -11,7 +11,7 @@ import numpy as np
 from absl import flags
 
 from distill.cli import models
-from distill.cli.main import parse
+from distill.cli.parsing import parse
 from distill.errors import InputError
 
 FLAGS = flags.FlagValues()

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from absl import flags
 
 from distill.cli import configuration
-from distill.cli.main import parse
+from distill.cli.parsing import parse
 from distill.training.interrupt import EXIT_INTERRUPTED
 from distill.training.run import train
 
 FLAGS = flags.FlagValues()
-_CONFIG = flags.DEFINE_string("config", None, "FILE.py or FILE.py:variant.", required=True, flag_values=FLAGS)
+_CONFIG = flags.DEFINE_string(
+  "config", None, "FILE.py or FILE.py:variant; --config.path.to.key=value overrides.", required=True, flag_values=FLAGS
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True, flag_values=FLAGS)
 
 

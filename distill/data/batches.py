@@ -1,5 +1,9 @@
 """Batches as a pure function of (seed, step)."""
 
+import collections
+import concurrent.futures
+import itertools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,6 +13,8 @@ import numpy as np
 from distill.data.store import TokenStore
 from distill.errors import InputError
 from distill.types import Batch
+
+_AHEAD = 2
 
 
 class _Rows:
@@ -49,7 +55,7 @@ class Batches:
   ):
     if len({store.length for store in stores}) != 1:
       raise InputError(f"data: stores of different row lengths {sorted({store.length for store in stores})}")
-    if len(weights) != len(stores) or min(weights) <= 0:
+    if len(weights) != len(stores) or not all(0 < weight < math.inf for weight in weights):
       raise InputError(f"data: weights {tuple(weights)}; each of the {len(stores)} sources needs a positive one")
     if batch_size % process[1]:
       raise InputError(f"training.batch_size: {batch_size} does not divide among {process[1]} hosts")
@@ -75,8 +81,9 @@ class Batches:
     return Batch(**fields)
 
   def iterate(self, start: int) -> Iterator[Batch]:
-    """Batches from step `start` on."""
-    step = start
-    while True:
-      yield self[step]
-      step += 1
+    """Batches from step `start` on, read ahead by a thread that ends with the iterator."""
+    with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="batches") as reader:
+      ahead = collections.deque(reader.submit(self.__getitem__, start + i) for i in range(_AHEAD))
+      for step in itertools.count(start + _AHEAD):
+        yield ahead.popleft().result()
+        ahead.append(reader.submit(self.__getitem__, step))

@@ -3,18 +3,20 @@
 from collections.abc import Iterable, Iterator
 
 import numpy as np
+from jaxtyping import Bool, Float32, Int, Int32
 
-Row = tuple[np.ndarray, np.ndarray, np.ndarray]
+Tokenised = tuple[Int32[np.ndarray, " N"], Bool[np.ndarray, " N"]]
+Row = tuple[Int32[np.ndarray, " T"], Int32[np.ndarray, " T"], Bool[np.ndarray, " T"]]
 
 
-def pack(documents: Iterable[tuple[np.ndarray, np.ndarray]], *, length: int) -> Iterator[Row]:
+def pack(documents: Iterable[Tokenised], *, length: int) -> Iterator[Row]:
   """Rows filled document by document; none is lost, and only one longer than a row is cut.
 
   A document that does not fit into what is left of a row starts the next row when it fits into one; a longer one is
   cut into pieces of `length`, each a segment of its own.
 
   Args:
-    documents: (tokens, learnt) of each, int and bool of one length; learnt[t] says whether predicting tokens[t] counts.
+    documents: (tokens, learnt) of each; learnt[t] says whether predicting tokens[t] counts.
     length: Tokens a row, T.
 
   Yields:
@@ -41,7 +43,7 @@ def _empty(length: int) -> Row:
   return np.zeros(length, np.int32), np.zeros(length, np.int32), np.zeros(length, bool)
 
 
-def positions(segments: np.ndarray) -> np.ndarray:
+def positions(segments: Int[np.ndarray, "N T"]) -> Int32[np.ndarray, "N T"]:
   """Position of each token [N,T] within its document, from 0; 0 in padding."""
   index = np.arange(segments.shape[1], dtype=np.int32)
   starts = np.zeros_like(segments)
@@ -49,7 +51,7 @@ def positions(segments: np.ndarray) -> np.ndarray:
   return np.where(segments > 0, index - np.maximum.accumulate(starts, axis=1), 0).astype(np.int32)
 
 
-def loss_mask(segments: np.ndarray, *, learnt: np.ndarray) -> np.ndarray:
+def loss_mask(segments: Int[np.ndarray, "N T"], *, learnt: Bool[np.ndarray, "N T"]) -> Float32[np.ndarray, "N T"]:
   """1.0 where the next token [N,T] belongs to the same document and is learnt."""
   mask = np.zeros(segments.shape, np.float32)
   same = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)

@@ -1,24 +1,26 @@
 """Token stores: text tokenised and packed once, with a fingerprint of all that went in."""
 
+import contextlib
 import hashlib
-import itertools
 import json
 import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, BinaryIO
 
 import numpy as np
+from jaxtyping import Int
 from transformers import PreTrainedTokenizerBase
 
 from distill.data.packing import loss_mask, pack, positions
 from distill.data.sources import Document, Source
 from distill.errors import InputError
 
-VERSION = 1
-_FILES = {"tokens": np.int32, "segments": np.int32, "learnt": np.bool_}
+VERSION = 2
+_NAMES = ("tokens", "segments", "learnt")
+_GROUP_DOCUMENTS, _GROUP_CHARACTERS = 1000, 1 << 22
 
 
 class TokenStore:
@@ -27,6 +29,7 @@ class TokenStore:
   Attributes:
     rows: Number of rows.
     length: Tokens a row, T.
+    fingerprint: Digest of all that the rows depend on.
     meta: fingerprint, rows, length, tokens, documents, bytes (UTF-8, of the text that is learnt) and source.
   """
 
@@ -35,19 +38,22 @@ class TokenStore:
     try:
       self.meta: dict[str, Any] = json.loads((self.directory / "meta.json").read_text())
       self.rows, self.length = int(self.meta["rows"]), int(self.meta["length"])
-      self._arrays = {name: np.load(self.directory / f"{name}.npy", mmap_mode="r") for name in _FILES}
-    except (OSError, ValueError, KeyError) as error:
-      raise InputError(f"{directory}: not a whole token store ({error}); delete it and it is built again") from error
-    for name, dtype in _FILES.items():
-      array = self._arrays[name]
-      if array.shape != (self.rows, self.length) or array.dtype != dtype:
+      self.fingerprint = str(self.meta["fingerprint"])
+      self._arrays = {name: np.load(self.directory / f"{name}.npy", mmap_mode="r") for name in _NAMES}
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+      reason = " ".join(str(error).split()) or type(error).__name__
+      raise InputError(f"{directory}: not a whole token store ({reason}); delete it and it is built again") from error
+    for name, array in self._arrays.items():
+      kind = "b" if name == "learnt" else "iu"
+      if array.shape != (self.rows, self.length) or array.dtype.kind not in kind:
         raise InputError(f"{self.directory}/{name}.npy: does not agree with meta.json; delete the store to rebuild it")
 
-  def read(self, rows: np.ndarray) -> dict[str, Any]:
-    """tokens, segments, positions (int32) and loss_mask (float32) [n,T] of the rows asked for."""
-    tokens, segments, learnt = (np.asarray(self._arrays[name][rows]) for name in _FILES)
+  def read(self, rows: Int[np.ndarray, " N"]) -> dict[str, Any]:
+    """tokens, segments, positions (int32) and loss_mask (float32) [N,T] of the rows asked for."""
+    tokens, segments, learnt = (np.asarray(self._arrays[name][rows]) for name in _NAMES)
+    segments = segments.astype(np.int32)
     return {
-      "tokens": tokens,
+      "tokens": tokens.astype(np.int32),
       "segments": segments,
       "positions": positions(segments),
       "loss_mask": loss_mask(segments, learnt=learnt),
@@ -60,68 +66,93 @@ def build(
   """The store of `source` under `directory`, named by its fingerprint; written only if it is not there.
 
   Raises:
-    InputError: A source without documents, or a tokenizer without an end-of-text token.
+    InputError: A source without documents, a tokenizer without an end-of-text token, rows too short, or a store there
+      that is damaged or another's.
   """
-  fingerprint = _fingerprint(source, tokenizer=tokenizer, length=length)
-  target = pathlib.Path(directory) / fingerprint[:16]
-  if target.exists():
-    store = TokenStore(target)
-    if store.meta["fingerprint"] != fingerprint:
-      raise InputError(f"{target}/meta.json: fingerprint of another store; delete the directory to rebuild it")
-    return store
+  if length < 2:
+    raise InputError(f"config.data.length: {length}; a row needs at least 2 tokens, one to read and one to predict")
   if tokenizer.eos_token_id is None:
     raise InputError("tokenizer: no end-of-text token (eos_token); documents cannot be told apart")
+  fingerprint = _fingerprint(source, tokenizer=tokenizer, length=length)
+  target = pathlib.Path(directory) / fingerprint[:16]
+  if not target.exists():
+    _build(target, source=source, tokenizer=tokenizer, length=length, fingerprint=fingerprint)
+  store = TokenStore(target)
+  if store.fingerprint != fingerprint:
+    raise InputError(f"{target}/meta.json: fingerprint of another store; delete the directory to rebuild it")
+  return store
+
+
+def _build(
+  target: pathlib.Path, *, source: Source, tokenizer: PreTrainedTokenizerBase, length: int, fingerprint: str
+) -> None:
   target.parent.mkdir(parents=True, exist_ok=True)
   work = pathlib.Path(tempfile.mkdtemp(prefix=".building-", dir=target.parent))
   try:
     meta = _write(work, source=source, tokenizer=tokenizer, length=length)
     if not meta["rows"]:
       raise InputError(f"{source.spec}: no documents in it")
-    (work / "meta.json").write_text(json.dumps({"fingerprint": fingerprint, **meta}, indent=1, default=str))
+    (work / "meta.json").write_text(json.dumps({"fingerprint": fingerprint, **meta}, indent=1))
     os.chmod(work, 0o755)
-    os.replace(work, target)
+    try:
+      os.replace(work, target)
+    except OSError:
+      # Another process built the same store meanwhile; whoever came first has the same rows.
+      if not target.exists():
+        raise
   finally:
     shutil.rmtree(work, ignore_errors=True)
-  return TokenStore(target)
 
 
 def _fingerprint(source: Source, *, tokenizer: PreTrainedTokenizerBase, length: int) -> str:
-  backend = getattr(tokenizer, "backend_tokenizer", None)
-  words = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+  # Where the content lies does not matter; what it is, the digest says.
   spec = {key: value for key, value in source.spec.items() if key not in ("path", "data_files", "directory")}
-  parts = [VERSION, spec, source.digest, hashlib.sha256(words.encode()).hexdigest(), tokenizer.eos_token_id, length]
-  return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+  words = hashlib.sha256(json.dumps(_words(tokenizer), sort_keys=True).encode()).hexdigest()
+  parts = [VERSION, spec, source.digest, words, tokenizer.eos_token_id, length]
+  return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _words(tokenizer: PreTrainedTokenizerBase) -> Any:
+  """All that decides how text becomes tokens; truncation and padding are settings of the last call, not of it."""
+  backend = getattr(tokenizer, "backend_tokenizer", None)
+  if backend is None:
+    return tokenizer.get_vocab()
+  return {key: value for key, value in json.loads(backend.to_str()).items() if key not in ("truncation", "padding")}
 
 
 def _write(work: pathlib.Path, *, source: Source, tokenizer: PreTrainedTokenizerBase, length: int) -> dict[str, Any]:
   counts = {"documents": 0, "tokens": 0, "bytes": 0}
+  # Identifiers may have holes, so their number is no bound.
+  widest = max(tokenizer.get_vocab().values())
+  dtypes = (np.min_scalar_type(widest), np.min_scalar_type(length), np.dtype(bool))
   rows = 0
-  with (
-    open(work / "tokens.raw", "wb") as tokens,
-    open(work / "segments.raw", "wb") as segments,
-    open(work / "learnt.raw", "wb") as learnt,
-  ):
+  with contextlib.ExitStack() as stack:
+    files = [stack.enter_context(open(work / f"{name}.npy", "wb")) for name in _NAMES]
+    for file, dtype in zip(files, dtypes, strict=True):
+      _header(file, dtype=dtype, shape=(0, length))
     for row in pack(_encode(source.documents(), tokenizer, counts), length=length):
-      for file, part in zip((tokens, segments, learnt), row, strict=True):
-        file.write(part.tobytes())
+      for file, dtype, part in zip(files, dtypes, row, strict=True):
+        file.write(part.astype(dtype).tobytes())
       rows += 1
-  for name, dtype in _FILES.items():
-    raw = work / f"{name}.raw"
-    if rows:
-      whole = np.lib.format.open_memmap(work / f"{name}.npy", mode="w+", dtype=dtype, shape=(rows, length))
-      whole[:] = np.memmap(raw, dtype, mode="r", shape=(rows, length))
-      whole.flush()
-    raw.unlink()
+    for file, dtype in zip(files, dtypes, strict=True):
+      file.seek(0)
+      _header(file, dtype=dtype, shape=(rows, length))
   return {"rows": rows, "length": length, **counts, "source": dict(source.spec)}
+
+
+def _header(file: BinaryIO, *, dtype: np.dtype, shape: tuple[int, int]) -> None:
+  """Starts a .npy file; NumPy leaves room for the rows to grow, so that a later header takes the same space."""
+  fields = {"shape": shape, "fortran_order": False, "descr": dtype.str}
+  np.lib.format.write_array_header_1_0(file, fields)
 
 
 def _encode(
   documents: Iterator[Document], tokenizer: PreTrainedTokenizerBase, counts: dict[str, int]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """Tokens and what is learnt of each document; ends with the end-of-text token, and has no start token."""
-  for group in _batched(documents, 1000):
-    prompts = tokenizer([one.prompt for one in group], add_special_tokens=False)["input_ids"]
-    texts = tokenizer([one.text for one in group], add_special_tokens=False)["input_ids"]
+  for group in _groups(documents):
+    prompts = tokenizer([one.prompt for one in group], add_special_tokens=False, verbose=False)["input_ids"]
+    texts = tokenizer([one.text for one in group], add_special_tokens=False, verbose=False)["input_ids"]
     for document, prompt, text in zip(group, prompts, texts, strict=True):
       ids = np.asarray([*prompt, *text, tokenizer.eos_token_id], np.int32)
       counts["documents"] += 1
@@ -130,6 +161,15 @@ def _encode(
       yield ids, np.arange(len(ids)) >= len(prompt)
 
 
-def _batched(items: Iterator[Document], size: int) -> Iterator[list[Document]]:
-  while group := list(itertools.islice(items, size)):
+def _groups(documents: Iterable[Document]) -> Iterator[list[Document]]:
+  """Runs of documents that fit into memory, however long the source."""
+  group: list[Document] = []
+  size = 0
+  for document in documents:
+    group.append(document)
+    size += len(document.prompt) + len(document.text)
+    if len(group) >= _GROUP_DOCUMENTS or size >= _GROUP_CHARACTERS:
+      yield group
+      group, size = [], 0
+  if group:
     yield group

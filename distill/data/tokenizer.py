@@ -1,5 +1,6 @@
 """Tokenizers from local directories."""
 
+import os
 import pathlib
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -7,7 +8,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from distill.errors import InputError
 
 
-def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
   """The tokenizer of a directory in the Hugging Face format.
 
   Raises:

@@ -76,7 +76,7 @@ def correct(model: Model, *, skill: Skill, tokenizer: PreTrainedTokenizerBase) -
     scores = _log_probs(model, rows)
     picked = [int(np.argmax([row[0, ids[0]] for ids in group])) for row, group in zip(scores, choices, strict=True)]
   else:
-    picked = [_pick(model, prompt, group) for prompt, group in zip(prompts, choices, strict=True)]
+    picked = _pick(model, prompts, choices)
   return np.asarray([pick == example.answer for pick, example in zip(picked, skill.examples, strict=True)])
 
 
@@ -84,12 +84,15 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
   return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def _pick(model: Model, prompt: list[int], choices: list[list[int]]) -> int:
-  rows = [(prompt + ids[:-1], list(range(len(prompt) - 1, len(prompt) + len(ids) - 1))) for ids in choices]
-  scores = _log_probs(model, rows)
-  return int(
-    np.argmax([sum(row[i, token] for i, token in enumerate(ids)) for row, ids in zip(scores, choices, strict=True)])
+def _pick(model: Model, prompts: Sequence[list[int]], choices: Sequence[list[list[int]]]) -> list[int]:
+  """The choice of the highest summed log-probability after each prompt, where choices may have several tokens."""
+  pairs = [(prompt, ids) for prompt, group in zip(prompts, choices, strict=True) for ids in group]
+  rows = [(prompt + ids[:-1], list(range(len(prompt) - 1, len(prompt) + len(ids) - 1))) for prompt, ids in pairs]
+  scores = iter(
+    sum(row[i, token] for i, token in enumerate(ids))
+    for row, (_, ids) in zip(_log_probs(model, rows), pairs, strict=True)
   )
+  return [int(np.argmax([next(scores) for _ in group])) for group in choices]
 
 
 def _log_probs(model: Model, rows: Sequence[tuple[list[int], list[int]]]) -> list[np.ndarray]:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from distill.nn.linear import Linear
@@ -103,7 +104,7 @@ class AttentionMixer(nnx.Module):
     y = jnp.einsum("bkgts,bksh->bkgth", weights, v_BKSH, preferred_element_type=jnp.float32)
     return self._output(y.transpose(0, 3, 1, 2, 4).reshape(*x.shape[:2], self.num_heads, -1), gate, x.dtype)
 
-  def init_cache(self, batch: int, *, length: int, dtype: jnp.dtype) -> AttentionCache:
+  def init_cache(self, batch: int, *, length: int, dtype: DTypeLike) -> AttentionCache:
     """An empty cache for `length` positions."""
     empty = jnp.zeros((batch, length, self.num_kv_heads, self.head_dim), dtype)
     return AttentionCache(k=empty, v=empty)

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from distill.nn.conv import causal_conv
@@ -14,6 +15,42 @@ from distill.nn.param import Init, ones
 
 _CHUNK = 64
 _EPS = 1e-6
+
+
+@jax.custom_vjp
+def _unit_lower_inverse(a: Float[Array, "*B C C"]) -> Float[Array, "*B C C"]:
+  """(I + a)⁻¹ for strictly lower triangular `a` whose size is a power of two.
+
+  Diagonal blocks double in size: [[P, 0], [A, Q]]⁻¹ = [[P⁻¹, 0], [−Q⁻¹ A P⁻¹, Q⁻¹]]. This is block substitution, stable
+  where a product of powers of `a` is not (repeated keys), and nothing but matrix products; LAPACK's batched triangular
+  solve has been seen to wait for ever inside XLA's CPU thread pool.
+  """
+  size, lead = a.shape[-1], a.shape[:-2]
+  inverse = jnp.ones((*lead, size, 1, 1), a.dtype)
+  width = 1
+  while width < size:
+    count = size // (2 * width)
+    below = a.reshape(*lead, count, 2, width, count, 2, width)[..., :, 1, :, :, 0, :]
+    below = jnp.moveaxis(jnp.diagonal(below, axis1=-4, axis2=-2), -1, -3)
+    first, second = inverse[..., 0::2, :, :], inverse[..., 1::2, :, :]
+    corner = -second @ below @ first
+    top = jnp.concatenate([first, jnp.zeros_like(first)], axis=-1)
+    inverse = jnp.concatenate([top, jnp.concatenate([corner, second], axis=-1)], axis=-2)
+    width *= 2
+  return inverse[..., 0, :, :]
+
+
+def _inverse_forward(a):
+  inverse = _unit_lower_inverse(a)
+  return inverse, inverse
+
+
+def _inverse_backward(inverse, cotangent):
+  transposed = inverse.swapaxes(-1, -2)
+  return (-transposed @ cotangent @ transposed,)
+
+
+_unit_lower_inverse.defvjp(_inverse_forward, _inverse_backward)
 
 
 def gated_delta_rule(
@@ -38,10 +75,10 @@ def gated_delta_rule(
     log_decay: g_t, at most 0.
     beta: Write strengths, 0 to 1.
     segments: Number of the document of each position; any positions of one number must be neighbours.
-    chunk: Positions a chunk, C; the length need not be a multiple.
+    chunk: Positions a chunk, C, a power of two; the length need not be a multiple.
   """
   length = q.shape[1]
-  chunk = min(chunk, length)
+  chunk = min(chunk, 1 << (length - 1).bit_length())
   count = -(-length // chunk)
 
   def cut(x):
@@ -69,7 +106,7 @@ def gated_delta_rule(
   mixing = jnp.einsum("...td,...sd->...ts", keys, k) * strictly
   entering = (from_before * jnp.exp(total))[..., None]
   right = jnp.concatenate([v * beta[..., None], keys * entering], axis=-1)
-  solved = jax.scipy.linalg.solve_triangular(mixing + jnp.eye(chunk), right, lower=True, unit_diagonal=True)
+  solved = _unit_lower_inverse(mixing) @ right
   written, read = solved[..., : v.shape[-1]], solved[..., v.shape[-1] :]
   attention = jnp.einsum("...td,...sd->...ts", q, k) * decay_TS
   leaving = k * (to_after * jnp.exp(total[..., -1:] - total))[..., None]
@@ -184,7 +221,7 @@ class GatedDeltaMixer(nnx.Module):
     y = gated_delta_rule(q, k, v, log_decay=log_decay, beta=beta, segments=segments)
     return self._output(y, x)
 
-  def init_cache(self, batch: int, *, length: int, dtype: jnp.dtype) -> DeltaCache:
+  def init_cache(self, batch: int, *, length: int, dtype: DTypeLike) -> DeltaCache:
     """An empty cache; its size does not depend on `length`."""
     del length
     width, mixed = self.conv.kernel.shape[-2:]

@@ -71,11 +71,13 @@ def test_masked_positions_and_appended_padding_change_nothing():
 
 def test_compiled_temporaries_stay_far_below_the_plain_loss():
   def temporaries(loss):
-    student = Readout(kernel=jnp.zeros((256, 32_768)), vocab_size=32_768)
-    hidden = jax.ShapeDtypeStruct((8 * 512, 256), jnp.float32)
-    mask = jax.ShapeDtypeStruct((8 * 512,), jnp.float32)
-    step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
-    lowered = step.lower(hidden, jax.eval_shape(lambda: student), hidden, jax.eval_shape(lambda: student), mask, ONE)
+    def of_kernels(hidden, kernel, teacher_hidden, teacher_kernel, mask):
+      readout, teacher = (Readout(kernel=one, vocab_size=32_768) for one in (kernel, teacher_kernel))
+      return loss(hidden, readout, teacher_hidden, teacher, mask, ONE)
+
+    shapes = [(8 * 512, 256), (256, 32_768), (8 * 512, 256), (256, 32_768), (8 * 512,)]
+    step = jax.jit(jax.value_and_grad(of_kernels, argnums=(0, 1)))
+    lowered = step.lower(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes))
     return lowered.compile().memory_analysis().temp_size_in_bytes / 2**20
 
   chunked, whole = temporaries(chunked_forward_kl), temporaries(plain)

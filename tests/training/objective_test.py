@@ -24,9 +24,9 @@ def problem(rows):
     hidden=array(rows, 9, 6), captured=(array(rows, 9, 6),), readout=Readout(kernel=array(6, 11), vocab_size=11)
   )
   signal = DenseSignal(
-    hidden=array(rows, 9, 5), captured=(array(rows, 9, 4),), readout=Readout(kernel=array(5, 11), vocab_size=11)
+    hidden=array(rows, 9, 5), captured=(array(rows, 9, 5),), readout=Readout(kernel=array(5, 11), vocab_size=11)
   )
-  return output, signal, batch, {"0_2.kernel": array(6, 4)}
+  return output, signal, batch, {"0_2.kernel": array(6, 5)}
 
 
 TERMS = (
@@ -40,7 +40,7 @@ def test_the_loss_is_the_sum_of_plain_means_over_valid_tokens():
   output, signal, batch, projectors = problem(3)
   terms = build_terms(TERMS, key="terms", steps=10)
   got, parts = loss_sums(
-    terms, output=output, signal=signal, batch=batch, projectors=projectors, step=0, totals=counts(batch)
+    terms, output=output, signal=signal, batch=batch, projectors=projectors, step=jnp.zeros(()), totals=counts(batch)
   )
   student, teacher = (np.asarray(x.readout.logits(x.hidden), np.float64) for x in (output, signal))
 
@@ -77,7 +77,7 @@ def test_shares_of_micro_batches_add_up():
       signal=DenseSignal(hidden=cut(signal.hidden), captured=tuple(map(cut, signal.captured)), readout=signal.readout),
       batch=Batch(**{name: cut(getattr(batch, name)) for name in ("tokens", "segments", "positions", "loss_mask")}),
       projectors=projectors,
-      step=0,
+      step=jnp.zeros(()),
       totals=counts(batch),
     )[0]
 

@@ -22,6 +22,12 @@ from tools.make_demo.text import Passage
 SEED = 20261124
 VOCABULARY = 4096
 END = "<|endoftext|>"
+# Words that are one token each, whatever their number in the text: answers, and topics of the manuals.
+WHOLE_WORDS = (
+  *skills.CATEGORIES.values(),
+  *skills.BOOKS.values(),
+  *("network", "dates", "files", "threads", "windows", "numbers", "settings", "replication"),
+)
 TEST_PER_CLASS = 60
 ADAPTER_PER_CLASS = 1600
 DISTILL_PER_CLASS = 500
@@ -101,8 +107,8 @@ def main() -> None:
   open_, kept_back = [p for p in passages if not held_out(p)], [p for p in passages if held_out(p)]
   base = documents(open_, seed=SEED)
   write(out / "base.jsonl", ({"text": one} for one in base))
-  answers = [f" {choice}" for _, choices in skills.SKILLS.values() for choice in choices] * 2000
-  train_tokenizer([*base, *answers]).save_pretrained(out / "tokenizer")
+  whole = [f" {word}" for word in WHOLE_WORDS] * 2000
+  train_tokenizer([*base, *whole]).save_pretrained(out / "tokenizer")
   write(out / "general.jsonl", ({"text": one} for one in up_to(base, size=GENERAL_BYTES)))
   heldout = up_to(documents(kept_back, seed=SEED), size=HELDOUT_BYTES)
   write(out / "heldout.jsonl", ({"text": one} for one in heldout))

@@ -15,7 +15,7 @@ $distill train --config=configs/pretrain.py:"$work/corpus" --workdir="$work/base
 
 # Each adapter is made on top of those before it, with some of their questions mixed in.
 on=$work/base/student replay="" stack=()
-for skill in book:300 category:300 topic:450; do
+for skill in book:300 category:300 class:250; do
   name=${skill%:*} steps=${skill#*:}
   $distill train --config="configs/adapter.py:$on,$work/corpus/${name}_adapter.jsonl$replay" --workdir="$work/$name" \
     --config.stages.adapter.steps="$steps"
@@ -30,7 +30,7 @@ rm -rf $demo/teacher $demo/adapters $demo/text $demo/tests
 mkdir -p $demo/adapters $demo/text $demo/tests
 $distill export --model="$work/base/student" --out=$demo/teacher
 cp "$work/corpus/general.jsonl" "$work/corpus/heldout.jsonl" $demo/text/
-for name in book category topic; do
+for name in book category class; do
   cp -r "$work/$name/adapter" "$demo/adapters/$name"
   cp "$work/corpus/${name}_distill.jsonl" "$demo/text/$name.jsonl"
   cp "$work/corpus/${name}_test.jsonl" "$demo/tests/$name.jsonl"

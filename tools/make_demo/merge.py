@@ -1,12 +1,12 @@
 """Writes a base with a stack of adapters merged into it, for the next adapter to be trained on.
 
-python -m tools.make_demo.merge BASE OUT ADAPTER…
+python -m tools.make_demo.merge BASE OUT WEIGHT ADAPTER…
 """
 
 import argparse
 import pathlib
 
-from distill.adapters.stack import merge, stack_of
+from distill.adapters.stack import Entry, merge
 from distill.models import hf
 
 
@@ -15,10 +15,12 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("base", type=pathlib.Path)
   parser.add_argument("out", type=pathlib.Path)
-  parser.add_argument("adapters", nargs="+")
+  parser.add_argument("weight", type=float)
+  parser.add_argument("adapters", nargs="+", type=pathlib.Path)
   arguments = parser.parse_args()
   config, params = hf.load(arguments.base)
-  merged = merge(params, stack=stack_of(arguments.adapters), config=config)
+  stack = tuple(Entry(path=path, weight=arguments.weight) for path in arguments.adapters)
+  merged = merge(params, stack=stack, config=config)
   hf.save(arguments.out, config=config, params=merged, tokenizer_from=arguments.base, config_from=arguments.base)
 
 

@@ -1,7 +1,6 @@
 """Three skills drawn from the text, each a question with one-word choices and a known chance level."""
 
 import random
-import re
 from collections.abc import Callable, Iterable, Sequence
 
 from tools.make_demo.text import Passage
@@ -17,19 +16,8 @@ CATEGORIES = {
   "04": "action",
 }
 BOOKS = {"Ge": "Genesis", "Psa": "Psalms", "Prv": "Proverbs", "Isa": "Isaiah", "Luke": "Luke", "Acts": "Acts"}
-TOPICS = {
-  "network": r"library/(socket|ssl|http|urllib|smtp|ftplib|imaplib|poplib|xmlrpc|ipaddress|email|telnet|nntp)",
-  "dates": r"library/(datetime|time$|time\.|calendar|zoneinfo|sched)|datatype-datetime|functions-datetime|datetime-",
-  "files": r"library/(os\.path|pathlib|shutil|tempfile|zipfile|tarfile|glob|fileinput|filecmp|gzip|bz2|mailbox)",
-  "threads": r"library/(threading|multiprocessing|concurrent|asyncio|queue|_thread|subprocess)",
-  "windows": r"library/(tkinter|turtle|curses|tk$|idle)",
-  "numbers": r"library/(math|cmath|decimal|fractions|statistics|random|numbers)|datatype-numeric|functions-math",
-  "settings": r"runtime-config",
-  "replication": r"logical-replication|warm-standby|high-avail|protocol-replic|protocol-logical|hot-standby|logicaldec"
-  r"|different-replication|sql-.*(subscription|publication)|continuous-arch",
-}
-
-WINDOW = 20
+# What nouns, verbs, adjectives and adverbs name.
+CLASSES = ("thing", "doing", "quality", "manner")
 
 Example = tuple[str, str]
 
@@ -39,7 +27,7 @@ def category(passages: Iterable[Passage]) -> list[Example]:
   found = []
   for passage in passages:
     if passage.source == "wordnet" and passage.place in CATEGORIES:
-      gloss = re.split(r'; "', passage.text.split(": ", 1)[1])[0]
+      gloss = _gloss(passage)
       if 5 <= len(gloss.split()) <= 30:
         found.append((f"{gloss}\nKind:", CATEGORIES[passage.place]))
   return found
@@ -56,23 +44,28 @@ def book(passages: Sequence[Passage]) -> list[Example]:
   return found
 
 
-def topic(passages: Iterable[Passage]) -> list[Example]:
-  """What twenty words of a manual are about."""
+def word_class(passages: Iterable[Passage]) -> list[Example]:
+  """What kind of word, as a question about meaning, a dictionary's gloss defines."""
   found = []
   for passage in passages:
-    for name, pattern in TOPICS.items():
-      if passage.source in ("python", "postgresql") and re.match(pattern, passage.place):
-        words = passage.text.split()
-        starts = range(0, max(1, len(words) - WINDOW + 1), WINDOW)
-        found += [(f"{' '.join(words[at : at + WINDOW])}\nTopic:", name) for at in starts if len(words) >= 12]
-        break
+    if passage.source == "wordnet":
+      number = int(passage.place)
+      name = CLASSES[0 if 3 <= number <= 28 else 1 if 29 <= number <= 43 else 3 if number == 2 else 2]
+      gloss = _gloss(passage)
+      if 4 <= len(gloss.split()) <= 30:
+        found.append((f"{gloss}\nNames:", name))
   return found
+
+
+def _gloss(passage: Passage) -> str:
+  """The definition alone, without the word and without examples of its use."""
+  return passage.text.split(": ", 1)[1].split('; "')[0]
 
 
 SKILLS: dict[str, tuple[Callable[[Sequence[Passage]], list[Example]], Sequence[str]]] = {
   "category": (category, tuple(CATEGORIES.values())),
   "book": (book, tuple(BOOKS.values())),
-  "topic": (topic, tuple(TOPICS)),
+  "class": (word_class, CLASSES),
 }
 
 

@@ -1,0 +1,46 @@
+"""Flags of one command: parsing with messages of one line, and the help text."""
+
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from distill.errors import InputError
+
+
+def parse(values: flags.FlagValues, arguments: Sequence[str], *, positional: Sequence[str] = ()) -> list[str]:
+  """Parses `arguments` into `values`; returns the arguments that are not flags, one for each name in `positional`.
+
+  Raises:
+    InputError: A required flag or argument is missing, or there is one too many.
+    flags.Error: A flag is unknown or its value is wrong.
+  """
+  try:
+    rest = values([sys.argv[0], *arguments])[1:]
+  except flags.IllegalFlagValueError as error:
+    missing = _missing(values) if values.is_parsed() else []
+    if missing:
+      raise InputError(f"{', '.join(missing)}: missing; --help lists the flags") from error
+    raise
+  if len(rest) > len(positional):
+    extra = rest[len(positional)]
+    raise InputError(f"{extra!r}: unexpected argument; flags are written --flag=value, --help lists them")
+  if len(rest) < len(positional):
+    raise InputError(f"{positional[len(rest)]}: missing; --help tells")
+  return rest
+
+
+def help_text(values: flags.FlagValues) -> str:
+  """One line a flag, the required ones first."""
+  missing = _missing(values)
+  lines = []
+  for name in sorted(values, key=lambda name: (f"--{name}" not in missing, name)):
+    flag = values[name]
+    note = "required" if f"--{name}" in missing else f"default {flag.default}" if flag.default not in ("", []) else ""
+    lines.append(f"\n  --{name:<15}{flag.help}{f' ({note})' if note else ''}")
+  return "".join(lines)
+
+
+def _missing(values: flags.FlagValues) -> list[str]:
+  """Flags without a value: an optional one has a default."""
+  return [f"--{name}" for name in sorted(values) if values[name].value is None]

@@ -1,0 +1,129 @@
+import itertools
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distill.data.batches import Batches
+from distill.data.sources import Document, Source
+from distill.data.store import build
+from distill.data.tokenizer import load_tokenizer
+from distill.errors import InputError
+
+FIELDS = ("tokens", "segments", "positions", "loss_mask")
+ROWS = (23, 11)
+
+
+@pytest.fixture(scope="module")
+def stores(tokenizer_dir, tmp_path_factory):
+  """Two stores whose rows are all unlike, with `ROWS` rows."""
+  directory, tokenizer = tmp_path_factory.mktemp("stores"), load_tokenizer(str(tokenizer_dir))
+  made = []
+  for name, rows in zip("ab", ROWS, strict=True):
+    # A document a row: with the end, 7 bytes of 8 are used, and no two fit.
+    documents = [Document(f"{name}#{i:04d}") for i in range(rows)]
+    source = Source({"name": name}, name, documents.__iter__)
+    made.append(build(source, tokenizer=tokenizer, length=8, directory=directory))
+  assert tuple(store.rows for store in made) == ROWS
+  return made
+
+
+def equal(one, other):
+  return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in FIELDS)
+
+
+def rows(batch):
+  return [row.tobytes() for row in batch.tokens]
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 2**31 - 1), step=st.integers(0, 10**6), hosts=st.sampled_from([1, 2, 4]))
+def test_a_batch_depends_on_seed_and_step_alone_and_hosts_share_it(seed, step, hosts, stores):
+  def batches(process=(0, 1)):
+    return Batches(stores, weights=[3.0, 1.0], batch_size=8, seed=seed, process=process)
+
+  whole = batches()[step]
+  assert equal(whole, batches()[step])
+  parts = [batches((index, hosts))[step] for index in range(hosts)]
+  for name in FIELDS:
+    joined = np.concatenate([getattr(part, name) for part in parts])
+    assert len(getattr(parts[0], name)) == 8 // hosts
+    assert np.array_equal(joined, getattr(whole, name))
+
+
+def test_another_seed_is_another_order(stores):
+  one, other = (Batches(stores[:1], weights=[1.0], batch_size=16, seed=seed)[0] for seed in (7, 8))
+  assert not equal(one, other)
+
+
+def test_a_host_reads_its_own_rows_only(stores, monkeypatch):
+  asked = []
+  original = type(stores[0]).read
+  monkeypatch.setattr(type(stores[0]), "read", lambda self, rows: asked.extend(rows) or original(self, rows))
+  Batches(stores, weights=[1.0, 1.0], batch_size=8, seed=0, process=(1, 4))[5]
+  assert len(asked) == 2
+
+
+def test_every_epoch_sees_every_row_once_in_an_order_of_its_own(stores):
+  batches = Batches(stores[:1], weights=[1.0], batch_size=1, seed=0)
+  epochs = [[rows(batches[epoch * ROWS[0] + i])[0] for i in range(ROWS[0])] for epoch in range(3)]
+  stored = [row.tobytes() for row in stores[0].read(np.arange(ROWS[0]))["tokens"]]
+  assert all(sorted(epoch) == sorted(stored) for epoch in epochs)
+  assert len({tuple(order) for order in [stored, *epochs]}) == 4
+
+
+@pytest.mark.parametrize("weights", [(3.0, 1.0), (0.3, 0.7), (1.0, 99.0)])
+def test_a_mixture_has_its_proportions_and_shuffles_each_source_by_itself(weights, stores):
+  batches = Batches(stores, weights=weights, batch_size=100, seed=0)
+  first = {row.tobytes() for row in stores[0].read(np.arange(ROWS[0]))["tokens"]}
+  drawn = [row for step in range(4) for row in rows(batches[step])]
+  # Rounded to whole rows, and never further off.
+  assert abs(sum(row in first for row in drawn) - len(drawn) * weights[0] / sum(weights)) < 1.5
+  second = [row for row in drawn if row not in first]
+  for start in range(0, len(second) - ROWS[1] + 1, ROWS[1]):
+    assert len(set(second[start : start + ROWS[1]])) == ROWS[1]
+
+
+def test_reading_ahead_gives_the_same_batches_and_its_thread_ends(stores):
+  batches = Batches(stores, weights=[3.0, 1.0], batch_size=4, seed=7)
+  before = threading.active_count()
+  ahead = batches.iterate(9)
+  for step, batch in zip(range(9, 20), itertools.islice(ahead, 11), strict=True):
+    assert equal(batch, batches[step])
+  assert threading.active_count() == before + 1
+  ahead.close()
+  assert threading.active_count() == before
+
+
+def test_what_fails_in_the_thread_is_raised(stores, monkeypatch):
+  batches = Batches(stores, weights=[3.0, 1.0], batch_size=4, seed=7)
+
+  def read(self, rows):
+    raise InputError("the store is gone")
+
+  monkeypatch.setattr(type(stores[0]), "read", read)
+  with pytest.raises(InputError, match="the store is gone"):
+    next(batches.iterate(0))
+
+
+@pytest.mark.parametrize(
+  ("changed", "says"),
+  [
+    ({"weights": [1.0]}, "weights"),
+    ({"weights": [1.0, 0.0]}, "weights"),
+    ({"weights": [1.0, float("nan")]}, "weights"),
+    ({"batch_size": 6, "process": (0, 4)}, "batch_size: 6 does not divide among 4 hosts"),
+  ],
+)
+def test_wrong_mixtures_are_refused(changed, says, stores):
+  with pytest.raises(InputError, match=says):
+    Batches(stores, **{"weights": [1.0, 1.0], "batch_size": 4, "seed": 0, **changed})
+
+
+def test_stores_of_unlike_lengths_are_refused(stores, tokenizer_dir, tmp_path):
+  source = Source({}, "", [Document("old")].__iter__)
+  other = build(source, tokenizer=load_tokenizer(str(tokenizer_dir)), length=9, directory=tmp_path)
+  with pytest.raises(InputError, match=r"lengths \[8, 9\]"):
+    Batches([stores[0], other], weights=[1.0, 1.0], batch_size=4, seed=0)

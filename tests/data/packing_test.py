@@ -1,0 +1,57 @@
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distill.data.packing import loss_mask, pack, positions
+
+
+@st.composite
+def documents(draw):
+  """Documents of unlike tokens, some of which are learnt, and a row length."""
+  sizes = draw(st.lists(st.integers(1, 23), min_size=1, max_size=20))
+  starts = np.cumsum([1, *sizes])
+  learnt = [np.array(draw(st.lists(st.booleans(), min_size=size, max_size=size))) for size in sizes]
+  tokens = [np.arange(size, dtype=np.int32) + start for size, start in zip(sizes, starts[:-1], strict=True)]
+  return list(zip(tokens, learnt, strict=True)), draw(st.integers(2, 9))
+
+
+def packed(given_documents, length):
+  rows = list(pack(iter(given_documents), length=length))
+  return tuple(np.stack(part) for part in zip(*rows, strict=True))
+
+
+@given(documents())
+def test_packing_loses_nothing_and_keeps_order(drawn):
+  given_documents, length = drawn
+  tokens, segments, learnt = packed(given_documents, length)
+  assert np.array_equal(tokens[segments > 0], np.concatenate([one for one, _ in given_documents]))
+  assert np.array_equal(learnt[segments > 0], np.concatenate([one for _, one in given_documents]))
+  assert not tokens[segments == 0].any() and not learnt[segments == 0].any()
+
+
+@given(documents())
+def test_segments_are_documents_and_only_those_longer_than_a_row_are_cut(drawn):
+  given_documents, length = drawn
+  tokens, segments, _ = packed(given_documents, length)
+  pieces = []
+  for row, number in zip(tokens, segments, strict=True):
+    used = number.max()
+    assert sorted(set(number) - {0}) == list(range(1, used + 1))
+    assert (np.diff(np.where(number == 0, used + 1, number)) >= 0).all()
+    pieces += [row[number == one].tolist() for one in range(1, used + 1)]
+  wanted = [one[at : at + length].tolist() for one, _ in given_documents for at in range(0, len(one), length)]
+  assert pieces == wanted
+
+
+@given(documents())
+def test_positions_and_loss_mask_follow_from_their_definition(drawn):
+  given_documents, length = drawn
+  tokens, segments, learnt = packed(given_documents, length)
+  where, mask = positions(segments), loss_mask(segments, learnt=learnt)
+  for row in range(len(tokens)):
+    for at in range(length):
+      number = segments[row, at]
+      first = segments[row].tolist().index(number)
+      assert where[row, at] == (at - first if number else 0)
+      follows = at + 1 < length and number > 0 and segments[row, at + 1] == number
+      assert mask[row, at] == float(follows and learnt[row, at + 1])

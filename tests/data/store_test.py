@@ -1,0 +1,184 @@
+import json
+import os
+
+import numpy as np
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from distill.data import store as store_module
+from distill.data.sources import Document, Source, open_source
+from distill.data.store import TokenStore, build
+from distill.data.tokenizer import load_tokenizer
+from distill.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tokenizer_dir):
+  return load_tokenizer(str(tokenizer_dir))
+
+
+@pytest.fixture
+def make(text_file, tokenizer, tmp_path):
+  """Builds a store of `text_file`, with some of what goes in changed."""
+
+  def built(path=text_file, *, tokenizer=tokenizer, length=32, **spec):
+    source = open_source({"kind": "jsonl", "path": str(path), **spec}, key="data")
+    return build(source, tokenizer=tokenizer, length=length, directory=tmp_path / "stores")
+
+  return built
+
+
+def source_of(*documents, digest="0"):
+  return Source({"kind": "here"}, digest, lambda: iter(documents))
+
+
+def test_a_store_holds_the_text(make, text_file, tokenizer):
+  store = make()
+  fields = store.read(np.arange(store.rows))
+  texts = [json.loads(line)["text"] for line in text_file.read_text().splitlines()]
+  assert tokenizer.decode(fields["tokens"][fields["segments"] > 0]) == "".join(f"{text}<end>" for text in texts)
+  assert store.meta["documents"] == len(texts)
+  assert store.meta["bytes"] == sum(len(text.encode()) for text in texts)
+  assert store.meta["tokens"] == (fields["segments"] > 0).sum()
+  assert {name: value.dtype for name, value in fields.items()} == {
+    "tokens": np.int32,
+    "segments": np.int32,
+    "positions": np.int32,
+    "loss_mask": np.float32,
+  }
+
+
+@pytest.mark.parametrize("text", ["old " * 300, "tä\n\t\x00 😀 " * 40, ""])
+def test_no_text_is_dropped(text, tokenizer, tmp_path):
+  store = build(source_of(Document(text)), tokenizer=tokenizer, length=16, directory=tmp_path)
+  fields = store.read(np.arange(store.rows))
+  assert tokenizer.decode(fields["tokens"][fields["segments"] > 0]) == f"{text}<end>"
+
+
+def test_a_truncating_tokenizer_drops_nothing(tokenizer_dir, tmp_path):
+  short = load_tokenizer(str(tokenizer_dir))
+  short.backend_tokenizer.enable_truncation(3)
+  store = build(source_of(Document("the old model teaches")), tokenizer=short, length=32, directory=tmp_path)
+  assert short.decode(store.read(np.arange(1))["tokens"][0][: store.meta["tokens"]]) == "the old model teaches<end>"
+
+
+def test_rows_do_not_depend_on_how_documents_are_grouped(make, tokenizer, text_file, tmp_path, monkeypatch):
+  whole = make()
+  monkeypatch.setattr(store_module, "_GROUP_CHARACTERS", 150)
+  source = open_source({"kind": "jsonl", "path": str(text_file)}, key="data")
+  parts = build(source, tokenizer=tokenizer, length=32, directory=tmp_path / "parts")
+  for name, value in whole.read(np.arange(whole.rows)).items():
+    assert np.array_equal(value, parts.read(np.arange(parts.rows))[name])
+
+
+def test_only_completions_are_learnt(tokenizer, tmp_path):
+  pair = Document(" knew", "the old model")
+  fields = build(source_of(pair), tokenizer=tokenizer, length=32, directory=tmp_path).read(np.arange(1))
+  learnt = fields["tokens"][0, 1:][fields["loss_mask"][0, :-1] > 0]
+  assert tokenizer.decode(learnt) == " knew<end>"
+
+
+def test_the_same_store_is_built_once(make, text_file, tmp_path):
+  store = make()
+  before = os.stat(store.directory / "tokens.npy").st_mtime_ns
+  moved = tmp_path / "elsewhere.jsonl"
+  moved.write_bytes(text_file.read_bytes())
+  assert make(moved).directory == store.directory
+  assert os.stat(store.directory / "tokens.npy").st_mtime_ns == before
+  assert [path.name for path in store.directory.parent.iterdir()] == [store.directory.name]
+
+
+def test_every_ingredient_changes_the_fingerprint(make, text_file, tokenizer_dir, tmp_path, monkeypatch):
+  more = tmp_path / "more.jsonl"
+  more.write_text(text_file.read_text() + '{"text": "more"}\n')
+  another = load_tokenizer(str(tokenizer_dir))
+  another.add_tokens(["teaches"])
+  ended = PreTrainedTokenizerFast(tokenizer_object=another.backend_tokenizer, eos_token="teaches")
+  made = [
+    make(),
+    make(more),
+    make(learn_prompt=True),
+    make(length=16),
+    make(tokenizer=another),
+    make(tokenizer=ended),
+  ]
+  monkeypatch.setattr(store_module, "VERSION", -1)
+  made.append(make())
+  assert len({store.fingerprint for store in made}) == len({store.directory for store in made}) == len(made)
+
+
+def test_the_last_call_of_a_tokenizer_does_not_change_the_fingerprint(make, tokenizer_dir):
+  used = load_tokenizer(str(tokenizer_dir))
+  used(["the old model", "the"], padding=True, truncation=True, max_length=2)
+  assert make(tokenizer=used).fingerprint == make().fingerprint
+
+
+def test_tokens_take_the_smallest_type_that_fits(make, tokenizer_dir):
+  wide = load_tokenizer(str(tokenizer_dir))
+  wide.add_tokens([f"word{i}" for i in range(70_000)])
+  for store, dtype in ((make(), np.uint16), (make(tokenizer=wide), np.uint32)):
+    assert np.load(store.directory / "tokens.npy", mmap_mode="r").dtype == dtype
+
+
+def test_a_build_that_fails_leaves_nothing(tokenizer, tmp_path):
+  def documents():
+    yield Document("the old model")
+    raise InputError("the source: ends here")
+
+  with pytest.raises(InputError, match="ends here"):
+    build(Source({}, "0", documents), tokenizer=tokenizer, length=8, directory=tmp_path / "stores")
+  assert not list((tmp_path / "stores").iterdir())
+
+
+def test_of_two_who_build_the_same_store_both_get_it(tokenizer, tmp_path):
+  document = Document("the old model")
+  inner = []
+
+  def documents():
+    inner.append(build(source_of(document), tokenizer=tokenizer, length=8, directory=tmp_path))
+    yield document
+
+  outer = build(Source({"kind": "here"}, "0", documents), tokenizer=tokenizer, length=8, directory=tmp_path)
+  assert outer.directory == inner[0].directory
+  assert list(tmp_path.iterdir()) == [outer.directory]
+
+
+@pytest.mark.parametrize("name", ["tokens", "segments", "learnt"])
+@pytest.mark.parametrize("keep", [0, 40, -50, None])
+def test_a_damaged_array_is_named(name, keep, make):
+  store = make()
+  path = store.directory / f"{name}.npy"
+  content = path.read_bytes()
+  if keep is None:
+    np.save(path, np.zeros((store.rows, store.length - 1), np.int32))
+  else:
+    path.write_bytes(content[:keep])
+  with pytest.raises(InputError, match="delete") as error:
+    TokenStore(store.directory)
+  assert str(store.directory) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("meta", ["", "[]", "{}", '{"rows": "many", "length": 3, "fingerprint": ""}'])
+def test_a_damaged_description_is_named(meta, make):
+  store = make()
+  (store.directory / "meta.json").write_text(meta)
+  with pytest.raises(InputError, match="delete"):
+    TokenStore(store.directory)
+
+
+def test_a_store_of_something_else_is_refused(make):
+  path = make().directory / "meta.json"
+  path.write_text(json.dumps({**json.loads(path.read_text()), "fingerprint": "0" * 64}))
+  with pytest.raises(InputError, match="meta.json: fingerprint of another store"):
+    make()
+
+
+def test_what_cannot_be_packed_is_refused(make, tokenizer, tokenizer_dir, tmp_path):
+  endless = load_tokenizer(str(tokenizer_dir))
+  endless.eos_token = None
+  with pytest.raises(InputError, match="eos_token"):
+    make(tokenizer=endless)
+  with pytest.raises(InputError, match=r"data\.length: 1;"):
+    make(length=1)
+  with pytest.raises(InputError, match="no documents"):
+    build(source_of(), tokenizer=tokenizer, length=8, directory=tmp_path)
