@@ -204,7 +204,10 @@ class replacing:
     if kind is not None:
       shutil.rmtree(self._work, ignore_errors=True)
       return
+    # Temporary directories and the safetensors writer leave files for the owner alone.
     os.chmod(self._work, 0o755)
+    for path in self._work.iterdir():
+      os.chmod(path, 0o644)
     if self._target.exists():
       shutil.rmtree(self._target)
     os.replace(self._work, self._target)
