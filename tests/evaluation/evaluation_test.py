@@ -61,7 +61,7 @@ def test_the_answer_is_the_choice_of_the_highest_log_probability(base, llama_dir
 def test_fidelity_equals_plain_numpy(base, other, heldout):
   got = fidelity(student=other, teacher=base, base=base, store=heldout)
   fields = heldout.read(np.arange(heldout.rows))
-  inputs = {name: fields[name] for name in ("tokens", "segments", "positions")}
+  inputs = {name: jnp.asarray(fields[name]) for name in ("tokens", "segments", "positions")}
 
   def logs(model):
     output = model.output(model.params, **inputs)
