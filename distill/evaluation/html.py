@@ -137,9 +137,7 @@ def _fidelity(far: dict[str, float]) -> str:
     (f"{far['bits_per_byte_base']:.3f}", "bits a byte, bare base"),
   ]
   inner = "".join(f'<div class="tile plain"><b>{value}</b><small>{_e(what)}</small></div>' for value, what in tiles)
-  return (
-    f'<div class="tiles">{inner}</div><p class="soft">{far["tokens"]:,.0f} tokens that no model was trained on.</p>'
-  )
+  return f'<div class="tiles">{inner}</div><p class="soft">{far["tokens"]:,.0f} predicted tokens.</p>'
 
 
 def _curves(lines: Sequence[dict[str, Any]]) -> str:
