@@ -49,7 +49,7 @@ def test_it_learns_and_logs_every_step_once(straight):
 # grows tenfold a step at ordinary learning rates; the dense student is compared at those, the hybrid at tiny ones.
 CALM = (
   "--config.stages.1_align.optimizer.learning_rate=1e-6",
-  "--config.stages.2_distill.optimizer.learning_rate=1e-6",
+  "--config.stages.2_distill.optimizer.learning_rate.peak=1e-6",
 )
 STUDENTS = {"dense": (":dense", ()), "hybrid": ("", CALM)}
 
