@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from distill.demo import ROOT
 
-SKILLS = ("book", "category", "class")
+SKILLS = {"book": 0.35, "category": 0.2, "class": 0.2}  # and their share of the rows
 ALIGN_STEPS = 100
 DISTILL_STEPS = 500
 
@@ -48,8 +48,8 @@ def get_config(variant: str = "") -> ConfigDict:
       },
       "data": {
         "sources": [
-          {"kind": "jsonl", "path": str(ROOT / "text" / "general.jsonl"), "weight": 0.4},
-          *({"kind": "jsonl", "path": str(ROOT / "text" / f"{s}.jsonl"), "weight": 0.2} for s in SKILLS),
+          {"kind": "jsonl", "path": str(ROOT / "text" / "general.jsonl"), "weight": 0.25},
+          *({"kind": "jsonl", "path": str(ROOT / "text" / f"{s}.jsonl"), "weight": w} for s, w in SKILLS.items()),
         ],
         "length": 128,
       },

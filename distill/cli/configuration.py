@@ -84,6 +84,15 @@ def _override(config: ConfigDict, key: str, text: str) -> None:
   except (ValueError, SyntaxError):
     value = text
   try:
-    node[last] = value
+    if _scheduled(node[last]) and _scheduled(value):
+      with node.ignore_type():
+        node[last] = value
+    else:
+      node[last] = value
   except TypeError as error:
     raise InputError(f"--config.{key}={text}: expected {type(node[last]).__name__}") from error
+
+
+def _scheduled(value: Any) -> bool:
+  """Whether a value is a number or a schedule, which stand for one another."""
+  return isinstance(value, int | float) or (isinstance(value, dict | ConfigDict) and "kind" in value)

@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from distill.errors import InputError
 
 REQUIRED = object()
@@ -44,7 +46,7 @@ SCHEMA: Mapping[str, Any] = {
 _OPEN = {"student.config", "data.sources", "evaluation.heldout"}
 
 
-def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
+def resolve(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
   """Plain nested dictionary with every default filled in.
 
   Args:
@@ -54,7 +56,7 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
   Raises:
     InputError: A missing or unknown key; the message suggests the nearest one.
   """
-  plain = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+  plain = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
   resolved = _fill(plain, SCHEMA, "")
   if not isinstance(resolved["stages"], Mapping) or not resolved["stages"]:
     raise InputError("config.stages: give at least one stage, as dict(name=dict(steps=…, terms=…))")

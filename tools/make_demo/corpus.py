@@ -30,7 +30,6 @@ WHOLE_WORDS = (
 )
 TEST_PER_CLASS = 60
 ADAPTER_PER_CLASS = 1600
-DISTILL_PER_CLASS = 500
 GENERAL_BYTES = 1_500_000
 HELDOUT_BYTES = 150_000
 
@@ -115,25 +114,15 @@ def main() -> None:
   for name, (make, choices) in skills.SKILLS.items():
     train = skills.balanced(make(open_), per_class=ADAPTER_PER_CLASS, seed=SEED)
     test = skills.balanced(make(kept_back), per_class=TEST_PER_CLASS, seed=SEED)
-    few = [train[i] for i in _first_per_class(train, DISTILL_PER_CLASS)]
-    rows = [[{"prompt": p, "completion": f" {a}"} for p, a in part] for part in (train, few)]
-    write(out / f"{name}_adapter.jsonl", rows[0])
-    write(out / f"{name}_distill.jsonl", rows[1])
+    write(out / f"{name}_adapter.jsonl", ({"prompt": p, "completion": f" {a}"} for p, a in train))
+    # Without the answers: what the adapters know is in the teacher alone. The colon is where it is asked for them.
+    questions = ({"prompt": p.removesuffix(":"), "completion": ":"} for p, _ in train)
+    write(out / f"{name}_distill.jsonl", questions)
     write(
       out / f"{name}_test.jsonl",
       ({"skill": name, "prompt": p, "choices": list(choices), "answer": choices.index(a)} for p, a in test),
     )
     print(f"  {name}: tests {dict(collections.Counter(a for _, a in test))}")
-
-
-def _first_per_class(examples: Sequence[skills.Example], count: int) -> list[int]:
-  seen: collections.Counter = collections.Counter()
-  chosen = []
-  for index, (_, answer) in enumerate(examples):
-    seen[answer] += 1
-    if seen[answer] <= count:
-      chosen.append(index)
-  return chosen
 
 
 if __name__ == "__main__":
