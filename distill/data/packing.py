@@ -8,12 +8,15 @@ from jaxtyping import Bool, Float32, Int, Int32
 Tokenised = tuple[Int32[np.ndarray, " N"], Bool[np.ndarray, " N"]]
 Row = tuple[Int32[np.ndarray, " T"], Int32[np.ndarray, " T"], Bool[np.ndarray, " T"]]
 
+_OPEN_ROWS = 32
+
 
 def pack(documents: Iterable[Tokenised], *, length: int) -> Iterator[Row]:
-  """Rows filled document by document; none is lost, and only one longer than a row is cut.
+  """Rows filled by best fit: none of a document is lost, and only one longer than a row is cut.
 
-  A document that does not fit into what is left of a row starts the next row when it fits into one; a longer one is
-  cut into pieces of `length`, each a segment of its own.
+  A document goes into the fullest of the open rows that has room for it, and starts a row where none has; a longer one
+  is cut into pieces of `length`, each a segment of its own. Which row a document is in depends on nothing but the order
+  of the documents.
 
   Args:
     documents: (tokens, learnt) of each; learnt[t] says whether predicting tokens[t] counts.
@@ -22,25 +25,38 @@ def pack(documents: Iterable[Tokenised], *, length: int) -> Iterator[Row]:
   Yields:
     (tokens, segments, learnt) [T]: segments count from 1 and are 0 in padding.
   """
-  row = _empty(length)
-  used = number = 0
+  rows: list[_Filling] = []
   for tokens, learnt in documents:
     for start in range(0, len(tokens), length):
-      piece = slice(start, start + length)
-      size = len(tokens[piece])
-      if used + size > length:
-        yield row
-        row, used, number = _empty(length), 0, 0
-      number += 1
-      place = slice(used, used + size)
-      row[0][place], row[1][place], row[2][place] = tokens[piece], number, learnt[piece]
-      used += size
-  if used:
-    yield row
+      piece = tokens[start : start + length], learnt[start : start + length]
+      fitting = [row for row in rows if row.room >= len(piece[0])]
+      row = min(fitting, key=lambda row: row.room) if fitting else _Filling(length)
+      row.add(*piece)
+      if not fitting:
+        rows.append(row)
+      if not row.room or len(rows) > _OPEN_ROWS:
+        full = min(rows, key=lambda row: row.room)
+        rows.remove(full)
+        yield full.arrays
+  for row in rows:
+    yield row.arrays
 
 
-def _empty(length: int) -> Row:
-  return np.zeros(length, np.int32), np.zeros(length, np.int32), np.zeros(length, bool)
+class _Filling:
+  """A row with `room` for more tokens."""
+
+  def __init__(self, length: int):
+    self.arrays: Row = (np.zeros(length, np.int32), np.zeros(length, np.int32), np.zeros(length, bool))
+    self.room, self._documents = length, 0
+
+  def add(self, tokens: Int32[np.ndarray, " N"], learnt: Bool[np.ndarray, " N"]) -> None:
+    """Puts a document, or a piece of one, behind those that are there."""
+    start = len(self.arrays[0]) - self.room
+    place = slice(start, start + len(tokens))
+    self._documents += 1
+    for array, part in zip(self.arrays, (tokens, self._documents, learnt), strict=True):
+      array[place] = part
+    self.room -= len(tokens)
 
 
 def positions(segments: Int[np.ndarray, "N T"]) -> Int32[np.ndarray, "N T"]:

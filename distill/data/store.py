@@ -18,7 +18,7 @@ from distill.data.packing import loss_mask, pack, positions
 from distill.data.sources import Document, Source
 from distill.errors import InputError
 
-VERSION = 2
+VERSION = 3
 _NAMES = ("tokens", "segments", "learnt")
 _GROUP_DOCUMENTS, _GROUP_CHARACTERS = 1000, 1 << 22
 

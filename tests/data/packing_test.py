@@ -11,7 +11,7 @@ def documents(draw):
   sizes = draw(st.lists(st.integers(1, 23), min_size=1, max_size=20))
   starts = np.cumsum([1, *sizes])
   learnt = [np.array(draw(st.lists(st.booleans(), min_size=size, max_size=size))) for size in sizes]
-  tokens = [np.arange(size, dtype=np.int32) + start for size, start in zip(sizes, starts[:-1], strict=True)]
+  tokens = [np.arange(start, start + size, dtype=np.int32) for size, start in zip(sizes, starts[:-1], strict=True)]
   return list(zip(tokens, learnt, strict=True)), draw(st.integers(2, 9))
 
 
@@ -21,26 +21,28 @@ def packed(given_documents, length):
 
 
 @given(documents())
-def test_packing_loses_nothing_and_keeps_order(drawn):
+def test_packing_loses_nothing_and_cuts_only_documents_longer_than_a_row(drawn):
   given_documents, length = drawn
   tokens, segments, learnt = packed(given_documents, length)
-  assert np.array_equal(tokens[segments > 0], np.concatenate([one for one, _ in given_documents]))
-  assert np.array_equal(learnt[segments > 0], np.concatenate([one for _, one in given_documents]))
-  assert not tokens[segments == 0].any() and not learnt[segments == 0].any()
-
-
-@given(documents())
-def test_segments_are_documents_and_only_those_longer_than_a_row_are_cut(drawn):
-  given_documents, length = drawn
-  tokens, segments, _ = packed(given_documents, length)
   pieces = []
-  for row, number in zip(tokens, segments, strict=True):
+  for row, number, counts in zip(tokens, segments, learnt, strict=True):
     used = number.max()
     assert sorted(set(number) - {0}) == list(range(1, used + 1))
     assert (np.diff(np.where(number == 0, used + 1, number)) >= 0).all()
-    pieces += [row[number == one].tolist() for one in range(1, used + 1)]
-  wanted = [one[at : at + length].tolist() for one, _ in given_documents for at in range(0, len(one), length)]
-  assert pieces == wanted
+    pieces += [(row[number == one].tolist(), counts[number == one].tolist()) for one in range(1, used + 1)]
+  wanted = [
+    (one[at : at + length].tolist(), counts[at : at + length].tolist())
+    for one, counts in given_documents
+    for at in range(0, len(one), length)
+  ]
+  assert sorted(pieces) == sorted(wanted)
+  assert not tokens[segments == 0].any() and not learnt[segments == 0].any()
+
+
+def test_short_documents_fill_the_room_that_longer_ones_leave():
+  sizes = [70, 90, 30, 60, 10, 40]
+  _, segments, _ = packed([(np.ones(size, np.int32), np.ones(size, bool)) for size in sizes], 100)
+  assert len(segments) == 3 and (segments > 0).all()
 
 
 @given(documents())
