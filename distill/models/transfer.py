@@ -24,8 +24,8 @@ def from_teacher(
   """Canonical student parameters with everything of the teacher that fits, and the names that were taken over.
 
   Embeddings, head, norms and MLPs are copied where their shapes agree. Query, key, value and output projections of
-  an attention layer seed both kinds of mixer (RADLADS, 2505.03005): an ungated teacher's output projection is doubled
-  in a gated student, whose fresh gate passes one half.
+  an attention layer seed both kinds of mixer (RADLADS, 2505.03005), the convolution in front of a delta rule passing
+  them on unmixed; an ungated teacher's output projection is doubled in a gated student, whose fresh gate passes a half.
 
   Args:
     fresh: Freshly initialised canonical parameters of the student.
@@ -82,6 +82,9 @@ def _attention(rest: str, mixer: Attention, source: Attention, get: Callable[[st
 def _delta(rest: str, mixer: GatedDelta, source: Attention, get: Callable[[str], Array | None]) -> Array | None:
   if rest == "mixer.o.kernel":
     return get(rest)
+  if rest == "mixer.conv.kernel":
+    channels = 2 * mixer.num_key_heads * mixer.key_head_dim + mixer.num_value_heads * mixer.value_head_dim
+    return np.eye(mixer.conv_width, dtype=np.float32)[-1:].T.repeat(channels, axis=1)
   if rest != "mixer.qkv.kernel":
     return None
   parts = []

@@ -1,6 +1,7 @@
 """Gated-delta-rule linear attention, chunk-parallel in training and recurrent in decoding."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 from distill.nn.conv import causal_conv
 from distill.nn.linear import Linear
 from distill.nn.norm import RMSNorm
-from distill.nn.param import Init, ones
+from distill.nn.param import Init
 
 _CHUNK = 64
 _EPS = 1e-6
@@ -133,8 +134,16 @@ class DeltaCache:
   state: Float[Array, "B N H P"]
 
 
-def _log_uniform(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
+def _log_rate(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
+  """Logarithm of decay rates uniform up to 16 (Dao & Gu 2024, 2405.21060)."""
   return jnp.log(jax.random.uniform(key, shape, jnp.float32, 0.01, 16.0))
+
+
+def _time_step(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
+  """Inverse softplus of time steps log-uniform from 0.001 to 0.1: a fresh layer remembers tens of positions."""
+  low, high = math.log(1e-3), math.log(1e-1)
+  steps = jnp.exp(jax.random.uniform(key, shape, jnp.float32, low, high))
+  return steps + jnp.log(-jnp.expm1(-steps))
 
 
 class GatedDeltaMixer(nnx.Module):
@@ -184,8 +193,8 @@ class GatedDeltaMixer(nnx.Module):
         init=lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -bound, bound),
       )
     )
-    self.dt_bias = init.param("dt_bias", shape=(num_value_heads,), axes=(None,), init=ones)
-    self.a_log = init.param("a_log", shape=(num_value_heads,), axes=(None,), init=_log_uniform)
+    self.dt_bias = init.param("dt_bias", shape=(num_value_heads,), axes=(None,), init=_time_step)
+    self.a_log = init.param("a_log", shape=(num_value_heads,), axes=(None,), init=_log_rate)
     self.norm = RMSNorm(init.child("norm"), width=value_head_dim, eps=norm_eps)
     self.o = Linear(init.child("o"), shape=(values, width), axes=("heads", "embed"))
 
