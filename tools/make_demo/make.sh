@@ -13,16 +13,17 @@ distill=.venv/bin/distill
 [ -e "$work/corpus/heldout.jsonl" ] || $python -m tools.make_demo.corpus "$work/corpus"
 $distill train --config=configs/pretrain.py:"$work/corpus" --workdir="$work/base"
 
-# Each adapter is made on top of those before it, with some of their questions mixed in.
+# Each adapter is made on top of half of those before it, with some of their questions mixed in, so that it works on the
+# bare base as well as in the stack.
 on=$work/base/student replay="" stack=()
-for skill in book:300 category:300 class:250; do
+for skill in book:400 category:300 class:250; do
   name=${skill%:*} steps=${skill#*:}
-  $distill train --config="configs/adapter.py:$on,$work/corpus/${name}_adapter.jsonl$replay" --workdir="$work/$name" \
-    --config.stages.adapter.steps="$steps"
+  $distill train --config="configs/adapter.py:$on,$work/corpus/base.jsonl,$work/corpus/${name}_adapter.jsonl$replay" \
+    --workdir="$work/$name" --config.stages.adapter.steps="$steps"
   stack+=("$work/$name/adapter")
   replay="$replay,$work/corpus/${name}_adapter.jsonl"
   on=$work/upto_$name
-  $python -m tools.make_demo.merge "$work/base/student" "$on" "${stack[@]}"
+  $python -m tools.make_demo.merge "$work/base/student" "$on" 0.5 "${stack[@]}"
 done
 
 demo=distill/demo
