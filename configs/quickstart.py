@@ -11,9 +11,9 @@ from ml_collections import ConfigDict
 
 from distill.demo import ROOT
 
-SKILLS = {"book": 0.35, "category": 0.2, "class": 0.2}  # and their share of the rows
-ALIGN_STEPS = 100
-DISTILL_STEPS = 500
+SKILLS = {"book": 0.45, "category": 0.25, "class": 0.2}  # and their share of the rows
+ALIGN_STEPS = 40
+DISTILL_STEPS = 240
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -48,7 +48,7 @@ def get_config(variant: str = "") -> ConfigDict:
       },
       "data": {
         "sources": [
-          {"kind": "jsonl", "path": str(ROOT / "text" / "general.jsonl"), "weight": 0.25},
+          {"kind": "jsonl", "path": str(ROOT / "text" / "general.jsonl"), "weight": 0.1},
           *({"kind": "jsonl", "path": str(ROOT / "text" / f"{s}.jsonl"), "weight": w} for s, w in SKILLS.items()),
         ],
         "length": 128,
