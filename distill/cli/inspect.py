@@ -2,6 +2,7 @@
 
 import collections
 import json
+import math
 import pathlib
 from collections.abc import Iterator, Sequence
 
@@ -12,6 +13,7 @@ from distill.cli.parsing import parse
 from distill.data.store import TokenStore
 from distill.errors import InputError
 from distill.models import hf, safetensors_files
+from distill.training.checkpoint import notes_path
 
 FLAGS = flags.FlagValues()
 
@@ -32,10 +34,12 @@ def _describe(directory: pathlib.Path) -> Iterator[str]:
     return _adapter(directory)
   if (directory / "meta.json").is_file():
     return _store(directory)
+  if notes_path(directory).is_file():
+    return _checkpoint(directory)
   if (directory / "config.json").is_file():
     values = hf.read_json(directory / "config.json")
     return _run(directory, values) if "fingerprint" in values else _model(directory)
-  raise InputError(f"{directory}: neither a model, an adapter, a run nor a token store (no config.json or its like)")
+  raise InputError(f"{directory}: neither a model, an adapter, a run, a checkpoint nor a token store (no config.json or its like)")
 
 
 def _tensors(directory: pathlib.Path, stem: str) -> Iterator[str]:
@@ -72,6 +76,24 @@ def _store(directory: pathlib.Path) -> Iterator[str]:
   yield f"text: {meta['documents']:,} documents, {meta['tokens']:,} tokens, {meta['bytes']:,} bytes"
   yield f"source: {json.dumps(meta['source'])}"
   yield f"fingerprint: {meta['fingerprint']}"
+
+
+def _checkpoint(directory: pathlib.Path) -> Iterator[str]:
+  where = notes_path(directory)
+  notes = hf.read_json(where)
+  try:
+    digests, extra = dict(notes["digests"]), dict(notes["extra"])
+    shapes = {name: json.loads(text[text.index("[") : text.rindex(":")]) for name, text in digests.items()}
+  except (KeyError, TypeError, ValueError, AttributeError) as error:
+    raise InputError(f"{where}: damaged ({error!r}); inspect another checkpoint of the run") from error
+  yield f"checkpoint: {', '.join(f'{key} {value}' for key, value in extra.items())}"
+  sizes: collections.Counter[str] = collections.Counter()
+  for name, shape in shapes.items():
+    top, second = name.split(".")[:2]
+    sizes[second if top == "params" else top] += math.prod(shape)
+  yield f"numbers: {', '.join(f'{count:,} of {branch}' for branch, count in sizes.items())}"
+  for name, text in sorted(digests.items()):
+    yield f"  {name}  {text}"
 
 
 def _run(directory: pathlib.Path, values: dict) -> Iterator[str]:

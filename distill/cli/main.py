@@ -17,7 +17,7 @@ COMMANDS = {
   "generate": "continue a prompt",
   "compare": "measure a student against its teacher, skill by skill, as a report",
   "export": "write a model as a Hugging Face directory",
-  "inspect": "tell what DIR is: a model, an adapter, a run or a token store",
+  "inspect": "tell what DIR is: a model, an adapter, a run, a checkpoint or a token store",
 }
 EXIT_INPUT, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
 

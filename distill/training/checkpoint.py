@@ -53,6 +53,11 @@ def digests(arrays: Params) -> dict[str, str]:
   return {name: f"{arrays[name].dtype}{list(arrays[name].shape)}:{a:08x}{b:08x}" for name, (a, b) in sums.items()}
 
 
+def notes_path(directory: pathlib.Path) -> pathlib.Path:
+  """Where a checkpoint keeps what it says of itself: {"digests": {name: dtype[shape]:digest}, "extra": {…}}."""
+  return pathlib.Path(directory) / "notes" / "metadata"
+
+
 class Checkpoints:
   """Numbered checkpoints of a run in a directory, saved in the background, the last two kept.
 

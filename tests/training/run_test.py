@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -107,6 +108,14 @@ def test_sigterm_saves_exits_with_75_and_the_same_command_goes_on(straight, reci
   assert 0 < len(losses(tmp_path)) < 20
   subprocess.run(command, env=one_device, check=True, capture_output=True)
   assert losses(tmp_path) == losses(straight)
+
+
+def test_inspect_tells_what_a_run_its_checkpoint_and_its_store_are(straight, distill):
+  assert re.search(r"checkpoints: \d+, 20\n", distill("inspect", straight).stdout)
+  shown = distill("inspect", straight / "checkpoints/20").stdout
+  assert "checkpoint: stage 2_distill, step 20" in shown and " of student" in shown and " of optimizer" in shown
+  (store,) = (straight / "tokens").iterdir()
+  assert "rows of 32 tokens" in distill("inspect", store).stdout
 
 
 def test_a_finished_run_does_nothing_more(straight, recipe, distill):
