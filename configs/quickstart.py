@@ -3,7 +3,7 @@
     distill train --config=configs/quickstart.py --workdir=WORKDIR
     distill train --config=configs/quickstart.py:control --workdir=WORKDIR    # cross-entropy alone, for comparison
 
-About eight minutes on two CPU cores. For models, adapters and data of your own, change the paths; `data.sources` takes
+About six minutes on two slow CPU cores. For models, adapters and data of your own, change the paths; `data.sources` takes
 files, HF datasets and TFDS (see distill/data/sources.py).
 """
 
