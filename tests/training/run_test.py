@@ -57,7 +57,9 @@ HYBRID = (
 
 @pytest.mark.parametrize("student", ["dense", "hybrid"])
 def test_a_mesh_and_micro_batches_give_the_same_losses(student, recipe, distill, tmp_path):
-  arguments = HYBRID if student == "hybrid" else (f"--config={recipe}:dense",)
+  # At ten times this rate Adam's first steps, mere signs, carry rounding past the tolerance.
+  calm = "--config.stages.1_align.optimizer.learning_rate=1e-3"
+  arguments = HYBRID if student == "hybrid" else (f"--config={recipe}:dense", calm)
   for name, devices, change in (
     ("one", 1, ()),
     ("mesh", 8, ("--config.training.mesh=(2,2,2)",)),
