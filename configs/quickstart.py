@@ -3,8 +3,8 @@
     distill train --config=configs/quickstart.py --workdir=WORKDIR
     distill train --config=configs/quickstart.py:control --workdir=WORKDIR    # cross-entropy alone, for comparison
 
-About six minutes on two slow CPU cores. For models, adapters and data of your own, change the paths; `data.sources` takes
-files, HF datasets and TFDS (see distill/data/sources.py).
+About six minutes on two slow CPU cores. For models, adapters and data of your own, change the paths; `data.sources`
+takes files, HF datasets and TFDS (see distill/data/sources.py).
 """
 
 from ml_collections import ConfigDict

@@ -39,7 +39,9 @@ def _describe(directory: pathlib.Path) -> Iterator[str]:
   if (directory / "config.json").is_file():
     values = hf.read_json(directory / "config.json")
     return _run(directory, values) if "fingerprint" in values else _model(directory)
-  raise InputError(f"{directory}: neither a model, an adapter, a run, a checkpoint nor a token store (no config.json or its like)")
+  raise InputError(
+    f"{directory}: neither a model, an adapter, a run, a checkpoint nor a token store (no config.json or its like)"
+  )
 
 
 def _tensors(directory: pathlib.Path, stem: str) -> Iterator[str]:

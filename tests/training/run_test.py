@@ -55,17 +55,13 @@ HYBRID = (
 )
 
 
-@pytest.mark.parametrize("student", ["dense", "hybrid"])
-def test_a_mesh_and_micro_batches_give_the_same_losses(student, recipe, distill, tmp_path):
-  # At ten times this rate Adam's first steps, mere signs, carry rounding past the tolerance.
-  calm = "--config.stages.1_align.optimizer.learning_rate=1e-3"
-  arguments = HYBRID if student == "hybrid" else (f"--config={recipe}:dense", calm)
+def test_a_mesh_and_micro_batches_give_the_same_losses(distill, tmp_path):
   for name, devices, change in (
     ("one", 1, ()),
     ("mesh", 8, ("--config.training.mesh=(2,2,2)",)),
     ("micro", 1, ("--config.training.micro_batches=4",)),
   ):
-    distill("train", *arguments, f"--workdir={tmp_path / name}", *change, devices=devices)
+    distill("train", *HYBRID, f"--workdir={tmp_path / name}", *change, devices=devices)
   expected = losses(tmp_path / "one")
   assert len(expected) == 20
   np.testing.assert_allclose(losses(tmp_path / "mesh"), expected, rtol=1e-5)
