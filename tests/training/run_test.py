@@ -61,7 +61,8 @@ def test_a_mesh_and_micro_batches_give_the_same_losses(distill, tmp_path):
     ("mesh", 8, ("--config.training.mesh=(2,2,2)",)),
     ("micro", 1, ("--config.training.micro_batches=4",)),
   ):
-    distill("train", *HYBRID, f"--workdir={tmp_path / name}", *change, devices=devices)
+    shared = f"--config.data.store={tmp_path / 'tokens'}"
+    distill("train", *HYBRID, shared, f"--workdir={tmp_path / name}", *change, devices=devices)
   expected = losses(tmp_path / "one")
   assert len(expected) == 20
   np.testing.assert_allclose(losses(tmp_path / "mesh"), expected, rtol=1e-5)
