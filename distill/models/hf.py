@@ -17,7 +17,7 @@ from distill.models import safetensors_files
 from distill.models.config import DecoderConfig
 from distill.models.decoder import Decoder
 from distill.models.families import llama, qwen3_5
-from distill.models.families.common import Entry
+from distill.models.families.mapping import Entry, canonical, checkpoint
 from distill.tree import Params
 
 FAMILIES: dict[str, ModuleType] = {"llama": llama, "qwen3_5_text": qwen3_5}
@@ -82,18 +82,23 @@ def load(directory: pathlib.Path) -> tuple[DecoderConfig, Params]:
   directory = pathlib.Path(directory)
   config = read_config(directory)
   tensors = safetensors_files.read(directory, stem="model")
-  expected = shapes(config)
-  params: Params = {}
-  for entry in table(config):
-    if entry.theirs not in tensors:
-      raise InputError(f"{directory}: tensor {entry.theirs} is missing; config.json and weights do not agree")
-    value = to_ours(tensors.pop(entry.theirs), form=entry.form)
-    if value.shape != expected[entry.ours]:
+  taken = set()
+
+  def get(name: str) -> np.ndarray:
+    if name not in tensors:
+      raise InputError(f"{directory}: tensor {name} is missing; config.json and weights do not agree")
+    taken.add(name)
+    return tensors[name]
+
+  entries = table(config)
+  params = canonical(entries, get=get)
+  expected, theirs = shapes(config), {entry.ours: entry.theirs for entry in entries}
+  for name, value in params.items():
+    if value.shape != expected[name]:
       raise InputError(
-        f"{directory}: {entry.theirs} has shape {value.shape} (as {entry.ours}), config.json says "
-        f"{expected[entry.ours]}"
+        f"{directory}: {theirs[name]} has shape {value.shape} (as {name}), config.json says {expected[name]}"
       )
-    params[entry.ours] = value
+  tensors = {name: value for name, value in tensors.items() if name not in taken}
   head = tensors.pop("lm_head.weight", None) if config.tie_embeddings else None
   if head is not None and not np.array_equal(head, params["embed.table"]):
     raise InputError(f"{directory}: lm_head.weight differs from the embedding it is tied to in config.json")
@@ -112,20 +117,6 @@ def shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     for name, x in decoder.abstract().items()
   }
   return {name: tuple(x.shape) for name, x in decoder.unstack(rows).items()}
-
-
-def to_ours(value: np.ndarray, *, form: str) -> np.ndarray:
-  """A checkpoint's tensor in our layout."""
-  if form == "transpose":
-    return value.T
-  return value[:, 0].T if form == "conv" and value.ndim == 3 else value
-
-
-def to_theirs(value: np.ndarray, *, form: str) -> np.ndarray:
-  """Our array in the checkpoint's layout; undoes `to_ours`."""
-  if form == "transpose":
-    return value.T
-  return value.T[:, None] if form == "conv" else value
 
 
 def save(
@@ -153,10 +144,7 @@ def save(
     InputError: The directory holds something else or cannot be written.
   """
   directory = pathlib.Path(directory)
-  tensors = {
-    entry.theirs: np.ascontiguousarray(to_theirs(np.asarray(params[entry.ours]), form=entry.form))
-    for entry in table(config)
-  }
+  tensors = checkpoint(table(config), params=params)
   with replacing(directory, marker="config.json") as work:
     safetensors_files.write(work, tensors, stem="model", max_file_bytes=max_file_bytes)
     if config_from is not None:

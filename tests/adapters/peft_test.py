@@ -11,6 +11,7 @@ from distill.adapters.peft import Factors, read_adapter, write_adapter
 from distill.adapters.stack import merge, read_stack, stack_of
 from distill.errors import InputError
 from distill.models import hf
+from distill.models.families import mapping
 
 
 def merged_by_peft(llama_dir, directories):
@@ -25,7 +26,7 @@ def test_a_merged_stack_equals_peft(llama_dir, adapter_dirs):
   ours = merge(params, stack=stack_of(adapter_dirs), config=config)
   theirs = merged_by_peft(llama_dir, adapter_dirs).state_dict()
   for entry in hf.table(config):
-    expected = hf.to_ours(theirs[entry.theirs].numpy(), form=entry.form)
+    expected = mapping.to_ours(theirs[entry.theirs].numpy(), entry=entry)
     np.testing.assert_allclose(ours[entry.ours], expected, atol=1e-6, err_msg=entry.ours)
 
 
@@ -47,7 +48,7 @@ def test_peft_loads_what_we_write(llama_dir, tmp_path):
   merged = merged_by_peft(llama_dir, [tmp_path / "adapter"]).state_dict()
   ours = merge(params, stack=stack_of([tmp_path / "adapter"]), config=config)
   for entry in hf.table(config):
-    expected = hf.to_ours(merged[entry.theirs].numpy(), form=entry.form)
+    expected = mapping.to_ours(merged[entry.theirs].numpy(), entry=entry)
     np.testing.assert_allclose(ours[entry.ours], expected, atol=1e-5, err_msg=entry.ours)
 
 

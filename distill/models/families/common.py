@@ -1,11 +1,11 @@
-"""What the families share: reading an HF configuration strictly, and rows of a name table."""
+"""What the families share: reading an HF configuration strictly, and rows of their name tables."""
 
-import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from distill.errors import InputError
 from distill.models.config import Rope
+from distill.models.families.mapping import Entry
 
 # Attributes that say nothing about the function a model computes.
 BOOKKEEPING = frozenset(
@@ -38,21 +38,6 @@ BOOKKEEPING = frozenset(
     "unsloth_fixed",
   ]
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-  """One parameter under both names.
-
-  Attributes:
-    ours: Canonical name.
-    theirs: Name in the HF checkpoint.
-    form: 'copy', 'transpose' (a linear's [out, in] for our [in, out]) or 'conv' ([I, 1, W] for our [W, I]).
-  """
-
-  ours: str
-  theirs: str
-  form: str = "copy"
 
 
 class Attributes:

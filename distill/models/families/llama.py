@@ -5,7 +5,8 @@ from typing import Any
 
 from distill.errors import InputError
 from distill.models.config import Attention, DecoderConfig, LayerConfig, Mlp
-from distill.models.families.common import Attributes, Entry, attention, block, frame, write_rope
+from distill.models.families.common import Attributes, attention, block, frame, write_rope
+from distill.models.families.mapping import Entry
 
 ARCHITECTURE = "LlamaForCausalLM"
 

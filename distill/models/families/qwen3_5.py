@@ -5,7 +5,8 @@ from typing import Any
 
 from distill.errors import InputError
 from distill.models.config import Attention, DecoderConfig, GatedDelta, LayerConfig, Mlp
-from distill.models.families.common import Attributes, Entry, attention, block, frame, linear, write_rope
+from distill.models.families.common import Attributes, attention, block, frame, linear, write_rope
+from distill.models.families.mapping import Entry
 
 ARCHITECTURE = "Qwen3_5ForCausalLM"
 _KINDS = ("linear_attention", "full_attention")

@@ -1,0 +1,80 @@
+"""The name table of a family: rows that tie a canonical parameter to where a checkpoint keeps it, both ways."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """One parameter, or one piece of it, under both names.
+
+  Attributes:
+    ours: Canonical name.
+    theirs: Name in the HF checkpoint.
+    form: 'copy', 'transpose' (a linear's [out, in] for our [in, out]) or 'conv' ([I, 1, W] for our [W, I]).
+    part: (start, stop, step) of the checkpoint's tensor along OUR last axis, where it holds several of our parameters
+      (fused projections); together the parts cover it.
+    expert: Place on our leading axis, where the checkpoint holds one tensor an expert.
+  """
+
+  ours: str
+  theirs: str
+  form: str = "copy"
+  part: tuple[int, int, int] | None = None
+  expert: int | None = None
+
+
+def to_ours(value: np.ndarray, *, entry: Entry) -> np.ndarray:
+  """A checkpoint's tensor as the piece of our parameter that `entry` describes."""
+  if entry.form == "transpose":
+    value = value.T
+  elif entry.form == "conv" and value.ndim == 3:
+    value = value[:, 0].T
+  return value if entry.part is None else value[..., slice(*entry.part)]
+
+
+def canonical(table: Iterable[Entry], *, get: Callable[[str], np.ndarray]) -> dict[str, np.ndarray]:
+  """Every canonical parameter of the table; `get` gives a checkpoint's tensor by its name."""
+  params: dict[str, np.ndarray] = {}
+  experts: dict[str, dict[int, np.ndarray]] = {}
+  for entry in table:
+    value = to_ours(get(entry.theirs), entry=entry)
+    if entry.expert is None:
+      params[entry.ours] = value
+    else:
+      experts.setdefault(entry.ours, {})[entry.expert] = value
+  return params | {name: np.stack([one[i] for i in range(len(one))]) for name, one in experts.items()}
+
+
+def checkpoint(table: Iterable[Entry], *, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  """Every tensor of the checkpoint, contiguous; undoes `canonical`."""
+  tensors: dict[str, np.ndarray] = {}
+  parts: dict[str, list[Entry]] = {}
+  for entry in table:
+    if entry.part is not None:
+      parts.setdefault(entry.theirs, []).append(entry)
+      continue
+    tensors[entry.theirs] = _to_theirs(_piece(params, entry), form=entry.form)
+  for theirs, entries in parts.items():
+    first = _piece(params, entries[0])
+    whole = np.empty((*first.shape[:-1], sum(_piece(params, entry).shape[-1] for entry in entries)), first.dtype)
+    for entry in entries:
+      whole[..., slice(*entry.part)] = _piece(params, entry)  # type: ignore[misc]
+    tensors[theirs] = _to_theirs(whole, form=entries[0].form)
+  return tensors
+
+
+def _piece(params: Mapping[str, Any], entry: Entry) -> np.ndarray:
+  value = np.asarray(params[entry.ours])
+  return value if entry.expert is None else value[entry.expert]
+
+
+def _to_theirs(value: np.ndarray, *, form: str) -> np.ndarray:
+  if form == "transpose":
+    value = value.T
+  elif form == "conv":
+    value = value.T[:, None]
+  return np.ascontiguousarray(value)
