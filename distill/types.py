@@ -86,6 +86,22 @@ class ModelOutput:
 
 @_pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class SparseTarget:
+  """What is kept of a teacher's next-token distribution: some ids with their probability, and the rest as one bucket.
+
+  Attributes:
+    ids: Tokens of the support, each once a token; -1 marks a place that is not used.
+    log_probs: Their log-probabilities at the temperature the target was made with; sampled ones are log(count / draws).
+    tail: Log-probability of everything else; -inf or below -10⁴ for none.
+  """
+
+  ids: Int[Array, "*B k"]
+  log_probs: Float[Array, "*B k"]
+  tail: Float[Array, "*B"]
+
+
+@_pytree
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DenseSignal:
   """A teacher's whole next-token distribution, as (hidden, readout), and the layers that were asked for."""
 

@@ -14,13 +14,21 @@ from jaxtyping import Array, Float, Int
 # exp(NOTHING) is exactly 0 in float32, and 0 * NOTHING is 0 where 0 * -inf would not be a number.
 NOTHING = -1e4
 
+# Where log(p/q) is below this, p and q differ so much that expm1 of it would be what cancels.
+_FAR = -1.0
+
 LogProbs = Float[Array, "M K"]
 PerToken = Float[Array, " M"]
 
 
 def forward_kl(p: LogProbs, q: LogProbs) -> PerToken:
-  """KL(p ‖ q): 0 when equal, and infinite (about 10⁴ times the mass) where q has none."""
-  return jnp.sum(jnp.exp(p) * (p - q), axis=-1)
+  """KL(p ‖ q): 0 when equal, and infinite (about 10⁴ times the mass) where q has none.
+
+  Summed as p log(p/q) − p + q, the same since both sum to one: no summand is negative, so that nothing cancels.
+  """
+  x = p - q
+  near = jnp.exp(p) * (x + jnp.expm1(-jnp.maximum(x, _FAR)))
+  return jnp.sum(jnp.where(x > _FAR, near, jnp.exp(p) * (x - 1.0) + jnp.exp(q)), axis=-1)
 
 
 def reverse_kl(p: LogProbs, q: LogProbs) -> PerToken:
@@ -61,9 +69,11 @@ def alpha_beta(p: LogProbs, q: LogProbs, *, alpha: float, beta: float) -> PerTok
     return jnp.sum(jnp.exp(x) * (x - y) - jnp.exp(x) + jnp.exp(y), axis=-1) / alpha**2
   if alpha == 0.0:
     return alpha_beta(q, p, alpha=beta, beta=0.0)
-  both = alpha + beta
-  mixed = jnp.exp(alpha * p + beta * q) - alpha / both * jnp.exp(both * p) - beta / both * jnp.exp(both * q)
-  return -jnp.sum(mixed, axis=-1) / (alpha * beta)
+  both, x = alpha + beta, p - q
+  far = jnp.exp(alpha * p + beta * q) - alpha / both * jnp.exp(both * p) - beta / both * jnp.exp(both * q)
+  y = jnp.maximum(x, _FAR)
+  near = jnp.exp(both * p) * (jnp.expm1(-beta * y) - beta / both * jnp.expm1(-both * y))
+  return -jnp.sum(jnp.where(x > _FAR, near, far), axis=-1) / (alpha * beta)
 
 
 def taid(p: LogProbs, q: LogProbs, *, t: float | Float[Array, ""]) -> PerToken:

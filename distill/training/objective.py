@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from distill.errors import InputError
-from distill.losses.chunked import chunked_cross_entropy, chunked_forward_kl
+from distill.losses.chunked import chunked_cross_entropy, chunked_divergence
+from distill.losses.divergences import forward_kl
 from distill.losses.hidden import cosine, relative_mse
 from distill.schedules import Schedule, schedule
 from distill.tree import Params
@@ -138,8 +139,14 @@ def _token_sum(term, output, signal, batch, step):
     labels = jnp.roll(batch.tokens, -1, axis=1)
     return chunked_cross_entropy(rows(output.hidden), output.readout, rows(labels), mask)
   temperature = term.temperature(step)
-  value = chunked_forward_kl(
-    rows(output.hidden), output.readout, rows(signal.hidden), signal.readout, mask, temperature
+  value = chunked_divergence(
+    forward_kl,
+    hidden=rows(output.hidden),
+    readout=output.readout,
+    target=rows(signal.hidden),
+    teacher_readout=signal.readout,
+    mask=mask,
+    temperature=temperature,
   )
   return value * jnp.square(temperature) if term.temperature_squared else value
 
