@@ -132,9 +132,7 @@ def _divergence_chunk(divergence, logits_MV, target, shared):
   return divergence(p, q, *extra) if labels is None else divergence(p, q, labels, *extra)
 
 
-def chunked_z_loss(
-  hidden: Float[Array, "M D"], readout: Readout, mask: Float[Array, " M"]
-) -> Float[Array, ""]:
+def chunked_z_loss(hidden: Float[Array, "M D"], readout: Readout, mask: Float[Array, " M"]) -> Float[Array, ""]:
   """Sum over tokens of mask * z-loss; `hidden` and `readout` get gradients."""
   return _chunked_sum(lambda logits, _, __: z_loss(logits), hidden, readout, (), (), mask)
 

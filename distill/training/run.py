@@ -4,7 +4,7 @@ import dataclasses
 import json
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -28,7 +28,7 @@ from distill.training.config import fingerprint, resolve
 from distill.training.interrupt import EXIT_INTERRUPTED, Interruption
 from distill.training.metrics import MetricsWriter, Progress
 from distill.training.models import Models, build
-from distill.training.objective import Term, build_terms, needs_teacher, projector_shapes
+from distill.training.objective import Term, TermStates, build_terms, initial_states, needs_teacher, projector_shapes
 from distill.training.optimizer import make_optimizer, multipliers
 from distill.training.step import StepConfig, TrainState, branch, canonical_names, make_step
 from distill.tree import Params
@@ -159,6 +159,11 @@ def _projectors(stages: tuple[Stage, ...], models: Models, seed: int, mesh: Mesh
   return found
 
 
+def _carried(stage: Stage, optimizer) -> Callable[[Params], tuple[Any, TermStates]]:
+  """From trained parameters to what a stage carries from step to step: the optimizer's state and its terms'."""
+  return lambda trained: (optimizer.init(trained), initial_states(stage.terms))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Runner:
   """The stages of one run, one after another, from wherever the last checkpoint stands."""
@@ -175,17 +180,17 @@ class _Runner:
     shardings = self._shardings(params)
     shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[name]) for name, x in params.items()}
     restored = checkpoints.restore(lambda extra: self._abstract(shapes, extra))
-    done, flat_optimizer = 0, None
+    done, flat = 0, None
     if restored is not None:
       arrays, extra = restored
-      params, flat_optimizer, done = branch(arrays, "params"), branch(arrays, "optimizer"), extra["step"]
+      params, flat, done = branch(arrays, "params"), branch(arrays, "optimizer"), extra["step"]
     writer = MetricsWriter(self.workdir, step=done)
     try:
       for stage in self.stages:
         if done >= stage.first + stage.steps:
           continue
-        state, optimizer = self._state(stage, params, done=done - stage.first, flat=flat_optimizer)
-        flat_optimizer = None
+        state, optimizer = self._state(stage, params, done=done - stage.first, flat=flat)
+        flat = None
         state, at = self._stage(stage, state, optimizer, checkpoints, interruption, writer)
         params, done = state.params, stage.first + at
         if at < stage.steps:
@@ -222,7 +227,8 @@ class _Runner:
     """What a checkpoint with these notes holds."""
     stage = next(one for one in self.stages if one.name == extra["stage"])
     trained, optimizer = self._optimizer(stage, shapes)
-    state = jax.eval_shape(optimizer.init, {name: shapes[name] for name in trained})
+    carried = _carried(stage, optimizer)
+    state = jax.eval_shape(carried, {name: shapes[name] for name in trained})
     flat = {
       name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._leaf_sharding(name, x, shapes))
       for name, x in flatten_state(state).items()
@@ -240,16 +246,17 @@ class _Runner:
     trained, optimizer = self._optimizer(stage, params)
     mine = {name: params[name] for name in trained}
     rest = {name: x for name, x in params.items() if name not in trained}
-    state = jax.eval_shape(optimizer.init, mine)
+    carried = _carried(stage, optimizer)
+    state = jax.eval_shape(carried, mine)
     if flat:
-      opt = unflatten_state(state, flat)
+      opt, terms = unflatten_state(state, flat)
     else:
       shardings = unflatten_state(
         state, {path: self._leaf_sharding(path, x, params) for path, x in flatten_state(state).items()}
       )
-      opt = jax.jit(optimizer.init, out_shardings=shardings)(mine)
+      opt, terms = jax.jit(carried, out_shardings=shardings)(mine)
     step = jax.device_put(jnp.asarray(done, jnp.int32), replicated(self.mesh))
-    return TrainState(trained=mine, frozen=rest, optimizer=opt, step=step), optimizer
+    return TrainState(trained=mine, frozen=rest, optimizer=opt, step=step, terms=terms), optimizer
 
   def _stage(self, stage, state, optimizer, checkpoints, interruption, writer) -> tuple[TrainState, int]:
     training = self.resolved["training"]
@@ -261,6 +268,7 @@ class _Runner:
       state_shardings=jax.tree.map(lambda x: x.sharding, state),
       config=StepConfig(
         terms=stage.terms,
+        steps=stage.steps,
         micro_batches=training["micro_batches"],
         dtype=jnp.dtype(training["dtype"]),
         adapter_scale=self.models.adapter_scale,
@@ -282,7 +290,7 @@ class _Runner:
 
     def save(state: TrainState, at: int) -> None:
       arrays = {f"params.{name}": x for name, x in state.params.items()}
-      arrays |= {f"optimizer.{name}": x for name, x in flatten_state(state.optimizer).items()}
+      arrays |= {f"optimizer.{name}": x for name, x in flatten_state((state.optimizer, state.terms)).items()}
       checkpoints.save(stage.first + at, arrays=arrays, extra={"stage": stage.name, "step": stage.first + at})
 
     every = training["checkpoint_every"]

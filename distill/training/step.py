@@ -14,7 +14,7 @@ from distill.adapters import lora
 from distill.models.decoder import Decoder
 from distill.parallel.mesh import LOGICAL_TO_MESH, batch_sharding, replicated
 from distill.teachers.live import LiveTeacher
-from distill.training.objective import Term, captured_layers, counts, loss_sums, needs_teacher
+from distill.training.objective import Term, TermStates, captured_layers, counts, loss_sums, needs_teacher, next_states
 from distill.tree import Params
 from distill.types import Batch
 
@@ -31,12 +31,14 @@ class TrainState:
     frozen: The others.
     optimizer: State of the optimizer, for `trained`.
     step: Steps done within the stage.
+    terms: What terms of the objective carry from step to step.
   """
 
   trained: Params
   frozen: Params
   optimizer: Any
   step: Int[Array, ""]
+  terms: TermStates
 
   @property
   def params(self) -> Params:
@@ -55,12 +57,14 @@ class StepConfig:
 
   Attributes:
     terms: Terms of the stage.
+    steps: Length of the stage.
     micro_batches: Parts of a batch whose gradients are added up before the update.
     dtype: Dtype of the operands; sums and parameters are float32.
     adapter_scale: alpha / rank of the adapters that train, if any do.
   """
 
   terms: tuple[Term, ...]
+  steps: int
   micro_batches: int = 1
   dtype: Any = jnp.bfloat16
   adapter_scale: float = 1.0
@@ -79,7 +83,7 @@ def make_step(
   student_layers, teacher_layers = captured_layers(config.terms)
   taught = needs_teacher(config.terms)
 
-  def micro_loss(trained, frozen, teacher_params, batch, step, totals):
+  def micro_loss(trained, frozen, teacher_params, batch, step, totals, states):
     params = {**frozen, **trained}
     weights, adapters = branch(params, "student"), branch(params, "adapters")
     if adapters:
@@ -104,13 +108,14 @@ def make_step(
       projectors=branch(params, "projectors"),
       step=step,
       totals=totals,
+      states=states,
     )
 
   gradient = jax.value_and_grad(micro_loss, has_aux=True)
 
   def accumulate(state, teacher_params, batch, totals):
     def one(micro):
-      return gradient(state.trained, state.frozen, teacher_params, micro, state.step, totals)
+      return gradient(state.trained, state.frozen, teacher_params, micro, state.step, totals, state.terms)
 
     if config.micro_batches == 1:
       return one(batch)
@@ -133,6 +138,7 @@ def make_step(
       trained=optax.apply_updates(state.trained, updates),
       optimizer=optimizer_state,
       step=state.step + 1,
+      terms=next_states(config.terms, state.terms, parts=parts, progress=(state.step + 1) / config.steps),
     )
     return state, metrics
 

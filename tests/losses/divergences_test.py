@@ -21,7 +21,9 @@ def kl(p, q):
 
 def ab(p, q, a, b):
   if b == 0:
-    return (p**a * np.log(np.where(p > 0, p, 1) ** a / np.where(q > 0, q, 1) ** a) * (p > 0) - p**a + q**a).sum(-1) / a**2
+    return (p**a * np.log(np.where(p > 0, p, 1) ** a / np.where(q > 0, q, 1) ** a) * (p > 0) - p**a + q**a).sum(
+      -1
+    ) / a**2
   return -(p**a * q**b - a / (a + b) * p ** (a + b) - b / (a + b) * q ** (a + b)).sum(-1) / (a * b)
 
 
@@ -66,7 +68,12 @@ CASES = {
     False,
     True,
   ),
-  "total_variation": (divergences.total_variation, lambda p, q, q0, y: 0.5 * (np.sign(p - q0) * (p - q)).sum(-1), False, True),
+  "total_variation": (
+    divergences.total_variation,
+    lambda p, q, q0, y: 0.5 * (np.sign(p - q0) * (p - q)).sum(-1),
+    False,
+    True,
+  ),
   "alpha_beta": (
     functools.partial(divergences.alpha_beta, alpha=0.3, beta=0.6),
     lambda p, q, q0, y: ab(p, q, 0.3, 0.6),

@@ -4,7 +4,7 @@ import pytest
 
 from distill.errors import InputError
 from distill.training.config import resolve
-from distill.training.objective import build_terms, counts, loss_sums
+from distill.training.objective import build_terms, counts, initial_states, loss_sums, next_states
 from distill.training.optimizer import make_optimizer, multipliers
 from distill.types import Batch, DenseSignal, ModelOutput, Readout
 
@@ -40,7 +40,14 @@ def test_the_loss_is_the_sum_of_plain_means_over_valid_tokens():
   output, signal, batch, projectors = problem(3)
   terms = build_terms(TERMS, key="terms", steps=10)
   got, parts = loss_sums(
-    terms, output=output, signal=signal, batch=batch, projectors=projectors, step=jnp.zeros(()), totals=counts(batch)
+    terms,
+    output=output,
+    signal=signal,
+    batch=batch,
+    projectors=projectors,
+    step=jnp.zeros(()),
+    totals=counts(batch),
+    states={},
   )
   student, teacher = (np.asarray(x.readout.logits(x.hidden), np.float64) for x in (output, signal))
 
@@ -63,6 +70,32 @@ def test_the_loss_is_the_sum_of_plain_means_over_valid_tokens():
   np.testing.assert_allclose(got, 0.7 * kl + 0.2 * ce + 0.5 * hidden, rtol=1e-5)
 
 
+def test_every_divergence_is_a_term_and_taid_moves_towards_its_teacher():
+  output, signal, batch, projectors = problem(2)
+  kinds = ["forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "total_variation", "alpha_beta"]
+  specs = [{"kind": kind} for kind in [*kinds, "dkd", "taid", "z_loss"]]
+  terms = build_terms(specs, key="terms", steps=10)
+  states = initial_states(terms)
+  assert list(states) == ["8"]
+  total, parts = loss_sums(
+    terms,
+    output=output,
+    signal=signal,
+    batch=batch,
+    projectors=projectors,
+    step=jnp.zeros(()),
+    totals=counts(batch),
+    states=states,
+  )
+  assert all(float(value) > 0 for value in parts.values()) and np.isclose(total, sum(parts.values()))
+  assert parts["8_taid"] < parts["0_forward_kl"]
+  seen = []
+  for step in range(4):
+    states = next_states(terms, states, parts=parts, progress=jnp.float32((step + 1) / 4))
+    seen.append(float(states["8"]["t"]))
+  np.testing.assert_allclose(seen, [0.55, 0.7, 0.85, 1.0], atol=1e-3)
+
+
 def test_shares_of_micro_batches_add_up():
   output, signal, batch, projectors = problem(4)
   terms = build_terms(TERMS, key="terms", steps=10)
@@ -79,6 +112,7 @@ def test_shares_of_micro_batches_add_up():
       projectors=projectors,
       step=jnp.zeros(()),
       totals=counts(batch),
+      states={},
     )[0]
 
   np.testing.assert_allclose(part(slice(0, 1)) + part(slice(1, 4)), part(slice(0, 4)), rtol=1e-5)
@@ -90,6 +124,10 @@ def test_shares_of_micro_batches_add_up():
     ([{"kind": "kl"}], "kind"),
     ([{"kind": "cross_entropy", "temperature": 2.0}], "temperature"),
     ([{"kind": "hidden"}], "pairs"),
+    ([{"kind": "jsd", "beta": 1.5}], "beta"),
+    ([{"kind": "jsd", "beta": "half"}], "beta"),
+    ([{"kind": "skew_kl", "alpha": 1.0}], "alpha"),
+    ([{"kind": "alpha_beta", "alpha": 1.0, "beta": -1.0}], "must not be 0"),
     ([], "at least one"),
   ],
 )
