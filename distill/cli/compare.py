@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
   names = " + ".join([teacher_path.name, *(entry.path.name for entry in stack)])
   student = _model(student_path.name, *models.load(str(student_path)))
   base = _model(teacher_path.name, *models.place(config, params))
-  teacher = _model(names, *models.place(config, merge(params, stack=stack, config=config)))
+  teacher = _model(names, *models.place(*merge(params, stack=stack, config=config)))
   if student.decoder.config.vocab_size != config.vocab_size:
     raise InputError(
       f"{student_path}/config.json: vocab_size {student.decoder.config.vocab_size}, the teacher's is "

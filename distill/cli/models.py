@@ -37,7 +37,7 @@ def stack(values: flags.FlagValues) -> Stack:
 def load(directory: str, *, stack: Stack = ()) -> tuple[Decoder, Params]:
   """A decoder and its stacked float32 parameters on the default device, adapters merged."""
   config, params = hf.load(pathlib.Path(directory))
-  return place(config, merge(params, stack=stack, config=config))
+  return place(*merge(params, stack=stack, config=config))
 
 
 def place(config: DecoderConfig, canonical: Params) -> tuple[Decoder, Params]:

@@ -30,7 +30,7 @@ def load_merged(model: str, *, adapters: Sequence[str] = (), adapter_stack: str 
     raise InputError("--adapters and --adapter_stack: give one of them")
   config, params = hf.load(pathlib.Path(model))
   stack = read_stack(pathlib.Path(adapter_stack)) if adapter_stack else stack_of(adapters)
-  return config, merge(params, stack=stack, config=config)
+  return merge(params, stack=stack, config=config)
 
 
 def place(decoder: Decoder, params: Mapping[str, Any], *, mesh: Mesh) -> Params:
