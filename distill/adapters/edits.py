@@ -1,8 +1,9 @@
 """What an adapter does to a model: edits of canonical parameters, from which merging, live use and inspection follow.
 
 An edit changes `current`, the parameter as the adapters before it left it, by something measured on `base`, the
-parameter that its adapter was made for. In a sequential stack both are the same. Under co-active adapters `base` is what
-it was before the first of them, so that their changes add up, and DoRA divides by a norm that the others have no part in.
+parameter that its adapter was made for. In a sequential stack both are the same. Under co-active adapters `base` is
+what it was before the first of them, so that their changes add up, and DoRA divides by a norm that the others have no
+part in. A weight other than 1 goes that share of the way from `current` to what the edit says.
 """
 
 import dataclasses

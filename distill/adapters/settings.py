@@ -10,7 +10,7 @@ from typing import Any
 from distill.errors import InputError
 from distill.models import hf
 
-# Values that leave the arithmetic of ordinary LoRA as it is; anything else is refused, with the reason where it is known.
+# Values that leave the arithmetic of ordinary LoRA as it is; anything else is refused, with the reason if it is known.
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
   "peft_type": ("LORA",),
   "bias": ("none", "all", "lora_only"),
@@ -126,7 +126,7 @@ class Settings:
     init = self.get("init_lora_weights")
     if not isinstance(init, str | bool | None) or init not in _INITS:
       raise InputError(
-        f"{self.where}: init_lora_weights = {_short(init)} changed the base model; convert or merge the adapter with peft"
+        f"{self.where}: init_lora_weights = {_short(init)} changed the base model; convert or merge it with peft"
       )
     for key in _FLAGS:
       if not isinstance(self.get(key), bool | None):

@@ -1,0 +1,254 @@
+"""Stacks of every kind of PEFT LoRA against PEFT itself: merged once, and live."""
+
+import dataclasses
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+import peft
+import pytest
+import torch
+import transformers
+
+from distill.adapters import live
+from distill.adapters.stack import Entry, merge, read_adapters
+from distill.models import hf
+from distill.models.decoder import Decoder
+from distill.teachers.live import LiveTeacher
+from distill.types import Batch
+
+# PEFT warns of tied weights, of embeddings it stores whole and of biases.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+TOKENS = np.random.default_rng(0).integers(0, 61, (2, 9))
+ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def make_llama(directory, *, tied, bias):
+  torch.manual_seed(0)
+  config = transformers.LlamaConfig(
+    vocab_size=61,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    attention_bias=bias,
+    tie_word_embeddings=tied,
+    max_position_embeddings=64,
+    bos_token_id=None,
+    eos_token_id=None,
+  )
+  model = transformers.LlamaForCausalLM(config)
+  with torch.no_grad():
+    for parameter in model.parameters():
+      parameter += 0.1 * torch.randn_like(parameter)
+  model.save_pretrained(directory)
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+  """Directories of random Llamas."""
+  made = {}
+  for name, kind in {
+    "plain": dict(tied=False, bias=False),
+    "tied": dict(tied=True, bias=False),
+    "biased": dict(tied=False, bias=True),
+  }.items():
+    made[name] = tmp_path_factory.mktemp(name)
+    make_llama(made[name], **kind)
+  return made
+
+
+def load(base):
+  return transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+
+
+def make_adapter(base, directory, *, seed, resize=0, half=None, **fields):
+  """A random adapter, saved by peft."""
+  model = load(base)
+  if resize:
+    torch.manual_seed(17)
+    model.resize_token_embeddings(resize, mean_resizing=False)
+  model = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **fields))
+  torch.manual_seed(seed)
+  with torch.no_grad():
+    for name, parameter in model.named_parameters():
+      if parameter.requires_grad:
+        scale = 0.3 if "lora_A" in name or "lora_B" in name or "embedding" in name else 0.1
+        parameter += scale * torch.randn_like(parameter)
+        if half is not None:
+          parameter.data = parameter.to(half).float()
+  model.save_pretrained(directory)
+  return pathlib.Path(directory)
+
+
+def theirs_active_together(base, paths):
+  """PEFT with all adapters active at once on one model."""
+  model = peft.PeftModel.from_pretrained(load(base), paths[0], adapter_name="a0")
+  for i, path in enumerate(paths[1:], 1):
+    model.load_adapter(path, adapter_name=f"a{i}")
+  model.base_model.set_adapter([f"a{i}" for i in range(len(paths))])
+  return model.eval()
+
+
+def theirs_one_after_another(base, paths):
+  model = load(base)
+  for path in paths[:-1]:
+    model = peft.PeftModel.from_pretrained(model, path).merge_and_unload()
+  return peft.PeftModel.from_pretrained(model, paths[-1]).eval()
+
+
+def logits_of(model):
+  with torch.no_grad():
+    return model(torch.tensor(TOKENS)).logits.numpy()
+
+
+def batch(routes=None):
+  tokens = jnp.asarray(TOKENS)
+  return Batch(
+    tokens=tokens,
+    segments=jnp.ones_like(tokens),
+    positions=jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape),
+    loss_mask=jnp.ones(tokens.shape, jnp.float32),
+    routes=None if routes is None else jnp.asarray(routes),
+  )
+
+
+def ours_merged(base, stack):
+  config, params = hf.load(base)
+  config, merged = merge(params, stack=stack, config=config)
+  decoder = Decoder(config)
+  stacked = {name: np.asarray(x, np.float32) for name, x in decoder.stack(merged).items()}
+  return answer(LiveTeacher(decoder=decoder, params=stacked), batch())
+
+
+def ours_live(base, stack, routes=None, sets=None):
+  config, params = hf.load(base)
+  adapters = read_adapters(stack, config=config)
+  chosen = [adapters] if sets is None else [[adapters[i] for i in one] for one in sets]
+  config, stacked = live.build(params, routes=chosen, config=config)
+  return answer(LiveTeacher(decoder=Decoder(config), params=stacked), batch(routes))
+
+
+def answer(teacher, batch):
+  params = {name: jnp.asarray(x) for name, x in teacher.params.items()}
+  signal = teacher.signal(params, batch=batch, dtype=jnp.float32)
+  return np.asarray(signal.readout.logits(signal.hidden))
+
+
+def error(got, expected):
+  assert got.shape == expected.shape
+  return np.linalg.norm(got - expected) / np.linalg.norm(expected)
+
+
+# name: (base, mode, settings of each adapter)
+STACKS = {
+  "patterns": (
+    "plain",
+    "sequential",
+    [
+      dict(r=4, lora_alpha=6, target_modules=ALL, rank_pattern={r"layers\.1\.self_attn\..*": 2, "down_proj": 3}),
+      dict(
+        r=2,
+        target_modules=["q_proj", "gate_proj"],
+        use_rslora=True,
+        alpha_pattern={"model.layers.0.self_attn.q_proj": 5, "q_proj": 3},
+        layers_to_transform=[0, 2],
+      ),
+      dict(r=1, target_modules="all-linear"),
+    ],
+  ),
+  "dora sequential": (
+    "plain",
+    "sequential",
+    [
+      dict(r=3, target_modules=["q_proj", "down_proj"], use_dora=True),
+      dict(r=2, target_modules=["q_proj", "up_proj"]),
+      dict(r=2, target_modules=["q_proj", "o_proj"], use_dora=True, use_rslora=True),
+    ],
+  ),
+  "dora co-active": (
+    "plain",
+    "co-active",
+    [
+      dict(r=3, target_modules=["q_proj", "down_proj"], use_dora=True),
+      dict(r=2, target_modules=["q_proj", "up_proj"]),
+      dict(r=2, target_modules=["q_proj", "o_proj"], use_dora=True, use_rslora=True),
+    ],
+  ),
+  "embedding, head, norm": (
+    "plain",
+    "sequential",
+    [
+      dict(r=4, target_modules=["embed_tokens", "lm_head", "v_proj"]),
+      dict(r=2, target_modules=["q_proj"], modules_to_save=["norm", "lm_head"]),
+      dict(r=2, target_modules=["embed_tokens", "lm_head"], use_dora=True),
+    ],
+  ),
+  "embedding, head co-active": (
+    "plain",
+    "co-active",
+    [
+      dict(r=4, target_modules=["embed_tokens", "lm_head", "v_proj"]),
+      dict(r=2, target_modules=["q_proj", "embed_tokens", "lm_head"], use_dora=True),
+      dict(r=2, target_modules=["q_proj"], modules_to_save=["norm"]),
+    ],
+  ),
+  "biases": (
+    "biased",
+    "sequential",
+    [
+      dict(r=2, target_modules=["q_proj", "v_proj"], bias="all"),
+      dict(r=2, target_modules=["q_proj", "k_proj"], lora_bias=True),
+      dict(r=2, target_modules=["q_proj"], bias="lora_only", half=torch.bfloat16),
+    ],
+  ),
+  "a bias where there is none": (
+    "plain",
+    "sequential",
+    [dict(r=2, target_modules=["q_proj", "up_proj"], lora_bias=True)],
+  ),
+  "tied embedding": ("tied", "sequential", [dict(r=2, target_modules=["embed_tokens", "q_proj"], half=torch.float16)]),
+  "tied head": ("tied", "co-active", [dict(r=2, target_modules=["lm_head"]), dict(r=2, target_modules=["v_proj"])]),
+  "tied both": ("tied", "sequential", [dict(r=2, target_modules=["embed_tokens"], ensure_weight_tying=True)]),
+  "tied saved": ("tied", "sequential", [dict(r=2, target_modules=["q_proj"], modules_to_save=["embed_tokens"])]),
+  "tied tokens": (
+    "tied",
+    "sequential",
+    [
+      dict(r=2, target_modules=["q_proj"], trainable_token_indices=[3, 7, 50]),
+      dict(r=2, target_modules=["q_proj"], trainable_token_indices={"embed_tokens": [7, 5]}),
+    ],
+  ),
+  "tokens": (
+    "plain",
+    "sequential",
+    [dict(r=2, target_modules=["k_proj"], trainable_token_indices={"embed_tokens": [9, 3], "lm_head": [3]})],
+  ),
+}
+
+
+@pytest.fixture(scope="module", params=list(STACKS))
+def stack(request, bases, tmp_path_factory):
+  """(base, stack, PEFT's logits)"""
+  kind, mode, settings = STACKS[request.param]
+  base = bases[kind]
+  directory = tmp_path_factory.mktemp("stack")
+  paths = [make_adapter(base, directory / f"{i}", seed=i, **fields) for i, fields in enumerate(settings)]
+  model = (theirs_active_together if mode == "co-active" else theirs_one_after_another)(base, paths)
+  return base, tuple(Entry(path=path, mode=mode) for path in paths), logits_of(model)
+
+
+def test_a_stack_gives_the_logits_of_peft_merged_and_live(stack):
+  base, entries, expected = stack
+  assert error(ours_merged(base, entries), expected) < 1e-5
+  assert error(ours_live(base, entries), expected) < 1e-5
+
+
+@pytest.mark.parametrize("weight", [0.5])
+def test_weights_scale_the_change_alike_merged_and_live(stack, weight):
+  base, entries, expected = stack
+  entries = tuple(dataclasses.replace(entry, weight=weight) for entry in entries)
+  merged = ours_merged(base, entries)
+  assert error(ours_live(base, entries), merged) < 1e-5
+  assert error(merged, expected) > 1e-3
