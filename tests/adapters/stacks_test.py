@@ -12,6 +12,7 @@ import transformers
 
 from distill.adapters import live
 from distill.adapters.stack import Entry, merge, read_adapters
+from distill.errors import InputError
 from distill.models import hf
 from distill.models.decoder import Decoder
 from distill.teachers.live import LiveTeacher
@@ -103,8 +104,8 @@ def logits_of(model):
     return model(torch.tensor(TOKENS)).logits.numpy()
 
 
-def batch(routes=None):
-  tokens = jnp.asarray(TOKENS)
+def batch(routes=None, tokens=TOKENS):
+  tokens = jnp.asarray(tokens)
   return Batch(
     tokens=tokens,
     segments=jnp.ones_like(tokens),
@@ -114,20 +115,20 @@ def batch(routes=None):
   )
 
 
-def ours_merged(base, stack):
+def ours_merged(base, stack, tokens=TOKENS):
   config, params = hf.load(base)
   config, merged = merge(params, stack=stack, config=config)
   decoder = Decoder(config)
   stacked = {name: np.asarray(x, np.float32) for name, x in decoder.stack(merged).items()}
-  return answer(LiveTeacher(decoder=decoder, params=stacked), batch())
+  return answer(LiveTeacher(decoder=decoder, params=stacked), batch(tokens=tokens))
 
 
-def ours_live(base, stack, routes=None, sets=None):
+def ours_live(base, stack, routes=None, sets=None, tokens=TOKENS):
   config, params = hf.load(base)
   adapters = read_adapters(stack, config=config)
   chosen = [adapters] if sets is None else [[adapters[i] for i in one] for one in sets]
   config, stacked = live.build(params, routes=chosen, config=config)
-  return answer(LiveTeacher(decoder=Decoder(config), params=stacked), batch(routes))
+  return answer(LiveTeacher(decoder=Decoder(config), params=stacked), batch(routes, tokens))
 
 
 def answer(teacher, batch):
@@ -252,3 +253,59 @@ def test_weights_scale_the_change_alike_merged_and_live(stack, weight):
   merged = ours_merged(base, entries)
   assert error(ours_live(base, entries), merged) < 1e-5
   assert error(merged, expected) > 1e-3
+
+
+# Sets of adapters by their place in a list, and the list.
+ROUTES = {
+  "low rank": (
+    [(0,), (1, 0), (), (2,)],
+    [
+      dict(r=4, target_modules=["q_proj", "down_proj", "embed_tokens", "lm_head"]),
+      dict(r=3, target_modules=["q_proj", "v_proj"], use_dora=True),
+      dict(r=2, target_modules=["o_proj", "lm_head"], use_rslora=True),
+    ],
+  ),
+  "anything": (
+    [(0,), (0, 1), (2,), (3, 2)],
+    [
+      dict(r=4, target_modules=["q_proj", "lm_head"], use_dora=True),
+      dict(r=3, target_modules=["q_proj", "v_proj"], modules_to_save=["norm", "embed_tokens"]),
+      dict(r=2, target_modules=["o_proj", "k_proj"], lora_bias=True),
+      dict(r=2, target_modules=["up_proj"], trainable_token_indices={"embed_tokens": [4, 9], "lm_head": [4]}),
+    ],
+  ),
+}
+
+
+@pytest.mark.parametrize("name", list(ROUTES))
+def test_rows_under_four_sets_equal_four_forwards_of_one_set_each(name, bases, tmp_path):
+  sets, settings = ROUTES[name]
+  base = bases["plain"]
+  stack = tuple(
+    Entry(path=make_adapter(base, tmp_path / f"{i}", seed=i, **fields)) for i, fields in enumerate(settings)
+  )
+  tokens = np.random.default_rng(1).integers(0, 61, (8, 7))
+  order = [3, 0, 1, 2, 2, 0, 3, 1]
+  together = ours_live(base, stack, order, sets, tokens=tokens)
+  for route, chosen in enumerate(sets):
+    rows = [i for i, one in enumerate(order) if one == route]
+    alone = ours_merged(base, tuple(stack[i] for i in chosen), tokens=tokens[rows])
+    assert error(together[rows], alone) < 1e-5, route
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_adapter_that_brings_more_tokens_gives_the_logits_of_the_resized_model(tied, bases, tmp_path):
+  base = bases["tied" if tied else "plain"]
+  path = make_adapter(base, tmp_path / "a", seed=0, resize=64, r=2, target_modules=["q_proj"])
+  other = make_adapter(base, tmp_path / "b", seed=1, resize=64, r=2, target_modules=["embed_tokens", "lm_head"])
+  for one in (path, other):
+    model = load(base)
+    model.resize_token_embeddings(64, mean_resizing=False)
+    expected = logits_of(peft.PeftModel.from_pretrained(model, one).eval())
+    stack = (Entry(path=one),)
+    assert error(ours_merged(base, stack), expected) < 1e-5
+    assert error(ours_live(base, stack), expected) < 1e-5
+  config, params = hf.load(base)
+  adapters = read_adapters((Entry(path=path), Entry(path=tmp_path / "b")), config=config)
+  with pytest.raises(InputError, match="another number of tokens"):
+    live.build(params, routes=[adapters, []], config=config)
