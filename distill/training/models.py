@@ -9,28 +9,60 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from distill.adapters import lora
-from distill.adapters.stack import merge, read_stack, stack_of
+from distill.adapters import live, lora
+from distill.adapters.stack import Applied, Stack, merge_adapters, read_adapters, read_stack, stack_of
 from distill.errors import InputError
 from distill.models import hf
-from distill.models.config import DecoderConfig
 from distill.models.decoder import Decoder
 from distill.models.transfer import from_teacher
 from distill.teachers.live import LiveTeacher
 from distill.tree import Params
 
+# What the sources of a run name: a set of adapters, or None for the whole stack.
+Route = tuple[str, ...] | None
 
-def load_merged(model: str, *, adapters: Sequence[str] = (), adapter_stack: str = "") -> tuple[DecoderConfig, Params]:
-  """Architecture and canonical float32 parameters of an HF directory with its adapters merged in order.
+
+def routes(sources: Sequence[Mapping[str, Any]]) -> tuple[list[Route], list[int]]:
+  """The different adapter sets that the data sources name by `adapters`, and the place of each source's among them.
+
+  A source that names none is taught by the whole stack, one that names an empty list by the base alone.
 
   Raises:
-    InputError: A file is missing, damaged or for another model, or both ways of naming adapters are used.
+    InputError: `adapters` is not a list of names.
   """
-  if adapters and adapter_stack:
-    raise InputError("--adapters and --adapter_stack: give one of them")
-  config, params = hf.load(pathlib.Path(model))
-  stack = read_stack(pathlib.Path(adapter_stack)) if adapter_stack else stack_of(adapters)
-  return merge(params, stack=stack, config=config)
+  found: list[Route] = []
+  places = []
+  for index, source in enumerate(sources):
+    names = source.get("adapters")
+    if names is not None and (isinstance(names, str) or not all(isinstance(name, str) for name in names)):
+      raise InputError(f"config.data.sources[{index}].adapters: {names!r}; give a list of names of the teacher's stack")
+    route = None if names is None else tuple(sorted(set(names)))
+    if route not in found:
+      found.append(route)
+    places.append(found.index(route))
+  return found, places
+
+
+def _stack(spec: Mapping[str, Any]) -> Stack:
+  if spec["adapters"] and spec["adapter_stack"]:
+    raise InputError("config.teacher: adapters and adapter_stack: give one of them")
+  return read_stack(pathlib.Path(spec["adapter_stack"])) if spec["adapter_stack"] else stack_of(spec["adapters"])
+
+
+def _chosen(stack: Sequence[Applied], route: Route) -> list[Applied]:
+  """The adapters of a route, in the order of the stack."""
+  if route is None:
+    return list(stack)
+  names = [entry.name for entry, _ in stack]
+  for name in route:
+    if names.count(name) != 1:
+      problem = (
+        "names two adapters" if name in names else f"is not in the teacher's stack ({', '.join(names) or 'empty'})"
+      )
+      raise InputError(
+        f"config.data.sources: adapters: {name!r} {problem}; a name is the path's last part, or name in the stack file"
+      )
+  return [one for one in stack if one[0].name in route]
 
 
 def place(decoder: Decoder, params: Mapping[str, Any], *, mesh: Mesh) -> Params:
@@ -60,11 +92,9 @@ def build(resolved: Mapping[str, Any], *, mesh: Mesh) -> Models:
   teacher_params: Params = {}
   spec = resolved["teacher"]
   if spec["model"]:
-    config, teacher_params = load_merged(
-      spec["model"], adapters=tuple(spec["adapters"]), adapter_stack=spec["adapter_stack"]
-    )
-    decoder = Decoder(config)
-    teacher = LiveTeacher(decoder=decoder, params=place(decoder, teacher_params, mesh=mesh))
+    teacher, teacher_params = _teacher(resolved, mesh=mesh)
+  elif any(source.get("adapters") is not None for source in resolved["data"]["sources"]):
+    raise InputError("config.data.sources: adapters are the teacher's; set config.teacher.model")
   student, params = _student(resolved, teacher=teacher, teacher_params=teacher_params, mesh=mesh)
   flat = {f"student.{name}": x for name, x in params.items()}
   adapters = resolved["student"]["adapters"]
@@ -75,12 +105,30 @@ def build(resolved: Mapping[str, Any], *, mesh: Mesh) -> Models:
   return Models(student=student, params=flat, teacher=teacher, adapter_scale=adapters["alpha"] / adapters["rank"])
 
 
+def _teacher(resolved: Mapping[str, Any], *, mesh: Mesh) -> tuple[LiveTeacher, Params]:
+  """The teacher, merged if all rows have one route, and the canonical parameters that a student may start from."""
+  config, params = hf.load(pathlib.Path(resolved["teacher"]["model"]))
+  stack = read_adapters(_stack(resolved["teacher"]), config=config)
+  chosen = [_chosen(stack, route) for route in routes(resolved["data"]["sources"])[0]]
+  if len(chosen) < 2:
+    merged_config, merged = merge_adapters(params, adapters=chosen[0] if chosen else stack, config=config)
+    decoder = Decoder(merged_config)
+    return LiveTeacher(decoder=decoder, params=place(decoder, merged, mesh=mesh)), merged
+  starts = resolved["student"]["layers_from"]
+  merged = merge_adapters(params, adapters=stack, config=config)[1] if starts else {}
+  live_config, stacked = live.build(params, routes=chosen, config=config)
+  decoder = Decoder(live_config)
+  where = live.shardings(decoder, stacked, mesh=mesh)
+  placed = {name: jax.device_put(x, where[name]) for name, x in stacked.items()}
+  return LiveTeacher(decoder=decoder, params=placed), merged
+
+
 def _student(resolved, *, teacher, teacher_params, mesh) -> tuple[Decoder, Params]:
   spec = resolved["student"]
   if bool(spec["model"]) == bool(spec["config"]):
     raise InputError("config.student: give either model (a directory) or config (the keys of an HF config.json)")
   if spec["model"]:
-    config, params = load_merged(spec["model"])
+    config, params = hf.load(pathlib.Path(spec["model"]))
     decoder = Decoder(config)
     return decoder, place(decoder, params, mesh=mesh)
   decoder = Decoder(hf.config_from_dict(spec["config"], where="config.student.config"))

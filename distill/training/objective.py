@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from distill.errors import InputError
 from distill.losses.chunked import chunked_cross_entropy, chunked_forward_kl
@@ -101,7 +101,7 @@ def loss_sums(
   signal: DenseSignal | None,
   batch: Batch,
   projectors: Params,
-  step: Float[Array, ""],
+  step: Float[Array, ""] | Int[Array, ""],
   totals: Sums,
 ) -> tuple[Float[Array, ""], Sums]:
   """This micro-batch's share of the loss, and of each term's mean.

@@ -27,7 +27,7 @@ from distill.training.checkpoint import Checkpoints, flatten_state, unflatten_st
 from distill.training.config import fingerprint, resolve
 from distill.training.interrupt import EXIT_INTERRUPTED, Interruption
 from distill.training.metrics import MetricsWriter, Progress
-from distill.training.models import Models, build
+from distill.training.models import Models, build, routes
 from distill.training.objective import Term, build_terms, needs_teacher, projector_shapes
 from distill.training.optimizer import make_optimizer, multipliers
 from distill.training.step import StepConfig, TrainState, branch, canonical_names, make_step
@@ -103,6 +103,7 @@ def _data(resolved: Mapping[str, Any], *, workdir: pathlib.Path) -> tuple[PreTra
   stores, weights = [], []
   for index, spec in enumerate(data["sources"]):
     fields, key = dict(spec), f"config.data.sources[{index}]"
+    fields.pop("adapters", None)
     weights.append(float(fields.pop("weight", 1.0)))
     source = open_source(fields, key=key)
     directory = data["store"] or workdir / "tokens"
@@ -114,6 +115,7 @@ def _data(resolved: Mapping[str, Any], *, workdir: pathlib.Path) -> tuple[PreTra
     weights=weights,
     batch_size=resolved["training"]["batch_size"],
     seed=resolved["seed"],
+    routes=routes(data["sources"])[1],
     process=(jax.process_index(), jax.process_count()),
   )
 
