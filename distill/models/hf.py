@@ -16,11 +16,47 @@ from distill.errors import InputError
 from distill.models import safetensors_files
 from distill.models.config import DecoderConfig
 from distill.models.decoder import Decoder
-from distill.models.families import llama, qwen3_5
+from distill.models.families import (
+  gemma,
+  gemma2,
+  gemma3,
+  gpt2,
+  gpt_oss,
+  granite,
+  llama,
+  mistral,
+  mixtral,
+  olmo2,
+  olmo3,
+  phi3,
+  qwen2,
+  qwen3,
+  qwen3_5,
+  qwen3_moe,
+  smollm3,
+)
 from distill.models.families.mapping import Entry, canonical, checkpoint
 from distill.tree import Params
 
-FAMILIES: dict[str, ModuleType] = {"llama": llama, "qwen3_5_text": qwen3_5}
+FAMILIES: dict[str, ModuleType] = {
+  "llama": llama,
+  "mistral": mistral,
+  "mixtral": mixtral,
+  "qwen2": qwen2,
+  "qwen3": qwen3,
+  "qwen3_moe": qwen3_moe,
+  "qwen3_5_text": qwen3_5,
+  "gemma": gemma,
+  "gemma2": gemma2,
+  "gemma3_text": gemma3,
+  "phi3": phi3,
+  "olmo2": olmo2,
+  "olmo3": olmo3,
+  "smollm3": smollm3,
+  "granite": granite,
+  "gpt2": gpt2,
+  "gpt_oss": gpt_oss,
+}
 TOKENIZER_FILES = (
   "tokenizer.json",
   "tokenizer_config.json",
