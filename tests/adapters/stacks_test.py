@@ -24,22 +24,29 @@ TOKENS = np.random.default_rng(0).integers(0, 61, (2, 9))
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-def make_llama(directory, *, tied, bias):
+SIZES = dict(
+  hidden_size=32,
+  intermediate_size=48,
+  num_hidden_layers=3,
+  num_attention_heads=4,
+  num_key_value_heads=2,
+  max_position_embeddings=64,
+)
+BASES = {
+  "plain": dict(model_type="llama", **SIZES),
+  "tied": dict(model_type="llama", tie_word_embeddings=True, **SIZES),
+  "biased": dict(model_type="llama", attention_bias=True, **SIZES),
+  "gpt2": dict(model_type="gpt2", n_embd=32, n_layer=2, n_head=4, n_positions=64),
+  "phi3": dict(model_type="phi3", **SIZES),
+  "gemma2": dict(model_type="gemma2", head_dim=8, **SIZES),
+}
+
+
+def make_base(directory, *, model_type, **fields):
   torch.manual_seed(0)
-  config = transformers.LlamaConfig(
-    vocab_size=61,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    attention_bias=bias,
-    tie_word_embeddings=tied,
-    max_position_embeddings=64,
-    bos_token_id=None,
-    eos_token_id=None,
-  )
-  model = transformers.LlamaForCausalLM(config)
+  special = dict(bos_token_id=None, eos_token_id=None, pad_token_id=None)
+  config = transformers.AutoConfig.for_model(model_type, vocab_size=61, **special, **fields)
+  model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
   with torch.no_grad():
     for parameter in model.parameters():
       parameter += 0.1 * torch.randn_like(parameter)
@@ -48,15 +55,11 @@ def make_llama(directory, *, tied, bias):
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory):
-  """Directories of random Llamas."""
+  """Directories of random models."""
   made = {}
-  for name, kind in {
-    "plain": dict(tied=False, bias=False),
-    "tied": dict(tied=True, bias=False),
-    "biased": dict(tied=False, bias=True),
-  }.items():
+  for name, fields in BASES.items():
     made[name] = tmp_path_factory.mktemp(name)
-    make_llama(made[name], **kind)
+    make_base(made[name], **fields)
   return made
 
 
@@ -219,6 +222,40 @@ STACKS = {
     [
       dict(r=2, target_modules=["q_proj"], trainable_token_indices=[3, 7, 50]),
       dict(r=2, target_modules=["q_proj"], trainable_token_indices={"embed_tokens": [7, 5]}),
+    ],
+  ),
+  "gpt2": (
+    "gpt2",
+    "sequential",
+    [
+      dict(r=3, target_modules=["c_attn", "c_fc"], use_dora=True, fan_in_fan_out=True, modules_to_save=["ln_f"]),
+      dict(r=2, target_modules=["c_attn", "c_proj"], bias="all", rank_pattern={"h.0.attn.c_attn": 3}),
+      dict(r=2, target_modules=["c_proj", "wte", "wpe"], lora_bias=False),
+    ],
+  ),
+  "gpt2 co-active": (
+    "gpt2",
+    "co-active",
+    [
+      dict(r=3, target_modules=["c_attn", "c_fc"], use_dora=True, fan_in_fan_out=True),
+      dict(r=2, target_modules=["c_attn", "mlp.c_proj", "lm_head"], lora_bias=False),
+      dict(r=2, target_modules="all-linear", use_dora=True, trainable_token_indices=[2, 60]),
+    ],
+  ),
+  "fused projections": (
+    "phi3",
+    "sequential",
+    [
+      dict(r=3, target_modules=["qkv_proj", "gate_up_proj"], use_dora=True),
+      dict(r=2, target_modules="all-linear", modules_to_save=["embed_tokens"]),
+    ],
+  ),
+  "scaled embedding, softcaps": (
+    "gemma2",
+    "co-active",
+    [
+      dict(r=3, target_modules=["embed_tokens", "q_proj"]),
+      dict(r=2, target_modules=["lm_head", "embed_tokens", "o_proj"], use_dora=True),
     ],
   ),
   "tokens": (
