@@ -17,6 +17,7 @@ COMMANDS = {
   "generate": "continue a prompt",
   "compare": "measure a student against its teacher, skill by skill, as a report",
   "export": "write a model as a Hugging Face directory",
+  "merge": "write a model with its adapters merged into it, or several adapters as one",
   "inspect": "tell what DIR is: a model, an adapter, a run, a checkpoint or a token store",
 }
 EXIT_INPUT, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
@@ -82,6 +83,10 @@ def _load(name: str) -> ModuleType:
       from distill.cli import export
 
       return export
+    case "merge":
+      from distill.cli import merge
+
+      return merge
     case "inspect":
       from distill.cli import inspect
 
