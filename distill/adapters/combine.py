@@ -45,7 +45,8 @@ def _trim(change: np.ndarray, density: float) -> np.ndarray:
 def dare(changes: Sequence[Float[np.ndarray, "..."]], *, density: float, seed: Sequence[int]) -> np.ndarray:
   """The sum of changes of which each number is kept with probability `density`, and divided by it."""
   rng = np.random.default_rng(seed)
-  return sum((np.where(rng.random(x.shape) < density, x, 0) / np.float32(density) for x in changes), np.float32(0))
+  kept = [np.where(rng.random(x.shape) < density, x, 0) / np.float32(density) for x in changes]
+  return np.sum(kept, axis=0)
 
 
 def low_rank(change: Float[np.ndarray, "I O"], *, rank: int) -> LowRank:

@@ -33,6 +33,11 @@ class LowRank:
     """scale * a @ b."""
     return np.float32(self.scale) * (self.a @ self.b)
 
+  @property
+  def norm(self) -> float:
+    """Frobenius norm of `delta`, without forming it."""
+    return float(self.scale * np.sqrt(max(0.0, np.sum((self.a.T @ self.a) * (self.b @ self.b.T)))))
+
   def columns(self, base: Float[np.ndarray, "I O"]) -> Float[np.ndarray, " O"] | None:
     """Factor of each column (DoRA), or None."""
     if self.magnitude is None:

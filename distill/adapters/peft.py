@@ -17,7 +17,7 @@ from distill.errors import InputError
 from distill.models import hf, safetensors_files
 from distill.models.config import DecoderConfig
 
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 STEM = "adapter_model"
 _OTHER = "adapter for another model"
 # (what follows the module's path, the kind of tensor), the first that matches.
@@ -98,6 +98,14 @@ def named(directory: pathlib.Path) -> list[pathlib.Path]:
   return sorted(path.parent for path in pathlib.Path(directory).glob("*/adapter_config.json"))
 
 
+def low_rank_parts(path: str) -> tuple[str, str] | None:
+  """(module, kind of tensor) of a stored name without its prefix, or None if it is no tensor of LoRA."""
+  for pattern, kind in _KINDS:
+    if found := pattern.fullmatch(path):
+      return found[1], kind
+  return None
+
+
 class _Reader:
   """Sorts stored tensors by module, then turns each module's into edits."""
 
@@ -109,18 +117,18 @@ class _Reader:
 
   def add(self, key: str, value: np.ndarray) -> None:
     """Takes one stored tensor, or notes why it cannot be used."""
-    path = key.removeprefix(_PREFIX)
+    path = key.removeprefix(PREFIX)
     if path == key:
-      return self._refuse(key, f"expected a name under {_PREFIX}")
+      return self._refuse(key, f"expected a name under {PREFIX}")
     if value.dtype.kind not in "fV" and value.dtype.name != "bfloat16":
       return self._refuse(key, f"holds {value.dtype}, expected floating-point numbers")
     value = value.astype(np.float32)
-    for pattern, kind in _KINDS:
-      if found := pattern.fullmatch(path):
-        if f"{found[1]}.weight" not in self._layout.entries:
-          return self._refuse(key, f"a {self._layout.config.family} model has no {found[1]}; {_OTHER}")
-        self._parts.setdefault(found[1], {})[kind] = (key, value)
-        return None
+    if part := low_rank_parts(path):
+      module, kind = part
+      if f"{module}.weight" not in self._layout.entries:
+        return self._refuse(key, f"a {self._layout.config.family} model has no {module}; {_OTHER}")
+      self._parts.setdefault(module, {})[kind] = (key, value)
+      return None
     found = _WHOLE.fullmatch(path)
     theirs = f"{found[1]}.{found[3]}" if found else path
     if theirs not in self._layout.entries:
@@ -277,7 +285,7 @@ def write_adapter(
     a, b = (np.ascontiguousarray(np.asarray(x, np.float32).T) for x in (one.a, one.b))
     names = ("A.weight", "B.weight") if known.entries[f"{module}.weight"][0].ours.endswith(".kernel") else None
     for name, value in zip(names or ("embedding_A", "embedding_B"), (a, b), strict=True):
-      tensors[f"{_PREFIX}{module}.lora_{name}"] = value
+      tensors[f"{PREFIX}{module}.lora_{name}"] = value
   settings: dict[str, Any] = {
     "peft_type": "LORA",
     "task_type": "CAUSAL_LM",

@@ -81,7 +81,8 @@ class Batches:
         continue
       for name, value in store.read(np.asarray([chosen[slot][1] for slot in slots])).items():
         fields.setdefault(name, np.zeros((share, store.length), value.dtype))[slots] = value
-    return Batch(**fields, routes=self._routes[[owner for owner, _ in chosen]])
+    fields["routes"] = self._routes[[owner for owner, _ in chosen]]
+    return Batch(**fields)
 
   def iterate(self, start: int) -> Iterator[Batch]:
     """Batches from step `start` on, read ahead by a thread that ends with the iterator."""
