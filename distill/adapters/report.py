@@ -64,17 +64,17 @@ def _alone(directory: pathlib.Path, settings: Settings) -> Iterator[str]:
   for module, parts in pairs.items():
     a, b = (parts.get(name, parts.get(f"embedding_{name}")) for name in "ab")
     if a is None or b is None or a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
-      if "tokens" not in parts:
-        unknown.append(f"{PREFIX}{module}")
-      else:
+      if set(parts) == {"tokens"} and parts["tokens"].ndim == 2:
         whole.append(f"{module} ({len(parts['tokens'])} tokens)")
+      else:
+        unknown.append(f"{PREFIX}{module}")
       continue
     edit = LowRank(a=a.T, b=b.T, scale=settings.scale(module))
     norms[module] = edit.norm
     facts[module] = f"rank {a.shape[0]}, scale {edit.scale:.4g}, ‖ΔW‖ {edit.norm:.4g}"
   yield from _modules(facts, norms)
   yield from (f"  {name}  replaced" for name in whole)
-  yield from (f"would not load: {key}: not a tensor of LoRA" for key in unknown)
+  yield from (f"would not load: {key}: no whole pair of LoRA tensors" for key in unknown)
 
 
 def _on(directory: pathlib.Path, settings: Settings, model: pathlib.Path) -> Iterator[str]:

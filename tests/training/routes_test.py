@@ -32,7 +32,7 @@ def config(llama_dir, adapter_dirs, files, sets):
       ],
       "length": 16,
     },
-    "training": {"batch_size": 8, "dtype": "float32"},
+    "training": {"batch_size": 16, "micro_batches": 2, "dtype": "float32"},
     "stages": {"1": {"steps": 1, "terms": [{"kind": "forward_kl"}], "optimizer": {"learning_rate": 1e-4}}},
   }
 
@@ -68,7 +68,7 @@ def test_each_source_is_taught_by_its_own_adapters(llama_dir, adapter_dirs, file
     json.loads((path / "meta.json").read_text())["source"]["path"]: path for path in (tmp_path / "tokens").iterdir()
   }
   batch = Batches(
-    [TokenStore(stores[str(path)]) for path in files], weights=[1, 1], batch_size=8, seed=3, routes=[0, 1]
+    [TokenStore(stores[str(path)]) for path in files], weights=[1, 1], batch_size=16, seed=3, routes=[0, 1]
   )[0]
   assert set(batch.routes) == {0, 1}
   student = logprobs(llama_dir, [], batch)
