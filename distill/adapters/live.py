@@ -156,7 +156,7 @@ def _factors(name: str, layers: list[str], routes: list[_Route]) -> Params:
   return found
 
 
-def _values(name: str, layers: list[str], results: list[Params], base: Params) -> Params:
+def _values(name: str, layers: list[str], results: list[Params], base: dict[str, np.ndarray]) -> Params:
   """The different values of a stacked parameter, or the one that all routes share in the base's place."""
   rows = [np.stack([result.get(layer, base[layer]) for layer in layers]) for result in results]
   different: list[np.ndarray] = []

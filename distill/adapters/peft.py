@@ -235,7 +235,9 @@ class _Reader:
       if vector.shape != (b.shape[1],):
         raise _Refusal(parts[name][0], f"has shape {vector.shape}, expected {(b.shape[1],)}")
     if ("magnitude" in vectors) != dora:
-      raise _Refusal(parts["embedding_a" if embedding else "a"][0], "use_dora does not say what the weights hold")
+      have = "have no" if dora else "have a"
+      reason = f"adapter_config.json says use_dora {dora}, the weights {have} lora_magnitude_vector beside it"
+      raise _Refusal(parts["embedding_a" if embedding else "a"][0], reason)
     sides = self._layout.columns(theirs, b)
     magnitudes = self._layout.columns(theirs, vectors["magnitude"]) if dora else dict.fromkeys(sides)
     found: list[tuple[str, Edit]] = [

@@ -2,10 +2,10 @@
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.special import log_softmax
 
 from distill.adapters.stack import merge, stack_of
 from distill.data.batches import Batches
@@ -57,7 +57,7 @@ def logprobs(llama_dir, paths, batch):
     positions=jnp.asarray(batch.positions),
     dtype=jnp.float32,
   )
-  return log_softmax(np.asarray(output.readout.logits(output.hidden), np.float64), axis=-1)
+  return np.asarray(jax.nn.log_softmax(output.readout.logits(output.hidden)))
 
 
 def test_each_source_is_taught_by_its_own_adapters(llama_dir, adapter_dirs, files, tmp_path):
