@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from distill.adapters.peft import read_adapter
+from distill.adapters.peft import Factors, read_adapter
 from distill.errors import InputError
 from distill.models import hf
 from distill.models.config import DecoderConfig
+from distill.models.hub import locate
+from distill.models.sharded import Edit
 from distill.tree import Params
 
 MODES = ("sequential", "co-active")
@@ -38,7 +40,7 @@ Stack = tuple[Entry, ...]
 
 def stack_of(paths: Sequence[str | os.PathLike[str]]) -> Stack:
   """The adapters in the order given, each at weight 1."""
-  return tuple(Entry(path=pathlib.Path(path)) for path in paths)
+  return tuple(Entry(path=locate(path)) for path in paths)
 
 
 def read_stack(path: pathlib.Path) -> Stack:
@@ -64,7 +66,7 @@ def read_stack(path: pathlib.Path) -> Stack:
       raise InputError(f"{where}.weight: {weight!r} is not a number")
     if mode not in MODES:
       raise InputError(f"{where}.mode: {mode!r}; use one of {', '.join(MODES)}")
-    entries.append(Entry(path=path.parent / fields["path"], weight=float(weight), mode=mode))
+    entries.append(Entry(path=locate(fields["path"], beside=path.parent), weight=float(weight), mode=mode))
   return tuple(entries)
 
 
@@ -82,3 +84,26 @@ def merge(params: Mapping[str, Any], *, stack: Stack, config: DecoderConfig) -> 
       delta = np.float32(entry.weight * pair.scale) * (pair.a @ pair.b)
       merged[name] = np.asarray(merged[name], np.float32) + delta
   return merged
+
+
+def edits(stack: Stack, *, config: DecoderConfig) -> dict[str, Edit]:
+  """For `sharded.load`: every kernel's deltas, added in float32 and in order to its blocks as they are read.
+
+  Raises:
+    InputError: An adapter cannot be read or belongs to another model.
+  """
+  deltas: dict[str, list[tuple[np.float32, Factors]]] = {}
+  for entry in stack:
+    for name, pair in read_adapter(entry.path, config=config).factors.items():
+      deltas.setdefault(name, []).append((np.float32(entry.weight * pair.scale), pair))
+
+  def edit(pairs):
+    def apply(value, block, read):
+      rows, columns = block
+      for scale, pair in pairs:
+        value = value + scale * (pair.a[rows] @ pair.b[:, columns])
+      return value
+
+    return apply
+
+  return {name: edit(pairs) for name, pairs in deltas.items()}

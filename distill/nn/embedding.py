@@ -15,4 +15,4 @@ class Embedding(nnx.Module):
 
   def __call__(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
     """The rows of `tokens`, in float32."""
-    return jnp.take(self.table[...], tokens, axis=0)
+    return jnp.take(self.table[...], tokens, axis=0).astype(jnp.float32)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,27 +10,58 @@ import numpy as np
 from jax.sharding import Mesh
 
 from distill.adapters import lora
-from distill.adapters.stack import merge, read_stack, stack_of
+from distill.adapters.stack import edits, read_stack, stack_of
 from distill.errors import InputError
-from distill.models import hf
-from distill.models.config import DecoderConfig
+from distill.models import hf, sharded
 from distill.models.decoder import Decoder
+from distill.models.hub import locate
 from distill.models.transfer import from_teacher
+from distill.parallel.mesh import replicated
 from distill.teachers.live import LiveTeacher
 from distill.tree import Params
 
 
-def load_merged(model: str, *, adapters: Sequence[str] = (), adapter_stack: str = "") -> tuple[DecoderConfig, Params]:
-  """Architecture and canonical float32 parameters of an HF directory with its adapters merged in order.
+def load(
+  model: str, *, mesh: Mesh, adapters: Sequence[str] = (), adapter_stack: str = "", dtype: str = "float32"
+) -> tuple[Decoder, Params]:
+  """A decoder and its stacked parameters on the mesh, from an HF directory or the hub, its adapters merged in order.
 
   Raises:
     InputError: A file is missing, damaged or for another model, or both ways of naming adapters are used.
   """
   if adapters and adapter_stack:
     raise InputError("--adapters and --adapter_stack: give one of them")
-  config, params = hf.load(pathlib.Path(model))
+  directory = locate(model)
   stack = read_stack(pathlib.Path(adapter_stack)) if adapter_stack else stack_of(adapters)
-  return config, merge(params, stack=stack, config=config)
+  changes = edits(stack, config=hf.read_config(directory)) if stack else {}
+  config, params = sharded.load(directory, mesh=mesh, dtype=dtype, edits=changes)
+  return Decoder(config), params
+
+
+class Canonical(Mapping[str, np.ndarray]):
+  """Stacked parameters on the mesh under canonical names, each brought to the host when it is asked for."""
+
+  def __init__(self, decoder: Decoder, params: Mapping[str, Any], *, mesh: Mesh):
+    self._params = params
+    self._places: dict[str, tuple[str, int | None]] = {}
+    for name, x in params.items():
+      layers = decoder.unstack({name: range(x.shape[0])}) if name.startswith("groups.") else {name: None}
+      self._places |= {one: (name, layer) for one, layer in layers.items()}
+    everywhere = replicated(mesh)
+    self._whole = jax.jit(lambda x: x, out_shardings=everywhere)
+    self._layer = jax.jit(lambda x, i: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), out_shardings=everywhere)
+
+  def __getitem__(self, name: str) -> np.ndarray:
+    stacked, layer = self._places[name]
+    value = self._params[stacked]
+    gathered = self._whole(value) if layer is None else self._layer(value, layer)
+    return np.asarray(gathered.addressable_data(0))
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self._places)
+
+  def __len__(self) -> int:
+    return len(self._places)
 
 
 def place(decoder: Decoder, params: Mapping[str, Any], *, mesh: Mesh) -> Params:
@@ -57,15 +88,17 @@ def build(resolved: Mapping[str, Any], *, mesh: Mesh) -> Models:
     InputError: The configuration or a file it names is wrong.
   """
   teacher: LiveTeacher | None = None
-  teacher_params: Params = {}
   spec = resolved["teacher"]
   if spec["model"]:
-    config, teacher_params = load_merged(
-      spec["model"], adapters=tuple(spec["adapters"]), adapter_stack=spec["adapter_stack"]
+    decoder, frozen = load(
+      spec["model"],
+      mesh=mesh,
+      adapters=tuple(spec["adapters"]),
+      adapter_stack=spec["adapter_stack"],
+      dtype=spec["dtype"],
     )
-    decoder = Decoder(config)
-    teacher = LiveTeacher(decoder=decoder, params=place(decoder, teacher_params, mesh=mesh))
-  student, params = _student(resolved, teacher=teacher, teacher_params=teacher_params, mesh=mesh)
+    teacher = LiveTeacher(decoder=decoder, params=frozen)
+  student, params = _student(resolved, teacher=teacher, mesh=mesh)
   flat = {f"student.{name}": x for name, x in params.items()}
   adapters = resolved["student"]["adapters"]
   if adapters["targets"]:
@@ -75,14 +108,12 @@ def build(resolved: Mapping[str, Any], *, mesh: Mesh) -> Models:
   return Models(student=student, params=flat, teacher=teacher, adapter_scale=adapters["alpha"] / adapters["rank"])
 
 
-def _student(resolved, *, teacher, teacher_params, mesh) -> tuple[Decoder, Params]:
+def _student(resolved, *, teacher, mesh) -> tuple[Decoder, Params]:
   spec = resolved["student"]
   if bool(spec["model"]) == bool(spec["config"]):
     raise InputError("config.student: give either model (a directory) or config (the keys of an HF config.json)")
   if spec["model"]:
-    config, params = load_merged(spec["model"])
-    decoder = Decoder(config)
-    return decoder, place(decoder, params, mesh=mesh)
+    return load(spec["model"], mesh=mesh)
   decoder = Decoder(hf.config_from_dict(spec["config"], where="config.student.config"))
   fresh = jax.jit(decoder.init, out_shardings=decoder.shardings(mesh))(jax.random.key(resolved["seed"]))
   if not spec["layers_from"]:
@@ -95,9 +126,9 @@ def _student(resolved, *, teacher, teacher_params, mesh) -> tuple[Decoder, Param
       f"{teacher.decoder.config.vocab_size}; they must share a vocabulary"
     )
   params, _ = from_teacher(
-    decoder.unstack(jax.device_get(fresh)),
+    dict(Canonical(decoder, fresh, mesh=mesh)),
     config=decoder.config,
-    teacher=teacher_params,
+    teacher=Canonical(teacher.decoder, teacher.params, mesh=mesh),
     teacher_config=teacher.decoder.config,
     layers=tuple(spec["layers_from"]),
   )
