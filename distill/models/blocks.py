@@ -30,6 +30,20 @@ class Stored:
     return math.prod(self.shape) * self.dtype.itemsize
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pending:
+  """A tensor that is made when its turn to be written comes."""
+
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  make: Callable[[], np.ndarray]
+
+  @property
+  def nbytes(self) -> int:
+    """Size on disk."""
+    return math.prod(self.shape) * self.dtype.itemsize
+
+
 class Reader:
   """Reads blocks of stored tensors, and only these bytes; `bytes_read` counts them.
 

@@ -20,8 +20,8 @@ from distill.models.blocks import Reader
 from distill.models.config import DecoderConfig
 from distill.models.decoder import Decoder
 from distill.models.families import llama, qwen3_5
-from distill.models.families.mapping import Entry, checkpoint
-from distill.models.sources import Source
+from distill.models.families.mapping import Entry
+from distill.models.sources import Source, pending
 from distill.models.sources import sources as find_sources
 from distill.models.values import check_config, read_json
 from distill.tree import Params
@@ -153,7 +153,7 @@ def save(
     InputError: The directory holds something else or cannot be written.
   """
   directory = pathlib.Path(directory)
-  tensors = checkpoint(table(config), params=params)
+  tensors = pending(table(config), params=params)
   with replacing(directory, marker="config.json") as work:
     safetensors_files.write(work, tensors, stem="model", max_file_bytes=max_file_bytes)
     if config_from is not None:

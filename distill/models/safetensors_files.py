@@ -6,14 +6,14 @@ import math
 import os
 import pathlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from distill.errors import InputError
-from distill.models.blocks import Reader, Stored, finite
+from distill.models.blocks import Pending, Reader, Stored, finite
 from distill.models.values import parse, read_json, regular
 
 # In the order in which the reference writer sorts them, so that what it wrote comes out byte for byte.
@@ -138,20 +138,6 @@ def _entry(path: pathlib.Path, name: str, entry: Any) -> tuple[int, Stored]:
   if offsets[1] - offsets[0] != size:
     raise InputError(f"{where}: {offsets[1] - offsets[0]:,} bytes, its shape needs {size:,}; {_AGAIN}")
   return offsets[0], Stored(path=path, dtype=DTYPES[dtype], shape=tuple(shape), offset=0)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Pending:
-  """A tensor that is made when its turn to be written comes."""
-
-  shape: tuple[int, ...]
-  dtype: np.dtype
-  make: Callable[[], np.ndarray]
-
-  @property
-  def nbytes(self) -> int:
-    """Size on disk."""
-    return math.prod(self.shape) * self.dtype.itemsize
 
 
 def write(

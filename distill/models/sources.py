@@ -1,15 +1,16 @@
-"""Where a canonical parameter lies in a checkpoint, and reading any block of it from there."""
+"""Where a canonical parameter lies in a checkpoint: reading any block of it from there, and writing it back."""
 
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from distill.errors import InputError
-from distill.models.blocks import Reader, Stored, finite
-from distill.models.families.mapping import Entry, to_ours
+from distill.models.blocks import Pending, Reader, Stored, finite
+from distill.models.families.mapping import Entry, checkpoint, to_ours
 
 Block = tuple[slice, ...]
 
@@ -138,3 +139,26 @@ def _shape(entry: Entry, stored: Stored) -> tuple[int, tuple[int, ...]]:
   """(length of the whole tensor's last axis as ours, shape of the piece)."""
   whole = to_ours(np.broadcast_to(np.int8(0), stored.shape or (0,)), entry=dataclasses.replace(entry, part=None))
   return whole.shape[-1], stored.shape and (whole if entry.part is None else whole[..., slice(*entry.part)]).shape
+
+
+def pending(table: Iterable[Entry], *, params: Mapping[str, Any]) -> dict[str, Pending]:
+  """Every tensor of the checkpoint, made from canonical parameters only when it is written."""
+  rows: dict[str, list[Entry]] = {}
+  for entry in table:
+    rows.setdefault(entry.theirs, []).append(entry)
+
+  def one(theirs: str, entries: list[Entry]) -> Pending:
+    def make() -> np.ndarray:
+      return checkpoint(entries, params=params)[theirs]
+
+    shape = list(np.shape(params[entries[0].ours]))[entries[0].expert is not None :]
+    if entries[0].part is not None:
+      shape[-1] = sum(np.shape(params[entry.ours])[-1] for entry in entries)
+    form = entries[0].form
+    if form in ("copy", "transpose", "conv"):
+      shape = shape if form == "copy" else shape[::-1] if form == "transpose" else [shape[1], 1, shape[0]]
+    else:
+      shape = list(make().shape)
+    return Pending(shape=tuple(shape), dtype=np.dtype(params[entries[0].ours].dtype), make=make)
+
+  return {theirs: one(theirs, entries) for theirs, entries in rows.items()}

@@ -182,7 +182,7 @@ def check_config(values: Mapping[str, Any], *, where: str) -> None:
     name = f"{where}: {key}"
     if value is None or _FREE.fullmatch(key):
       continue
-    if _COUNT.fullmatch(key) and not isinstance(value, list | tuple):
+    if _COUNT.fullmatch(key) and (key in _COUNTS or not isinstance(value, list | tuple)):
       integer(value, where=name, low=int(key in _COUNTS), high=_COUNTS.get(key, _LARGEST))
     elif _NUMBER.fullmatch(key):
       number(value, where=name)
