@@ -13,6 +13,7 @@ import numpy as np
 from distill.errors import InputError
 from distill.models import hf, safetensors_files
 from distill.models.config import DecoderConfig
+from distill.models.values import fields, integer, number
 
 _PREFIX = "base_model.model."
 _STEM = "adapter_model"
@@ -140,6 +141,15 @@ def _check(settings: Mapping[str, Any], *, where: pathlib.Path) -> None:
   for key in ("peft_type", "r", "lora_alpha"):
     if key not in settings:
       raise InputError(f"{where}: {key} is missing")
+  integer(settings["r"], where=f"{where}: r")
+  number(settings["lora_alpha"], where=f"{where}: lora_alpha")
+  for key in ("rank_pattern", "alpha_pattern"):
+    for pattern, value in fields(settings.get(key) or {}, where=f"{where}: {key}").items():
+      number(value, where=f"{where}: {key}.{pattern}")
+      try:
+        re.compile(pattern)
+      except (re.error, RecursionError, OverflowError) as error:
+        raise InputError(f"{where}: {key} {pattern!r} is not a regular expression ({error})") from error
   for key, value in settings.items():
     if key in _NEUTRAL:
       if value not in _NEUTRAL[key]:

@@ -101,7 +101,9 @@ def sources(directory: pathlib.Path) -> tuple[DecoderConfig, dict[str, Source]]:
     raise InputError(
       f"{directory}: unexpected tensor {unexpected[0]}; {len(unexpected)} are not of a {config.family} model"
     )
-  found = find_sources(entries, stored=stored, shapes=shapes(config), where=str(directory))
+  found = find_sources(
+    entries, stored=stored, shapes=shapes(config, where=str(directory / "config.json")), where=str(directory)
+  )
   if head is not None:
     embedding = found["embed.table"].pieces[0][0]
     if stored[head].shape != found["embed.table"].shape:
@@ -111,7 +113,7 @@ def sources(directory: pathlib.Path) -> tuple[DecoderConfig, dict[str, Source]]:
   return config, found
 
 
-def shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+def shapes(config: DecoderConfig, *, where: str = "config.json") -> dict[str, tuple[int, ...]]:
   """Shape of every canonical parameter.
 
   Raises:
@@ -120,7 +122,7 @@ def shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
   try:
     decoder = Decoder(config)
   except (TypeError, ValueError, ArithmeticError) as error:
-    raise InputError(f"config.json: its sizes make no model ({error}); compare it with the original") from error
+    raise InputError(f"{where}: its sizes make no model ({error}); compare it with the original") from error
   rows = {
     name: np.broadcast_to(np.zeros((), np.int8), x.shape) if name.startswith("groups.") else x
     for name, x in decoder.abstract().items()

@@ -34,8 +34,8 @@ def regular(path: pathlib.Path, *, hint: str) -> int:
     raise InputError(f"{str(path)!r}: cannot be read ({error}); {hint}") from error
   if not stat.S_ISREG(found.st_mode):
     raise InputError(f"{path}: is not a plain file; {hint}")
-  blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
-  if real.parent != blobs and not real.is_relative_to(home):
+  blobs = {one.parent.parent / "blobs" for one in (home, *home.parents) if one.parent.name == "snapshots"}
+  if real.parent not in blobs and not real.is_relative_to(home):
     raise InputError(f"{path}: is a link to {real}, outside its directory; put the file itself there")
   if not os.access(path, os.R_OK):
     raise InputError(f"{path}: cannot be read (permission denied); {hint}")

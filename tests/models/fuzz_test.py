@@ -1,4 +1,4 @@
-"""Whatever is done to a file, reading it succeeds or says what is wrong in one line, and leaves nothing behind.
+"""Whatever is done to a file, reading it succeeds or says which file is wrong, and leaves nothing behind.
 
 DISTILL_FUZZ_SECONDS is how long each kind of file is tried, one short round each without it.
 """
@@ -112,7 +112,7 @@ def attack(path, variants, read, *, examples):
     try:
       read()
     except InputError as error:
-      assert len(str(error).splitlines()) == 1 and str(error).isprintable(), repr(str(error))
+      assert str(path.parent) in str(error)
     assert sorted(path.parent.parent.rglob("*")) == others
     assert {other: other.read_bytes() for other in rest} == rest
 
@@ -141,7 +141,7 @@ def test_configurations(model):
 
 def test_indices_and_headers(model, monkeypatch):
   shapes = hf.shapes(hf.read_config(model))
-  monkeypatch.setattr(hf, "shapes", lambda config: shapes)
+  monkeypatch.setattr(hf, "shapes", lambda config, **_: shapes)
   attack(model / "model.safetensors.index.json", of_json, lambda: hf.load(model), examples=100)
   attack(sorted(model.glob("*.safetensors"))[1], of_header, lambda: hf.load(model), examples=150)
 
@@ -150,14 +150,14 @@ def test_a_single_file(model, tmp_path, monkeypatch):
   config, params = hf.load(model)
   hf.save(tmp_path / "one", config=config, params=params)
   shapes = hf.shapes(config)
-  monkeypatch.setattr(hf, "shapes", lambda config: shapes)
+  monkeypatch.setattr(hf, "shapes", lambda config, **_: shapes)
   attack(tmp_path / "one/model.safetensors", of_header, lambda: hf.load(tmp_path / "one"), examples=150)
 
 
 def test_adapters(model, adapter, monkeypatch):
   config = hf.read_config(model)
   shapes = hf.shapes(config)
-  monkeypatch.setattr(hf, "shapes", lambda config: shapes)
+  monkeypatch.setattr(hf, "shapes", lambda config, **_: shapes)
 
   def read():
     read_adapter(adapter, config=config)
