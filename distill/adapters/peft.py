@@ -5,6 +5,7 @@ import json
 import math
 import pathlib
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -147,8 +148,10 @@ def _check(settings: Mapping[str, Any], *, where: pathlib.Path) -> None:
     for pattern, value in fields(settings.get(key) or {}, where=f"{where}: {key}").items():
       number(value, where=f"{where}: {key}.{pattern}")
       try:
-        re.compile(pattern)
-      except (re.error, RecursionError, OverflowError) as error:
+        with warnings.catch_warnings():
+          warnings.simplefilter("error")
+          re.compile(rf"(.*\.)?({pattern})$")
+      except (re.error, RecursionError, OverflowError, Warning) as error:
         raise InputError(f"{where}: {key} {pattern!r} is not a regular expression ({error})") from error
   for key, value in settings.items():
     if key in _NEUTRAL:

@@ -84,7 +84,7 @@ class Reader:
       axis -= 1
     strides = [math.prod(stored.shape[i + 1 :]) * stored.dtype.itemsize for i in range(len(ranges))]
     start = stored.offset + sum(one.start * stride for one, stride in zip(ranges[axis:], strides[axis:], strict=True))
-    target = memoryview(out.reshape(-1).view(np.uint8))
+    target = out.reshape(-1).view(np.uint8).data
     size = math.prod(len(one) for one in ranges[axis:]) * stored.dtype.itemsize
     descriptor = self._descriptor(stored.path)
     for i, offset in enumerate(_offsets(ranges[:axis], strides[:axis])):

@@ -191,4 +191,4 @@ def _write_file(path: pathlib.Path, tensors: Mapping[str, Pending]) -> None:
     for name in order:
       value = np.asarray(tensors[name].make(), order="C")
       assert (value.shape, value.dtype) == (tensors[name].shape, tensors[name].dtype), name
-      file.write(memoryview(value.reshape(-1).view(np.uint8)))
+      file.write(value.reshape(-1).view(np.uint8).data)

@@ -26,7 +26,7 @@ Edit = Callable[[np.ndarray, Block, Callable[[Block], np.ndarray]], np.ndarray]
 # What of a parameter one device holds; slices cannot be keys.
 Region = tuple[range, ...]
 
-_STRETCH = 512 * 2**20
+_STRETCH = 256 * 2**20
 # Fits a core's cache: checks and transposed copies are several times faster from there than from memory.
 _CHUNK = 2**18
 
@@ -42,7 +42,7 @@ def load(
 ) -> tuple[DecoderConfig, Params]:
   """Architecture and stacked parameters as arrays on `mesh`, placed as `Decoder.shardings` says.
 
-  Host memory beyond them stays below one layer's largest tensor and half a gigabyte.
+  Host memory beyond them stays below the largest tensor and a gigabyte, whatever the model's size.
 
   Args:
     directory: A model directory.
@@ -127,10 +127,8 @@ def _overlap(chunk: Block, region: Region) -> tuple[Block, Block] | None:
   shared = [(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(chunk, region, strict=True)]
   if any(start >= stop for start, stop in shared):
     return None
-  inside, out = (
-    tuple(slice(start - cut.start, stop - cut.start) for (start, stop), cut in zip(shared, frame, strict=True))
-    for frame in (region, chunk)
-  )
+  inside = tuple(slice(*(at - cut.start for at in ends)) for ends, cut in zip(shared, region, strict=True))
+  out = tuple(slice(*(at - cut.start for at in ends)) for ends, cut in zip(shared, chunk, strict=True))
   return inside, out
 
 
@@ -200,13 +198,13 @@ class _Loader:
       yield box, edit[box]
       return
     source = self._sources[name]
+
+    def read(block: Block) -> np.ndarray:
+      return source.read(self._reader, index=block)
+
     for chunk in source.chunks(box, size=_CHUNK):
-      value = source.read(self._reader, index=chunk)
-      if edit is not None:
-        value = edit(
-          value.astype(np.float32), chunk, lambda block, source=source: source.read(self._reader, index=block)
-        )
-      yield chunk, value
+      value = read(chunk)
+      yield chunk, value if edit is None else edit(value.astype(np.float32), chunk, read)
 
 
 def _put(whole: jax.Array, part: jax.Array, start: jax.Array) -> jax.Array:
