@@ -35,7 +35,7 @@ from distill.models.families import (
   qwen3_moe,
   smollm3,
 )
-from distill.models.families.mapping import Entry, canonical, checkpoint
+from distill.models.families.mapping import Entry, canonical, checkpoint, spellings
 from distill.tree import Params
 
 FAMILIES: dict[str, ModuleType] = {
@@ -117,7 +117,8 @@ def load(directory: pathlib.Path) -> tuple[DecoderConfig, Params]:
   """
   directory = pathlib.Path(directory)
   config = read_config(directory)
-  tensors = safetensors_files.read(directory, stem="model")
+  entries, stored = table(config), safetensors_files.read(directory, stem="model")
+  tensors = {name: stored[there] for name, there in spellings(stored, table=entries).items()}
   taken = set()
 
   def get(name: str) -> np.ndarray:
@@ -126,7 +127,6 @@ def load(directory: pathlib.Path) -> tuple[DecoderConfig, Params]:
     taken.add(name)
     return tensors[name]
 
-  entries = table(config)
   params = canonical(entries, get=get)
   expected, theirs = shapes(config), {entry.ours: entry.theirs for entry in entries}
   for name, value in params.items():

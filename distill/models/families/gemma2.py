@@ -57,15 +57,8 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
 
 
 def query_scale(have: Attributes) -> float:
-  """What query-key products are multiplied by.
-
-  Raises:
-    InputError: `query_pre_attn_scalar` is not positive.
-  """
-  scalar = have.number("query_pre_attn_scalar", 256)
-  if scalar <= 0:
-    raise InputError(f"{have.where}: query_pre_attn_scalar = {scalar} must be positive")
-  return scalar**-0.5
+  """What query-key products are multiplied by."""
+  return have.integer("query_pre_attn_scalar", 256) ** -0.5
 
 
 def softcap(have: Attributes, key: str, default: float | None) -> float | None:
@@ -93,7 +86,7 @@ def write(config: DecoderConfig) -> dict[str, Any]:
     **written_windows(config),
     "hidden_activation": dense(config).act,
     "attention_bias": mixer.use_bias,
-    "query_pre_attn_scalar": mixer.scale**-2,
+    "query_pre_attn_scalar": round(mixer.scale**-2),
     "attn_logit_softcapping": mixer.softcap,
     "final_logit_softcapping": config.logit_softcap,
   }
