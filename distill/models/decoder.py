@@ -11,6 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Int, Key
 
+from distill.errors import InputError
 from distill.models.config import DecoderConfig, GatedDelta, LayerConfig, groups
 from distill.nn.attention import Attention, AttentionMixer
 from distill.nn.embedding import Embedding
@@ -237,7 +238,12 @@ class Decoder:
     return self.module(params)(tokens, segments=segments, positions=positions, capture=tuple(capture), dtype=dtype)
 
   def init_cache(self, params: Mapping[str, Any], *, batch: int, length: int, dtype: Any = jnp.bfloat16) -> Any:
-    """Empty caches for decoding `length` positions of `batch` rows."""
+    """Empty caches for decoding `length` positions of `batch` rows.
+
+    Raises:
+      InputError: The model has no embedding for so many positions.
+    """
+    self.check_length(length, what="prompt and text to draw")
     return self.module(params).init_cache(batch, length=length, dtype=dtype)
 
   def step(
@@ -251,6 +257,17 @@ class Decoder:
   ) -> tuple[ModelOutput, Any]:
     """The output [B,D] for the next token of each row, and the caches after it; equals `apply` on the whole prefix."""
     return self.module(params).step(tokens, cache=cache, positions=positions, dtype=dtype)
+
+  def check_length(self, length: int, *, what: str) -> None:
+    """Refuses a document that a model of learned positions has no embeddings for.
+
+    Raises:
+      InputError: It is longer.
+    """
+    if self.config.learned_positions and length > self.config.max_positions:
+      raise InputError(
+        f"{what}: {length} tokens, but the model has learned {self.config.max_positions} positions; give fewer"
+      )
 
   def unstack(self, params: Mapping[str, Any]) -> Params:
     """Stacked names -> canonical names; suffixes such as `.lora_a` are carried along."""

@@ -1,5 +1,6 @@
 """Gemma 2: norms on both sides, softcaps, every other layer with a window."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,7 +40,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
   have.ignore("hidden_act", "sliding_window_size")
   sizes, bias = heads(have, kv=4, head_dim=256), have.flag("attention_bias")
   default = [FULL if i % 2 else SLIDING for i in range(have.layer_count())]
-  mixer = dict(
+  mixer = Attention(
     **sizes,
     rope=read_rope(have, head_dim=sizes["head_dim"]),
     scale=query_scale(have),
@@ -49,7 +50,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
   )
   mlp = Mlp(width=have.integer("intermediate_size"), act=have.activation("hidden_activation", ACT))
   layers = [
-    LayerConfig(mixer=Attention(**mixer, window=size), mlp=mlp)
+    LayerConfig(mixer=dataclasses.replace(mixer, window=size), mlp=mlp)
     for size in layer_windows(have, default, size=window(have, 4096))
   ]
   cap = softcap(have, "final_logit_softcapping", 30.0)
