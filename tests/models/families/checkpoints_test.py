@@ -42,6 +42,14 @@ def test_there_and_back_is_bit_equal_and_means_the_same_to_transformers(built, t
     assert torch.equal(model(rows).logits, reload(tmp_path / "copy")(rows).logits)
 
 
+@pytest.mark.parametrize(("family", "case"), NAMES, ids=str)
+def test_a_configuration_means_the_same_as_people_and_as_transformers_write_it(family, case):
+  fields = CASES[family][case]
+  theirs = transformers.AutoConfig.for_model(family, **json.loads(json.dumps(fields))).to_dict()
+  read = hf.config_from_dict({"model_type": family, **fields}, where="people's")
+  assert read == hf.config_from_dict(json.loads(json.dumps(theirs, default=str)), where="transformers'")
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("family", ["llama", "mixtral", "phi3", "gpt2", "gpt_oss", "gemma3_text"])
 def test_half_precision_comes_back_bit_equal(tmp_path, family, dtype):
