@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -19,16 +18,50 @@ from distill.models import safetensors_files
 from distill.models.blocks import Reader
 from distill.models.config import DecoderConfig
 from distill.models.decoder import Decoder
-from distill.models.families import llama, qwen3_5
-from distill.models.families.mapping import Entry
+from distill.models.families import (
+  gemma,
+  gemma2,
+  gemma3,
+  gpt2,
+  gpt_oss,
+  granite,
+  llama,
+  mistral,
+  mixtral,
+  olmo2,
+  olmo3,
+  phi3,
+  qwen2,
+  qwen3,
+  qwen3_5,
+  qwen3_moe,
+  smollm3,
+)
+from distill.models.families.mapping import Entry, spellings
 from distill.models.sources import Source, pending
 from distill.models.sources import sources as find_sources
 from distill.models.values import check_config, read_json
 from distill.tree import Params
 
-FAMILIES: dict[str, ModuleType] = {"llama": llama, "qwen3_5_text": qwen3_5}
-# What older versions of transformers stored and newer ones compute.
-_BUFFERS = re.compile(r".*\.rotary_emb\.(inv_freq|cos_cached|sin_cached)")
+FAMILIES: dict[str, ModuleType] = {
+  "llama": llama,
+  "mistral": mistral,
+  "mixtral": mixtral,
+  "qwen2": qwen2,
+  "qwen3": qwen3,
+  "qwen3_moe": qwen3_moe,
+  "qwen3_5_text": qwen3_5,
+  "gemma": gemma,
+  "gemma2": gemma2,
+  "gemma3_text": gemma3,
+  "phi3": phi3,
+  "olmo2": olmo2,
+  "olmo3": olmo3,
+  "smollm3": smollm3,
+  "granite": granite,
+  "gpt2": gpt2,
+  "gpt_oss": gpt_oss,
+}
 TOKENIZER_FILES = (
   "tokenizer.json",
   "tokenizer_config.json",
@@ -92,12 +125,13 @@ def sources(directory: pathlib.Path) -> tuple[DecoderConfig, dict[str, Source]]:
   """
   directory = pathlib.Path(directory)
   config = read_config(directory)
-  entries, stored = table(config), safetensors_files.stored(directory, stem="model")
+  entries, files = table(config), safetensors_files.stored(directory, stem="model")
+  stored = {name: files[there] for name, there in spellings(files, table=entries).items()}
   if missing := next((entry.theirs for entry in entries if entry.theirs not in stored), None):
     raise InputError(f"{directory}: tensor {missing} is missing; config.json and weights do not agree")
   extra = set(stored) - {entry.theirs for entry in entries}
   head = "lm_head.weight" if config.tie_embeddings and "lm_head.weight" in extra else None
-  if unexpected := sorted(name for name in extra if name != head and not _BUFFERS.fullmatch(name)):
+  if unexpected := sorted(extra - {head}):
     raise InputError(
       f"{directory}: unexpected tensor {unexpected[0]}; {len(unexpected)} are not of a {config.family} model"
     )
