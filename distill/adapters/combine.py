@@ -72,7 +72,8 @@ def combine(
   """
   if method == "sum":
     return merge_adapters(params, adapters=adapters, config=config)
-  grown, base = prepare(params, adapters=adapters, config=config)
+  grown, new = prepare(params, adapters=adapters, config=config)
+  base = {**params, **new}
   merged = dict(base)
   for name, changes in _changes(base, adapters):
     if method == "ties":
@@ -121,7 +122,7 @@ def as_adapter(
   if not rank:
     raise InputError("--rank: this combination is no sum of plain LoRA; give the rank to cut it to, or --format=model")
   _, merged = combine(params, adapters=adapters, config=config, **how)
-  _, base = prepare(params, adapters=adapters, config=config)
+  base = {**params, **prepare(params, adapters=adapters, config=config)[1]}
   found = {}
   for name in dict.fromkeys(name for _, adapter in adapters for name, _ in adapter.edits):
     after = merged.get(name, merged["embed.table"].T)  # A head that is tied again.

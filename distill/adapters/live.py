@@ -5,6 +5,7 @@ the weights and the modes of plain LoRA and DoRA in it, so that one pass over th
 such change (a replaced norm, a bias, a resized embedding) is kept once for each different value.
 """
 
+import collections
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -17,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from distill.adapters.edits import LowRank
 from distill.adapters.layout import EMBEDDING, HEAD
-from distill.adapters.stack import Applied, apply, prepare, with_vocabulary
+from distill.adapters.stack import Applied, apply, prepare, settle
 from distill.errors import InputError
 from distill.models.config import DecoderConfig
 from distill.models.decoder import Decoder
@@ -44,13 +45,27 @@ class Factored:
     return self.column * base + self.a @ self.b
 
 
-def build(
-  params: Mapping[str, Any], *, routes: Sequence[Sequence[Applied]], config: DecoderConfig
-) -> tuple[DecoderConfig, Params]:
-  """Architecture, and stacked float32 parameters with the routes' beside them, on the host.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Beside:
+  """What routes add to a base.
+
+  Attributes:
+    config: Architecture of all of it.
+    replaced: Canonical parameters that take the place of the base's, or that it has not got.
+    stacked: What stands beside stacked parameters, by their name and a suffix.
+  """
+
+  config: DecoderConfig
+  replaced: Params
+  stacked: Params
+
+
+def beside(params: Mapping[str, Any], *, routes: Sequence[Sequence[Applied]], config: DecoderConfig) -> Beside:
+  """What routes add to a base, in float32 on the host.
 
   Args:
-    params: Canonical parameters of the base.
+    params: Canonical parameters of the base; only those are looked at that the adapters edit in other ways than by
+      adding low ranks.
     routes: The adapters of each route, in the order of their stack.
     config: Architecture of the base.
 
@@ -58,28 +73,40 @@ def build(
     InputError: The routes do not share one vocabulary.
   """
   everything = list({id(one): one for route in routes for one in route}.values())
-  config, ready = prepare(params, adapters=everything, config=config)
-  base = {name: np.asarray(x, np.float32) for name, x in ready.items()}
-  decoder = Decoder(config)
+  grown, new = prepare(params, adapters=everything, config=config)
+  base = collections.ChainMap(new, params)  # type: ignore[arg-type]
+  decoder = Decoder(grown)
   groups = {name: _layers(decoder, name, x) for name, x in decoder.abstract().items()}
   factored, varied = _sort(everything, groups.values())
-  results = [apply({name: base[name] for name in varied}, adapters=route, only=varied) for route in routes]
+  originals = {name: np.asarray(base[name], np.float32) for name in varied}
+  results = [originals | apply(originals, adapters=route, only=varied) for route in routes]
   for name in varied & {EMBEDDING, HEAD}:
     if len({result[name].shape for result in results}) > 1:
-      raise InputError(f"{_paths(everything)}: {name} has another number of tokens in some routes; merge that adapter")
-  if results:
-    base |= {name: results[0][name] for name in varied}
-  stacked = decoder.stack(base)
+      paths = ", ".join(str(adapter.path) for _, adapter in everything)
+      raise InputError(f"{paths}: {name} has another number of tokens in some routes; merge that adapter")
+  replaced = {name: np.asarray(x, np.float32) for name, x in new.items()} | (results[0] if results else {})
+  stacked: Params = {}
   for name, layers in groups.items():
     if any(layer in varied for layer in layers):
-      stacked = stacked | _values(name, layers, results, base)
+      stacked |= _values(name, layers, results, base)
     elif any(layer in factored for layer in layers):
-      stacked = stacked | _factors(name, layers, [_Route(route, base) for route in routes])
-  return with_vocabulary(config, base, where=_paths(everything)), stacked
+      shape = decoder.abstract()[name].shape[-2:]
+      stacked |= _factors(name, layers, [_Route(route, base, shape=shape) for route in routes])
+  grown, replaced = settle(replaced, adapters=everything, config=grown, tied=False)
+  return Beside(config=grown, replaced=replaced, stacked=stacked)
 
 
-def _paths(adapters: Sequence[Applied]) -> str:
-  return ", ".join(str(adapter.path) for _, adapter in adapters)
+def build(
+  params: Mapping[str, Any], *, routes: Sequence[Sequence[Applied]], config: DecoderConfig
+) -> tuple[DecoderConfig, Params]:
+  """Architecture, and stacked float32 parameters with the routes' beside them, of a base on the host.
+
+  Raises:
+    InputError: The routes do not share one vocabulary.
+  """
+  added = beside(params, routes=routes, config=config)
+  whole = {name: np.asarray(x, np.float32) for name, x in {**params, **added.replaced}.items()}
+  return added.config, Decoder(added.config).stack(whole) | added.stacked
 
 
 def _layers(decoder: Decoder, name: str, value: jax.ShapeDtypeStruct) -> list[str]:
@@ -104,16 +131,18 @@ def _sort(adapters: Sequence[Applied], groups: Iterable[list[str]]) -> tuple[set
 class _Route:
   """What one route makes of matrices that only low-rank edits change."""
 
-  def __init__(self, adapters: Sequence[Applied], base: Mapping[str, np.ndarray]):
-    self._base = base
+  def __init__(self, adapters: Sequence[Applied], base: Mapping[str, Any], *, shape: tuple[int, ...]):
+    self._base, self._shape = base, shape
     self._adapters = [
       (entry, {name: edit for name, edit in adapter.edits if isinstance(edit, LowRank)}) for entry, adapter in adapters
     ]
 
   def factored(self, name: str) -> Factored:
     """The edits of a matrix in order, as one."""
-    matrix = self._base[name]
-    now = Factored(a=matrix[:, :0], b=matrix[:0], column=np.ones(matrix.shape[1], np.float32))
+    rows, columns = self._shape
+    now = Factored(
+      a=np.zeros((rows, 0), np.float32), b=np.zeros((0, columns), np.float32), column=np.ones(columns, np.float32)
+    )
     start = now
     for entry, edits in self._adapters:
       if entry.mode == "sequential":
@@ -122,7 +151,8 @@ class _Route:
         continue
       edit, share = edits[name], np.float32(entry.weight)
       b = np.float32(edit.scale) * edit.b
-      factor = None if edit.magnitude is None else edit.columns(start.of(matrix))
+      dora = edit.magnitude is not None
+      factor = edit.columns(start.of(np.asarray(self._base[name], np.float32))) if dora else None
       keep = np.ones_like(now.column) if factor is None else 1 + share * (factor - 1)
       added = share * b if factor is None else share * factor * b
       now = Factored(
@@ -156,21 +186,22 @@ def _factors(name: str, layers: list[str], routes: list[_Route]) -> Params:
   return found
 
 
-def _values(name: str, layers: list[str], results: list[Params], base: dict[str, np.ndarray]) -> Params:
-  """The different values of a stacked parameter, or the one that all routes share in the base's place."""
-  rows = [np.stack([result.get(layer, base[layer]) for layer in layers]) for result in results]
+def _values(name: str, layers: list[str], results: list[Params], base: Mapping[str, Any]) -> Params:
+  """The different values of a stacked parameter and each route's place among them; nothing if all have the same."""
+  others = {layer: np.asarray(base[layer], np.float32) for layer in layers if layer not in results[0]}
   different: list[np.ndarray] = []
-  place = []
-  for row in rows:
+  places = []
+  for result in results:
+    row = np.stack([result[layer] if layer in result else others[layer] for layer in layers])
     known = [i for i, one in enumerate(different) if np.array_equal(one, row)]
-    place.append(known[0] if known else len(different))
+    places.append(known[0] if known else len(different))
     if not known:
       different.append(row)
-  stacked = name.startswith("groups.")
   if len(different) == 1:
-    return {name: different[0] if stacked else different[0][0]}
+    return {}
   values = np.stack(different)
-  return {f"{name}{_VALUES}": values if stacked else values[:, 0], f"{name}{_PLACE}": np.asarray(place, np.int32)}
+  stacked = name.startswith("groups.")
+  return {f"{name}{_VALUES}": values if stacked else values[:, 0], f"{name}{_PLACE}": np.asarray(places, np.int32)}
 
 
 def is_live(params: Mapping[str, Any]) -> bool:

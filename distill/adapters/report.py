@@ -84,7 +84,7 @@ def _on(directory: pathlib.Path, settings: Settings, model: pathlib.Path) -> Ite
   fits = "fits" if adapter.edits and not adapter.problems else "does not fit"
   yield f"model: {model} ({config.family}); the adapter {fits}"
   one: Applied = (Entry(path=directory), adapter)
-  _, base = prepare(params, adapters=[one], config=config)
+  base = {**params, **prepare(params, adapters=[one], config=config)[1]}
   known = layout(config)
   facts, shares = {}, {}
   for theirs in dict.fromkeys(known.theirs(name) for name, _ in adapter.edits if name in known.shapes):

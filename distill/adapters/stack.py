@@ -14,6 +14,7 @@ from distill.adapters.peft import Adapter, read_adapter
 from distill.errors import InputError
 from distill.models import hf
 from distill.models.config import DecoderConfig
+from distill.models.hub import locate
 from distill.tree import Params
 
 MODES = ("sequential", "co-active")
@@ -48,7 +49,13 @@ Applied = tuple[Entry, Adapter]
 
 def stack_of(paths: Sequence[str | os.PathLike[str]]) -> Stack:
   """The adapters in the order given, each at weight 1."""
-  return tuple(Entry(path=pathlib.Path(path)) for path in paths)
+  return tuple(Entry(path=locate(path), name=_called(path)) for path in paths)
+
+
+def _called(path: str | os.PathLike[str]) -> str:
+  """The last part of a path or hub name, without a revision; empty where only the file system knows."""
+  name = pathlib.PurePath(str(path).partition("@")[0]).name
+  return "" if name in ("", ".", "..") else name
 
 
 def read_stack(path: pathlib.Path) -> Stack:
@@ -78,7 +85,8 @@ def read_stack(path: pathlib.Path) -> Stack:
       raise InputError(f"{where}.mode: {mode!r}; use one of {', '.join(MODES)}")
     if not isinstance(name, str):
       raise InputError(f"{where}.name: {name!r} is not a string")
-    entries.append(Entry(path=path.parent / fields["path"], weight=float(weight), mode=mode, name=name))
+    found, name = locate(fields["path"], beside=path.parent), name or _called(fields["path"])
+    entries.append(Entry(path=found, weight=float(weight), mode=mode, name=name))
   return tuple(entries)
 
 
@@ -107,54 +115,78 @@ def merge_adapters(
   params: Mapping[str, Any], *, adapters: Sequence[Applied], config: DecoderConfig
 ) -> tuple[DecoderConfig, Params]:
   """The same, of adapters that were read."""
-  grown, params = prepare(params, adapters=adapters, config=config)
-  merged = apply(params, adapters=adapters)
-  grown = with_vocabulary(grown, merged, where=", ".join(str(adapter.path) for _, adapter in adapters))
-  if config.tie_embeddings and HEAD in merged and np.array_equal(merged[EMBEDDING], merged[HEAD].T):
-    grown = dataclasses.replace(grown, tie_embeddings=True)
-    del merged[HEAD]
-  return grown, merged
+  grown, new = prepare(params, adapters=adapters, config=config)
+  changed = new | apply({**params, **new}, adapters=adapters)
+  grown, changed = settle(changed, adapters=adapters, config=grown, tied=config.tie_embeddings)
+  return grown, {**params, **changed}
+
+
+def edited(adapters: Sequence[Applied]) -> dict[str, list[edits.Edit]]:
+  """All edits of every parameter that the adapters edit, in order."""
+  found: dict[str, list[edits.Edit]] = {}
+  for _, adapter in adapters:
+    for name, edit in adapter.edits:
+      found.setdefault(name, []).append(edit)
+  return found
 
 
 def prepare(
   params: Mapping[str, Any], *, adapters: Sequence[Applied], config: DecoderConfig
 ) -> tuple[DecoderConfig, Params]:
-  """The same model with all parameters that the adapters edit: biases of zero, and a tied head as one of its own."""
-  names = {name for _, adapter in adapters for name, _ in adapter.edits}
-  grown, ready = config, dict(params)
+  """The architecture that has all parameters that the adapters edit, and those that the base has not got.
+
+  They are biases of zero, and the head of a tied model as one of its own. Of `params` only the embedding is looked at.
+  """
+  names = set(edited(adapters))
+  grown, new = config, dict[str, Any]()
   if config.tie_embeddings and names & {EMBEDDING, HEAD}:
     grown = dataclasses.replace(grown, tie_embeddings=False)
-    ready[HEAD] = np.asarray(ready[EMBEDDING]).T
-  for name in sorted(names - set(ready)):
+    new[HEAD] = np.asarray(params[EMBEDDING]).T
+  missing = sorted(names - set(params) - set(new))
+  for name in missing:
     grown = with_bias(grown, name)
-  if names - set(ready):
-    ready |= {name: np.zeros(shape, np.float32) for name, shape in hf.shapes(grown).items() if name not in ready}
-  return grown, ready
+  if missing:
+    shapes = hf.shapes(grown)
+    new |= {name: np.zeros(shapes[name], np.float32) for name in set(shapes) - set(params) - set(new)}
+  return grown, new
 
 
-def with_vocabulary(config: DecoderConfig, params: Mapping[str, Any], *, where: str) -> DecoderConfig:
-  """The architecture with as many tokens as the embedding has.
+def settle(
+  changed: Params, *, adapters: Sequence[Applied], config: DecoderConfig, tied: bool
+) -> tuple[DecoderConfig, Params]:
+  """The architecture with as many tokens as embedding and head have now, and tied again if they still are the same.
+
+  Args:
+    changed: All parameters that differ from the base.
+    adapters: That changed them.
+    config: With all their parameters.
+    tied: Whether the base's head was tied.
 
   Raises:
-    InputError: The head has another number of them.
+    InputError: Embedding and head have different numbers of tokens.
   """
-  count = params[EMBEDDING].shape[0]
-  if HEAD in params and params[HEAD].shape[1] != count:
-    raise InputError(
-      f"{where}: embedding of {count} tokens, head of {params[HEAD].shape[1]}; store both in the adapter"
-    )
-  return config if count == config.vocab_size else dataclasses.replace(config, vocab_size=count)
+  sizes = [changed[name].shape[axis] for axis, name in enumerate((EMBEDDING, HEAD)) if name in changed]
+  if len(set(sizes if len(sizes) == 2 else [*sizes, config.vocab_size])) > 1:
+    paths = ", ".join(str(adapter.path) for _, adapter in adapters)
+    raise InputError(f"{paths}: embedding and head of different numbers of tokens, {sizes}; store both in the adapter")
+  if sizes:
+    config = dataclasses.replace(config, vocab_size=sizes[0])
+  if tied and EMBEDDING in changed and HEAD in changed and np.array_equal(changed[EMBEDDING], changed[HEAD].T):
+    config = dataclasses.replace(config, tie_embeddings=True)
+    del changed[HEAD]
+  return config, changed
 
 
 def apply(params: Mapping[str, Any], *, adapters: Sequence[Applied], only: Collection[str] | None = None) -> Params:
-  """Parameters after the adapters, of those in `only` if it is given; all that they edit must be there."""
-  current = dict(params)
+  """What becomes of the parameters that the adapters edit, of those in `only` if it is given; all must be there."""
+  names = set(edited(adapters) if only is None else only)
+  current = {name: params[name] for name in names}
   base = dict(current)
   for entry, adapter in adapters:
     if entry.mode == "sequential":
       base = dict(current)
     for name, edit in adapter.edits:
-      if only is not None and name not in only:
+      if name not in names:
         continue
       current[name] = _applied(edit, current[name], base[name], entry, adapter, name)
       if getattr(edit, "underlies", False):

@@ -53,7 +53,10 @@ def main(arguments: Sequence[str]) -> int:
   except (InputError, flags.Error, OSError) as error:
     if debug:
       raise
-    print(f"distill {name}: {' '.join(str(error).split())}", file=sys.stderr)
+    line = " ".join(str(error).split())
+    # A stranger's file can name things so that a terminal would obey.
+    shown = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in line)
+    print(f"distill {name}: {shown}", file=sys.stderr)
     return EXIT_INPUT
   except KeyboardInterrupt:
     print(f"distill {name}: interrupted", file=sys.stderr)

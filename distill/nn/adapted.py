@@ -37,7 +37,7 @@ class Adapted:
     return self._add(project(x, self.matrix), low.astype(x.dtype))
 
   def take(self, rows: Int[Array, "*B"]) -> Float[Array, "*B O"]:
-    """Rows of the matrix."""
+    """Rows of the matrix, in float32."""
     return self._add(take(self.matrix, rows), jnp.take(self.a[self.route], rows, axis=0))
 
   def _add(self, y, low):
@@ -54,5 +54,5 @@ def project(x: Float[Array, "B I"], matrix: Matrix | Adapted) -> Float[Array, "B
 
 
 def take(matrix: Matrix | Adapted, rows: Int[Array, "*B"]) -> Float[Array, "*B O"]:
-  """Rows of a matrix."""
-  return matrix.take(rows) if isinstance(matrix, Adapted) else jnp.take(matrix, rows, axis=0)
+  """Rows of a matrix, in float32."""
+  return matrix.take(rows) if isinstance(matrix, Adapted) else jnp.take(matrix, rows, axis=0).astype(jnp.float32)

@@ -34,13 +34,18 @@ class Moe:
 
 
 class Experts(nnx.Module):
-  """One projection of every expert, x[e] @ kernel[e] (+ bias[e])."""
+  """One projection of every expert: a kernel [E, in, out], perhaps with a bias [E, out]."""
 
   def __init__(self, init: Init, *, shape: tuple[int, int, int], use_bias: bool):
     # Experts, not their widths, are spread over devices: each has its own whole.
-    self.kernel = init.param("kernel", shape=shape, axes=("experts", "embed", None), init=normal(shape[1] ** -0.5))
-    bias_shape = (shape[0], shape[2])
+    axes, bias_shape = ("experts", "embed", None), (shape[0], shape[2])
+    self.kernel = init.param("kernel", shape=shape, axes=axes, init=normal(shape[1] ** -0.5))
     self.bias = init.param("bias", shape=bias_shape, axes=("experts", None), init=zeros) if use_bias else None
+
+  def product(self, x: Float[Array, "..."], *, spelled: str, dtype: DTypeLike) -> Float[Array, "..."]:
+    """`x` and the kernel under einsum, float32, with operands in `dtype`."""
+    kernel = self.kernel[...].astype(dtype)
+    return jnp.einsum(spelled, x.astype(dtype), kernel, preferred_element_type=jnp.float32)
 
 
 class MoeMlp(nnx.Module):
@@ -76,6 +81,10 @@ class MoeMlp(nnx.Module):
     kept = jnp.where(jax.nn.one_hot(chosen, self.spec.num_experts, dtype=bool).any(axis=-2), probs_TE, 0.0)
     return kept / jnp.sum(kept, axis=-1, keepdims=True) if self.spec.renormalise else kept
 
+  def _project(self, experts, rows, dtype):
+    y_ETF = experts.product(rows, spelled="td,edf->etf", dtype=dtype)
+    return y_ETF if experts.bias is None else y_ETF + experts.bias[...][:, None]
+
   def _gate(self, gate, up):
     if self.spec.clamp is None:
       return ACTIVATIONS[self.spec.act](gate) * up
@@ -88,16 +97,10 @@ class MoeMlp(nnx.Module):
     rows = x.reshape(-1, x.shape[-1])
     weights_TE = self.weights(rows)
 
-    def project(experts, spelled, operand):
-      return jnp.einsum(
-        spelled, operand.astype(dtype), experts.kernel[...].astype(dtype), preferred_element_type=jnp.float32
-      )
-
-    gate, up = (project(self.experts[name], "td,edf->etf", rows) for name in ("gate", "up"))
-    if self.spec.use_bias:
-      gate, up = gate + self.experts["gate"].bias[...][:, None], up + self.experts["up"].bias[...][:, None]
+    gate, up = (self._project(self.experts[name], rows, dtype) for name in ("gate", "up"))
     hidden_ETF = self._gate(gate, up) * weights_TE.T[..., None]
-    y = project(self.experts["down"], "etf,efd->td", hidden_ETF)
-    if self.spec.use_bias:
-      y = y + jnp.matmul(weights_TE, self.experts["down"].bias[...], precision=jax.lax.Precision.HIGHEST)
+    down = self.experts["down"]
+    y = down.product(hidden_ETF, spelled="etf,efd->td", dtype=dtype)
+    if down.bias is not None:
+      y = y + jnp.matmul(weights_TE, down.bias[...], precision=jax.lax.Precision.HIGHEST)
     return y.reshape(x.shape)

@@ -106,9 +106,9 @@ def frequencies(head_dim: int, *, rope: Rope, length: int) -> tuple[Float[np.nda
   powers = theta**exponent
   if isinstance(scaling, LongRope):
     rows = [scaling.short] + [scaling.long] * (length > scaling.original_max_positions)
-    inverse = np.stack([1.0 / (np.asarray(row, np.float32) * powers) for row in rows])
-    return inverse.astype(np.float32), scaling.original_max_positions
-  inverse = 1.0 / powers
+    divided = np.stack([1.0 / (np.asarray(row, np.float32) * powers) for row in rows])
+    return divided.astype(np.float32), scaling.original_max_positions
+  inverse: np.ndarray = 1.0 / powers
   if isinstance(scaling, Interpolation):
     inverse = inverse / np.float32(scaling.factor)
   elif isinstance(scaling, Llama3):

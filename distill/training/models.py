@@ -2,19 +2,23 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from distill.adapters import live, lora
-from distill.adapters.stack import Applied, Stack, merge_adapters, read_adapters, read_stack, stack_of
+from distill.adapters import lora
+from distill.adapters.live import is_live
+from distill.adapters.loading import load_merged, load_routed
+from distill.adapters.stack import Applied, Stack, read_adapters, read_stack, stack_of
 from distill.errors import InputError
-from distill.models import hf
+from distill.models import hf, sharded
 from distill.models.decoder import Decoder
+from distill.models.hub import locate
 from distill.models.transfer import from_teacher
+from distill.parallel.mesh import replicated
 from distill.teachers.live import LiveTeacher
 from distill.tree import Params
 
@@ -65,6 +69,32 @@ def _chosen(stack: Sequence[Applied], route: Route) -> list[Applied]:
   return [one for one in stack if one[0].name in route]
 
 
+class Canonical(Mapping[str, np.ndarray]):
+  """Stacked parameters on the mesh under canonical names, each brought to the host when it is asked for."""
+
+  def __init__(self, decoder: Decoder, params: Mapping[str, Any], *, mesh: Mesh):
+    self._params = params
+    self._places: dict[str, tuple[str, int | None]] = {}
+    for name, x in params.items():
+      layers = decoder.unstack({name: range(x.shape[0])}) if name.startswith("groups.") else {name: None}
+      self._places |= {one: (name, layer) for one, layer in layers.items()}
+    everywhere = replicated(mesh)
+    self._whole = jax.jit(lambda x: x, out_shardings=everywhere)
+    self._layer = jax.jit(lambda x, i: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), out_shardings=everywhere)
+
+  def __getitem__(self, name: str) -> np.ndarray:
+    stacked, layer = self._places[name]
+    value = self._params[stacked]
+    gathered = self._whole(value) if layer is None else self._layer(value, layer)
+    return np.asarray(gathered.addressable_data(0))
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self._places)
+
+  def __len__(self) -> int:
+    return len(self._places)
+
+
 def place(decoder: Decoder, params: Mapping[str, Any], *, mesh: Mesh) -> Params:
   """Canonical host parameters as stacked float32 arrays on the mesh."""
   shardings = decoder.shardings(mesh)
@@ -89,13 +119,12 @@ def build(resolved: Mapping[str, Any], *, mesh: Mesh) -> Models:
     InputError: The configuration or a file it names is wrong.
   """
   teacher: LiveTeacher | None = None
-  teacher_params: Params = {}
   spec = resolved["teacher"]
   if spec["model"]:
-    teacher, teacher_params = _teacher(resolved, mesh=mesh)
+    teacher = _teacher(resolved, mesh=mesh)
   elif any(source.get("adapters") is not None for source in resolved["data"]["sources"]):
     raise InputError("config.data.sources: adapters are the teacher's; set config.teacher.model")
-  student, params = _student(resolved, teacher=teacher, teacher_params=teacher_params, mesh=mesh)
+  student, params = _student(resolved, teacher=teacher, mesh=mesh)
   flat = {f"student.{name}": x for name, x in params.items()}
   adapters = resolved["student"]["adapters"]
   if adapters["targets"]:
@@ -105,32 +134,37 @@ def build(resolved: Mapping[str, Any], *, mesh: Mesh) -> Models:
   return Models(student=student, params=flat, teacher=teacher, adapter_scale=adapters["alpha"] / adapters["rank"])
 
 
-def _teacher(resolved: Mapping[str, Any], *, mesh: Mesh) -> tuple[LiveTeacher, Params]:
-  """The teacher, merged if all rows have one route, and the canonical parameters that a student may start from."""
-  config, params = hf.load(pathlib.Path(resolved["teacher"]["model"]))
-  stack = read_adapters(_stack(resolved["teacher"]), config=config)
+def _teacher(resolved: Mapping[str, Any], *, mesh: Mesh) -> LiveTeacher:
+  """The teacher: merged where all rows have one route, else with the adapters beside it."""
+  spec = resolved["teacher"]
+  directory = locate(spec["model"])
+  stack = read_adapters(_stack(spec), config=hf.read_config(directory))
   chosen = [_chosen(stack, route) for route in routes(resolved["data"]["sources"])[0]]
   if len(chosen) < 2:
-    merged_config, merged = merge_adapters(params, adapters=chosen[0] if chosen else stack, config=config)
-    decoder = Decoder(merged_config)
-    return LiveTeacher(decoder=decoder, params=place(decoder, merged, mesh=mesh)), merged
-  starts = resolved["student"]["layers_from"]
-  merged = merge_adapters(params, adapters=stack, config=config)[1] if starts else {}
-  live_config, stacked = live.build(params, routes=chosen, config=config)
-  decoder = Decoder(live_config)
-  where = live.shardings(decoder, stacked, mesh=mesh)
-  placed = {name: jax.device_put(x, where[name]) for name, x in stacked.items()}
-  return LiveTeacher(decoder=decoder, params=placed), merged
+    (adapters,) = chosen or [stack]
+    config, params = load_merged(directory, adapters=adapters, mesh=mesh, dtype=spec["dtype"])
+  else:
+    config, params = load_routed(directory, routes=chosen, mesh=mesh, dtype=spec["dtype"])
+  return LiveTeacher(decoder=Decoder(config), params=params)
 
 
-def _student(resolved, *, teacher, teacher_params, mesh) -> tuple[Decoder, Params]:
+def _start(resolved, *, teacher, mesh) -> tuple[Decoder, Params]:
+  """What a student may start from: the teacher under the whole stack."""
+  if not is_live(teacher.params):
+    return teacher.decoder, teacher.params
+  directory = locate(resolved["teacher"]["model"])
+  stack = read_adapters(_stack(resolved["teacher"]), config=hf.read_config(directory))
+  config, params = load_merged(directory, adapters=stack, mesh=mesh, dtype=resolved["teacher"]["dtype"])
+  return Decoder(config), params
+
+
+def _student(resolved, *, teacher, mesh) -> tuple[Decoder, Params]:
   spec = resolved["student"]
   if bool(spec["model"]) == bool(spec["config"]):
     raise InputError("config.student: give either model (a directory) or config (the keys of an HF config.json)")
   if spec["model"]:
-    config, params = hf.load(pathlib.Path(spec["model"]))
-    decoder = Decoder(config)
-    return decoder, place(decoder, params, mesh=mesh)
+    config, params = sharded.load(locate(spec["model"]), mesh=mesh)
+    return Decoder(config), params
   decoder = Decoder(hf.config_from_dict(spec["config"], where="config.student.config"))
   fresh = jax.jit(decoder.init, out_shardings=decoder.shardings(mesh))(jax.random.key(resolved["seed"]))
   if not spec["layers_from"]:
@@ -142,11 +176,12 @@ def _student(resolved, *, teacher, teacher_params, mesh) -> tuple[Decoder, Param
       f"config.student.config.vocab_size: {decoder.config.vocab_size}, the teacher has "
       f"{teacher.decoder.config.vocab_size}; they must share a vocabulary"
     )
+  source, start = _start(resolved, teacher=teacher, mesh=mesh)
   params, _ = from_teacher(
-    decoder.unstack(jax.device_get(fresh)),
+    dict(Canonical(decoder, fresh, mesh=mesh)),
     config=decoder.config,
-    teacher=teacher_params,
-    teacher_config=teacher.decoder.config,
+    teacher=Canonical(source, start, mesh=mesh),
+    teacher_config=source.config,
     layers=tuple(spec["layers_from"]),
   )
   return decoder, place(decoder, params, mesh=mesh)

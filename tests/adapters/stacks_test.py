@@ -11,10 +11,12 @@ import torch
 import transformers
 
 from distill.adapters import live
+from distill.adapters.loading import load_merged, load_routed
 from distill.adapters.stack import Entry, merge, read_adapters
 from distill.errors import InputError
 from distill.models import hf
 from distill.models.decoder import Decoder
+from distill.parallel.mesh import make_mesh
 from distill.teachers.live import LiveTeacher
 from distill.types import Batch
 
@@ -78,7 +80,7 @@ def make_adapter(base, directory, *, seed, resize=0, half=None, **fields):
   with torch.no_grad():
     for name, parameter in model.named_parameters():
       if parameter.requires_grad:
-        scale = 0.3 if "lora_A" in name or "lora_B" in name or "embedding" in name else 0.1
+        scale = 0.15 if "lora_A" in name or "lora_B" in name or "embedding" in name else 0.1
         parameter += scale * torch.randn_like(parameter)
         if half is not None:
           parameter.data = parameter.to(half).float()
@@ -281,6 +283,17 @@ def test_a_stack_gives_the_logits_of_peft_merged_and_live(stack):
   base, entries, expected = stack
   assert error(ours_merged(base, entries), expected) < 1e-5
   assert error(ours_live(base, entries), expected) < 1e-5
+
+
+def test_a_stack_is_merged_and_put_beside_its_base_as_well_while_files_are_read_onto_a_mesh(stack):
+  base, entries, expected = stack
+  mesh = make_mesh((2, 2, 2))
+  adapters = read_adapters(entries, config=hf.read_config(base))
+  for config, params in (
+    load_merged(base, adapters=adapters, mesh=mesh),
+    load_routed(base, routes=[adapters, adapters[:1]], mesh=mesh),
+  ):
+    assert error(answer(LiveTeacher(decoder=Decoder(config), params=params), batch()), expected) < 1e-5
 
 
 @pytest.mark.parametrize("weight", [0.5])

@@ -15,7 +15,7 @@ from distill.nn.moe import Moe
 SLIDING, FULL = "sliding_attention", "full_attention"
 
 
-def heads(have: Attributes, *, kv: int | None = None, head_dim: int | None = None) -> dict[str, int]:
+def heads(have: Attributes, *, kv: int | None = None, head_dim: int | None = None) -> dict[str, Any]:
   """`num_heads`, `num_kv_heads` and `head_dim`, the last two with the family's defaults or those of plain attention.
 
   Raises:

@@ -1,5 +1,6 @@
 """Gemma 2: norms on both sides, softcaps, every other layer with a window."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,7 +40,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
   have.ignore("hidden_act", "sliding_window_size")
   sizes, bias = heads(have, kv=4, head_dim=256), have.flag("attention_bias")
   default = [FULL if i % 2 else SLIDING for i in range(have.layer_count())]
-  mixer = dict(
+  mixer = Attention(
     **sizes,
     rope=read_rope(have, head_dim=sizes["head_dim"]),
     scale=query_scale(have),
@@ -49,7 +50,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
   )
   mlp = Mlp(width=have.integer("intermediate_size"), act=have.activation("hidden_activation", ACT))
   layers = [
-    LayerConfig(mixer=Attention(**mixer, window=size), mlp=mlp)
+    LayerConfig(mixer=dataclasses.replace(mixer, window=size), mlp=mlp)
     for size in layer_windows(have, default, size=window(have, 4096))
   ]
   cap = softcap(have, "final_logit_softcapping", 30.0)
@@ -57,15 +58,8 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
 
 
 def query_scale(have: Attributes) -> float:
-  """What query-key products are multiplied by.
-
-  Raises:
-    InputError: `query_pre_attn_scalar` is not positive.
-  """
-  scalar = have.number("query_pre_attn_scalar", 256)
-  if scalar <= 0:
-    raise InputError(f"{have.where}: query_pre_attn_scalar = {scalar} must be positive")
-  return scalar**-0.5
+  """What query-key products are multiplied by."""
+  return have.integer("query_pre_attn_scalar", 256) ** -0.5
 
 
 def softcap(have: Attributes, key: str, default: float | None) -> float | None:
@@ -93,7 +87,7 @@ def write(config: DecoderConfig) -> dict[str, Any]:
     **written_windows(config),
     "hidden_activation": dense(config).act,
     "attention_bias": mixer.use_bias,
-    "query_pre_attn_scalar": mixer.scale**-2,
+    "query_pre_attn_scalar": round(mixer.scale**-2),
     "attn_logit_softcapping": mixer.softcap,
     "final_logit_softcapping": config.logit_softcap,
   }

@@ -1,5 +1,6 @@
 """Gemma 3, text only: Gemma 2 with normed queries and keys and a second rope base for layers with a window."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,10 +43,11 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
   full, local = read_nested_ropes(
     have, head_dim=sizes["head_dim"], theta=(1e6, 1e4), local_theta_key="rope_local_base_freq"
   )
-  mixer = dict(**sizes, scale=gemma2.query_scale(have), qk_norm="head", use_bias=bias, use_out_bias=bias)
+  scale = gemma2.query_scale(have)
+  mixer = Attention(**sizes, rope=full, scale=scale, qk_norm="head", use_bias=bias, use_out_bias=bias)
   mlp = Mlp(width=have.integer("intermediate_size"), act=have.activation("hidden_activation", ACT))
   layers = [
-    LayerConfig(mixer=Attention(**mixer, rope=full if size is None else local, window=size), mlp=mlp)
+    LayerConfig(mixer=dataclasses.replace(mixer, rope=full if size is None else local, window=size), mlp=mlp)
     for size in layer_windows(have, default, size=window(have, 4096))
   ]
   cap = gemma2.softcap(have, "final_logit_softcapping", None)

@@ -1,5 +1,6 @@
 """GPT-2: learned positions, LayerNorms, biases everywhere, an MLP without a gate."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,16 +36,20 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
     gated=False,
     use_bias=True,
   )
-  sizes = {"num_heads": count, "num_kv_heads": count, "head_dim": width // count}
-  mixers = [
-    Attention(**sizes, rope=None, scale=scale / (i + 1 if by_layer else 1), use_bias=True, use_out_bias=True)
-    for i in range(layers)
-  ]
+  mixer = Attention(
+    num_heads=count,
+    num_kv_heads=count,
+    head_dim=width // count,
+    rope=None,
+    use_bias=True,
+    use_out_bias=True,
+  )
+  scales = [scale / (i + 1 if by_layer else 1) for i in range(layers)]
   config = DecoderConfig(
     family="gpt2",
     vocab_size=have.integer("vocab_size"),
     width=width,
-    layers=tuple(LayerConfig(mixer=mixer, mlp=mlp) for mixer in mixers),
+    layers=tuple(LayerConfig(mixer=dataclasses.replace(mixer, scale=one), mlp=mlp) for one in scales),
     norm="layer",
     norm_eps=have.number("layer_norm_epsilon", 1e-5),
     tie_embeddings=have.flag("tie_word_embeddings", True),

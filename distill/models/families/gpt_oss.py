@@ -1,5 +1,6 @@
 """gpt-oss: attention sinks, alternating windows, mixtures of experts with a clamped gate."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,7 +52,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
   sizes, bias = heads(have, kv=8, head_dim=64), have.flag("attention_bias", True)
   default = [FULL if i % 2 else SLIDING for i in range(have.layer_count())]
   rope = read_rope(have, head_dim=sizes["head_dim"], theta=150_000.0)
-  mixer = dict(**sizes, rope=rope, sinks=True, use_bias=bias, use_out_bias=bias)
+  mixer = Attention(**sizes, rope=rope, sinks=True, use_bias=bias, use_out_bias=bias)
   mlp = Moe(
     width=have.integer("intermediate_size"),
     num_experts=have.integer("num_local_experts", have.integer("num_experts", 128)),
@@ -62,7 +63,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
   if mlp.top_k > mlp.num_experts:
     raise InputError(f"{where}: num_experts_per_tok {mlp.top_k} is more than the {mlp.num_experts} experts")
   layers = [
-    LayerConfig(mixer=Attention(**mixer, window=size), mlp=mlp)
+    LayerConfig(mixer=dataclasses.replace(mixer, window=size), mlp=mlp)
     for size in layer_windows(have, default, size=window(have, 128))
   ]
   return decoder(have, family="gpt_oss", layers=layers, norm_eps=1e-5)

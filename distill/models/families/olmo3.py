@@ -1,5 +1,6 @@
 """OLMo 3: OLMo 2 with windows on three layers of four and a rope of their own."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,10 +37,10 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
   sizes, bias = heads(have), have.flag("attention_bias")
   default = [SLIDING if (i + 1) % 4 else FULL for i in range(have.layer_count())]
   full, local = read_nested_ropes(have, head_dim=sizes["head_dim"], theta=(5e5, 5e5))
-  mixer = dict(**sizes, qk_norm="full", use_bias=bias, use_out_bias=bias)
+  mixer = Attention(**sizes, rope=full, qk_norm="full", use_bias=bias, use_out_bias=bias)
   mlp = Mlp(width=have.integer("intermediate_size"), act=have.activation())
   layers = [
-    LayerConfig(mixer=Attention(**mixer, rope=full if size is None else local, window=size), mlp=mlp)
+    LayerConfig(mixer=dataclasses.replace(mixer, rope=full if size is None else local, window=size), mlp=mlp)
     for size in layer_windows(have, default, size=window(have, 4096))
   ]
   return decoder(have, family="olmo3", layers=layers, norms="post", norm_eps=1e-5)

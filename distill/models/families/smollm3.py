@@ -1,5 +1,6 @@
 """SmolLM 3: Llama with layers that have no rope."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,9 +43,9 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
   have.ignore("sliding_window")
   windows = layer_windows(have, [FULL if size is None or one else SLIDING for one in roped], size=size)
   mlp = Mlp(width=have.integer("intermediate_size"), act=have.activation(), use_bias=have.flag("mlp_bias"))
-  mixer = dict(**sizes, use_bias=bias, use_out_bias=bias)
+  mixer = Attention(**sizes, rope=rope, use_bias=bias, use_out_bias=bias)
   layers = [
-    LayerConfig(mixer=Attention(**mixer, rope=rope if one else None, window=size), mlp=mlp)
+    LayerConfig(mixer=dataclasses.replace(mixer, rope=rope if one else None, window=size), mlp=mlp)
     for one, size in zip(roped, windows, strict=True)
   ]
   return decoder(have, family="smollm3", layers=layers, tied=True)
