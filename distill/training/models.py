@@ -141,7 +141,7 @@ def _teacher(resolved: Mapping[str, Any], *, mesh: Mesh) -> LiveTeacher:
   stack = read_adapters(_stack(spec), config=hf.read_config(directory))
   chosen = [_chosen(stack, route) for route in routes(resolved["data"]["sources"])[0]]
   if len(chosen) < 2:
-    (adapters,) = chosen or [stack]
+    adapters = chosen[0] if chosen else stack
     config, params = load_merged(directory, adapters=adapters, mesh=mesh, dtype=spec["dtype"])
   else:
     config, params = load_routed(directory, routes=chosen, mesh=mesh, dtype=spec["dtype"])

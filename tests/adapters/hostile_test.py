@@ -66,12 +66,15 @@ def copy(adapter_dirs, tmp_path_factory):
 
 
 def one_line(directory, config, model):
-  try:
-    read_adapter(directory, config=config)
-  except InputError as error:
-    assert "\n" not in str(error) and str(directory) in str(error), error
-  list(describe(directory))
-  list(describe(directory, model=model))
+  for read in (
+    lambda: read_adapter(directory, config=config),
+    lambda: list(describe(directory)),
+    lambda: list(describe(directory, model=model)),
+  ):
+    try:
+      read()
+    except InputError as error:
+      assert "\n" not in str(error) and str(directory) in str(error), error
 
 
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -162,8 +165,8 @@ def test_patterns_that_people_write_are_read(pattern, copy):
     ("arrow_config", {"top_k": 2}),
     ("r", 0),
     ("r", True),
-    ("r", 1e400),
-    ("lora_alpha", float("nan")),
+    ("r", 2**40),
+    ("lora_alpha", "16"),
     ("bias", "some"),
     ("use_dora", 1),
     ("modules_to_save", "lm_head"),
