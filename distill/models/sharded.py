@@ -160,9 +160,7 @@ class _Loader:
     for start in range(0, len(layers), count):
       names = layers[start : start + count]
       part = self._stretch(names, sharding=sharding, shape=(len(names), *shape[1:]))
-      whole = put(whole, part, start)
-      # Else the host runs ahead, and buffers wait in line for the devices.
-      whole.block_until_ready()
+      whole = put(whole, part, start).block_until_ready()
     return whole
 
   def _stretch(self, names: list[str], *, sharding: NamedSharding, shape: tuple[int, ...], stacked: bool = True):
@@ -177,7 +175,8 @@ class _Loader:
       for region, devices in regions.items()
       for device in devices
     ]
-    return jax.make_array_from_single_device_arrays(shape, sharding, shards)
+    # Else the host runs ahead, and its buffers wait in line for the devices.
+    return jax.make_array_from_single_device_arrays(shape, sharding, shards).block_until_ready()
 
   def _fill(self, name: str, targets: Mapping[Region, np.ndarray]) -> None:
     """Reads one canonical parameter's regions into `targets`."""
