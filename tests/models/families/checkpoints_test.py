@@ -9,6 +9,8 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from distill.errors import InputError
 from distill.models import hf
@@ -91,6 +93,30 @@ def test_checkpoints_of_older_versions_hold_the_same_model(built, tmp_path, fami
   assert set(params) == set(found)
   for name, value in params.items():
     np.testing.assert_array_equal(value, found[name])
+
+
+ANYTHING = st.recursive(
+  st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+  lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+  max_leaves=6,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_any_value_of_any_key_is_read_or_refused(data):
+  family, case = data.draw(st.sampled_from(NAMES))
+  values = {"model_type": family, **json.loads(json.dumps(CASES[family][case]))}
+  known = hf.FAMILIES[family].write(hf.config_from_dict(values, where="somewhere"))
+  key = data.draw(st.sampled_from(sorted({*values, *known, "rope_scaling", "rope_theta"} - {"model_type"})))
+  inside = values[key] if isinstance(values.get(key), dict) else values
+  inside[data.draw(st.sampled_from(sorted(inside))) if inside is not values else key] = data.draw(ANYTHING)
+  try:
+    config = hf.config_from_dict(values, where="somewhere")
+  except InputError as error:
+    assert str(error).startswith("somewhere: ") and "\n" not in str(error)
+  else:
+    hash(config)
 
 
 REFUSED = {
