@@ -159,4 +159,5 @@ class Attributes:
     """
     for key, value in self._values.items():
       if key not in self._taken and value not in (None, False, {}, []):
-        raise InputError(f"{self.where}: {key} = {value!r} is not understood; its effect would be lost")
+        name = key if key.isidentifier() else repr(key)
+        raise InputError(f"{self.where}: {name} = {value!r} is not understood; its effect would be lost")

@@ -30,8 +30,8 @@ def reload(directory):
 
 
 @pytest.mark.parametrize(("family", "case"), EVERY)
-def test_there_and_back_is_bit_equal_and_means_the_same_to_transformers(built, tmp_path, family, case):
-  directory, model = built(family, case)
+def test_there_and_back_is_bit_equal_and_means_the_same_to_transformers(tmp_path, family, case):
+  directory, model = reference.built(family, case)
   config, params = hf.load(directory)
   hf.save(tmp_path / "copy", config=config, params=params)
   assert hf.read_config(tmp_path / "copy") == config
@@ -86,8 +86,8 @@ def with_buffers_and_tied_head(tensors):
 
 
 @pytest.mark.parametrize(("family", "change"), [("gpt2", old_gpt2), ("llama", with_buffers_and_tied_head)])
-def test_checkpoints_of_older_versions_hold_the_same_model(built, tmp_path, family, change):
-  directory, _ = built(family, next(iter(CASES[family])))
+def test_checkpoints_of_older_versions_hold_the_same_model(tmp_path, family, change):
+  directory, _ = reference.built(family, next(iter(CASES[family])))
   _, params = hf.load(directory)
   _, found = hf.load(rewritten(directory, tmp_path, change))
   assert set(params) == set(found)
