@@ -20,7 +20,8 @@ _NAMES = """
   max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k top_p
   typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids
   num_return_sequences forced_bos_token_id forced_eos_token_id remove_invalid_values suppress_tokens
-  begin_suppress_tokens exponential_decay_length_penalty
+  begin_suppress_tokens exponential_decay_length_penalty max_sequence_length
+gradient_checkpointing output_past _num_labels is_llama_config transformers.js_config
 """
 BOOKKEEPING = frozenset(_NAMES.split())
 

@@ -119,6 +119,33 @@ def test_any_value_of_any_key_is_read_or_refused(data):
     hash(config)
 
 
+# Attributes of published checkpoints beyond those that transformers 5 writes.
+PUBLISHED = {
+  "llama": {"is_llama_config": True, "rope_interleaved": False, "pretraining_tp": 1, "max_sequence_length": 2048},
+  "qwen2": {"use_mrope": False, "torch_dtype": "bfloat16"},
+  "qwen3_moe": {"max_window_layers": 48, "router_aux_loss_coef": 0.001},
+  "gemma": {"hidden_activation": "gelu_pytorch_tanh"},
+  "gemma2": {"hidden_act": "gelu_pytorch_tanh", "cache_implementation": "hybrid", "sliding_window_size": 4096},
+  "gemma3_text": {"attn_logit_softcapping": None, "cache_implementation": "hybrid"},
+  "phi3": {"full_attn_mod": 1, "interpolate_factor": 1, "lm_head_bias": False, "auto_map": {"AutoConfig": "x.y"}},
+  "smollm3": {"max_window_layers": 28, "pretraining_tp": 2},
+  "gpt2": {
+    "n_ctx": 64,
+    "n_special": 0,
+    "predict_special_tokens": True,
+    "task_specific_params": {"text-generation": {}},
+  },
+  "gpt_oss": {"experts_per_token": 3, "initial_context_length": 4096},
+}
+
+
+@pytest.mark.parametrize("family", PUBLISHED)
+def test_attributes_that_published_checkpoints_carry_change_nothing(family):
+  values = {"model_type": family, **next(iter(CASES[family].values()))}
+  plain = hf.config_from_dict(values, where="somewhere")
+  assert hf.config_from_dict({**values, **PUBLISHED[family]}, where="somewhere") == plain
+
+
 REFUSED = {
   "llama": {"partial_rotary_factor": 0.5, "hidden_act": "xielu", "num_key_value_heads": 3, "attention_sinks": True},
   "qwen2": {"layer_types": ["full_attention"], "use_mrope": True, "num_hidden_layers": 10**9},
