@@ -20,6 +20,7 @@ COMMANDS = {
   "merge": "write a model with its adapters merged into it, or several adapters as one",
   "inspect": "tell what DIR is: a model, an adapter, a run, a checkpoint or a token store",
 }
+_LONGEST = 2000
 EXIT_INPUT, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
 
 
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
     line = " ".join(str(error).split())
     # A stranger's file can name things so that a terminal would obey.
     shown = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in line)
-    print(f"distill {name}: {shown}", file=sys.stderr)
+    print(f"distill {name}: {shown[:_LONGEST]}", file=sys.stderr)
     return EXIT_INPUT
   except KeyboardInterrupt:
     print(f"distill {name}: interrupted", file=sys.stderr)

@@ -1,5 +1,6 @@
 """From a checkpoint's files straight onto the mesh: every process reads what its devices hold, and no more."""
 
+import dataclasses
 import math
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,16 @@ from distill.tree import Params
 # (block in float32, where it lies in the canonical parameter, reader of any other block of it as stored) -> block
 Edit = Callable[[np.ndarray, Block, Callable[[Block], np.ndarray]], np.ndarray]
 
+
+@dataclasses.dataclass(frozen=True)
+class Whole:
+  """An edit of a parameter that has to be there as a whole, in float32; every process reads all of it."""
+
+  change: Callable[[np.ndarray], np.ndarray]
+
+
+Edits = Mapping[str, Edit | Whole | np.ndarray]
+
 # What of a parameter one device holds; slices cannot be keys.
 Region = tuple[range, ...]
 
@@ -36,7 +47,7 @@ def load(
   *,
   mesh: Mesh,
   dtype: Any = "float32",
-  edits: Mapping[str, Edit | np.ndarray] | None = None,
+  edits: Edits | None = None,
   config: DecoderConfig | None = None,
   report: Callable[[int], Any] = lambda size: None,
 ) -> tuple[DecoderConfig, Params]:
@@ -48,8 +59,8 @@ def load(
     directory: A model directory.
     mesh: Where the parameters go.
     dtype: float32, bfloat16 or float16; edits happen in float32 before.
-    edits: By canonical name, what becomes of a parameter's blocks as they are read, or an array that takes the
-      parameter's place, of whatever shape `config` has for it.
+    edits: By canonical name, what becomes of a parameter's blocks as they are read, or of it as a whole, or an array
+      that takes its place, of whatever shape `config` has for it.
     config: The architecture after the edits, where it is not that of the directory.
     report: Told the number of bytes after every read of this process.
 
@@ -140,7 +151,7 @@ class _Loader:
     *,
     reader: Reader,
     sources: Mapping[str, Source],
-    edits: Mapping[str, Edit | np.ndarray],
+    edits: Edits,
     dtype: np.dtype,
     where: str,
   ):
@@ -160,9 +171,7 @@ class _Loader:
     for start in range(0, len(layers), count):
       names = layers[start : start + count]
       part = self._stretch(names, sharding=sharding, shape=(len(names), *shape[1:]))
-      whole = put(whole, part, start)
-      # Else the host runs ahead, and buffers wait in line for the devices.
-      whole.block_until_ready()
+      whole = put(whole, part, start).block_until_ready()
     return whole
 
   def _stretch(self, names: list[str], *, sharding: NamedSharding, shape: tuple[int, ...], stacked: bool = True):
@@ -177,7 +186,8 @@ class _Loader:
       for region, devices in regions.items()
       for device in devices
     ]
-    return jax.make_array_from_single_device_arrays(shape, sharding, shards)
+    # Else the host runs ahead, and its buffers wait in line for the devices.
+    return jax.make_array_from_single_device_arrays(shape, sharding, shards).block_until_ready()
 
   def _fill(self, name: str, targets: Mapping[Region, np.ndarray]) -> None:
     """Reads one canonical parameter's regions into `targets`."""
@@ -198,6 +208,9 @@ class _Loader:
       yield box, edit[box]
       return
     source = self._sources[name]
+    if isinstance(edit, Whole):
+      yield box, edit.change(source.read(self._reader).astype(np.float32))[box]
+      return
 
     def read(block: Block) -> np.ndarray:
       return source.read(self._reader, index=block)

@@ -12,6 +12,7 @@ from typing import Any
 from distill.errors import InputError
 
 _MAX_JSON = 100 * 2**20
+_MAX_DEPTH = 50
 _LARGEST = 2**31 - 1
 
 
@@ -70,6 +71,12 @@ def parse(text: bytes, *, where: str) -> dict[str, Any]:
     raise InputError(f"{where}: cannot be read as JSON ({error}); fetch the file again") from error
   if not isinstance(values, dict):
     raise InputError(f"{where}: expected a JSON object")
+  level: list[Any] = [values]
+  for _ in range(_MAX_DEPTH):
+    inner = (one.values() if isinstance(one, dict) else one for one in level)
+    level = [one for many in inner for one in many if isinstance(one, dict | list)]
+  if level:
+    raise InputError(f"{where}: cannot be read as JSON (nested too deeply); fetch the file again")
   return values
 
 

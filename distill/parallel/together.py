@@ -23,7 +23,7 @@ class together:
     return
 
   def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-    if jax.process_count() == 1:
+    if jax.process_count() == 1 or (kind is not None and not issubclass(kind, Exception)):
       return
     failed = multihost_utils.process_allgather(np.asarray(kind is not None))
     if kind is None and failed.any():

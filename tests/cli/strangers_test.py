@@ -36,7 +36,7 @@ def refused(tmp_path, model, capfd):
       flagsaver.restore_flag_values(saved, score.FLAGS)
     out, err = capfd.readouterr()
     (line,) = err.splitlines()
-    assert out == "" and "Traceback" not in line and line.isprintable()
+    assert out == "" and "Traceback" not in line and line.isprintable() and len(line) < 3000
     for word in (str(tmp_path), *says):
       assert word in line, line
     assert sorted(tmp_path.rglob("*")) == before
@@ -73,6 +73,7 @@ def change_config(model, **changes):
     ({"rope_parameters": {"rope_type": ["llama3"]}}, ["config.json"]),
     ({"model_type": ["llama"]}, ["model_type"]),
     ({"model_type": "qwen3_5_text"}, ["config.json"]),
+    ({"unknown": "long " * 10_000}, ["unknown"]),
     ({"hidden_act": {"code": "os.system"}}, ["hidden_act"]),
     ({"head_dim": 4}, ["q_proj", "shape"]),
   ],
@@ -87,6 +88,7 @@ def test_a_configuration_of_another_kind_or_model(model, refused, changes, says)
   "text, says",
   [
     (b'{"a": ' * 100_000, ["nested"]),
+    (b'{"model_type": "llama", "rope_parameters": ' + b'{"a": ' * 200 + b"1" + b"}" * 201, ["nested"]),
     (b'{"model_type": "llama", "vocab_size": ' + b"9" * 10_000 + b"}", ["JSON"]),
     (b'{"model_type": "ll\xff\xfe"}', ["JSON"]),
     (b'{"model_type": "llama", "rms_norm_eps": NaN}', ["NaN"]),
@@ -97,7 +99,7 @@ def test_a_configuration_of_another_kind_or_model(model, refused, changes, says)
     (b'\xef\xbb\xbf{"model_type": "llama"}', ["JSON"]),
     (b'{"model_type": "\\u001b[2J\\n"}', ["model_type"]),
   ],
-  ids=range(10),
+  ids=range(11),
 )
 def test_text_that_is_not_the_json_of_a_configuration(model, refused, text, says):
   (model / "config.json").write_bytes(text)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from distill.adapters.peft import Factors, read_adapter, write_adapter
 from distill.errors import InputError
 from distill.models import hf
+from tests.models.families import cases
 
 SECONDS = float(os.environ.get("DISTILL_FUZZ_SECONDS", 0))
 CONFIG = {
@@ -137,6 +138,16 @@ def of_header(original):
 
 def test_configurations(model):
   attack(model / "config.json", of_json, lambda: hf.sources(model), examples=60)
+
+
+def of_any_family(original):
+  return st.sampled_from(cases.NAMES).flatmap(
+    lambda name: changed({"model_type": name[0], **cases.CASES[name[0]][name[1]]})
+  )
+
+
+def test_configurations_of_every_family(model):
+  attack(model / "config.json", of_any_family, lambda: hf.read_config(model), examples=400)
 
 
 def test_indices_and_headers(model, monkeypatch):

@@ -93,11 +93,14 @@ def test_edits_change_blocks_as_they_are_read(directory, shape):
   edits = {
     kernel: lambda value, block, read: value + delta[block],
     "layers.0.mlp.up.kernel": normalised,
+    "layers.4.mixer.o.kernel": sharded.Whole(lambda value: value - value.mean()),
     "norm.scale": np.ones(32, np.float32),
   }
   up = PARAMS["layers.0.mlp.up.kernel"]
+  out = PARAMS["layers.4.mixer.o.kernel"]
   expected = {
     **PARAMS,
+    "layers.4.mixer.o.kernel": out - out.mean(),
     kernel: PARAMS[kernel] + delta,
     "layers.0.mlp.up.kernel": up / np.linalg.norm(up, axis=0),
     "norm.scale": edits["norm.scale"],

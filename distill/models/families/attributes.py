@@ -20,10 +20,10 @@ _NAMES = """
   max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k top_p
   typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids
   num_return_sequences forced_bos_token_id forced_eos_token_id remove_invalid_values suppress_tokens
-  begin_suppress_tokens exponential_decay_length_penalty
+  begin_suppress_tokens exponential_decay_length_penalty max_sequence_length
+gradient_checkpointing output_past _num_labels is_llama_config transformers.js_config
 """
 BOOKKEEPING = frozenset(_NAMES.split())
-_MOST = 2**31
 
 
 class Attributes:
@@ -54,15 +54,15 @@ class Attributes:
       raise InputError(f"{self.where}: {key} is missing")
     return default if value is None else value
 
-  def integer(self, key: str, default: int | None = None) -> int:
-    """A whole number from 1.
+  def integer(self, key: str, default: int | None = None, *, most: int = 2**31) -> int:
+    """A whole number from 1 to `most`.
 
     Raises:
       InputError: It is absent and there is no default, or anything else.
     """
     value = self.take(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1 or not 1 <= value < _MOST:
-      raise InputError(f"{self.where}: {key} = {value!r} must be a whole number from 1")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= most or value % 1:
+      raise InputError(f"{self.where}: {key} = {value!r} must be a whole number from 1 to {most}")
     return int(value)
 
   def number(self, key: str, default: float | None = None) -> float:
@@ -133,10 +133,20 @@ class Attributes:
     Raises:
       InputError: Not a number that a model has.
     """
-    count = self.integer(key)
-    if count > 4096:
-      raise InputError(f"{self.where}: {key} = {count} is more than any model has")
-    return count
+    return self.integer(key, most=4096)
+
+  def experts(self, default: int, *, chosen: int) -> tuple[int, int]:
+    """(`num_experts` or `num_local_experts`, `num_experts_per_tok`), with the family's defaults.
+
+    Raises:
+      InputError: Not numbers that a model has, or more chosen than there are.
+    """
+    names = ("num_local_experts", "num_experts")
+    found = [self.integer(name, most=4096) for name in names if self.get(name) is not None]
+    count, top_k = found[0] if found else default, self.integer("num_experts_per_tok", chosen)
+    if top_k > count:
+      raise InputError(f"{self.where}: num_experts_per_tok {top_k} is more than the {count} experts")
+    return count, top_k
 
   def ignore(self, *keys: str) -> None:
     """Attributes that this family carries along and never reads."""
@@ -150,4 +160,5 @@ class Attributes:
     """
     for key, value in self._values.items():
       if key not in self._taken and value not in (None, False, {}, []):
-        raise InputError(f"{self.where}: {key} = {value!r} is not understood; its effect would be lost")
+        name = key if key.isidentifier() else repr(key)
+        raise InputError(f"{self.where}: {name} = {value!r} is not understood; its effect would be lost")

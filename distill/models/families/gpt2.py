@@ -24,7 +24,9 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
   """
   have = Attributes(values, where=where)
   have.only("add_cross_attention", (False,))
-  have.ignore("n_ctx", "reorder_and_upcast_attn", *(f"summary_{name}" for name in _SUMMARY))
+  have.ignore(
+    "n_ctx", "n_special", "predict_special_tokens", "reorder_and_upcast_attn", *(f"summary_{name}" for name in _SUMMARY)
+  )
   width, count, layers = have.integer("n_embd"), have.integer("n_head"), have.layer_count("n_layer")
   if width % count:
     raise InputError(f"{where}: n_head {count} does not divide n_embd {width}")

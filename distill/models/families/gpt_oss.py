@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from distill.errors import InputError
 from distill.models.config import DecoderConfig, LayerConfig
 from distill.models.families.attributes import Attributes
 from distill.models.families.common import (
@@ -53,15 +52,14 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
   default = [FULL if i % 2 else SLIDING for i in range(have.layer_count())]
   rope = read_rope(have, head_dim=sizes["head_dim"], theta=150_000.0)
   mixer = Attention(**sizes, rope=rope, sinks=True, use_bias=bias, use_out_bias=bias)
+  count, top_k = have.experts(128, chosen=4)
   mlp = Moe(
     width=have.integer("intermediate_size"),
-    num_experts=have.integer("num_local_experts", have.integer("num_experts", 128)),
-    top_k=have.integer("num_experts_per_tok", 4),
+    num_experts=count,
+    top_k=top_k,
     use_bias=True,
     clamp=(have.number("swiglu_alpha", 1.702), have.number("swiglu_limit", 7.0)),
   )
-  if mlp.top_k > mlp.num_experts:
-    raise InputError(f"{where}: num_experts_per_tok {mlp.top_k} is more than the {mlp.num_experts} experts")
   layers = [
     LayerConfig(mixer=dataclasses.replace(mixer, window=size), mlp=mlp)
     for size in layer_windows(have, default, size=window(have, 128))

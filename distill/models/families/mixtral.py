@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from distill.errors import InputError
 from distill.models.config import DecoderConfig, LayerConfig
 from distill.models.families.attributes import Attributes
 from distill.models.families.common import attention, decoder, experts, frame, heads, mixers, norms, window, written
@@ -25,14 +24,13 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
   have = Attributes(values, where=where)
   sizes = heads(have, kv=8)
   mixer = Attention(**sizes, rope=read_rope(have, head_dim=sizes["head_dim"], theta=1e6), window=window(have))
+  count, top_k = have.experts(8, chosen=2)
   mlp = Moe(
     width=have.integer("intermediate_size"),
-    num_experts=have.integer("num_local_experts", have.integer("num_experts", 8)),
-    top_k=have.integer("num_experts_per_tok", 2),
+    num_experts=count,
+    top_k=top_k,
     act=have.activation(),
   )
-  if mlp.top_k > mlp.num_experts:
-    raise InputError(f"{where}: num_experts_per_tok {mlp.top_k} is more than the {mlp.num_experts} experts")
   layers = (LayerConfig(mixer=mixer, mlp=mlp),) * have.layer_count()
   return decoder(have, family="mixtral", layers=layers, norm_eps=1e-5)
 

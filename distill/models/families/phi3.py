@@ -30,6 +30,8 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
       names = {x: "longrope" for x in ("type", "rope_type") if rope.get(x) in _LONGROPE}
       renamed[key] = {**rope, **names}
   have = Attributes({"original_max_position_embeddings": 4096, **renamed}, where=where)
+  for key in ("full_attn_mod", "interpolate_factor"):
+    have.only(key, (1,))
   sizes = heads(have)
   rope = read_rope(have, head_dim=sizes["head_dim"], partial=True)
   mixer = Attention(**sizes, rope=rope, window=window(have))

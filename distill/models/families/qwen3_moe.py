@@ -37,20 +37,20 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
     use_out_bias=bias,
   )
   plain = Mlp(width=have.integer("intermediate_size", 6144), act=act)
+  count, top_k = have.experts(128, chosen=8)
   mixture = Moe(
     width=have.integer("moe_intermediate_size", 768),
-    num_experts=have.integer("num_experts", have.integer("num_local_experts", 128)),
-    top_k=have.integer("num_experts_per_tok", 8),
+    num_experts=count,
+    top_k=top_k,
     act=act,
     renormalise=have.flag("norm_topk_prob"),
   )
-  if mixture.top_k > mixture.num_experts:
-    raise InputError(f"{where}: num_experts_per_tok {mixture.top_k} is more than the {mixture.num_experts} experts")
-  count, every, kept = have.layer_count(), have.integer("decoder_sparse_step", 1), have.take("mlp_only_layers", [])
+  every, kept = have.integer("decoder_sparse_step", 1), have.take("mlp_only_layers", [])
   if not isinstance(kept, list | tuple):
     raise InputError(f"{where}: mlp_only_layers = {kept!r} must be a list of layer numbers")
   layers = [
-    LayerConfig(mixer=mixer, mlp=mixture if i not in kept and (i + 1) % every == 0 else plain) for i in range(count)
+    LayerConfig(mixer=mixer, mlp=mixture if i not in kept and (i + 1) % every == 0 else plain)
+    for i in range(have.layer_count())
   ]
   return decoder(have, family="qwen3_moe", layers=layers)
 

@@ -45,7 +45,9 @@ def read_nested_ropes(
   nested = _mapping(have, "rope_parameters")
   unknown = set(nested) - {"full_attention", "sliding_attention"}
   if unknown:
-    raise InputError(f"{have.where}: rope_parameters.{min(unknown)}: expected full_attention and sliding_attention")
+    raise InputError(
+      f"{have.where}: rope_parameters holds {min(unknown)!r}; expected full_attention and sliding_attention"
+    )
   full, sliding = (dict(nested.get(kind) or {}) for kind in ("full_attention", "sliding_attention"))
   full |= _mapping(have, "rope_scaling")
   for fields, key in ((full, "rope_theta"), (sliding, local_theta_key)):
@@ -92,7 +94,7 @@ def _rope(
   # Interleaved image axes coincide with plain positions on text.
   left = [key for key in reader.fields if not key.startswith("mrope_")]
   if left:
-    raise InputError(f"{have.where}: unknown rope setting {min(left)} for rope type {kind!r}")
+    raise InputError(f"{have.where}: unknown rope setting {min(left)!r} for rope type {kind!r}")
   return Rope(theta=theta, fraction=fraction, scaling=scaling)
 
 

@@ -40,7 +40,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
   # Despite its name, the list holds 1 for the layers that do have rope.
   roped = have.one_a_layer("no_rope_layers", [int((i + 1) % every != 0) for i in range(count)], allowed=(0, 1))
   size = window(have) if have.flag("use_sliding_window") else None
-  have.ignore("sliding_window")
+  have.ignore("sliding_window", "max_window_layers")
   windows = layer_windows(have, [FULL if size is None or one else SLIDING for one in roped], size=size)
   mlp = Mlp(width=have.integer("intermediate_size"), act=have.activation(), use_bias=have.flag("mlp_bias"))
   mixer = Attention(**sizes, rope=rope, use_bias=bias, use_out_bias=bias)

@@ -9,6 +9,8 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from distill.errors import InputError
 from distill.models import hf
@@ -28,8 +30,8 @@ def reload(directory):
 
 
 @pytest.mark.parametrize(("family", "case"), EVERY)
-def test_there_and_back_is_bit_equal_and_means_the_same_to_transformers(built, tmp_path, family, case):
-  directory, model = built(family, case)
+def test_there_and_back_is_bit_equal_and_means_the_same_to_transformers(tmp_path, family, case):
+  directory, model = reference.built(family, case)
   config, params = hf.load(directory)
   hf.save(tmp_path / "copy", config=config, params=params)
   assert hf.read_config(tmp_path / "copy") == config
@@ -84,13 +86,64 @@ def with_buffers_and_tied_head(tensors):
 
 
 @pytest.mark.parametrize(("family", "change"), [("gpt2", old_gpt2), ("llama", with_buffers_and_tied_head)])
-def test_checkpoints_of_older_versions_hold_the_same_model(built, tmp_path, family, change):
-  directory, _ = built(family, next(iter(CASES[family])))
+def test_checkpoints_of_older_versions_hold_the_same_model(tmp_path, family, change):
+  directory, _ = reference.built(family, next(iter(CASES[family])))
   _, params = hf.load(directory)
   _, found = hf.load(rewritten(directory, tmp_path, change))
   assert set(params) == set(found)
   for name, value in params.items():
     np.testing.assert_array_equal(value, found[name])
+
+
+ANYTHING = st.recursive(
+  st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+  lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+  max_leaves=6,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_any_value_of_any_key_is_read_or_refused(data):
+  family, case = data.draw(st.sampled_from(NAMES))
+  values = {"model_type": family, **json.loads(json.dumps(CASES[family][case]))}
+  known = hf.FAMILIES[family].write(hf.config_from_dict(values, where="somewhere"))
+  key = data.draw(st.sampled_from(sorted({*values, *known, "rope_scaling", "rope_theta"} - {"model_type"})))
+  inside = values[key] if isinstance(values.get(key), dict) else values
+  inside[data.draw(st.sampled_from(sorted(inside))) if inside is not values else key] = data.draw(ANYTHING)
+  try:
+    config = hf.config_from_dict(values, where="somewhere")
+  except InputError as error:
+    assert str(error).startswith("somewhere: ") and "\n" not in str(error)
+  else:
+    hash(config)
+
+
+# Attributes of published checkpoints beyond those that transformers 5 writes.
+PUBLISHED = {
+  "llama": {"is_llama_config": True, "rope_interleaved": False, "pretraining_tp": 1, "max_sequence_length": 2048},
+  "qwen2": {"use_mrope": False, "torch_dtype": "bfloat16"},
+  "qwen3_moe": {"max_window_layers": 48, "router_aux_loss_coef": 0.001},
+  "gemma": {"hidden_activation": "gelu_pytorch_tanh"},
+  "gemma2": {"hidden_act": "gelu_pytorch_tanh", "cache_implementation": "hybrid", "sliding_window_size": 4096},
+  "gemma3_text": {"attn_logit_softcapping": None, "cache_implementation": "hybrid"},
+  "phi3": {"full_attn_mod": 1, "interpolate_factor": 1, "lm_head_bias": False, "auto_map": {"AutoConfig": "x.y"}},
+  "smollm3": {"max_window_layers": 28, "pretraining_tp": 2},
+  "gpt2": {
+    "n_ctx": 64,
+    "n_special": 0,
+    "predict_special_tokens": True,
+    "task_specific_params": {"text-generation": {}},
+  },
+  "gpt_oss": {"experts_per_token": 3, "initial_context_length": 4096},
+}
+
+
+@pytest.mark.parametrize("family", PUBLISHED)
+def test_attributes_that_published_checkpoints_carry_change_nothing(family):
+  values = {"model_type": family, **next(iter(CASES[family].values()))}
+  plain = hf.config_from_dict(values, where="somewhere")
+  assert hf.config_from_dict({**values, **PUBLISHED[family]}, where="somewhere") == plain
 
 
 REFUSED = {

@@ -7,6 +7,7 @@ import pytest
 
 from distill.models import hf
 from distill.models.decoder import Decoder
+from tests.models.families import reference
 from tests.models.families.cases import FIRST, NAMES
 
 EVERY = [pytest.param(*one, id="-".join(one), marks=() if one in FIRST else pytest.mark.slow) for one in NAMES]
@@ -14,8 +15,8 @@ FIRST_LENGTH, SECOND_LENGTH, PADDING = 30, 36, 4
 
 
 @pytest.mark.parametrize(("family", "case"), EVERY)
-def test_a_document_is_the_same_alone_packed_and_step_by_step(built, family, case):
-  directory, _ = built(family, case)
+def test_a_document_is_the_same_alone_packed_and_step_by_step(family, case):
+  directory, _ = reference.built(family, case)
   config, params = hf.load(directory)
   decoder = Decoder(config)
   params = decoder.stack(params)
@@ -52,8 +53,8 @@ def test_a_document_is_the_same_alone_packed_and_step_by_step(built, family, cas
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3_5_text", "gpt_oss"])
-def test_parameter_gradients_of_a_packed_document_are_the_same_as_alone(built, family):
-  directory, _ = built(*next(one for one in FIRST if one[0] == family))
+def test_parameter_gradients_of_a_packed_document_are_the_same_as_alone(family):
+  directory, _ = reference.built(*next(one for one in FIRST if one[0] == family))
   config, params = hf.load(directory)
   decoder = Decoder(config)
   params = decoder.stack({name: jnp.asarray(x) for name, x in params.items()})

@@ -1,8 +1,12 @@
 """Tiny random models of every family, as transformers computes them, and what we make of the same directories."""
 
+import atexit
 import copy
+import functools
 import json
 import pathlib
+import shutil
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +34,14 @@ def build(family: str, case: str, *, directory: pathlib.Path, dtype=torch.float3
   # What people write, rather than what transformers makes of it.
   (directory / "config.json").write_text(json.dumps({"model_type": family, **fields}))
   return model
+
+
+@functools.cache
+def built(family: str, case: str):
+  """(directory, transformers model), float32, made once a process and removed with it."""
+  directory = pathlib.Path(tempfile.mkdtemp(prefix=family))
+  atexit.register(shutil.rmtree, directory, ignore_errors=True)
+  return directory, build(family, case, directory=directory)
 
 
 def expected(model, tokens: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
