@@ -3,21 +3,24 @@
 import numpy as np
 import pytest
 
-from distill.adapters.stack import merge, stack_of
+from distill.adapters.loading import load_merged
+from distill.adapters.stack import merge, read_adapters, stack_of
 from distill.errors import InputError
 from distill.models import hf
+from distill.models.decoder import Decoder
 from distill.parallel.mesh import make_mesh
 from distill.training.config import resolve
-from distill.training.models import Canonical, load
+from distill.training.models import Canonical
 
 
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-6), ("bfloat16", 2e-2)])
 def test_a_teacher_on_the_mesh_is_the_base_with_its_stack_merged(llama_dir, adapter_dirs, dtype, tolerance):
   mesh = make_mesh((2, 2, 2))
-  decoder, params = load(str(llama_dir), mesh=mesh, adapters=tuple(map(str, adapter_dirs)), dtype=dtype)
   config, base = hf.load(llama_dir)
-  expected = merge(base, stack=stack_of(adapter_dirs), config=config)
-  found = Canonical(decoder, params, mesh=mesh)
+  adapters = read_adapters(stack_of(adapter_dirs), config=config)
+  merged, params = load_merged(llama_dir, adapters=adapters, mesh=mesh, dtype=dtype)
+  _, expected = merge(base, stack=stack_of(adapter_dirs), config=config)
+  found = Canonical(Decoder(merged), params, mesh=mesh)
   assert set(found) == set(expected) and len(found) == len(expected)
   for name, value in expected.items():
     assert found[name].dtype == dtype
