@@ -135,7 +135,8 @@ def prepare(
 ) -> tuple[DecoderConfig, Params]:
   """The architecture that has all parameters that the adapters edit, and those that the base has not got.
 
-  They are biases of zero, and the head of a tied model as one of its own. Of `params` only the embedding is looked at.
+  They are biases of zero, and the head of a tied model as one of its own: adapters were trained on one of the two, but
+  `merge_and_unload` of PEFT would change both. Of `params` only the embedding is looked at.
   """
   names = set(edited(adapters))
   grown, new = config, dict[str, Any]()
