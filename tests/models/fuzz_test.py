@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from distill.adapters.peft import Factors, read_adapter, write_adapter
+from distill.adapters.edits import LowRank
+from distill.adapters.peft import read_adapter, write_adapter
 from distill.errors import InputError
 from distill.models import hf
 from tests.models.families import cases
@@ -89,7 +90,7 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory):
   config = hf.config_from_dict(CONFIG, where="test")
-  ones = Factors(a=np.ones((4, 2), np.float32), b=np.ones((2, 4), np.float32), scale=1.0)
+  ones = LowRank(a=np.ones((4, 2), np.float32), b=np.ones((2, 4), np.float32), scale=1.0)
   directory = tmp_path_factory.mktemp("fuzz") / "adapter"
   write_adapter(directory, factors={f"layers.{i}.mixer.q.kernel": ones for i in range(2)}, config=config)
   settings = json.loads((directory / "adapter_config.json").read_text())
