@@ -180,5 +180,4 @@ def test_adapters(model, adapter, monkeypatch):
 
 def test_the_files_are_right_before_they_are_changed(model, adapter):
   config, params = hf.load(model)
-  assert set(read_adapter(adapter, config=config).edits) < set(params)
-  assert shutil.disk_usage(model).free > 0
+  assert {name for name, _ in read_adapter(adapter, config=config).edits} < set(params)
