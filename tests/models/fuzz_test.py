@@ -6,7 +6,6 @@ DISTILL_FUZZ_SECONDS is how long each kind of file is tried, one short round eac
 import copy
 import json
 import os
-import shutil
 import time
 
 import hypothesis
