@@ -16,6 +16,7 @@ setup(
     "datasets>=4",
     "flax>=0.12.8",
     "grain>=0.2.15",
+    "huggingface-hub>=1",
     "importlib-resources>=6",  # etils.epath, under tensorflow-datasets, imports it without asking for it
     "jax>=0.10,<0.13",
     "jaxtyping>=0.3.11",

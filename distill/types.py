@@ -24,12 +24,14 @@ class Batch:
     positions: Position within the document, from 0.
     loss_mask: Weight of PREDICTING `tokens[:, t + 1]` from position t, 0 or 1: the last position of a document
       and padding have 0.
+    routes: Number of the adapter set that teaches each row; absent: all 0.
   """
 
   tokens: Int[Array, "B T"]
   segments: Int[Array, "B T"]
   positions: Int[Array, "B T"]
   loss_mask: Float[Array, "B T"]
+  routes: Int[Array, " B"] | None = None
 
 
 @_pytree

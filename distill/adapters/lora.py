@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from distill.adapters.peft import Factors
+from distill.adapters.edits import LowRank
 from distill.errors import InputError
 from distill.models.decoder import Decoder
 from distill.parallel.mesh import sharding
@@ -70,8 +70,8 @@ def apply(params: Mapping[str, Any], *, adapters: Mapping[str, Any], scale: floa
   return merged
 
 
-def factors(decoder: Decoder, adapters: Mapping[str, Any], *, scale: float) -> dict[str, Factors]:
+def factors(decoder: Decoder, adapters: Mapping[str, Any], *, scale: float) -> dict[str, LowRank]:
   """Trained adapters under canonical kernel names, for a PEFT directory."""
   flat = decoder.unstack({name: np.asarray(x) for name, x in adapters.items()})
   kernels = [name.removesuffix(".lora_a") for name in flat if name.endswith(".lora_a")]
-  return {one: Factors(a=flat[f"{one}.lora_a"], b=flat[f"{one}.lora_b"], scale=scale) for one in kernels}
+  return {one: LowRank(a=flat[f"{one}.lora_a"], b=flat[f"{one}.lora_b"], scale=scale) for one in kernels}

@@ -1,8 +1,8 @@
 """PEFT LoRA directories, read strictly and written so that `peft` loads them."""
 
+import collections
 import dataclasses
 import json
-import math
 import pathlib
 import re
 from collections.abc import Iterable, Mapping
@@ -10,154 +10,251 @@ from typing import Any
 
 import numpy as np
 
+from distill.adapters.edits import Addition, Edit, LowRank, Replacement, Rows
+from distill.adapters.layout import EMBEDDING, HEAD, Layout, layout, with_bias
+from distill.adapters.settings import Settings
 from distill.errors import InputError
 from distill.models import hf, safetensors_files
 from distill.models.config import DecoderConfig
 
-_PREFIX = "base_model.model."
-_STEM = "adapter_model"
-
-# Values that leave plain LoRA as it is; anything else in these keys changes the arithmetic.
-_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-  "peft_type": ("LORA",),
-  "bias": ("none",),
-  "use_dora": (False,),
-  "fan_in_fan_out": (False,),
-  "lora_bias": (False,),
-  "modules_to_save": (None, []),
-  "layer_replication": (None,),
-  "trainable_token_indices": (None,),
-  "alora_invocation_tokens": (None,),
-  "use_qalora": (False,),
-  "target_parameters": (None, []),
-  "exclude_modules": (None, []),
-}
-_READ = {"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"}
-# Facts about training or bookkeeping: the stored A and B already tell the result.
-_IGNORED = set(
-  [
-    "auto_mapping",
-    "base_model_name_or_path",
-    "revision",
-    "task_type",
-    "inference_mode",
-    "target_modules",
-    "lora_dropout",
-    "layers_to_transform",
-    "layers_pattern",
-    "megatron_config",
-    "megatron_core",
-    "runtime_config",
-    "peft_version",
-    "qalora_group_size",
-    "ensure_weight_tying",
-    "eva_config",
-    "corda_config",
-    "loftq_config",
-    "arrow_config",
-    "monteclora_config",
-  ]
+PREFIX = "base_model.model."
+STEM = "adapter_model"
+_OTHER = "adapter for another model"
+# (what follows the module's path, the kind of tensor), the first that matches.
+_KINDS = tuple(
+  (re.compile(rf"(.+)\.{end}"), kind)
+  for end, kind in (
+    (r"lora_A\.weight", "a"),
+    (r"lora_B\.weight", "b"),
+    (r"lora_B\.bias", "bias"),
+    (r"lora_embedding_A", "embedding_a"),
+    (r"lora_embedding_B", "embedding_b"),
+    (r"lora_magnitude_vector(?:\.weight)?", "magnitude"),
+    (r"token_adapter\.trainable_tokens_delta", "tokens"),
+  )
 )
-_INITS = (True, False, "gaussian", "eva", "orthogonal")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Factors:
-  """One adapted kernel: scale * a @ b is added to it.
-
-  Attributes:
-    a: [in, r], float32.
-    b: [r, out], float32.
-    scale: alpha / r, or alpha / sqrt(r).
-  """
-
-  a: np.ndarray
-  b: np.ndarray
-  scale: float
+_WHOLE = re.compile(r"(.+?)(?:\.(base_layer|original_module|modules_to_save))?\.(weight|bias)")
+# What an adapter replaces comes before what it adds.
+_ORDER = (Replacement, LowRank, Rows, Addition)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Adapter:
-  """A LoRA adapter: canonical kernel name -> its factors, and where it was read."""
+  """A LoRA adapter for one architecture.
+
+  Attributes:
+    path: The PEFT directory.
+    edits: (canonical name, what becomes of it), in order.
+    problems: (stored key, why it cannot be used).
+  """
 
   path: pathlib.Path
-  factors: Mapping[str, Factors]
+  edits: tuple[tuple[str, Edit], ...]
+  problems: tuple[tuple[str, str], ...] = ()
 
 
 def read_adapter(directory: pathlib.Path, *, config: DecoderConfig) -> Adapter:
   """The adapter of a PEFT directory, for a model of the given architecture.
 
   Raises:
-    InputError: Missing or damaged files, a kind of adapter other than plain LoRA, or an adapter for another model.
+    InputError: Missing or damaged files, a kind of adapter that is not understood, or one for another model.
   """
-  directory = _locate(pathlib.Path(directory))
-  where = directory / "adapter_config.json"
-  settings = hf.read_json(where)
-  _check(settings, where=where)
-  modules = {
-    entry.theirs.removesuffix(".weight"): entry.ours for entry in hf.table(config) if entry.ours.endswith(".kernel")
-  }
-  shapes = hf.shapes(config)
-  halves: dict[str, dict[str, np.ndarray]] = {}
-  for key, value in safetensors_files.read(directory, stem=_STEM).items():
-    found = re.fullmatch(rf"{re.escape(_PREFIX)}(.+)\.lora_([AB])\.weight", key)
-    if not found or found[1] not in modules:
-      raise InputError(f"{directory}: {key} is not a LoRA weight of a {config.family} model; adapter for another model")
-    halves.setdefault(found[1], {})[found[2]] = value.astype(np.float32)
-  if not halves:
-    raise InputError(f"{directory}: no LoRA weights in {_STEM}.safetensors")
-  factors = {}
-  for module, pair in halves.items():
-    if set(pair) != {"A", "B"}:
-      raise InputError(f"{directory}: {module} has only one of lora_A and lora_B")
-    name = modules[module]
-    a, b = pair["A"].T, pair["B"].T
-    rank = _pattern(settings, "rank_pattern", module, settings["r"])
-    if a.shape[1] != rank or b.shape[0] != rank:
-      raise InputError(f"{directory}: {module} has rank {a.shape[1]}, adapter_config.json says {rank}")
-    if (a.shape[0], b.shape[1]) != shapes[name]:
-      raise InputError(
-        f"{directory}: {module} adapts a kernel of {(a.shape[0], b.shape[1])}, the model's is {shapes[name]}; "
-        "adapter for another model"
-      )
-    alpha = _pattern(settings, "alpha_pattern", module, settings["lora_alpha"])
-    factors[name] = Factors(a=a, b=b, scale=alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank))
-  return Adapter(path=directory, factors=factors)
+  adapter = examine(directory, config=config)
+  for key, reason in adapter.problems:
+    raise InputError(f"{adapter.path}: {key}: {reason}")
+  if not adapter.edits:
+    raise InputError(f"{adapter.path}: no LoRA weights in {STEM}.safetensors")
+  return adapter
 
 
-def _locate(directory: pathlib.Path) -> pathlib.Path:
+def examine(directory: pathlib.Path, *, config: DecoderConfig) -> Adapter:
+  """The same, with the keys that would not load listed instead of raised.
+
+  Raises:
+    InputError: Missing or damaged files, or settings that are not understood.
+  """
+  directory = locate(directory)
+  settings = Settings(directory / "adapter_config.json")
+  reader = _Reader(settings, layout(config))
+  for key, value in sorted(safetensors_files.read(directory, stem=STEM).items()):
+    reader.add(key, value)
+  return Adapter(path=directory, edits=reader.edits(), problems=tuple(reader.problems))
+
+
+def locate(directory: pathlib.Path) -> pathlib.Path:
   """The directory itself, or the only subfolder that holds an adapter, as PEFT writes one of another name."""
+  directory = pathlib.Path(directory)
   if (directory / "adapter_config.json").is_file():
     return directory
-  inner = sorted(path.parent for path in directory.glob("*/adapter_config.json"))
+  inner = named(directory)
   if len(inner) == 1:
     return inner[0]
   hint = f"name one of its adapters: {', '.join(path.name for path in inner)}" if inner else "give a PEFT directory"
   raise InputError(f"{directory}/adapter_config.json: no such file; {hint}")
 
 
-def _check(settings: Mapping[str, Any], *, where: pathlib.Path) -> None:
-  for key in ("peft_type", "r", "lora_alpha"):
-    if key not in settings:
-      raise InputError(f"{where}: {key} is missing")
-  for key, value in settings.items():
-    if key in _NEUTRAL:
-      if value not in _NEUTRAL[key]:
-        raise InputError(
-          f"{where}: {key} = {value!r} is not supported; merge the adapter with peft, or retrain without"
-        )
-    elif key == "init_lora_weights":
-      if value not in _INITS:
-        raise InputError(f"{where}: init_lora_weights = {value!r} changed the base model; merge the adapter with peft")
-    elif key not in _READ | _IGNORED and value not in (None, False, {}, []):
-      raise InputError(f"{where}: {key} = {value!r} is not understood; its effect would be lost")
+def named(directory: pathlib.Path) -> list[pathlib.Path]:
+  """The subfolders that hold an adapter each."""
+  return sorted(path.parent for path in pathlib.Path(directory).glob("*/adapter_config.json"))
 
 
-def _pattern(settings: Mapping[str, Any], key: str, module: str, default: Any) -> Any:
-  for pattern, value in (settings.get(key) or {}).items():
-    if re.match(rf"(.*\.)?({pattern})$", module):
-      return value
-  return default
+def low_rank_parts(path: str) -> tuple[str, str] | None:
+  """(module, kind of tensor) of a stored name without its prefix, or None if it is no tensor of LoRA."""
+  for pattern, kind in _KINDS:
+    if found := pattern.fullmatch(path):
+      return found[1], kind
+  return None
+
+
+class _Reader:
+  """Sorts stored tensors by module, then turns each module's into edits."""
+
+  def __init__(self, settings: Settings, layout: Layout):
+    self.problems: list[tuple[str, str]] = []
+    self._settings, self._layout = settings, layout
+    self._parts: dict[str, dict[str, tuple[str, np.ndarray]]] = {}
+    self._wholes: dict[str, tuple[str, str, np.ndarray]] = {}
+
+  def add(self, key: str, value: np.ndarray) -> None:
+    """Takes one stored tensor, or notes why it cannot be used."""
+    path = key.removeprefix(PREFIX)
+    if path == key:
+      return self._refuse(key, f"expected a name under {PREFIX}")
+    if value.dtype.kind not in "fV" and value.dtype.name != "bfloat16":
+      return self._refuse(key, f"holds {value.dtype}, expected floating-point numbers")
+    value = value.astype(np.float32)
+    if part := low_rank_parts(path):
+      module, kind = part
+      if f"{module}.weight" not in self._layout.entries:
+        return self._refuse(key, f"a {self._layout.config.family} model has no {module}; {_OTHER}")
+      self._parts.setdefault(module, {})[kind] = (key, value)
+      return None
+    found = _WHOLE.fullmatch(path)
+    theirs = f"{found[1]}.{found[3]}" if found else path
+    if theirs not in self._layout.entries:
+      return self._refuse(key, f"is not a weight of a {self._layout.config.family} model or of LoRA on it; {_OTHER}")
+    self._wholes[f"{theirs} {found[2] if found else None}"] = (key, theirs, value)
+    return None
+
+  def edits(self) -> tuple[tuple[str, Edit], ...]:
+    """All edits, those that others start from first."""
+    found: list[tuple[str, Edit]] = []
+    for key, theirs, value in self._wholes.values():
+      found += self._whole(key, theirs, value)
+    for module, parts in self._parts.items():
+      try:
+        if "tokens" in parts:
+          found += self._tokens(module, *parts["tokens"])
+        if set(parts) - {"tokens"}:
+          found += self._low_rank(module, parts)
+      except _Refusal as error:
+        self._refuse(*error.args)
+    return tuple(sorted(found, key=lambda one: (_ORDER.index(type(one[1])), not getattr(one[1], "underlies", False))))
+
+  def _refuse(self, key: str, reason: str) -> None:
+    self.problems.append((key, reason))
+
+  def _whole(self, key: str, theirs: str, value: np.ndarray) -> list[tuple[str, Edit]]:
+    entries = self._layout.entries[theirs]
+    if entries[0].expert is not None:
+      self._refuse(key, "experts that were trained whole are not read; merge the adapter with peft")
+      return []
+    expected = self._layout.shape(theirs)
+    given = tuple(value.T.shape if entries[0].form == "transpose" else value.shape)
+    vocabulary = {EMBEDDING: 0, HEAD: 1}.get(entries[0].ours)
+    same = [size for axis, size in enumerate(expected) if axis != vocabulary]
+    if entries[0].form != "conv" and (
+      len(given) != len(expected) or [size for axis, size in enumerate(given) if axis != vocabulary] != same
+    ):
+      self._refuse(key, f"has shape {given} in our layout, the model's is {expected}; {_OTHER}")
+      return []
+    underlies = ".base_layer." in key or ".original_module." in key
+    pieces = self._layout.pieces(theirs, value)
+    found: list[tuple[str, Edit]] = []
+    for name, piece in pieces.items():
+      if vocabulary is None and piece.shape != self._layout.shapes[name]:
+        self._refuse(key, f"has shape {value.shape}, the model's is {self._layout.shapes[name]}; {_OTHER}")
+        return []
+      found.append((name, Replacement(value=piece, underlies=underlies)))
+    # A tied table is stored under one of its names; only a copy of it that was trained as a module parts the two.
+    apart = not underlies and self._settings.saves(theirs.rsplit(".", 1)[0])
+    if vocabulary is not None and self._layout.config.tie_embeddings and not apart:
+      other = HEAD if entries[0].ours == EMBEDDING else EMBEDDING
+      if not any(one == self._layout.theirs(other) for _, one, _ in self._wholes.values()):
+        found.append((other, Replacement(value=found[0][1].value.T, underlies=True)))  # type: ignore[union-attr]
+    return found
+
+  def _tokens(self, module: str, key: str, value: np.ndarray) -> list[tuple[str, Edit]]:
+    ours, width = self._layout.entries[f"{module}.weight"][0].ours, self._layout.config.width
+    if ours not in (EMBEDDING, HEAD) or value.ndim != 2 or value.shape[1] != width:
+      raise _Refusal(key, f"has shape {value.shape}, expected rows of width {width} of the embedding or head; {_OTHER}")
+    tokens = np.asarray(self._settings.tokens(module, count=len(value)))
+    if tokens.size and tokens.max() >= self._vocabulary(ours):
+      raise _Refusal(key, f"token {tokens.max()} is outside the vocabulary of {self._vocabulary(ours)}; {_OTHER}")
+    found: list[tuple[str, Edit]] = [(ours, Rows(indices=tokens, values=value, axis=0 if ours == EMBEDDING else 1))]
+    head = self._layout.theirs(HEAD).removesuffix(".weight")
+    if self._layout.config.tie_embeddings and ours == EMBEDDING and "tokens" not in self._parts.get(head, {}):
+      found.append((HEAD, Rows(indices=tokens, values=value, axis=1)))
+    return found
+
+  def _vocabulary(self, ours: str) -> int:
+    """Number of tokens, which an embedding or head that is stored whole may have changed."""
+    for _, theirs, value in self._wholes.values():
+      if theirs in (self._layout.theirs(ours), self._layout.theirs(EMBEDDING)):
+        return value.shape[0]
+    return self._layout.config.vocab_size
+
+  def _low_rank(self, module: str, parts: Mapping[str, tuple[str, np.ndarray]]) -> list[tuple[str, Edit]]:
+    embedding = "embedding_a" in parts or "embedding_b" in parts
+    pair = ("embedding_a", "embedding_b") if embedding else ("a", "b")
+    key = next(iter(parts.values()))[0]
+    if not {*pair} <= set(parts) <= {*pair, "magnitude", "bias", "tokens"}:
+      raise _Refusal(key, "needs one lora_A and one lora_B beside it")
+    theirs = f"{module}.weight"
+    entries, shape = self._layout.entries[theirs], self._layout.shape(theirs)
+    if entries[0].expert is not None:
+      raise _Refusal(key, "LoRA on the tensors of experts is not read; merge the adapter with peft")
+    if len(shape) != 2 or entries[0].form == "conv" or embedding == entries[0].ours.endswith(".kernel"):
+      raise _Refusal(key, f"{module} is no {'embedding' if embedding else 'linear projection'}; {_OTHER}")
+    (_, a), (_, b) = (parts[name] for name in pair)
+    rank = self._settings.rank(module)
+    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != rank or b.shape[1] != rank:
+      raise _Refusal(key, f"has shape {a.shape} and lora_B {b.shape}, adapter_config.json says rank {rank}")
+    if entries[0].ours in (EMBEDDING, HEAD):
+      count = self._vocabulary(entries[0].ours)
+      shape = (count, shape[1]) if entries[0].ours == EMBEDDING else (shape[0], count)
+    if (a.shape[1], b.shape[0]) != shape:
+      raise _Refusal(key, f"adapts a kernel of {(a.shape[1], b.shape[0])}, the model's is {shape}; {_OTHER}")
+    return self._split(module, parts, a.T, b.T, embedding=embedding)
+
+  def _split(self, module, parts, a, b, *, embedding) -> list[tuple[str, Edit]]:
+    """Edits of our kernels from the factors of a module that may hold several of them; they share A."""
+    theirs, scale, dora = f"{module}.weight", self._settings.scale(module), bool(self._settings.get("use_dora"))
+    vectors = {name: parts[name][1] for name in ("magnitude", "bias") if name in parts}
+    for name, vector in vectors.items():
+      if vector.shape != (b.shape[1],):
+        raise _Refusal(parts[name][0], f"has shape {vector.shape}, expected {(b.shape[1],)}")
+    if ("magnitude" in vectors) != dora:
+      have = "have no" if dora else "have a"
+      reason = f"adapter_config.json says use_dora {dora}, the weights {have} lora_magnitude_vector beside it"
+      raise _Refusal(parts["embedding_a" if embedding else "a"][0], reason)
+    sides = self._layout.columns(theirs, b)
+    magnitudes = self._layout.columns(theirs, vectors["magnitude"]) if dora else dict.fromkeys(sides)
+    found: list[tuple[str, Edit]] = [
+      (name, LowRank(a=a, b=side, scale=scale, magnitude=magnitudes[name])) for name, side in sides.items()
+    ]
+    if "bias" in vectors:
+      for name, vector in self._layout.columns(theirs, vectors["bias"]).items():
+        bias = f"{name.removesuffix('.kernel')}.bias"
+        grown = with_bias(self._layout.config, bias) != self._layout.config
+        if bias not in self._layout.shapes and (embedding or not grown):
+          raise _Refusal(parts["bias"][0], f"{module} can have no bias in this model")
+        found.append((bias, Addition(value=np.float32(scale) * vector)))
+    return found
+
+
+class _Refusal(Exception):
+  """(stored key, why it cannot be used)."""
 
 
 def _targets(chosen: set[str], *, everything: Iterable[str]) -> list[str]:
@@ -168,36 +265,67 @@ def _targets(chosen: set[str], *, everything: Iterable[str]) -> list[str]:
 
 
 def write_adapter(
-  directory: pathlib.Path, *, factors: Mapping[str, Factors], config: DecoderConfig, base: str = ""
+  directory: pathlib.Path, *, factors: Mapping[str, LowRank], config: DecoderConfig, base: str = ""
 ) -> None:
-  """Writes a PEFT directory, whole or not at all; every kernel must share one rank and scale.
+  """Writes a PEFT directory of plain LoRA, whole or not at all.
 
   Args:
     directory: Must be absent, empty, or an earlier adapter.
-    factors: Canonical kernel name -> factors.
+    factors: Canonical kernel name -> factors, of any rank and scale.
     config: Architecture of the base.
     base: Path or hub name of the base, for the reader.
   """
-  ranks, scales = {x.a.shape[1] for x in factors.values()}, {x.scale for x in factors.values()}
-  assert len(ranks) == len(scales) == 1, (ranks, scales)
-  rank = ranks.pop()
-  modules = {entry.ours: entry.theirs.removesuffix(".weight") for entry in hf.table(config)}
+  known = layout(config)
+  modules: dict[str, LowRank] = {}
+  for theirs in dict.fromkeys(known.theirs(name) for name in factors):
+    modules[theirs.removesuffix(".weight")] = _whole_module(known, theirs, factors)
+  rank = collections.Counter(one.a.shape[1] for one in modules.values()).most_common(1)[0][0]
+  alphas = {module: one.scale * one.a.shape[1] for module, one in modules.items()}
+  alpha = collections.Counter(alphas.values()).most_common(1)[0][0]
   tensors = {}
-  for name, pair in factors.items():
-    for half, value in (("A", pair.a), ("B", pair.b)):
-      key = f"{_PREFIX}{modules[name]}.lora_{half}.weight"
-      tensors[key] = np.ascontiguousarray(np.asarray(value, np.float32).T)
-  settings = {
+  for module, one in modules.items():
+    a, b = (np.ascontiguousarray(np.asarray(x, np.float32).T) for x in (one.a, one.b))
+    names = ("A.weight", "B.weight") if known.entries[f"{module}.weight"][0].ours.endswith(".kernel") else None
+    for name, value in zip(names or ("embedding_A", "embedding_B"), (a, b), strict=True):
+      tensors[f"{PREFIX}{module}.lora_{name}"] = value
+  settings: dict[str, Any] = {
     "peft_type": "LORA",
     "task_type": "CAUSAL_LM",
     "base_model_name_or_path": base,
     "r": rank,
-    "lora_alpha": scales.pop() * rank,
+    "lora_alpha": alpha,
+    "rank_pattern": {name: one.a.shape[1] for name, one in modules.items() if one.a.shape[1] != rank},
+    "alpha_pattern": {name: value for name, value in alphas.items() if value != alpha},
     "lora_dropout": 0.0,
     "bias": "none",
     "inference_mode": True,
-    "target_modules": _targets({modules[name] for name in factors}, everything=modules.values()),
+    "fan_in_fan_out": any(_stored_as_ours(known, f"{name}.weight") for name in modules),
+    "target_modules": _targets(
+      set(modules), everything=[name.removesuffix(".weight") for name in known.entries if name.endswith(".weight")]
+    ),
   }
   with hf.replacing(directory, marker="adapter_config.json") as work:
-    safetensors_files.write(work, tensors, stem=_STEM)
+    safetensors_files.write(work, tensors, stem=STEM)
     (work / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _stored_as_ours(known: Layout, theirs: str) -> bool:
+  """Whether a checkpoint keeps a projection as [in, out], as GPT-2's does."""
+  entry = known.entries[theirs][0]
+  return entry.ours.endswith(".kernel") and entry.form == "copy"
+
+
+def _whole_module(known: Layout, theirs: str, factors: Mapping[str, LowRank]) -> LowRank:
+  """The factors of an HF module: where it holds several kernels, A side by side and B in blocks, scales in B."""
+  entries = known.entries[theirs]
+  if len(entries) == 1:
+    return factors[entries[0].ours]
+  mine = [(entry, factors[entry.ours]) for entry in entries if entry.ours in factors]
+  a = np.concatenate([one.a for _, one in mine], axis=1)
+  b = np.zeros((a.shape[1], known.shape(theirs)[1]), np.float32)
+  row = 0
+  for entry, one in mine:
+    assert entry.part is not None, entry
+    b[row : row + len(one.b), slice(*entry.part)] = np.float32(one.scale) * one.b
+    row += len(one.b)
+  return LowRank(a=a, b=b, scale=1.0)

@@ -3,15 +3,18 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from distill.adapters.peft import read_adapter
+from distill.adapters import edits
+from distill.adapters.layout import EMBEDDING, HEAD, with_bias
+from distill.adapters.peft import Adapter, read_adapter
 from distill.errors import InputError
 from distill.models import hf
 from distill.models.config import DecoderConfig
+from distill.models.hub import locate
 from distill.tree import Params
 
 MODES = ("sequential", "co-active")
@@ -23,26 +26,42 @@ class Entry:
 
   Attributes:
     path: PEFT directory.
-    weight: Factor of its delta.
-    mode: 'sequential' (made on top of those before it) or 'co-active' (made beside them); deltas of plain LoRA add
-      up to the same either way.
+    weight: Factor of the change it makes.
+    mode: 'sequential': made on top of those before it. 'co-active': made beside the one before it, for the same base.
+      Deltas of plain LoRA add up to the same either way; see `edits` for what does not.
+    name: By which a data source asks for it; the last part of the path unless given.
   """
 
   path: pathlib.Path
   weight: float = 1.0
   mode: str = "sequential"
+  name: str = ""
+
+  def __post_init__(self):
+    if not self.name:
+      object.__setattr__(self, "name", pathlib.Path(self.path).resolve().name)
 
 
 Stack = tuple[Entry, ...]
+# An entry with what was read from its path.
+Applied = tuple[Entry, Adapter]
 
 
 def stack_of(paths: Sequence[str | os.PathLike[str]]) -> Stack:
   """The adapters in the order given, each at weight 1."""
-  return tuple(Entry(path=pathlib.Path(path)) for path in paths)
+  return tuple(Entry(path=locate(path), name=_called(path)) for path in paths)
+
+
+def _called(path: str | os.PathLike[str]) -> str:
+  """The last part of a path or hub name, without a revision; empty where only the file system knows."""
+  name = pathlib.PurePath(str(path).partition("@")[0]).name
+  return "" if name in ("", ".", "..") else name
 
 
 def read_stack(path: pathlib.Path) -> Stack:
-  """The stack of a JSON file: {"adapters": [{"path", "weight": 1.0, "mode": "sequential"}]}, paths relative to it.
+  """The stack of a JSON file: {"adapters": [{"path", "weight": 1.0, "mode": "sequential", "name"}]}.
+
+  Paths are relative to the file.
 
   Raises:
     InputError: Missing or malformed file, unknown key or mode.
@@ -57,28 +76,133 @@ def read_stack(path: pathlib.Path) -> Stack:
     where = f"{path}: adapters[{index}]"
     if not isinstance(fields, dict) or not isinstance(fields.get("path"), str):
       raise InputError(f"{where}.path: missing; give a PEFT directory")
-    if unknown := set(fields) - {"path", "weight", "mode"}:
-      raise InputError(f"{where}.{min(unknown)}: unknown key; an adapter has path, weight and mode")
-    weight, mode = fields.get("weight", 1.0), fields.get("mode", "sequential")
-    if not isinstance(weight, int | float) or isinstance(weight, bool):
-      raise InputError(f"{where}.weight: {weight!r} is not a number")
+    if unknown := set(fields) - {"path", "weight", "mode", "name"}:
+      raise InputError(f"{where}.{min(unknown)}: unknown key; an adapter has path, weight, mode and name")
+    weight, mode, name = fields.get("weight", 1.0), fields.get("mode", "sequential"), fields.get("name", "")
+    if not isinstance(weight, int | float) or isinstance(weight, bool) or not abs(weight) < 1e30:
+      raise InputError(f"{where}.weight: {weight!r} is not a finite number")
     if mode not in MODES:
       raise InputError(f"{where}.mode: {mode!r}; use one of {', '.join(MODES)}")
-    entries.append(Entry(path=path.parent / fields["path"], weight=float(weight), mode=mode))
+    if not isinstance(name, str):
+      raise InputError(f"{where}.name: {name!r} is not a string")
+    found, name = locate(fields["path"], beside=path.parent), name or _called(fields["path"])
+    entries.append(Entry(path=found, weight=float(weight), mode=mode, name=name))
   return tuple(entries)
 
 
-def merge(params: Mapping[str, Any], *, stack: Stack, config: DecoderConfig) -> Params:
-  """Canonical parameters with every adapter's delta added in float32, in order.
-
-  Kernels that no adapter touches keep their dtype.
+def read_adapters(stack: Stack, *, config: DecoderConfig) -> tuple[Applied, ...]:
+  """Every entry with its adapter.
 
   Raises:
     InputError: An adapter cannot be read or belongs to another model.
   """
-  merged = dict(params)
-  for entry in stack:
-    for name, pair in read_adapter(entry.path, config=config).factors.items():
-      delta = np.float32(entry.weight * pair.scale) * (pair.a @ pair.b)
-      merged[name] = np.asarray(merged[name], np.float32) + delta
-  return merged
+  return tuple((entry, read_adapter(entry.path, config=config)) for entry in stack)
+
+
+def merge(params: Mapping[str, Any], *, stack: Stack, config: DecoderConfig) -> tuple[DecoderConfig, Params]:
+  """Architecture and canonical parameters with every adapter applied in float32, in order.
+
+  The architecture changes where an adapter made it another one: a tied head that became its own, more tokens, a bias.
+  What no adapter touches keeps its dtype.
+
+  Raises:
+    InputError: An adapter cannot be read or belongs to another model.
+  """
+  return merge_adapters(params, adapters=read_adapters(stack, config=config), config=config)
+
+
+def merge_adapters(
+  params: Mapping[str, Any], *, adapters: Sequence[Applied], config: DecoderConfig
+) -> tuple[DecoderConfig, Params]:
+  """The same, of adapters that were read."""
+  grown, new = prepare(params, adapters=adapters, config=config)
+  changed = new | apply({**params, **new}, adapters=adapters)
+  grown, changed = settle(changed, adapters=adapters, config=grown, tied=config.tie_embeddings)
+  return grown, {**params, **changed}
+
+
+def edited(adapters: Sequence[Applied]) -> dict[str, list[edits.Edit]]:
+  """All edits of every parameter that the adapters edit, in order."""
+  found: dict[str, list[edits.Edit]] = {}
+  for _, adapter in adapters:
+    for name, edit in adapter.edits:
+      found.setdefault(name, []).append(edit)
+  return found
+
+
+def prepare(
+  params: Mapping[str, Any], *, adapters: Sequence[Applied], config: DecoderConfig
+) -> tuple[DecoderConfig, Params]:
+  """The architecture that has all parameters that the adapters edit, and those that the base has not got.
+
+  They are biases of zero, and the head of a tied model as one of its own: adapters were trained on one of the two, but
+  `merge_and_unload` of PEFT would change both. Of `params` only the embedding is looked at.
+  """
+  names = set(edited(adapters))
+  grown, new = config, dict[str, Any]()
+  if config.tie_embeddings and names & {EMBEDDING, HEAD}:
+    grown = dataclasses.replace(grown, tie_embeddings=False)
+    new[HEAD] = np.asarray(params[EMBEDDING]).T
+  missing = sorted(names - set(params) - set(new))
+  for name in missing:
+    grown = with_bias(grown, name)
+  if missing:
+    shapes = hf.shapes(grown)
+    new |= {name: np.zeros(shapes[name], np.float32) for name in set(shapes) - set(params) - set(new)}
+  return grown, new
+
+
+def settle(
+  changed: Params, *, adapters: Sequence[Applied], config: DecoderConfig, tied: bool
+) -> tuple[DecoderConfig, Params]:
+  """The architecture with as many tokens as embedding and head have now, and tied again if they still are the same.
+
+  Args:
+    changed: All parameters that differ from the base.
+    adapters: That changed them.
+    config: With all their parameters.
+    tied: Whether the base's head was tied.
+
+  Raises:
+    InputError: Embedding and head have different numbers of tokens.
+  """
+  sizes = [changed[name].shape[axis] for axis, name in enumerate((EMBEDDING, HEAD)) if name in changed]
+  if len(set(sizes if len(sizes) == 2 else [*sizes, config.vocab_size])) > 1:
+    paths = ", ".join(str(adapter.path) for _, adapter in adapters)
+    raise InputError(f"{paths}: embedding and head of different numbers of tokens, {sizes}; store both in the adapter")
+  if sizes:
+    config = dataclasses.replace(config, vocab_size=sizes[0])
+  if tied and EMBEDDING in changed and HEAD in changed and np.array_equal(changed[EMBEDDING], changed[HEAD].T):
+    config = dataclasses.replace(config, tie_embeddings=True)
+    del changed[HEAD]
+  return config, changed
+
+
+def apply(params: Mapping[str, Any], *, adapters: Sequence[Applied], only: Collection[str] | None = None) -> Params:
+  """What becomes of the parameters that the adapters edit, of those in `only` if it is given; all must be there."""
+  names = set(edited(adapters) if only is None else only)
+  current = {name: params[name] for name in names}
+  base = dict(current)
+  for entry, adapter in adapters:
+    if entry.mode == "sequential":
+      base = dict(current)
+    for name, edit in adapter.edits:
+      if name not in names:
+        continue
+      current[name] = _applied(edit, current[name], base[name], entry, adapter, name)
+      if getattr(edit, "underlies", False):
+        base[name] = edits.apply(edit, base[name], base=base[name], weight=entry.weight)
+  return current
+
+
+def _applied(edit, current, base, entry, adapter, name) -> np.ndarray:
+  if isinstance(edit, edits.LowRank) and current.shape != (edit.a.shape[0], edit.b.shape[1]):
+    raise InputError(
+      f"{adapter.path}: {name} is adapted as {(edit.a.shape[0], edit.b.shape[1])}, the adapters before it made it "
+      f"{current.shape}; reorder the stack"
+    )
+  if isinstance(edit, edits.Rows) and edit.indices.size and edit.indices.max() >= current.shape[edit.axis]:
+    raise InputError(f"{adapter.path}: token {edit.indices.max()} is not in the {current.shape} of {name}")
+  if base.shape != current.shape:
+    base = current  # An adapter beside it has changed the number of tokens.
+  return edits.apply(edit, current, base=base, weight=entry.weight)

@@ -8,7 +8,6 @@ from typing import Any
 
 from absl import flags
 
-from distill.adapters.stack import merge
 from distill.cli import configuration, models
 from distill.cli.parsing import parse
 from distill.data.sources import open_source
@@ -18,7 +17,7 @@ from distill.errors import InputError
 from distill.evaluation.compare import compare, table, write
 from distill.evaluation.model import Model
 from distill.evaluation.skills import read_skill
-from distill.models import hf
+from distill.models.hub import locate
 
 FLAGS = flags.FlagValues()
 models.define(FLAGS, model="teacher", what="Directory of the teacher's base.")
@@ -35,17 +34,17 @@ def main(arguments: Sequence[str]) -> int:
   skills = [read_skill(pathlib.Path(path)) for path in settings["skills"]]
   if not skills and not settings["heldout"]:
     raise InputError(f"{_CONFIG.value}: config.evaluation names neither skills nor heldout text; nothing to compare")
-  student_path, teacher_path = pathlib.Path(_STUDENT.value), pathlib.Path(FLAGS.teacher)
-  config, params = hf.load(teacher_path)
+  student_path, teacher_path = locate(_STUDENT.value), locate(FLAGS.teacher)
   stack = models.stack(FLAGS)
-  names = " + ".join([teacher_path.name, *(entry.path.name for entry in stack)])
-  student = _model(student_path.name, *models.load(str(student_path)))
-  base = _model(teacher_path.name, *models.place(config, params))
-  teacher = _model(names, *models.place(config, merge(params, stack=stack, config=config)))
-  if student.decoder.config.vocab_size != config.vocab_size:
+  names = " + ".join([_name(FLAGS.teacher), *(entry.path.name for entry in stack)])
+  student = _model(_name(_STUDENT.value), *models.load(str(student_path)))
+  base = _model(_name(FLAGS.teacher), *models.load(str(teacher_path)))
+  teacher = _model(names, *models.load(str(teacher_path), stack=stack)) if stack else base
+  vocab = base.decoder.config.vocab_size
+  if student.decoder.config.vocab_size != vocab:
     raise InputError(
       f"{student_path}/config.json: vocab_size {student.decoder.config.vocab_size}, the teacher's is "
-      f"{config.vocab_size}; student and teacher must share a tokenizer"
+      f"{vocab}; student and teacher must share a tokenizer"
     )
   tokenizer = load_tokenizer(str(teacher_path))
   with tempfile.TemporaryDirectory() as scratch:
@@ -66,6 +65,10 @@ def main(arguments: Sequence[str]) -> int:
   write(report, out=out)
   print(f"{table(report)}\nreport: {out / 'report.html'}")
   return 0
+
+
+def _name(model: str) -> str:
+  return pathlib.PurePath(model.partition("@")[0]).name
 
 
 def _model(name: str, decoder, params) -> Model:

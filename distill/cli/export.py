@@ -8,9 +8,10 @@ from absl import flags
 from distill.cli.parsing import parse
 from distill.errors import InputError
 from distill.models import hf
+from distill.models.hub import locate
 
 FLAGS = flags.FlagValues()
-_MODEL = flags.DEFINE_string("model", "", "Model directory.", flag_values=FLAGS)
+_MODEL = flags.DEFINE_string("model", "", "Model directory, or org/name[@revision] of the hub.", flag_values=FLAGS)
 _WORKDIR = flags.DEFINE_string("workdir", "", "Directory of a finished run.", flag_values=FLAGS)
 _OUT = flags.DEFINE_string("out", None, "Directory to write.", required=True, flag_values=FLAGS)
 _FORMAT = flags.DEFINE_enum("format", "hf", ["hf"], "Format to write.", flag_values=FLAGS)
@@ -21,7 +22,7 @@ def main(arguments: Sequence[str]) -> int:
   parse(FLAGS, arguments)
   if bool(_MODEL.value) == bool(_WORKDIR.value):
     raise InputError("--model and --workdir: give one of them")
-  source = pathlib.Path(_MODEL.value or pathlib.Path(_WORKDIR.value) / "student")
+  source = locate(_MODEL.value) if _MODEL.value else pathlib.Path(_WORKDIR.value) / "student"
   if _WORKDIR.value and not source.is_dir():
     raise InputError(f"{source}: no such directory; finish the run first, by the same distill train command")
   out = pathlib.Path(_OUT.value)

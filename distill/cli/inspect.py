@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from absl import flags
 
+from distill.adapters.peft import STEM, named
+from distill.adapters.report import describe
 from distill.cli.parsing import parse
 from distill.data.store import TokenStore
 from distill.errors import InputError
@@ -16,6 +18,7 @@ from distill.models import hf, safetensors_files
 from distill.training.checkpoint import notes_path
 
 FLAGS = flags.FlagValues()
+_MODEL = flags.DEFINE_string("model", "", "Model directory to measure an adapter against.", flag_values=FLAGS)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -32,6 +35,8 @@ def main(arguments: Sequence[str]) -> int:
 def _describe(directory: pathlib.Path) -> Iterator[str]:
   if (directory / "adapter_config.json").is_file():
     return _adapter(directory)
+  if _MODEL.value and not named(directory):
+    raise InputError(f"--model={_MODEL.value}: is what an adapter is measured against, and {directory} is none")
   if (directory / "meta.json").is_file():
     return _store(directory)
   if notes_path(directory).is_file():
@@ -39,6 +44,8 @@ def _describe(directory: pathlib.Path) -> Iterator[str]:
   if (directory / "config.json").is_file():
     values = hf.read_json(directory / "config.json")
     return _run(directory, values) if "fingerprint" in values else _model(directory)
+  if named(directory):
+    return _adapters(directory)
   raise InputError(
     f"{directory}: neither a model, an adapter, a run, a checkpoint nor a token store (no config.json or its like)"
   )
@@ -65,11 +72,17 @@ def _model(directory: pathlib.Path) -> Iterator[str]:
 
 
 def _adapter(directory: pathlib.Path) -> Iterator[str]:
-  settings = hf.read_json(directory / "adapter_config.json")
-  yield f"adapter: {settings.get('peft_type')} of rank {settings.get('r')}, alpha {settings.get('lora_alpha')}"
-  yield f"base: {settings.get('base_model_name_or_path') or 'not named'}"
-  yield f"modules: {settings.get('target_modules')}"
-  yield from _tensors(directory, "adapter_model")
+  yield from describe(directory, model=pathlib.Path(_MODEL.value) if _MODEL.value else None)
+  yield from _tensors(directory, STEM)
+
+
+def _adapters(directory: pathlib.Path) -> Iterator[str]:
+  inner = named(directory)
+  if len(inner) > 1:
+    yield f"adapters: {', '.join(path.name for path in inner)}"
+  for path in inner:
+    yield f"{path}:" if len(inner) > 1 else f"in: {path.name}"
+    yield from _adapter(path)
 
 
 def _store(directory: pathlib.Path) -> Iterator[str]:

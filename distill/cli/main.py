@@ -17,8 +17,10 @@ COMMANDS = {
   "generate": "continue a prompt",
   "compare": "measure a student against its teacher, skill by skill, as a report",
   "export": "write a model as a Hugging Face directory",
+  "merge": "write a model with its adapters merged into it, or several adapters as one",
   "inspect": "tell what DIR is: a model, an adapter, a run, a checkpoint or a token store",
 }
+_LONGEST = 2000
 EXIT_INPUT, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
 
 
@@ -52,7 +54,10 @@ def main(arguments: Sequence[str]) -> int:
   except (InputError, flags.Error, OSError) as error:
     if debug:
       raise
-    print(f"distill {name}: {' '.join(str(error).split())}", file=sys.stderr)
+    line = " ".join(str(error).split())
+    # A stranger's file can name things so that a terminal would obey.
+    shown = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in line)
+    print(f"distill {name}: {shown[:_LONGEST]}", file=sys.stderr)
     return EXIT_INPUT
   except KeyboardInterrupt:
     print(f"distill {name}: interrupted", file=sys.stderr)
@@ -82,6 +87,10 @@ def _load(name: str) -> ModuleType:
       from distill.cli import export
 
       return export
+    case "merge":
+      from distill.cli import merge
+
+      return merge
     case "inspect":
       from distill.cli import inspect
 

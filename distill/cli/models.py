@@ -2,22 +2,24 @@
 
 import pathlib
 
-import jax
-import numpy as np
 from absl import flags
 
-from distill.adapters.stack import Stack, merge, read_stack, stack_of
+from distill.adapters.loading import load_merged
+from distill.adapters.stack import Stack, read_adapters, read_stack, stack_of
 from distill.errors import InputError
 from distill.models import hf
-from distill.models.config import DecoderConfig
 from distill.models.decoder import Decoder
+from distill.models.hub import locate
+from distill.parallel.mesh import make_mesh
 from distill.tree import Params
 
 
-def define(values: flags.FlagValues, *, model: str = "model", what: str = "Model directory.") -> None:
+def define(
+  values: flags.FlagValues, *, model: str = "model", what: str = "Model directory, or org/name[@revision] of the hub."
+) -> None:
   """Adds the model's flag, --adapters and --adapter_stack."""
   flags.DEFINE_string(model, None, what, required=True, flag_values=values)
-  flags.DEFINE_list("adapters", [], "PEFT directories, merged in this order.", flag_values=values)
+  flags.DEFINE_list("adapters", [], "PEFT directories or hub names, merged in this order.", flag_values=values)
   flags.DEFINE_string("adapter_stack", "", "JSON file of an ordered stack of adapters.", flag_values=values)
 
 
@@ -34,14 +36,9 @@ def stack(values: flags.FlagValues) -> Stack:
   return stack_of(values.adapters)
 
 
-def load(directory: str, *, stack: Stack = ()) -> tuple[Decoder, Params]:
-  """A decoder and its stacked float32 parameters on the default device, adapters merged."""
-  config, params = hf.load(pathlib.Path(directory))
-  return place(config, merge(params, stack=stack, config=config))
-
-
-def place(config: DecoderConfig, canonical: Params) -> tuple[Decoder, Params]:
-  """A decoder and its stacked float32 parameters on the default device."""
-  decoder = Decoder(config)
-  stacked = decoder.stack({name: np.asarray(x, np.float32) for name, x in canonical.items()})
-  return decoder, jax.device_put(stacked)
+def load(model: str, *, stack: Stack = ()) -> tuple[Decoder, Params]:
+  """A decoder and its stacked float32 parameters over all devices, adapters merged."""
+  directory = locate(model)
+  adapters = read_adapters(stack, config=hf.read_config(directory))
+  config, params = load_merged(directory, adapters=adapters, mesh=make_mesh((1, -1, 1)))
+  return Decoder(config), params

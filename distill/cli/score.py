@@ -33,6 +33,7 @@ def main(arguments: Sequence[str]) -> int:
   config = decoder.config
   if tokens.size and (tokens.min() < 0 or tokens.max() >= config.vocab_size):
     raise InputError(f"{_TOKENS.value}: token ids must be from 0 to {config.vocab_size - 1}, the model's vocabulary")
+  decoder.check_length(tokens.shape[1], what=_TOKENS.value)
   layers = _layers(len(config.layers))
 
   @jax.jit

@@ -38,6 +38,7 @@ class Batches:
     weights: Share of each in the rows drawn; every store is shuffled anew each time it has been gone through.
     batch_size: Rows of the global batch.
     seed: Of the shuffling.
+    routes: Number of the adapter set that teaches the rows of each store; all 0 unless given.
     process: (index, count): this host's part of each batch, an equal run of consecutive rows.
 
   Raises:
@@ -51,6 +52,7 @@ class Batches:
     weights: Sequence[float],
     batch_size: int,
     seed: int,
+    routes: Sequence[int] = (),
     process: tuple[int, int] = (0, 1),
   ):
     if len({store.length for store in stores}) != 1:
@@ -59,6 +61,7 @@ class Batches:
       raise InputError(f"data: weights {tuple(weights)}; each of the {len(stores)} sources needs a positive one")
     if batch_size % process[1]:
       raise InputError(f"training.batch_size: {batch_size} does not divide among {process[1]} hosts")
+    self._routes = np.asarray(routes or [0] * len(stores), np.int32)
     self._stores, self._size, self._process = tuple(stores), batch_size, process
     parts = [
       grain.MapDataset.source(_Rows(i, store)).seed(seed + i).shuffle().repeat() for i, store in enumerate(stores)
@@ -78,6 +81,7 @@ class Batches:
         continue
       for name, value in store.read(np.asarray([chosen[slot][1] for slot in slots])).items():
         fields.setdefault(name, np.zeros((share, store.length), value.dtype))[slots] = value
+    fields["routes"] = self._routes[[owner for owner, _ in chosen]]
     return Batch(**fields)
 
   def iterate(self, start: int) -> Iterator[Batch]:

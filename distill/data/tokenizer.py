@@ -1,11 +1,13 @@
-"""Tokenizers from local directories."""
+"""Tokenizers from local directories and from the hub."""
 
 import os
-import pathlib
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from distill.errors import InputError
+from distill.models.hf import TOKENIZER_FILES
+from distill.models.hub import locate
+from distill.models.values import regular
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
@@ -14,9 +16,11 @@ def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
   Raises:
     InputError: There is none, or it cannot be read.
   """
-  if not (pathlib.Path(path) / "tokenizer_config.json").is_file():
-    raise InputError(f"{path}/tokenizer_config.json: no such file; name a directory with a tokenizer")
+  path = locate(path)
+  for name in TOKENIZER_FILES:
+    if name == "tokenizer_config.json" or os.path.lexists(path / name):
+      regular(path / name, hint="name a directory with a tokenizer")
   try:
-    return AutoTokenizer.from_pretrained(path, local_files_only=True)
+    return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
   except Exception as error:
     raise InputError(f"{path}: its tokenizer cannot be read ({str(error).splitlines()[0]})") from error

@@ -4,42 +4,10 @@ import dataclasses
 from collections.abc import Sequence
 
 from distill.errors import InputError
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Rope:
-  """Rotary position embedding (Su et al. 2021, 2104.09864).
-
-  Attributes:
-    theta: Base of the frequencies.
-    fraction: Part of the head width that is rotated.
-    llama3: (factor, low_freq_factor, high_freq_factor, original_max_positions) of Llama 3's long-context scaling.
-  """
-
-  theta: float = 10_000.0
-  fraction: float = 1.0
-  llama3: tuple[float, float, float, int] | None = None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Attention:
-  """Causal softmax attention with grouped key/value heads.
-
-  Attributes:
-    gated: The output is multiplied by sigmoid of a second projection (Qwen 3.5).
-    qk_norm: Queries and keys are RMS-normalised per head.
-    use_bias: Biases on q, k, v.
-    use_out_bias: Bias on the output projection.
-  """
-
-  num_heads: int
-  num_kv_heads: int
-  head_dim: int
-  rope: Rope
-  gated: bool = False
-  qk_norm: bool = False
-  use_bias: bool = False
-  use_out_bias: bool = False
+from distill.nn.attention import Attention
+from distill.nn.mlp import Mlp
+from distill.nn.moe import Moe
+from distill.nn.rope import Rope as Rope
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,19 +22,11 @@ class GatedDelta:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Mlp:
-  """Gated MLP: down(silu(gate(x)) * up(x))."""
-
-  width: int
-  use_bias: bool = False
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerConfig:
   """One residual block: a sequence mixer, then an MLP."""
 
   mixer: Attention | GatedDelta
-  mlp: Mlp
+  mlp: Mlp | Moe
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,7 +35,16 @@ class DecoderConfig:
 
   Attributes:
     family: Name of the HF family that its checkpoints are read from and written to.
-    norm_offset: 1.0 when norm scales are stored as differences from one (Qwen 3.5), else 0.0.
+    norm: 'rms', or 'layer' for norms with mean and bias.
+    norms: Where each mixer and MLP is normalised: 'pre' on its input, 'post' on its output, 'both'.
+    norm_offset: 1.0 when norm scales are stored as differences from one (Gemma, Qwen 3.5), else 0.0.
+    tie_embeddings: The head is the embedding transposed.
+    learned_positions: An embedding for each of `max_positions` positions is added to that of the token.
+    embed_scale: Multiplies embeddings.
+    round_embed_scale: It is rounded to the dtype of the computation first, as Gemma was trained.
+    residual_scale: Multiplies what each mixer and MLP adds to the residual stream.
+    logit_scale: Multiplies logits.
+    logit_softcap: cap * tanh(logits / cap), if any.
     max_positions: Longest sequence the HF configuration promises.
   """
 
@@ -83,9 +52,17 @@ class DecoderConfig:
   vocab_size: int
   width: int
   layers: tuple[LayerConfig, ...]
+  norm: str = "rms"
+  norms: str = "pre"
   norm_eps: float = 1e-6
   norm_offset: float = 0.0
   tie_embeddings: bool = False
+  learned_positions: bool = False
+  embed_scale: float = 1.0
+  round_embed_scale: bool = False
+  residual_scale: float = 1.0
+  logit_scale: float = 1.0
+  logit_softcap: float | None = None
   max_positions: int = 2048
 
 

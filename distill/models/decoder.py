@@ -1,6 +1,5 @@
 """The one decoder: layers are data, repeated patterns are stacked and scanned."""
 
-import functools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -12,15 +11,16 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Int, Key
 
-from distill.models.config import Attention, DecoderConfig, GatedDelta, LayerConfig, groups
-from distill.nn.attention import AttentionMixer
+from distill.errors import InputError
+from distill.models.config import DecoderConfig, GatedDelta, LayerConfig, groups
+from distill.nn.attention import Attention, AttentionMixer
 from distill.nn.embedding import Embedding
 from distill.nn.gated_delta import GatedDeltaMixer
 from distill.nn.linear import Linear
-from distill.nn.mlp import GatedMlp
-from distill.nn.norm import RMSNorm
+from distill.nn.mlp import DenseMlp
+from distill.nn.moe import Moe, MoeMlp
+from distill.nn.norm import LayerNorm, RMSNorm
 from distill.nn.param import Init
-from distill.nn.rope import frequencies
 from distill.parallel.mesh import sharding
 from distill.tree import Params, flatten, unflatten
 from distill.types import ModelOutput, Readout
@@ -29,17 +29,8 @@ from distill.types import ModelOutput, Readout
 def _mixer(init: Init, *, layer: LayerConfig, config: DecoderConfig) -> AttentionMixer | GatedDeltaMixer:
   mixer = layer.mixer
   if isinstance(mixer, Attention):
-    rope = mixer.rope
     return AttentionMixer(
-      init,
-      width=config.width,
-      num_heads=mixer.num_heads,
-      num_kv_heads=mixer.num_kv_heads,
-      head_dim=mixer.head_dim,
-      inverse=frequencies(mixer.head_dim, theta=rope.theta, fraction=rope.fraction, llama3=rope.llama3),
-      norm=(config.norm_eps, config.norm_offset) if mixer.qk_norm else None,
-      gated=mixer.gated,
-      use_bias=(mixer.use_bias, mixer.use_out_bias),
+      init, spec=mixer, width=config.width, norm_eps=config.norm_eps, norm_offset=config.norm_offset
     )
   assert isinstance(mixer, GatedDelta), mixer
   return GatedDeltaMixer(
@@ -54,27 +45,62 @@ def _mixer(init: Init, *, layer: LayerConfig, config: DecoderConfig) -> Attentio
   )
 
 
+def _norm(init: Init, *, config: DecoderConfig) -> RMSNorm | LayerNorm:
+  if config.norm == "layer":
+    return LayerNorm(init, width=config.width, eps=config.norm_eps)
+  return RMSNorm(init, width=config.width, eps=config.norm_eps, offset=config.norm_offset)
+
+
 class Layer(nnx.Module):
-  """x + mixer(norm(x)), then x + mlp(norm(x)); the residual stream stays float32."""
+  """x + mixer(x), then x + mlp(x), with norms before or after each; the residual stream stays float32.
+
+  Two kinds of layer take float32 operands whatever the dtype of the computation. In a model with routers, rounding
+  them moves the residual stream enough to flip choices of experts, each an error of order one (gpt-oss of two to four
+  layers: 4 to 10 % of the logits' norm with bf16 operands, 1 to 4 % with them in the experts alone, 0.3 % without). A
+  delta rule norms what it reads, however little that is, and with it what was rounded (5 % against 2 % without).
+  """
 
   def __init__(self, init: Init, *, layer: LayerConfig, config: DecoderConfig):
-    norm = functools.partial(RMSNorm, width=config.width, eps=config.norm_eps, offset=config.norm_offset)
-    self.mixer_norm = norm(init.child("mixer_norm"))
+    self.scale = config.residual_scale
+    self.routed = any(isinstance(one.mlp, Moe) for one in config.layers)
+    self.exact_mixer = self.routed or isinstance(layer.mixer, GatedDelta)
+
+    def norm(name: str, *places: str) -> RMSNorm | LayerNorm | None:
+      return _norm(init.child(name), config=config) if config.norms in places else None
+
+    self.mixer_norm = norm("mixer_norm", "pre", "both")
     self.mixer = _mixer(init.child("mixer"), layer=layer, config=config)
-    self.mlp_norm = norm(init.child("mlp_norm"))
-    self.mlp = GatedMlp(init.child("mlp"), width=config.width, hidden=layer.mlp.width, use_bias=layer.mlp.use_bias)
+    self.mixer_post_norm = norm("mixer_post_norm", "post", "both")
+    self.mlp_norm = norm("mlp_norm", "pre", "both")
+    kind = MoeMlp if isinstance(layer.mlp, Moe) else DenseMlp
+    self.mlp = kind(init.child("mlp"), spec=layer.mlp, width=config.width)  # type: ignore[arg-type]
+    self.mlp_post_norm = norm("mlp_post_norm", "post", "both")
+
+  def mixer_dtype(self, dtype):
+    """Dtype of the mixer's operands and caches where that of the computation is `dtype`."""
+    return jnp.float32 if self.exact_mixer else dtype
+
+  def _add(self, x, y, norm):
+    y = y if norm is None else norm(y)
+    return x + (y if self.scale == 1.0 else y * self.scale)
+
+  def _finish(self, x, mixed, dtype):
+    x = self._add(x, mixed, self.mixer_post_norm)
+    inner = x if self.mlp_norm is None else self.mlp_norm(x)
+    dtype = jnp.float32 if self.routed else dtype
+    return self._add(x, self.mlp(inner, dtype=dtype), self.mlp_post_norm)
 
   def __call__(self, x, *, segments, positions, dtype):
     """The block's output; operands of projections are `dtype`."""
-    mixed = self.mixer(self.mixer_norm(x).astype(dtype), segments=segments, positions=positions)
-    x = x + mixed.astype(x.dtype)
-    return x + self.mlp(self.mlp_norm(x).astype(dtype)).astype(x.dtype)
+    inner = x if self.mixer_norm is None else self.mixer_norm(x)
+    mixed = self.mixer(inner, segments=segments, positions=positions, dtype=self.mixer_dtype(dtype))
+    return self._finish(x, mixed, dtype)
 
   def step(self, x, *, cache, positions, dtype):
     """One position a row, and the mixer's cache after it."""
-    mixed, cache = self.mixer.step(self.mixer_norm(x).astype(dtype), cache=cache, positions=positions)
-    x = x + mixed.astype(x.dtype)
-    return x + self.mlp(self.mlp_norm(x).astype(dtype)).astype(x.dtype), cache
+    inner = x if self.mixer_norm is None else self.mixer_norm(x)
+    mixed, cache = self.mixer.step(inner, cache=cache, positions=positions, dtype=self.mixer_dtype(dtype))
+    return self._finish(x, mixed, dtype), cache
 
 
 class DecoderModule(nnx.Module):
@@ -84,6 +110,11 @@ class DecoderModule(nnx.Module):
     init = Init(key)
     self.config = config
     self.embed = Embedding(init.child("embed"), vocab_size=config.vocab_size, width=config.width)
+    self.positions = (
+      Embedding(init.child("positions"), vocab_size=config.max_positions, width=config.width)
+      if config.learned_positions
+      else None
+    )
     self.groups = nnx.List(
       nnx.List(
         Layer(Init(key, repeats=group.repeats, scope=f".groups.{g}.{j}"), layer=layer, config=config)
@@ -91,17 +122,29 @@ class DecoderModule(nnx.Module):
       )
       for g, group in enumerate(groups(config.layers))
     )
-    self.norm = RMSNorm(init.child("norm"), width=config.width, eps=config.norm_eps, offset=config.norm_offset)
+    self.norm = _norm(init.child("norm"), config=config)
     shape = (config.width, config.vocab_size)
     self.head = None if config.tie_embeddings else Linear(init.child("head"), shape=shape, axes=("embed", "vocab"))
 
   def readout(self, dtype) -> Readout:
     """The head, or the transposed embedding when tied, with operands in `dtype`."""
     kernel = self.embed.table[...].T if self.head is None else self.head.kernel[...]
-    return Readout(kernel=kernel.astype(dtype), vocab_size=self.config.vocab_size)
+    return Readout(
+      kernel=kernel.astype(dtype),
+      softcap=self.config.logit_softcap,
+      scale=self.config.logit_scale,
+      vocab_size=self.config.vocab_size,
+    )
+
+  def _embed(self, tokens, positions, dtype):
+    """Embedded tokens [*B,D], float32."""
+    x, scale = self.embed(tokens), self.config.embed_scale
+    if scale != 1.0:
+      x = x * (jnp.asarray(scale, dtype).astype(x.dtype) if self.config.round_embed_scale else scale)
+    return x if self.positions is None else x + self.positions(positions)
 
   def __call__(self, tokens, *, segments, positions, capture, dtype) -> ModelOutput:
-    x = self.embed(tokens)
+    x = self._embed(tokens, positions, dtype)
     captured = jnp.zeros((len(capture), *x.shape), x.dtype)
     for group, layers in zip(groups(self.config.layers), self.groups, strict=True):
       slots = [
@@ -125,7 +168,7 @@ class DecoderModule(nnx.Module):
     """An empty cache for every layer, stacked like the parameters."""
 
     def stacked(layer: Layer, repeats: int):
-      cache = layer.mixer.init_cache(batch, length=length, dtype=dtype)
+      cache = layer.mixer.init_cache(batch, length=length, dtype=layer.mixer_dtype(dtype))
       return jax.tree.map(lambda x: jnp.broadcast_to(x, (repeats, *x.shape)), cache)
 
     pairs = zip(groups(self.config.layers), self.groups, strict=True)
@@ -133,7 +176,7 @@ class DecoderModule(nnx.Module):
 
   def step(self, tokens, *, cache, positions, dtype) -> tuple[ModelOutput, list[list[Any]]]:
     """Output for one token a row, hidden [B,D], and the cache after it."""
-    x, after = self.embed(tokens), []
+    x, after = self._embed(tokens, positions, dtype), []
     for layers, caches in zip(self.groups, cache, strict=True):
       graph, state = nnx.split(layers)
 
@@ -197,7 +240,12 @@ class Decoder:
     return self.module(params)(tokens, segments=segments, positions=positions, capture=tuple(capture), dtype=dtype)
 
   def init_cache(self, params: Mapping[str, Any], *, batch: int, length: int, dtype: Any = jnp.bfloat16) -> Any:
-    """Empty caches for decoding `length` positions of `batch` rows."""
+    """Empty caches for decoding `length` positions of `batch` rows.
+
+    Raises:
+      InputError: The model has no embedding for so many positions.
+    """
+    self.check_length(length, what="prompt and text to draw")
     return self.module(params).init_cache(batch, length=length, dtype=dtype)
 
   def step(
@@ -211,6 +259,17 @@ class Decoder:
   ) -> tuple[ModelOutput, Any]:
     """The output [B,D] for the next token of each row, and the caches after it; equals `apply` on the whole prefix."""
     return self.module(params).step(tokens, cache=cache, positions=positions, dtype=dtype)
+
+  def check_length(self, length: int, *, what: str) -> None:
+    """Refuses a document that a model of learned positions has no embeddings for.
+
+    Raises:
+      InputError: It is longer.
+    """
+    if self.config.learned_positions and length > self.config.max_positions:
+      raise InputError(
+        f"{what}: {length} tokens, but the model has learned {self.config.max_positions} positions; give fewer"
+      )
 
   def unstack(self, params: Mapping[str, Any]) -> Params:
     """Stacked names -> canonical names; suffixes such as `.lora_a` are carried along."""

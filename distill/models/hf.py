@@ -1,5 +1,6 @@
 """Hugging Face model directories, read and written strictly."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -14,13 +15,53 @@ import numpy as np
 
 from distill.errors import InputError
 from distill.models import safetensors_files
+from distill.models.blocks import Reader
 from distill.models.config import DecoderConfig
 from distill.models.decoder import Decoder
-from distill.models.families import llama, qwen3_5
-from distill.models.families.mapping import Entry, canonical, checkpoint
+from distill.models.families import (
+  gemma,
+  gemma2,
+  gemma3,
+  gpt2,
+  gpt_oss,
+  granite,
+  llama,
+  mistral,
+  mixtral,
+  olmo2,
+  olmo3,
+  phi3,
+  qwen2,
+  qwen3,
+  qwen3_5,
+  qwen3_moe,
+  smollm3,
+)
+from distill.models.families.mapping import Entry, spellings
+from distill.models.sources import Source, pending
+from distill.models.sources import sources as find_sources
+from distill.models.values import check_config, read_json
 from distill.tree import Params
 
-FAMILIES: dict[str, ModuleType] = {"llama": llama, "qwen3_5_text": qwen3_5}
+FAMILIES: dict[str, ModuleType] = {
+  "llama": llama,
+  "mistral": mistral,
+  "mixtral": mixtral,
+  "qwen2": qwen2,
+  "qwen3": qwen3,
+  "qwen3_moe": qwen3_moe,
+  "qwen3_5_text": qwen3_5,
+  "gemma": gemma,
+  "gemma2": gemma2,
+  "gemma3_text": gemma3,
+  "phi3": phi3,
+  "olmo2": olmo2,
+  "olmo3": olmo3,
+  "smollm3": smollm3,
+  "granite": granite,
+  "gpt2": gpt2,
+  "gpt_oss": gpt_oss,
+}
 TOKENIZER_FILES = (
   "tokenizer.json",
   "tokenizer_config.json",
@@ -40,26 +81,18 @@ def config_from_dict(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
     InputError: Unknown family, or an attribute that the family refuses.
   """
   kind = values.get("model_type")
-  if kind not in FAMILIES:
-    raise InputError(f"{where}: model_type {kind!r} is not supported; expected one of {', '.join(FAMILIES)}")
-  return FAMILIES[kind].read(values, where=where)
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """A JSON object from a file.
-
-  Raises:
-    InputError: No such file, or not a JSON object.
-  """
+  if not isinstance(kind, str) or kind not in FAMILIES:
+    raise InputError(f"{where}: model_type {str(kind)[:60]!r} is not supported; expected one of {', '.join(FAMILIES)}")
+  check_config(values, where=where)
   try:
-    values = json.loads(path.read_text(encoding="utf-8"))
-  except FileNotFoundError as error:
-    raise InputError(f"{path}: no such file; give a directory in the Hugging Face format") from error
-  except (OSError, ValueError) as error:
-    raise InputError(f"{path}: cannot be read as JSON ({error})") from error
-  if not isinstance(values, dict):
-    raise InputError(f"{path}: expected a JSON object")
-  return values
+    return FAMILIES[kind].read(values, where=where)
+  except InputError:
+    raise
+  except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+    # A translator trusts the kinds of values that `check_config` does not know of.
+    raise InputError(
+      f"{where}: a value is of the wrong kind or size ({error}); compare it with the original"
+    ) from error
 
 
 def read_config(directory: pathlib.Path) -> DecoderConfig:
@@ -74,44 +107,56 @@ def table(config: DecoderConfig) -> tuple[Entry, ...]:
 
 
 def load(directory: pathlib.Path) -> tuple[DecoderConfig, Params]:
-  """Architecture and canonical parameters, in the dtypes they are stored in.
+  """Architecture and canonical parameters on the host, in the dtypes they are stored in.
 
   Raises:
     InputError: A file is missing or damaged, or a tensor is missing, unexpected, of the wrong shape or not finite.
   """
+  config, found = sources(directory)
+  with Reader() as reader:
+    return config, {name: one.read(reader) for name, one in found.items()}
+
+
+def sources(directory: pathlib.Path) -> tuple[DecoderConfig, dict[str, Source]]:
+  """Architecture of a model directory and where its canonical parameters lie; of the weights only headers are read.
+
+  Raises:
+    InputError: A file is missing or damaged, or a tensor is missing, unexpected or of the wrong shape.
+  """
   directory = pathlib.Path(directory)
   config = read_config(directory)
-  tensors = safetensors_files.read(directory, stem="model")
-  taken = set()
-
-  def get(name: str) -> np.ndarray:
-    if name not in tensors:
-      raise InputError(f"{directory}: tensor {name} is missing; config.json and weights do not agree")
-    taken.add(name)
-    return tensors[name]
-
-  entries = table(config)
-  params = canonical(entries, get=get)
-  expected, theirs = shapes(config), {entry.ours: entry.theirs for entry in entries}
-  for name, value in params.items():
-    if value.shape != expected[name]:
-      raise InputError(
-        f"{directory}: {theirs[name]} has shape {value.shape} (as {name}), config.json says {expected[name]}"
-      )
-  tensors = {name: value for name, value in tensors.items() if name not in taken}
-  head = tensors.pop("lm_head.weight", None) if config.tie_embeddings else None
-  if head is not None and not np.array_equal(head, params["embed.table"]):
-    raise InputError(f"{directory}: lm_head.weight differs from the embedding it is tied to in config.json")
-  if tensors:
+  entries, files = table(config), safetensors_files.stored(directory, stem="model")
+  stored = {name: files[there] for name, there in spellings(files, table=entries).items()}
+  if missing := next((entry.theirs for entry in entries if entry.theirs not in stored), None):
+    raise InputError(f"{directory}: tensor {missing} is missing; config.json and weights do not agree")
+  extra = set(stored) - {entry.theirs for entry in entries}
+  head = "lm_head.weight" if config.tie_embeddings and "lm_head.weight" in extra else None
+  if unexpected := sorted(extra - {head}):
     raise InputError(
-      f"{directory}: unexpected tensor {min(tensors)}; {len(tensors)} are not of a {config.family} model"
+      f"{directory}: unexpected tensor {unexpected[0]}; {len(unexpected)} are not of a {config.family} model"
     )
-  return config, params
+  found = find_sources(
+    entries, stored=stored, shapes=shapes(config, where=str(directory / "config.json")), where=str(directory)
+  )
+  if head is not None:
+    embedding = found["embed.table"].pieces[0][0]
+    if stored[head].shape != found["embed.table"].shape:
+      raise InputError(f"{directory}: {head} differs from the embedding it is tied to in config.json")
+    twin = (dataclasses.replace(embedding, theirs=head), stored[head])
+    found["embed.table"] = dataclasses.replace(found["embed.table"], twin=twin)
+  return config, found
 
 
-def shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
-  """Shape of every canonical parameter."""
-  decoder = Decoder(config)
+def shapes(config: DecoderConfig, *, where: str = "config.json") -> dict[str, tuple[int, ...]]:
+  """Shape of every canonical parameter.
+
+  Raises:
+    InputError: The sizes are beyond what arrays can have.
+  """
+  try:
+    decoder = Decoder(config)
+  except (TypeError, ValueError, ArithmeticError) as error:
+    raise InputError(f"{where}: its sizes make no model ({error}); compare it with the original") from error
   rows = {
     name: np.broadcast_to(np.zeros((), np.int8), x.shape) if name.startswith("groups.") else x
     for name, x in decoder.abstract().items()
@@ -144,7 +189,7 @@ def save(
     InputError: The directory holds something else or cannot be written.
   """
   directory = pathlib.Path(directory)
-  tensors = checkpoint(table(config), params=params)
+  tensors = pending(table(config), params=params)
   with replacing(directory, marker="config.json") as work:
     safetensors_files.write(work, tensors, stem="model", max_file_bytes=max_file_bytes)
     if config_from is not None:

@@ -4,15 +4,44 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from distill.nn.linear import Linear
 from distill.nn.norm import RMSNorm
-from distill.nn.param import Init
-from distill.nn.rope import rotate
+from distill.nn.param import Init, zeros
+from distill.nn.rope import Rope, document_lengths, frequencies, rotate
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Attention:
+  """Causal softmax attention with grouped key/value heads.
+
+  Attributes:
+    rope: None for a layer that sees positions through its mask alone.
+    window: A position attends to itself and the window − 1 before it; None for all before it.
+    scale: Multiplies query-key products; None for head_dim ** −0.5.
+    softcap: cap * tanh(score / cap), if any.
+    sinks: A learnt score a head that takes part in the softmax and adds nothing (gpt-oss).
+    gated: The output is multiplied by sigmoid of a second projection (Qwen 3.5).
+    qk_norm: Queries and keys are RMS-normalised: 'head' for each head, 'full' across all of them, or None.
+    use_bias: Biases on q, k, v.
+    use_out_bias: Bias on the output projection.
+  """
+
+  num_heads: int
+  num_kv_heads: int
+  head_dim: int
+  rope: Rope | None
+  window: int | None = None
+  scale: float | None = None
+  softcap: float | None = None
+  sinks: bool = False
+  gated: bool = False
+  qk_norm: str | None = None
+  use_bias: bool = False
+  use_out_bias: bool = False
 
 
 @jax.tree_util.register_dataclass
@@ -29,98 +58,116 @@ class AttentionMixer(nnx.Module):
 
   Args:
     init: Maker of the parameters.
+    spec: What it computes.
     width: Model width D.
-    num_heads: Query heads N.
-    num_kv_heads: Key/value heads K, a divisor of N.
-    head_dim: Head width H.
-    inverse: Rotary frequencies, from `rope.frequencies`.
-    norm: (eps, offset) of the per-head norms of queries and keys, or None for none.
-    gated: The output is multiplied by the sigmoid of a gate projected with the query.
-    use_bias: (on q, k and v; on the output).
+    norm_eps: Of the norms of queries and keys.
+    norm_offset: Of the same.
   """
 
-  def __init__(
-    self,
-    init: Init,
-    *,
-    width: int,
-    num_heads: int,
-    num_kv_heads: int,
-    head_dim: int,
-    inverse: np.ndarray,
-    norm: tuple[float, float] | None = None,
-    gated: bool = False,
-    use_bias: tuple[bool, bool] = (False, False),
-  ):
-    self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
-    self.gated = gated
-    self.inverse = tuple(map(float, inverse))
-    queries, keys = num_heads * head_dim, num_kv_heads * head_dim
+  def __init__(self, init: Init, *, spec: Attention, width: int, norm_eps: float, norm_offset: float):
+    self.spec = spec
+    queries, keys = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
 
     def project(name: str, out: int, axis: str) -> Linear:
-      return Linear(init.child(name), shape=(width, out), axes=("embed", axis), use_bias=use_bias[0])
+      return Linear(init.child(name), shape=(width, out), axes=("embed", axis), use_bias=spec.use_bias)
 
-    self.q = project("q", queries * (2 if gated else 1), "heads")
+    def norm(name: str, full: int) -> RMSNorm | None:
+      size = full if spec.qk_norm == "full" else spec.head_dim
+      return RMSNorm(init.child(name), width=size, eps=norm_eps, offset=norm_offset) if spec.qk_norm else None
+
+    self.q = project("q", queries * (2 if spec.gated else 1), "heads")
     self.k = project("k", keys, "kv_heads")
     self.v = project("v", keys, "kv_heads")
-    self.o = Linear(init.child("o"), shape=(queries, width), axes=("heads", "embed"), use_bias=use_bias[1])
-    if norm is None:
-      self.q_norm = self.k_norm = None
-    else:
-      self.q_norm = RMSNorm(init.child("q_norm"), width=head_dim, eps=norm[0], offset=norm[1])
-      self.k_norm = RMSNorm(init.child("k_norm"), width=head_dim, eps=norm[0], offset=norm[1])
+    self.o = Linear(init.child("o"), shape=(queries, width), axes=("heads", "embed"), use_bias=spec.use_out_bias)
+    self.q_norm, self.k_norm = norm("q_norm", queries), norm("k_norm", keys)
+    self.sinks = init.param("sinks", shape=(spec.num_heads,), axes=("heads",), init=zeros) if spec.sinks else None
 
-  def _project(self, x, positions):
+  def _project(self, x, positions, inverse):
     """(q [*B,K,G,H], k [*B,K,H], v [*B,K,H], gate [*B,N,H] or None), rotated, in x's dtype."""
-    heads = (*x.shape[:-1], self.num_heads, -1)
-    q, gate = self.q(x).reshape(heads), None
-    if self.gated:
-      q, gate = q[..., : self.head_dim], q[..., self.head_dim :]
-    k, v = (f(x).reshape(*x.shape[:-1], self.num_kv_heads, self.head_dim) for f in (self.k, self.v))
-    if self.q_norm is not None:
+    spec = self.spec
+    q, k, gate = self.q(x, out=jnp.float32), self.k(x, out=jnp.float32), None
+    v = self.v(x).reshape(*x.shape[:-1], spec.num_kv_heads, spec.head_dim)
+    if spec.qk_norm == "full":
       q, k = self.q_norm(q), self.k_norm(k)
-    inverse = np.asarray(self.inverse, np.float32)
-    q, k = (rotate(y, positions=positions, inverse=inverse) for y in (q, k))
-    return q.reshape(*q.shape[:-2], self.num_kv_heads, -1, self.head_dim), k, v, gate
+    q, k = q.reshape(*x.shape[:-1], spec.num_heads, -1), k.reshape(v.shape)
+    if spec.gated:
+      q, gate = q[..., : spec.head_dim], q[..., spec.head_dim :]
+    if spec.qk_norm == "head":
+      q, k = self.q_norm(q), self.k_norm(k)
+    if spec.rope is not None:
+      factor = spec.rope.attention_factor
+      q, k = (rotate(y, positions=positions, inverse=inverse, factor=factor) for y in (q, k))
+    q = q.reshape(*q.shape[:-2], spec.num_kv_heads, -1, spec.head_dim)
+    return q.astype(x.dtype), k.astype(x.dtype), v, gate
+
+  def _inverse(self, segments, positions):
+    """Frequencies for whole rows: one set, or [B,T,Half] where they depend on a document's length."""
+    if self.spec.rope is None:
+      return None
+    inverse, first = frequencies(self.spec.head_dim, rope=self.spec.rope, length=segments.shape[1])
+    if len(inverse) == 1:
+      return inverse[0]
+    row = jnp.clip(document_lengths(segments, positions=positions) - first, 0, len(inverse) - 1)
+    return jnp.asarray(inverse)[row]
+
+  def _weights(self, scores, mask, dtype):
+    """Softmax of float32 scores [B,K,G,…,S] where the mask lets them through."""
+    scores = scores * (self.spec.head_dim**-0.5 if self.spec.scale is None else self.spec.scale)
+    if self.spec.softcap is not None:
+      scores = self.spec.softcap * jnp.tanh(scores / self.spec.softcap)
+    scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+    if self.sinks is None:
+      return jax.nn.softmax(scores, axis=-1).astype(dtype)
+    sinks = self.sinks[...].astype(jnp.float32).reshape(self.spec.num_kv_heads, -1, *[1] * (scores.ndim - 3))
+    most = jax.lax.stop_gradient(jnp.maximum(jnp.max(scores, axis=-1, keepdims=True), sinks))
+    raised = jnp.exp(scores - most)
+    return (raised / (jnp.sum(raised, axis=-1, keepdims=True) + jnp.exp(sinks - most))).astype(dtype)
 
   def _output(self, y_BTNH, gate, dtype):
     if gate is not None:
       y_BTNH = y_BTNH * jax.nn.sigmoid(gate.astype(jnp.float32))
-    return self.o(y_BTNH.astype(dtype).reshape(*y_BTNH.shape[:-2], -1))
+    return self.o(y_BTNH.astype(dtype).reshape(*y_BTNH.shape[:-2], -1), out=jnp.float32)
 
   def __call__(
-    self, x: Float[Array, "B T D"], *, segments: Int[Array, "B T"], positions: Int[Array, "B T"]
+    self, x: Float[Array, "B T D"], *, segments: Int[Array, "B T"], positions: Int[Array, "B T"], dtype: DTypeLike
   ) -> Float[Array, "B T D"]:
-    """Mixed sequence, in x's dtype; scores and softmax are float32."""
-    q_BTKGH, k_BSKH, v_BSKH, gate = self._project(x, positions)
-    length = x.shape[1]
-    q_BKGTH = q_BTKGH.transpose(0, 2, 3, 1, 4) * self.head_dim**-0.5
+    """Mixed sequence, float32; operands are `dtype`, scores and softmax float32."""
+    spec, length = self.spec, x.shape[1]
+    inverse = self._inverse(segments, positions)
+    q_BTKGH, k_BSKH, v_BSKH, gate = self._project(x.astype(dtype), positions, inverse)
+    q_BKGTH = q_BTKGH.transpose(0, 2, 3, 1, 4)
     k_BKSH, v_BKSH = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
-    causal_TS = jnp.tril(jnp.ones((length, length), bool))
-    mask_BTS = causal_TS & (segments[:, :, None] == segments[:, None, :])
+    # Documents are runs of neighbours, so distances within one are distances within the row.
+    back_TS = jnp.arange(length)[:, None] - jnp.arange(length)
+    near_TS = (back_TS >= 0) if spec.window is None else (back_TS >= 0) & (back_TS < spec.window)
+    mask_BTS = near_TS & (segments[:, :, None] == segments[:, None, :])
     scores = jnp.einsum("bkgth,bksh->bkgts", q_BKGTH, k_BKSH, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask_BTS[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
+    weights = self._weights(scores, mask_BTS[:, None, None], dtype)
     y = jnp.einsum("bkgts,bksh->bkgth", weights, v_BKSH, preferred_element_type=jnp.float32)
-    return self._output(y.transpose(0, 3, 1, 2, 4).reshape(*x.shape[:2], self.num_heads, -1), gate, x.dtype)
+    return self._output(y.transpose(0, 3, 1, 2, 4).reshape(*x.shape[:2], spec.num_heads, -1), gate, dtype)
 
   def init_cache(self, batch: int, *, length: int, dtype: DTypeLike) -> AttentionCache:
     """An empty cache for `length` positions."""
-    empty = jnp.zeros((batch, length, self.num_kv_heads, self.head_dim), dtype)
+    empty = jnp.zeros((batch, length, self.spec.num_kv_heads, self.spec.head_dim), dtype)
     return AttentionCache(k=empty, v=empty)
 
   def step(
-    self, x: Float[Array, "B D"], *, cache: AttentionCache, positions: Int[Array, " B"]
+    self, x: Float[Array, "B D"], *, cache: AttentionCache, positions: Int[Array, " B"], dtype: DTypeLike
   ) -> tuple[Float[Array, "B D"], AttentionCache]:
-    """One position a row, which attends to all positions before it and itself."""
-    q_BKGH, k_BKH, v_BKH, gate = self._project(x, positions)
+    """One position a row, float32, which attends to all positions before it in its window, and itself.
+
+    Frequencies that depend on a document's length are those of a document that fills the cache.
+    """
+    spec, length = self.spec, cache.k.shape[1]
+    inverse = None if spec.rope is None else frequencies(spec.head_dim, rope=spec.rope, length=length)[0][-1]
+    q_BKGH, k_BKH, v_BKH, gate = self._project(x.astype(dtype), positions, inverse)
     rows = jnp.arange(x.shape[0])
     keys = cache.k.at[rows, positions].set(k_BKH.astype(cache.k.dtype))
     values = cache.v.at[rows, positions].set(v_BKH.astype(cache.v.dtype))
-    scores = jnp.einsum("bkgh,bskh->bkgs", q_BKGH, keys.astype(x.dtype), preferred_element_type=jnp.float32)
-    seen_BS = jnp.arange(keys.shape[1]) <= positions[:, None]
-    scores = jnp.where(seen_BS[:, None, None], scores * self.head_dim**-0.5, -jnp.inf)
-    weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
-    y = jnp.einsum("bkgs,bskh->bkgh", weights, values.astype(x.dtype), preferred_element_type=jnp.float32)
-    y = self._output(y.reshape(x.shape[0], self.num_heads, self.head_dim), gate, x.dtype)
+    scores = jnp.einsum("bkgh,bskh->bkgs", q_BKGH, keys.astype(dtype), preferred_element_type=jnp.float32)
+    back_BS = positions[:, None] - jnp.arange(length)
+    seen_BS = (back_BS >= 0) if spec.window is None else (back_BS >= 0) & (back_BS < spec.window)
+    weights = self._weights(scores, seen_BS[:, None, None], dtype)
+    y = jnp.einsum("bkgs,bskh->bkgh", weights, values.astype(dtype), preferred_element_type=jnp.float32)
+    y = self._output(y.reshape(x.shape[0], spec.num_heads, spec.head_dim), gate, dtype)
     return y, AttentionCache(k=keys, v=values)

@@ -1,9 +1,9 @@
 """Token embeddings."""
 
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from distill.nn.adapted import take
 from distill.nn.param import Init, normal
 
 
@@ -15,4 +15,4 @@ class Embedding(nnx.Module):
 
   def __call__(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
     """The rows of `tokens`, in float32."""
-    return jnp.take(self.table[...], tokens, axis=0)
+    return take(self.table.get_value(), tokens)

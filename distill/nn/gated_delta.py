@@ -212,43 +212,48 @@ class GatedDeltaMixer(nnx.Module):
     return q * key_dim**-0.5, k, v
 
   def _gates(self, x):
-    """(log decay, beta) [*B,N], float32."""
-    a = self.a(x).astype(jnp.float32) + self.dt_bias[...]
-    return -jnp.exp(self.a_log[...]) * jax.nn.softplus(a), jax.nn.sigmoid(self.b(x).astype(jnp.float32))
+    """(log decay, beta) [*B,N], float32 from an input that was not rounded: decays multiply over whole documents."""
+    x = x.astype(jnp.float32)
+    a = self.a(x) + self.dt_bias[...]
+    return -jnp.exp(self.a_log[...]) * jax.nn.softplus(a), jax.nn.sigmoid(self.b(x))
 
-  def _output(self, y, x):
-    z = self.z(x).reshape(y.shape).astype(jnp.float32)
-    return self.o((self.norm(y) * jax.nn.silu(z)).astype(x.dtype).reshape(*x.shape[:-1], -1))
+  def _output(self, y, x, dtype):
+    z = self.z(x.astype(dtype)).reshape(y.shape).astype(jnp.float32)
+    y = (self.norm(y) * jax.nn.silu(z)).astype(dtype)
+    return self.o(y.reshape(*x.shape[:-1], -1), out=jnp.float32)
 
   def __call__(
-    self, x: Float[Array, "B T D"], *, segments: Int[Array, "B T"], positions: Int[Array, "B T"]
+    self, x: Float[Array, "B T D"], *, segments: Int[Array, "B T"], positions: Int[Array, "B T"], dtype: DTypeLike
   ) -> Float[Array, "B T D"]:
-    """Mixed sequence, in x's dtype; convolution and state start afresh with every document."""
+    """Mixed sequence, float32; operands of projections are `dtype`. Convolution and state start afresh with every
+    document."""
     del positions
-    q, k, v = self._heads(causal_conv(self.qkv(x), self.conv.kernel[...], segments=segments))
+    mixed = self.qkv(x.astype(dtype), out=jnp.float32)
+    q, k, v = self._heads(causal_conv(mixed, self.conv.kernel[...], segments=segments))
     log_decay, beta = self._gates(x)
     y = gated_delta_rule(q, k, v, log_decay=log_decay, beta=beta, segments=segments)
-    return self._output(y, x)
+    return self._output(y, x, dtype)
 
   def init_cache(self, batch: int, *, length: int, dtype: DTypeLike) -> DeltaCache:
-    """An empty cache; its size does not depend on `length`."""
-    del length
+    """An empty cache, float32; its size does not depend on `length`."""
+    del length, dtype
     width, mixed = self.conv.kernel.shape[-2:]
     return DeltaCache(
-      window=jnp.zeros((batch, width - 1, mixed), dtype),
+      window=jnp.zeros((batch, width - 1, mixed), jnp.float32),
       state=jnp.zeros((batch, self.heads[1], *self.dims), jnp.float32),
     )
 
   def step(
-    self, x: Float[Array, "B D"], *, cache: DeltaCache, positions: Int[Array, " B"]
+    self, x: Float[Array, "B D"], *, cache: DeltaCache, positions: Int[Array, " B"], dtype: DTypeLike
   ) -> tuple[Float[Array, "B D"], DeltaCache]:
-    """One position a row, by the recurrence itself."""
+    """One position a row, float32, by the recurrence itself."""
     del positions
-    window = jnp.concatenate([cache.window, self.qkv(x)[:, None].astype(cache.window.dtype)], axis=1)
-    q, k, v = self._heads(jnp.einsum("bwi,wi->bi", window.astype(jnp.float32), self.conv.kernel[...]))
+    mixed = self.qkv(x.astype(dtype), out=jnp.float32)
+    window = jnp.concatenate([cache.window, mixed[:, None]], axis=1)
+    q, k, v = self._heads(jnp.einsum("bwi,wi->bi", window, self.conv.kernel[...]))
     log_decay, beta = self._gates(x)
     state = cache.state * jnp.exp(log_decay)[..., None, None]
     error = (v - jnp.einsum("bnhp,bnh->bnp", state, k)) * beta[..., None]
     state = state + jnp.einsum("bnh,bnp->bnhp", k, error)
     y = jnp.einsum("bnhp,bnh->bnp", state, q)
-    return self._output(y, x), DeltaCache(window=window[:, 1:], state=state)
+    return self._output(y, x, dtype), DeltaCache(window=window[:, 1:], state=state)

@@ -1,22 +1,73 @@
-"""Gated multi-layer perceptron."""
+"""Multi-layer perceptrons."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from distill.nn.linear import Linear
 from distill.nn.param import Init
 
+_tanh_gelu = functools.partial(jax.nn.gelu, approximate=True)
+_exact_gelu = functools.partial(jax.nn.gelu, approximate=False)
 
-class GatedMlp(nnx.Module):
-  """down(silu(gate(x)) * up(x)) (Shazeer 2020, 2002.05202)."""
+# By the names that Hugging Face configurations use; several are one function.
+ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
+  "silu": jax.nn.silu,
+  "swish": jax.nn.silu,
+  "gelu": _exact_gelu,
+  "gelu_python": _exact_gelu,
+  "gelu_new": _tanh_gelu,
+  "gelu_fast": _tanh_gelu,
+  "gelu_accurate": _tanh_gelu,
+  "gelu_pytorch_tanh": _tanh_gelu,
+  "gelu_python_tanh": _tanh_gelu,
+  "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+  "relu": jax.nn.relu,
+  "relu2": lambda x: jnp.square(jax.nn.relu(x)),
+  "relu6": jax.nn.relu6,
+  "leaky_relu": functools.partial(jax.nn.leaky_relu, negative_slope=0.01),
+  "hardswish": jax.nn.hard_swish,
+  "mish": lambda x: x * jnp.tanh(jax.nn.softplus(x)),
+  "sigmoid": jax.nn.sigmoid,
+  "tanh": jnp.tanh,
+  "linear": lambda x: x,
+}
 
-  def __init__(self, init: Init, *, width: int, hidden: int, use_bias: bool = False):
-    wide, narrow = ("embed", "mlp"), ("mlp", "embed")
-    self.gate = Linear(init.child("gate"), shape=(width, hidden), axes=wide, use_bias=use_bias)
-    self.up = Linear(init.child("up"), shape=(width, hidden), axes=wide, use_bias=use_bias)
-    self.down = Linear(init.child("down"), shape=(hidden, width), axes=narrow, use_bias=use_bias)
 
-  def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-    """The MLP, in x's dtype."""
-    return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mlp:
+  """down(act(gate(x)) * up(x)), or down(act(up(x))) without a gate.
+
+  Attributes:
+    act: One of `ACTIVATIONS`.
+    use_bias: On every projection.
+  """
+
+  width: int
+  act: str = "silu"
+  gated: bool = True
+  use_bias: bool = False
+
+
+class DenseMlp(nnx.Module):
+  """The MLP that `spec` describes (Shazeer 2020, 2002.05202)."""
+
+  def __init__(self, init: Init, *, spec: Mlp, width: int):
+    wide, narrow, bias = ("embed", "mlp"), ("mlp", "embed"), spec.use_bias
+    self.spec = spec
+    self.gate = Linear(init.child("gate"), shape=(width, spec.width), axes=wide, use_bias=bias) if spec.gated else None
+    self.up = Linear(init.child("up"), shape=(width, spec.width), axes=wide, use_bias=bias)
+    self.down = Linear(init.child("down"), shape=(spec.width, width), axes=narrow, use_bias=bias)
+
+  def __call__(self, x: Float[Array, "*B D"], *, dtype: DTypeLike) -> Float[Array, "*B D"]:
+    """The MLP, float32; operands of projections are `dtype`."""
+    x = x.astype(dtype)
+    act, up = ACTIVATIONS[self.spec.act], self.up(x).astype(jnp.float32)
+    hidden = act(up) if self.gate is None else act(self.gate(x).astype(jnp.float32)) * up
+    return self.down(hidden.astype(dtype), out=jnp.float32)

@@ -1,4 +1,4 @@
-"""Root-mean-square norms."""
+"""Norms of the last axis."""
 
 import jax
 import jax.numpy as jnp
@@ -27,3 +27,25 @@ class RMSNorm(nnx.Module):
     x32 = x.astype(jnp.float32)
     y = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
     return (y * (self.offset + self.scale[...])).astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+  """(x − mean) / deviation times a learnt scale plus a bias, in float32, in x's dtype (Ba et al. 2016, 1607.06450).
+
+  Args:
+    init: Maker of the parameters.
+    width: Size of the normalised last axis.
+    eps: Added to the variance.
+  """
+
+  def __init__(self, init: Init, *, width: int, eps: float):
+    self.scale = init.param("scale", shape=(width,), axes=(None,), init=ones)
+    self.bias = init.param("bias", shape=(width,), axes=(None,), init=zeros)
+    self.eps = eps
+
+  def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+    """The normalised input, in x's dtype."""
+    x32 = x.astype(jnp.float32)
+    centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+    y = centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + self.eps)
+    return (y * self.scale[...] + self.bias[...]).astype(x.dtype)

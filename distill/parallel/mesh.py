@@ -14,6 +14,7 @@ LOGICAL_TO_MESH: Mapping[str, str | tuple[str, ...] | None] = {
   "batch": ("data", "fsdp"),
   "embed": "fsdp",
   "mlp": "tensor",
+  "experts": "tensor",
   "heads": "tensor",
   "kv_heads": "tensor",
   "vocab": "tensor",

@@ -6,25 +6,34 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
 
+from distill.adapters import live
 from distill.models.decoder import Decoder
 from distill.types import Batch, DenseSignal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LiveTeacher:
-  """A decoder and its stacked parameters, adapters already merged."""
+  """A decoder and its stacked parameters, with adapters merged, or beside them by route (`adapters.live.build`)."""
 
   decoder: Decoder
   params: Mapping[str, Any]
 
+  def shardings(self, mesh: Mesh) -> dict[str, NamedSharding]:
+    """Where every parameter lives on `mesh`."""
+    return live.shardings(self.decoder, self.params, mesh=mesh)
+
   def signal(
     self, params: Mapping[str, Any], *, batch: Batch, capture: tuple[int, ...] = (), dtype: Any = jnp.bfloat16
   ) -> DenseSignal:
-    """What the teacher says of `batch`; no gradient flows into it.
+    """What the teacher says of `batch`, each row under its route; no gradient flows into it.
 
     `params` are passed apart from the value so that a jitted step takes them as an argument, not as constants.
     """
+    params = jax.lax.stop_gradient(dict(params))
+    if live.is_live(params):
+      return self._routed(params, batch, capture, dtype)
     output = self.decoder.apply(
       params,
       tokens=batch.tokens,
@@ -33,5 +42,24 @@ class LiveTeacher:
       capture=capture,
       dtype=dtype,
     )
-    hidden, readout, captured = jax.lax.stop_gradient((output.hidden, output.readout, output.captured))
+    return DenseSignal(hidden=output.hidden, readout=output.readout, captured=output.captured)
+
+  def _routed(self, params, batch, capture, dtype) -> DenseSignal:
+    routes = jnp.zeros(batch.tokens.shape[:1], jnp.int32) if batch.routes is None else batch.routes
+
+    def row(tokens, segments, positions, route):
+      chosen, tokens = live.choose(params, tokens=tokens, route=route)
+      output = self.decoder.apply(
+        chosen,
+        tokens=tokens[None],
+        segments=segments[None],
+        positions=positions[None],
+        capture=capture,
+        dtype=dtype,
+      )
+      return output.hidden[0], tuple(x[0] for x in output.captured)
+
+    hidden, captured = jax.vmap(row)(batch.tokens, batch.segments, batch.positions, routes)
+    base = {name: x for name, x in params.items() if not name.endswith(live.SUFFIXES)}
+    hidden, readout = live.widen(params, hidden=hidden, readout=self.decoder.module(base).readout(dtype), routes=routes)
     return DenseSignal(hidden=hidden, readout=readout, captured=captured)

@@ -22,7 +22,7 @@ STAGE: Mapping[str, Any] = {
 SCHEMA: Mapping[str, Any] = {
   "seed": 0,
   "tokenizer": "",
-  "teacher": {"model": "", "adapters": (), "adapter_stack": ""},
+  "teacher": {"model": "", "adapters": (), "adapter_stack": "", "dtype": "float32"},
   "student": {
     "model": "",
     "config": None,
@@ -70,6 +70,8 @@ def resolve(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
     )
   if training["dtype"] not in ("bfloat16", "float32"):
     raise InputError(f"config.training.dtype: {training['dtype']!r}; use 'bfloat16' or 'float32'")
+  if resolved["teacher"]["dtype"] not in ("bfloat16", "float16", "float32"):
+    raise InputError(f"config.teacher.dtype: {resolved['teacher']['dtype']!r}; use 'bfloat16', 'float16' or 'float32'")
   for name, stage in resolved["stages"].items():
     if not isinstance(stage["steps"], int) or stage["steps"] < 1:
       raise InputError(f"config.stages.{name}.steps: {stage['steps']!r}; use a whole number of at least 1")

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,27 +10,89 @@ import numpy as np
 from jax.sharding import Mesh
 
 from distill.adapters import lora
-from distill.adapters.stack import merge, read_stack, stack_of
+from distill.adapters.live import is_live
+from distill.adapters.loading import load_merged, load_routed
+from distill.adapters.stack import Applied, Stack, read_adapters, read_stack, stack_of
 from distill.errors import InputError
-from distill.models import hf
-from distill.models.config import DecoderConfig
+from distill.models import hf, sharded
 from distill.models.decoder import Decoder
+from distill.models.hub import locate
 from distill.models.transfer import from_teacher
+from distill.parallel.mesh import replicated
 from distill.teachers.live import LiveTeacher
 from distill.tree import Params
 
+# What the sources of a run name: a set of adapters, or None for the whole stack.
+Route = tuple[str, ...] | None
 
-def load_merged(model: str, *, adapters: Sequence[str] = (), adapter_stack: str = "") -> tuple[DecoderConfig, Params]:
-  """Architecture and canonical float32 parameters of an HF directory with its adapters merged in order.
+
+def routes(sources: Sequence[Mapping[str, Any]]) -> tuple[list[Route], list[int]]:
+  """The different adapter sets that the data sources name by `adapters`, and the place of each source's among them.
+
+  A source that names none is taught by the whole stack, one that names an empty list by the base alone.
 
   Raises:
-    InputError: A file is missing, damaged or for another model, or both ways of naming adapters are used.
+    InputError: `adapters` is not a list of names.
   """
-  if adapters and adapter_stack:
-    raise InputError("--adapters and --adapter_stack: give one of them")
-  config, params = hf.load(pathlib.Path(model))
-  stack = read_stack(pathlib.Path(adapter_stack)) if adapter_stack else stack_of(adapters)
-  return config, merge(params, stack=stack, config=config)
+  found: list[Route] = []
+  places = []
+  for index, source in enumerate(sources):
+    names = source.get("adapters")
+    if names is not None and (isinstance(names, str) or not all(isinstance(name, str) for name in names)):
+      raise InputError(f"config.data.sources[{index}].adapters: {names!r}; give a list of names of the teacher's stack")
+    route = None if names is None else tuple(sorted(set(names)))
+    if route not in found:
+      found.append(route)
+    places.append(found.index(route))
+  return found, places
+
+
+def _stack(spec: Mapping[str, Any]) -> Stack:
+  if spec["adapters"] and spec["adapter_stack"]:
+    raise InputError("config.teacher: adapters and adapter_stack: give one of them")
+  return read_stack(pathlib.Path(spec["adapter_stack"])) if spec["adapter_stack"] else stack_of(spec["adapters"])
+
+
+def _chosen(stack: Sequence[Applied], route: Route) -> list[Applied]:
+  """The adapters of a route, in the order of the stack."""
+  if route is None:
+    return list(stack)
+  names = [entry.name for entry, _ in stack]
+  for name in route:
+    if names.count(name) != 1:
+      problem = (
+        "names two adapters" if name in names else f"is not in the teacher's stack ({', '.join(names) or 'empty'})"
+      )
+      raise InputError(
+        f"config.data.sources: adapters: {name!r} {problem}; a name is the path's last part, or name in the stack file"
+      )
+  return [one for one in stack if one[0].name in route]
+
+
+class Canonical(Mapping[str, np.ndarray]):
+  """Stacked parameters on the mesh under canonical names, each brought to the host when it is asked for."""
+
+  def __init__(self, decoder: Decoder, params: Mapping[str, Any], *, mesh: Mesh):
+    self._params = params
+    self._places: dict[str, tuple[str, int | None]] = {}
+    for name, x in params.items():
+      layers = decoder.unstack({name: range(x.shape[0])}) if name.startswith("groups.") else {name: None}
+      self._places |= {one: (name, layer) for one, layer in layers.items()}
+    everywhere = replicated(mesh)
+    self._whole = jax.jit(lambda x: x, out_shardings=everywhere)
+    self._layer = jax.jit(lambda x, i: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), out_shardings=everywhere)
+
+  def __getitem__(self, name: str) -> np.ndarray:
+    stacked, layer = self._places[name]
+    value = self._params[stacked]
+    gathered = self._whole(value) if layer is None else self._layer(value, layer)
+    return np.asarray(gathered.addressable_data(0))
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self._places)
+
+  def __len__(self) -> int:
+    return len(self._places)
 
 
 def place(decoder: Decoder, params: Mapping[str, Any], *, mesh: Mesh) -> Params:
@@ -57,15 +119,12 @@ def build(resolved: Mapping[str, Any], *, mesh: Mesh) -> Models:
     InputError: The configuration or a file it names is wrong.
   """
   teacher: LiveTeacher | None = None
-  teacher_params: Params = {}
   spec = resolved["teacher"]
   if spec["model"]:
-    config, teacher_params = load_merged(
-      spec["model"], adapters=tuple(spec["adapters"]), adapter_stack=spec["adapter_stack"]
-    )
-    decoder = Decoder(config)
-    teacher = LiveTeacher(decoder=decoder, params=place(decoder, teacher_params, mesh=mesh))
-  student, params = _student(resolved, teacher=teacher, teacher_params=teacher_params, mesh=mesh)
+    teacher = _teacher(resolved, mesh=mesh)
+  elif any(source.get("adapters") is not None for source in resolved["data"]["sources"]):
+    raise InputError("config.data.sources: adapters are the teacher's; set config.teacher.model")
+  student, params = _student(resolved, teacher=teacher, mesh=mesh)
   flat = {f"student.{name}": x for name, x in params.items()}
   adapters = resolved["student"]["adapters"]
   if adapters["targets"]:
@@ -75,14 +134,37 @@ def build(resolved: Mapping[str, Any], *, mesh: Mesh) -> Models:
   return Models(student=student, params=flat, teacher=teacher, adapter_scale=adapters["alpha"] / adapters["rank"])
 
 
-def _student(resolved, *, teacher, teacher_params, mesh) -> tuple[Decoder, Params]:
+def _teacher(resolved: Mapping[str, Any], *, mesh: Mesh) -> LiveTeacher:
+  """The teacher: merged where all rows have one route, else with the adapters beside it."""
+  spec = resolved["teacher"]
+  directory = locate(spec["model"])
+  stack = read_adapters(_stack(spec), config=hf.read_config(directory))
+  chosen = [_chosen(stack, route) for route in routes(resolved["data"]["sources"])[0]]
+  if len(chosen) < 2:
+    adapters = chosen[0] if chosen else stack
+    config, params = load_merged(directory, adapters=adapters, mesh=mesh, dtype=spec["dtype"])
+  else:
+    config, params = load_routed(directory, routes=chosen, mesh=mesh, dtype=spec["dtype"])
+  return LiveTeacher(decoder=Decoder(config), params=params)
+
+
+def _start(resolved, *, teacher, mesh) -> tuple[Decoder, Params]:
+  """What a student may start from: the teacher under the whole stack."""
+  if not is_live(teacher.params):
+    return teacher.decoder, teacher.params
+  directory = locate(resolved["teacher"]["model"])
+  stack = read_adapters(_stack(resolved["teacher"]), config=hf.read_config(directory))
+  config, params = load_merged(directory, adapters=stack, mesh=mesh, dtype=resolved["teacher"]["dtype"])
+  return Decoder(config), params
+
+
+def _student(resolved, *, teacher, mesh) -> tuple[Decoder, Params]:
   spec = resolved["student"]
   if bool(spec["model"]) == bool(spec["config"]):
     raise InputError("config.student: give either model (a directory) or config (the keys of an HF config.json)")
   if spec["model"]:
-    config, params = load_merged(spec["model"])
-    decoder = Decoder(config)
-    return decoder, place(decoder, params, mesh=mesh)
+    config, params = sharded.load(locate(spec["model"]), mesh=mesh)
+    return Decoder(config), params
   decoder = Decoder(hf.config_from_dict(spec["config"], where="config.student.config"))
   fresh = jax.jit(decoder.init, out_shardings=decoder.shardings(mesh))(jax.random.key(resolved["seed"]))
   if not spec["layers_from"]:
@@ -94,11 +176,12 @@ def _student(resolved, *, teacher, teacher_params, mesh) -> tuple[Decoder, Param
       f"config.student.config.vocab_size: {decoder.config.vocab_size}, the teacher has "
       f"{teacher.decoder.config.vocab_size}; they must share a vocabulary"
     )
+  source, start = _start(resolved, teacher=teacher, mesh=mesh)
   params, _ = from_teacher(
-    decoder.unstack(jax.device_get(fresh)),
+    dict(Canonical(decoder, fresh, mesh=mesh)),
     config=decoder.config,
-    teacher=teacher_params,
-    teacher_config=teacher.decoder.config,
+    teacher=Canonical(source, start, mesh=mesh),
+    teacher_config=source.config,
     layers=tuple(spec["layers_from"]),
   )
   return decoder, place(decoder, params, mesh=mesh)

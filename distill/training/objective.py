@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from distill.errors import InputError
 from distill.losses.chunked import chunked_cross_entropy, chunked_divergence, chunked_z_loss
@@ -158,7 +158,7 @@ def loss_sums(
   signal: DenseSignal | None,
   batch: Batch,
   projectors: Params,
-  step: Float[Array, ""],
+  step: Float[Array, ""] | Int[Array, ""],
   totals: Sums,
   states: TermStates,
 ) -> tuple[Float[Array, ""], Sums]:

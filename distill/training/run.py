@@ -21,13 +21,14 @@ from distill.data.store import build as build_store
 from distill.data.tokenizer import load_tokenizer
 from distill.errors import InputError
 from distill.models import hf
+from distill.models.hub import locate
 from distill.parallel.mesh import make_mesh, replicated
 from distill.training import loop
 from distill.training.checkpoint import Checkpoints, flatten_state, unflatten_state
 from distill.training.config import fingerprint, resolve
 from distill.training.interrupt import EXIT_INTERRUPTED, Interruption
 from distill.training.metrics import MetricsWriter, Progress
-from distill.training.models import Models, build
+from distill.training.models import Models, build, routes
 from distill.training.objective import Term, TermStates, build_terms, initial_states, needs_teacher, projector_shapes
 from distill.training.optimizer import make_optimizer, multipliers
 from distill.training.step import StepConfig, TrainState, branch, canonical_names, make_step
@@ -94,7 +95,7 @@ def tokenizer_path(resolved: Mapping[str, Any]) -> str:
   path = resolved["tokenizer"] or resolved["teacher"]["model"] or resolved["student"]["model"]
   if not path:
     raise InputError("config.tokenizer: give a directory; there is neither a teacher nor a student to take it from")
-  return str(path)
+  return str(locate(path))
 
 
 def _data(resolved: Mapping[str, Any], *, workdir: pathlib.Path) -> tuple[PreTrainedTokenizerBase, Batches]:
@@ -103,6 +104,7 @@ def _data(resolved: Mapping[str, Any], *, workdir: pathlib.Path) -> tuple[PreTra
   stores, weights = [], []
   for index, spec in enumerate(data["sources"]):
     fields, key = dict(spec), f"config.data.sources[{index}]"
+    fields.pop("adapters", None)
     weights.append(float(fields.pop("weight", 1.0)))
     source = open_source(fields, key=key)
     directory = data["store"] or workdir / "tokens"
@@ -114,6 +116,7 @@ def _data(resolved: Mapping[str, Any], *, workdir: pathlib.Path) -> tuple[PreTra
     weights=weights,
     batch_size=resolved["training"]["batch_size"],
     seed=resolved["seed"],
+    routes=routes(data["sources"])[1],
     process=(jax.process_index(), jax.process_count()),
   )
 
@@ -312,6 +315,11 @@ class _Runner:
       progress.close()
 
 
+def _base_name(model: str) -> str:
+  """What an adapter calls its base: the directory's own name, or the hub's without the revision."""
+  return pathlib.Path(model).name if pathlib.Path(model).is_dir() else model.partition("@")[0]
+
+
 def _write_result(workdir: pathlib.Path, resolved: Mapping[str, Any], models: Models, params: Params) -> None:
   adapters = branch(params, "adapters")
   if adapters:
@@ -319,7 +327,7 @@ def _write_result(workdir: pathlib.Path, resolved: Mapping[str, Any], models: Mo
       workdir / "adapter",
       factors=lora.factors(models.student, adapters, scale=models.adapter_scale),
       config=models.student.config,
-      base=pathlib.Path(resolved["student"]["model"]).name,
+      base=_base_name(resolved["student"]["model"]),
     )
     return
   canonical = models.student.unstack(jax.device_get(branch(params, "student")))

@@ -142,7 +142,7 @@ def make_step(
     )
     return state, metrics
 
-  teacher_shardings = teacher.decoder.shardings(mesh) if teacher and taught else {}
+  teacher_shardings = teacher.shardings(mesh) if teacher and taught else {}
   return jax.jit(
     step,
     in_shardings=(state_shardings, teacher_shardings, batch_sharding(mesh)),

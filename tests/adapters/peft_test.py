@@ -7,7 +7,8 @@ import pytest
 import torch
 import transformers
 
-from distill.adapters.peft import Factors, read_adapter, write_adapter
+from distill.adapters.edits import LowRank
+from distill.adapters.peft import read_adapter, write_adapter
 from distill.adapters.stack import merge, read_stack, stack_of
 from distill.errors import InputError
 from distill.models import hf
@@ -23,7 +24,7 @@ def merged_by_peft(llama_dir, directories):
 
 def test_a_merged_stack_equals_peft(llama_dir, adapter_dirs):
   config, params = hf.load(llama_dir)
-  ours = merge(params, stack=stack_of(adapter_dirs), config=config)
+  _, ours = merge(params, stack=stack_of(adapter_dirs), config=config)
   theirs = merged_by_peft(llama_dir, adapter_dirs).state_dict()
   for entry in hf.table(config):
     expected = mapping.to_ours(theirs[entry.theirs].numpy(), entry=entry)
@@ -35,7 +36,7 @@ def test_peft_loads_what_we_write(llama_dir, tmp_path):
   rng = np.random.default_rng(0)
   names = [f"layers.{i}.mixer.q.kernel" for i in range(4)] + ["layers.2.mlp.down.kernel"]
   factors = {
-    name: Factors(
+    name: LowRank(
       a=rng.normal(size=(params[name].shape[0], 3)).astype(np.float32),
       b=rng.normal(size=(3, params[name].shape[1])).astype(np.float32),
       scale=0.5,
@@ -44,9 +45,9 @@ def test_peft_loads_what_we_write(llama_dir, tmp_path):
   }
   write_adapter(tmp_path / "adapter", factors=factors, config=config)
   again = read_adapter(tmp_path / "adapter", config=config)
-  assert set(again.factors) == set(names)
+  assert {name for name, _ in again.edits} == set(names)
   merged = merged_by_peft(llama_dir, [tmp_path / "adapter"]).state_dict()
-  ours = merge(params, stack=stack_of([tmp_path / "adapter"]), config=config)
+  _, ours = merge(params, stack=stack_of([tmp_path / "adapter"]), config=config)
   for entry in hf.table(config):
     expected = mapping.to_ours(merged[entry.theirs].numpy(), entry=entry)
     np.testing.assert_allclose(ours[entry.ours], expected, atol=1e-5, err_msg=entry.ours)
@@ -57,19 +58,18 @@ def test_a_stack_file_weighs_and_orders(llama_dir, adapter_dirs, tmp_path):
   path = tmp_path / "stack.json"
   path.write_text(json.dumps({"adapters": [{"path": str(adapter_dirs[0]), "weight": 0.25, "mode": "co-active"}]}))
   name = "layers.0.mixer.q.kernel"
-  pair = read_adapter(adapter_dirs[0], config=config).factors[name]
-  got = merge(params, stack=read_stack(path), config=config)[name]
+  pair = dict(read_adapter(adapter_dirs[0], config=config).edits)[name]
+  got = merge(params, stack=read_stack(path), config=config)[1][name]
   np.testing.assert_allclose(got, params[name] + 0.25 * pair.scale * pair.a @ pair.b, atol=1e-6)
 
 
 @pytest.mark.parametrize(
   ("key", "value", "says"),
   [
-    ("use_dora", True, "use_dora"),
     ("peft_type", "IA3", "peft_type"),
-    ("modules_to_save", ["lm_head"], "modules_to_save"),
+    ("use_dora", True, "use_dora"),
     ("init_lora_weights", "pissa", "init_lora_weights"),
-    ("r", 5, "rank 4"),
+    ("r", 5, "rank 5"),
     ("surprise", 1, "surprise"),
   ],
 )

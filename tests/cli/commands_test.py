@@ -62,5 +62,5 @@ def test_inspect_tells_models_from_adapters(distill, llama_dir, adapter_dirs):
 
 def test_alone_it_lists_the_commands(distill):
   shown = distill().stdout
-  for name in ("train", "score", "generate", "compare", "export", "inspect"):
+  for name in ("train", "score", "generate", "compare", "export", "merge", "inspect"):
     assert f"\n  {name} " in shown

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,11 +15,12 @@ OLD = LayerConfig(mixer=Attention(num_heads=4, num_kv_heads=2, head_dim=8, rope=
 TEACHER = DecoderConfig(family="llama", vocab_size=31, width=16, layers=(OLD,) * 3, tie_embeddings=True)
 
 
-def run(config, params):
+def run(config, params, whole=False):
   decoder = Decoder(config)
   tokens = jnp.asarray([[3, 1, 4, 1, 5, 9, 2, 6]])
   rows = {"tokens": tokens, "segments": jnp.ones_like(tokens), "positions": jnp.arange(8)[None]}
-  return decoder.apply(decoder.stack(params), **rows, dtype=jnp.float32).hidden
+  output = decoder.apply(decoder.stack(params), **rows, dtype=jnp.float32)
+  return output if whole else output.hidden
 
 
 def random(config, seed):
@@ -56,6 +59,51 @@ def test_a_delta_layer_takes_projections_and_mlp_with_key_heads_repeated():
   np.testing.assert_array_equal(kernel[:, 40:48], teacher["layers.2.mixer.k.kernel"][:, :8])
   np.testing.assert_array_equal(params["layers.0.mlp.up.kernel"], teacher["layers.2.mlp.up.kernel"])
   assert "layers.0.mixer.z.kernel" not in taken
+
+
+MULTIPLIED = dataclasses.replace(
+  TEACHER,
+  layers=(dataclasses.replace(OLD, mixer=dataclasses.replace(OLD.mixer, scale=0.7, use_bias=True)),) * 3,
+  embed_scale=5.0,
+  residual_scale=0.3,
+  logit_scale=0.25,
+)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_multipliers_of_the_teacher_are_worked_into_a_student_without_them(gated):
+  mixer = dataclasses.replace(OLD.mixer, use_bias=True, gated=gated)
+  config = dataclasses.replace(TEACHER, layers=(LayerConfig(mixer=mixer, mlp=MLP),) * 3, tie_embeddings=False)
+  teacher = random(MULTIPLIED, 0)
+  params, _ = from_teacher(
+    random(config, 1), config=config, teacher=teacher, teacher_config=MULTIPLIED, layers=(0, 1, 2)
+  )
+  if gated:
+    for i in range(3):
+      # The gate's own bias is fresh; at zero it passes a half.
+      np.testing.assert_array_equal(params[f"layers.{i}.mixer.q.bias"].reshape(4, 2, 8)[:, 1], 0.0)
+  expected, got = (
+    output.readout.logits(output.hidden)
+    for output in (run(MULTIPLIED, teacher, whole=True), run(config, params, whole=True))
+  )
+  np.testing.assert_allclose(got, expected, atol=1e-5 * float(jnp.abs(expected).max()))
+
+
+def test_a_tied_student_cannot_take_a_scaled_embedding():
+  with pytest.raises(InputError, match="tie_word_embeddings"):
+    from_teacher(
+      random(TEACHER, 1), config=TEACHER, teacher=random(MULTIPLIED, 0), teacher_config=MULTIPLIED, layers=(0, 1, 2)
+    )
+
+
+def test_norms_of_another_kind_stay_fresh():
+  config = dataclasses.replace(TEACHER, norm="layer")
+  fresh = random(config, 1)
+  params, taken = from_teacher(
+    fresh, config=config, teacher=random(TEACHER, 0), teacher_config=TEACHER, layers=(0, 1, 2)
+  )
+  assert not any(name.endswith("_norm.scale") or name == "norm.scale" for name in taken)
+  assert "layers.0.mlp.up.kernel" in taken
 
 
 def test_a_map_that_does_not_fit_is_refused():

@@ -20,8 +20,8 @@ def main() -> None:
   arguments = parser.parse_args()
   config, params = hf.load(arguments.base)
   stack = tuple(Entry(path=path, weight=arguments.weight) for path in arguments.adapters)
-  merged = merge(params, stack=stack, config=config)
-  hf.save(arguments.out, config=config, params=merged, tokenizer_from=arguments.base, config_from=arguments.base)
+  config, params = merge(params, stack=stack, config=config)
+  hf.save(arguments.out, config=config, params=params, tokenizer_from=arguments.base, config_from=arguments.base)
 
 
 if __name__ == "__main__":

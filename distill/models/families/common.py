@@ -1,126 +1,120 @@
-"""What the families share: reading an HF configuration strictly, and rows of their name tables."""
+"""What the families share: heads, layers and the rest of a configuration, and rows of their name tables."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Sequence
 from typing import Any
 
 from distill.errors import InputError
-from distill.models.config import Rope
+from distill.models.config import DecoderConfig, LayerConfig
+from distill.models.families.attributes import Attributes
 from distill.models.families.mapping import Entry
+from distill.models.families.ropes import write_rope
+from distill.nn.attention import Attention
+from distill.nn.mlp import Mlp
+from distill.nn.moe import Moe
 
-# Attributes that say nothing about the function a model computes.
-BOOKKEEPING = frozenset(
-  [
-    "architectures",
-    "model_type",
-    "transformers_version",
-    "_name_or_path",
-    "torch_dtype",
-    "dtype",
-    "use_cache",
-    "output_hidden_states",
-    "output_attentions",
-    "return_dict",
-    "chunk_size_feed_forward",
-    "is_encoder_decoder",
-    "id2label",
-    "label2id",
-    "problem_type",
-    "initializer_range",
-    "attention_dropout",
-    "pretraining_tp",
-    "pad_token_id",
-    "bos_token_id",
-    "eos_token_id",
-    "tokenizer_class",
-    "_attn_implementation",
-    "auto_map",
-    "unsloth_version",
-    "unsloth_fixed",
-  ]
-)
+SLIDING, FULL = "sliding_attention", "full_attention"
 
 
-class Attributes:
-  """An HF configuration from which every attribute must be taken, or be known not to matter."""
+def heads(have: Attributes, *, kv: int | None = None, head_dim: int | None = None) -> dict[str, Any]:
+  """`num_heads`, `num_kv_heads` and `head_dim`, the last two with the family's defaults or those of plain attention.
 
-  def __init__(self, values: Mapping[str, Any], *, where: str):
-    self._left = {key: value for key, value in values.items() if key not in BOOKKEEPING}
-    self._where = where
-
-  def take(self, key: str, default: Any = None) -> Any:
-    """The attribute, or the default when it is absent or null.
-
-    Raises:
-      InputError: It is absent and there is no default.
-    """
-    value = self._left.pop(key, None)
-    if value is None and default is None:
-      raise InputError(f"{self._where}: {key} is missing")
-    return default if value is None else value
-
-  def only(self, key: str, allowed: Collection[Any]) -> None:
-    """Refuses the attribute unless it is absent or one of the values that our layers compute.
-
-    Raises:
-      InputError: Another value.
-    """
-    value = self._left.pop(key, None)
-    if value is not None and value not in allowed:
-      raise InputError(f"{self._where}: {key} = {value!r} is not supported; expected {' or '.join(map(repr, allowed))}")
-
-  def rope(self, *, fraction: float = 1.0) -> Rope:
-    """Rotary settings in the form of version 5 (`rope_parameters`) or before (`rope_theta`, `rope_scaling`).
-
-    Raises:
-      InputError: A kind of scaling that is not 'default' or 'llama3'.
-    """
-    fields = dict(self._left.pop("rope_scaling", None) or {})
-    fields |= self._left.pop("rope_parameters", None) or {}
-    for key in ("rope_theta", "partial_rotary_factor"):
-      value = self._left.pop(key, None)
-      if value is not None:
-        fields.setdefault(key, value)
-    theta = float(fields.pop("rope_theta", 10_000.0))
-    fraction = float(fields.pop("partial_rotary_factor", fraction))
-    kind = fields.pop("rope_type", fields.pop("type", "default"))
-    fields.pop("type", None)
-    if kind == "llama3":
-      names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-      missing = [name for name in names if name not in fields]
-      if missing:
-        raise InputError(f"{self._where}: llama3 rope without {missing[0]}")
-      factor, low, high, original = (fields.pop(name) for name in names)
-      llama3 = (float(factor), float(low), float(high), int(original))
-    elif kind == "default":
-      llama3 = None
-    else:
-      raise InputError(f"{self._where}: rope type {kind!r} is not supported; expected 'default' or 'llama3'")
-    # Interleaved image axes coincide with plain positions on text.
-    fields = {key: value for key, value in fields.items() if not key.startswith("mrope_")}
-    if fields:
-      raise InputError(f"{self._where}: unknown rope setting {min(fields)}")
-    return Rope(theta=theta, fraction=fraction, llama3=llama3)
-
-  def finish(self) -> None:
-    """Refuses what was not taken and is not null or off.
-
-    Raises:
-      InputError: An attribute that this family does not know.
-    """
-    for key, value in self._left.items():
-      if value not in (None, False, {}, []):
-        raise InputError(f"{self._where}: {key} = {value!r} is not understood; its effect would be lost")
+  Raises:
+    InputError: Key heads that do not divide query heads.
+  """
+  width, count = have.integer("hidden_size"), have.integer("num_attention_heads")
+  kv = have.integer("num_key_value_heads", kv or count)
+  if count % kv:
+    raise InputError(f"{have.where}: num_key_value_heads {kv} does not divide {count} heads")
+  size = have.integer("head_dim", head_dim or max(width // count, 1))
+  return {"num_heads": count, "num_kv_heads": kv, "head_dim": size}
 
 
-def write_rope(rope: Rope) -> dict[str, Any]:
-  """`rope_parameters` of version 5."""
-  fields: dict[str, Any] = {"rope_theta": rope.theta, "rope_type": "default"}
-  if rope.llama3 is not None:
-    names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    fields |= {"rope_type": "llama3", **dict(zip(names, rope.llama3, strict=True))}
-  if rope.fraction != 1.0:
-    fields["partial_rotary_factor"] = rope.fraction
-  return fields
+def window(have: Attributes, default: int | None = None) -> int | None:
+  """`sliding_window`, None where it is null; `default` where it is absent."""
+  if have.get("sliding_window") is None and (default is None or have.has("sliding_window")):
+    return None
+  return have.integer("sliding_window", default)
+
+
+def layer_windows(have: Attributes, default: Sequence[str], *, size: int | None) -> tuple[int | None, ...]:
+  """The window of each layer by `layer_types`: `size` on sliding layers, None on full ones.
+
+  Raises:
+    InputError: Sliding layers without a window.
+  """
+  kinds = have.one_a_layer("layer_types", default, allowed=(SLIDING, FULL))
+  if SLIDING in kinds and size is None:
+    raise InputError(f"{have.where}: layer_types names {SLIDING} but there is no sliding_window")
+  return tuple(size if kind == SLIDING else None for kind in kinds)
+
+
+def decoder(
+  have: Attributes, *, family: str, layers: Sequence[LayerConfig], norm_eps: float = 1e-6, tied: bool = False, **changes
+) -> DecoderConfig:
+  """The configuration, when everything that is the family's own has been taken.
+
+  Raises:
+    InputError: An attribute that nothing has understood.
+  """
+  config = DecoderConfig(
+    family=family,
+    vocab_size=have.integer("vocab_size"),
+    width=have.integer("hidden_size"),
+    layers=tuple(layers),
+    norm_eps=have.number("rms_norm_eps", norm_eps),
+    tie_embeddings=have.flag("tie_word_embeddings", tied),
+    max_positions=have.integer("max_position_embeddings", 2048),
+    **changes,
+  )
+  have.ignore("original_max_position_embeddings")
+  have.finish()
+  return config
+
+
+def mixers(config: DecoderConfig) -> list[Attention]:
+  """The attention of every layer, of a family that has nothing else."""
+  found = [layer.mixer for layer in config.layers if isinstance(layer.mixer, Attention)]
+  assert len(found) == len(config.layers), config.family
+  return found
+
+
+def dense(config: DecoderConfig) -> Mlp:
+  """The MLP of the layers that are not mixtures, which is one and the same."""
+  return next(layer.mlp for layer in config.layers if isinstance(layer.mlp, Mlp))
+
+
+def written(config: DecoderConfig) -> dict[str, Any]:
+  """The attributes that every family but GPT-2 writes alike."""
+  mixer, mlp = mixers(config)[0], config.layers[0].mlp
+  ropes = [x.rope for x in mixers(config) if x.rope is not None]
+  rope = {"rope_parameters": write_rope(ropes[0])} if ropes else {}
+  return {
+    "vocab_size": config.vocab_size,
+    "hidden_size": config.width,
+    "intermediate_size": mlp.width,
+    "num_hidden_layers": len(config.layers),
+    "num_attention_heads": mixer.num_heads,
+    "num_key_value_heads": mixer.num_kv_heads,
+    "head_dim": mixer.head_dim,
+    "hidden_act": mlp.act,
+    "max_position_embeddings": config.max_positions,
+    "rms_norm_eps": config.norm_eps,
+    "tie_word_embeddings": config.tie_embeddings,
+    **rope,
+  }
+
+
+def written_windows(config: DecoderConfig) -> dict[str, Any]:
+  """`layer_types` and `sliding_window`."""
+  windows = [mixer.window for mixer in mixers(config)]
+  size = next((x for x in windows if x is not None), None)
+  return {"layer_types": [FULL if x is None else SLIDING for x in windows], "sliding_window": size}
+
+
+def written_ropes(layers: Sequence[Attention]) -> dict[str, Any]:
+  """`rope_parameters` nested by kind of layer; a kind that no layer has is left to the family's default."""
+  ropes = {FULL if x.window is None else SLIDING: x.rope for x in layers}
+  return {kind: write_rope(rope) for kind, rope in ropes.items() if rope is not None}
 
 
 def linear(ours: str, theirs: str, *, bias: bool = False) -> list[Entry]:
@@ -129,29 +123,65 @@ def linear(ours: str, theirs: str, *, bias: bool = False) -> list[Entry]:
   return [kernel, Entry(f"{ours}.bias", f"{theirs}.bias")] if bias else [kernel]
 
 
-def frame(*, tied: bool) -> list[Entry]:
+def frame(config: DecoderConfig) -> list[Entry]:
   """Embedding, final norm and head."""
   rows = [Entry("embed.table", "model.embed_tokens.weight"), Entry("norm.scale", "model.norm.weight")]
-  return rows if tied else [*rows, *linear("head", "lm_head")]
+  return rows if config.tie_embeddings else [*rows, *linear("head", "lm_head")]
 
 
-def block(index: int, *, mlp_bias: bool) -> list[Entry]:
-  """Norms and MLP of one layer."""
-  ours, theirs = f"layers.{index}", f"model.layers.{index}"
-  rows = [
-    Entry(f"{ours}.mixer_norm.scale", f"{theirs}.input_layernorm.weight"),
-    Entry(f"{ours}.mlp_norm.scale", f"{theirs}.post_attention_layernorm.weight"),
+_NORMS = {
+  "pre": (("mixer_norm", "input"), ("mlp_norm", "post_attention")),
+  "post": (("mixer_post_norm", "post_attention"), ("mlp_post_norm", "post_feedforward")),
+  "both": (
+    ("mixer_norm", "input"),
+    ("mixer_post_norm", "post_attention"),
+    ("mlp_norm", "pre_feedforward"),
+    ("mlp_post_norm", "post_feedforward"),
+  ),
+}
+
+
+def norms(index: int, *, config: DecoderConfig) -> list[Entry]:
+  """Norms around the mixer and the MLP of one layer."""
+  return [
+    Entry(f"layers.{index}.{ours}.scale", f"model.layers.{index}.{theirs}_layernorm.weight")
+    for ours, theirs in _NORMS[config.norms]
   ]
-  for name in ("gate", "up", "down"):
-    rows += linear(f"{ours}.mlp.{name}", f"{theirs}.mlp.{name}_proj", bias=mlp_bias)
+
+
+def mlp(index: int, *, spec: Mlp) -> list[Entry]:
+  """Projections of the gated MLP of one layer."""
+  ours, theirs = f"layers.{index}.mlp", f"model.layers.{index}.mlp"
+  names = ("gate", "up", "down")
+  return [row for x in names for row in linear(f"{ours}.{x}", f"{theirs}.{x}_proj", bias=spec.use_bias)]
+
+
+def experts(index: int, *, spec: Moe, block: str, names: dict[str, str]) -> list[Entry]:
+  """Router and experts of one layer, where the checkpoint holds one tensor an expert and a projection."""
+  ours, theirs = f"layers.{index}.mlp", f"model.layers.{index}.{block}"
+  rows = linear(f"{ours}.router", f"{theirs}.gate")
+  for expert in range(spec.num_experts):
+    rows += [
+      Entry(f"{ours}.experts.{x}.kernel", f"{theirs}.experts.{expert}.{y}.weight", "transpose", expert=expert)
+      for x, y in names.items()
+    ]
   return rows
 
 
-def attention(index: int, *, bias: bool, out_bias: bool, qk_norm: bool) -> list[Entry]:
-  """Projections and norms of one attention layer."""
+def attention(index: int, *, spec: Attention) -> list[Entry]:
+  """Projections, norms and sinks of one attention layer."""
   ours, theirs = f"layers.{index}.mixer", f"model.layers.{index}.self_attn"
-  rows = [row for name in "qkv" for row in linear(f"{ours}.{name}", f"{theirs}.{name}_proj", bias=bias)]
-  rows += linear(f"{ours}.o", f"{theirs}.o_proj", bias=out_bias)
-  if qk_norm:
+  rows = [row for name in "qkv" for row in linear(f"{ours}.{name}", f"{theirs}.{name}_proj", bias=spec.use_bias)]
+  rows += linear(f"{ours}.o", f"{theirs}.o_proj", bias=spec.use_out_bias)
+  if spec.qk_norm:
     rows += [Entry(f"{ours}.{name}_norm.scale", f"{theirs}.{name}_norm.weight") for name in "qk"]
-  return rows
+  return [*rows, Entry(f"{ours}.sinks", f"{theirs}.sinks")] if spec.sinks else rows
+
+
+def dense_table(config: DecoderConfig) -> tuple[Entry, ...]:
+  """Every parameter of a model of attention and gated MLPs with the usual names."""
+  rows = frame(config)
+  for index, (layer, mixer) in enumerate(zip(config.layers, mixers(config), strict=True)):
+    assert isinstance(layer.mlp, Mlp), layer.mlp
+    rows += [*norms(index, config=config), *attention(index, spec=mixer), *mlp(index, spec=layer.mlp)]
+  return tuple(rows)

@@ -1,6 +1,7 @@
 """The name table of a family: rows that tie a canonical parameter to where a checkpoint keeps it, both ways."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -25,6 +26,22 @@ class Entry:
   form: str = "copy"
   part: tuple[int, int, int] | None = None
   expert: int | None = None
+
+
+# What older versions stored beside the weights, and every version computes again.
+_BUFFER = re.compile(r"(.*\.)?(rotary_emb\.(inv_freq|cos_cached|sin_cached)|h\.\d+\.attn\.(bias|masked_bias))")
+
+
+def spellings(found: Iterable[str], *, table: Iterable[Entry]) -> dict[str, str]:
+  """Names of the table -> names in the file, for a checkpoint as people have it.
+
+  Buffers of older versions are left out. A model saved without its head lacks the first part of every name.
+  """
+  found = [name for name in found if not _BUFFER.fullmatch(name)]
+  prefix = next(iter(table)).theirs.split(".", 1)[0] + "."
+  if any(name.startswith(prefix) for name in found):
+    return {name: name for name in found}
+  return {name if name.startswith("lm_head.") else prefix + name: name for name in found}
 
 
 def to_ours(value: np.ndarray, *, entry: Entry) -> np.ndarray:

@@ -4,9 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from distill.errors import InputError
-from distill.models.config import Attention, DecoderConfig, GatedDelta, LayerConfig, Mlp
-from distill.models.families.common import Attributes, attention, block, frame, linear, write_rope
+from distill.models.config import DecoderConfig, GatedDelta, LayerConfig
+from distill.models.families.attributes import Attributes
+from distill.models.families.common import attention, decoder, frame, heads, linear, mlp, norms
 from distill.models.families.mapping import Entry
+from distill.models.families.ropes import read_rope, write_rope
+from distill.nn.attention import Attention
+from distill.nn.mlp import Mlp
 
 ARCHITECTURE = "Qwen3_5ForCausalLM"
 _KINDS = ("linear_attention", "full_attention")
@@ -19,52 +23,38 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
     InputError: An attribute is missing, unknown or not supported.
   """
   have = Attributes(values, where=where)
-  have.only("hidden_act", ("silu",))
-  count, every = int(have.take("num_hidden_layers")), int(have.take("full_attention_interval", 4))
-  kinds = tuple(have.take("layer_types", tuple(_KINDS[(i + 1) % every == 0] for i in range(count))))
-  if len(kinds) != count or set(kinds) - set(_KINDS):
-    raise InputError(f"{where}: layer_types must name {count} layers, each {' or '.join(_KINDS)}")
-  bias = bool(have.take("attention_bias", False))
+  count, every = have.layer_count(), have.integer("full_attention_interval", 4)
+  kinds = have.one_a_layer("layer_types", [_KINDS[(i + 1) % every == 0] for i in range(count)], allowed=_KINDS)
+  sizes, bias = heads(have, kv=4, head_dim=256), have.flag("attention_bias")
   full = Attention(
-    num_heads=int(have.take("num_attention_heads")),
-    num_kv_heads=int(have.take("num_key_value_heads")),
-    head_dim=int(have.take("head_dim", 256)),
-    rope=have.rope(fraction=0.25),
+    **sizes,
+    rope=read_rope(have, head_dim=sizes["head_dim"], partial=True, fraction=0.25),
     gated=True,
-    qk_norm=True,
+    qk_norm="head",
     use_bias=bias,
     use_out_bias=bias,
   )
   delta = GatedDelta(
-    num_key_heads=int(have.take("linear_num_key_heads", 16)),
-    num_value_heads=int(have.take("linear_num_value_heads", 32)),
-    key_head_dim=int(have.take("linear_key_head_dim", 128)),
-    value_head_dim=int(have.take("linear_value_head_dim", 128)),
-    conv_width=int(have.take("linear_conv_kernel_dim", 4)),
+    num_key_heads=have.integer("linear_num_key_heads", 16),
+    num_value_heads=have.integer("linear_num_value_heads", 32),
+    key_head_dim=have.integer("linear_key_head_dim", 128),
+    value_head_dim=have.integer("linear_value_head_dim", 128),
+    conv_width=have.integer("linear_conv_kernel_dim", 4),
   )
-  if full.num_heads % full.num_kv_heads or delta.num_value_heads % delta.num_key_heads:
-    raise InputError(f"{where}: key heads must divide query heads, and linear_num_key_heads linear_num_value_heads")
-  mlp = Mlp(width=int(have.take("intermediate_size")))
+  if delta.num_value_heads % delta.num_key_heads:
+    raise InputError(f"{where}: linear_num_key_heads must divide linear_num_value_heads")
+  have.only("hidden_act", ("silu",))
+  mlp = Mlp(width=have.integer("intermediate_size"))
   mixers: dict[str, Attention | GatedDelta] = {"full_attention": full, "linear_attention": delta}
-  config = DecoderConfig(
-    family="qwen3_5_text",
-    vocab_size=int(have.take("vocab_size")),
-    width=int(have.take("hidden_size")),
-    layers=tuple(LayerConfig(mixer=mixers[kind], mlp=mlp) for kind in kinds),
-    norm_eps=float(have.take("rms_norm_eps", 1e-6)),
-    norm_offset=1.0,
-    tie_embeddings=bool(have.take("tie_word_embeddings", False)),
-    max_positions=int(have.take("max_position_embeddings", 32768)),
-  )
-  have.finish()
-  return config
+  layers = [LayerConfig(mixer=mixers[kind], mlp=mlp) for kind in kinds]
+  return decoder(have, family="qwen3_5_text", layers=layers, norm_offset=1.0)
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
   """HF configuration of an architecture of this family."""
   full = next((x.mixer for x in config.layers if isinstance(x.mixer, Attention)), None)
   delta = next((x.mixer for x in config.layers if isinstance(x.mixer, GatedDelta)), None)
-  if full is None or delta is None:
+  if full is None or full.rope is None or delta is None:
     raise InputError("qwen3_5_text: needs at least one layer of full and one of linear attention to be written")
   return {
     "vocab_size": config.vocab_size,
@@ -91,11 +81,12 @@ def write(config: DecoderConfig) -> dict[str, Any]:
 
 def table(config: DecoderConfig) -> tuple[Entry, ...]:
   """Every parameter under both names."""
-  rows = frame(tied=config.tie_embeddings)
+  rows = frame(config)
   for index, layer in enumerate(config.layers):
-    rows += block(index, mlp_bias=False)
+    assert isinstance(layer.mlp, Mlp), layer.mlp
+    rows += [*norms(index, config=config), *mlp(index, spec=layer.mlp)]
     if isinstance(layer.mixer, Attention):
-      rows += attention(index, bias=layer.mixer.use_bias, out_bias=layer.mixer.use_out_bias, qk_norm=True)
+      rows += attention(index, spec=layer.mixer)
     else:
       rows += _delta(f"layers.{index}.mixer", f"model.layers.{index}.linear_attn")
   return tuple(rows)

@@ -1,0 +1,155 @@
+"""One change of weights out of several adapters', always of the whole matrices, never of A and B apart.
+
+`sum` adds the changes up (a stack as it stands), `ties` trims and elects a sign for every number (Yadav et al. 2023,
+2306.01708), `dare` drops numbers at random and rescales the rest (Yu et al. 2023, 2311.03099). The weights of a stack
+multiply its changes first. TIES and DARE take every adapter's change from the base, whatever its mode.
+"""
+
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from distill.adapters.edits import LowRank
+from distill.adapters.stack import Applied, apply, merge_adapters, prepare
+from distill.errors import InputError
+from distill.models.config import DecoderConfig
+from distill.tree import Params
+
+METHODS = ("sum", "ties", "dare")
+
+
+def ties(changes: Sequence[Float[np.ndarray, "..."]], *, density: float) -> Float[np.ndarray, "..."]:
+  """The mean, number by number, of the trimmed changes that agree in sign with their total.
+
+  Args:
+    changes: Of one parameter, weighted.
+    density: Share of each that is kept, its largest numbers.
+  """
+  trimmed = np.stack([_trim(change, density) for change in changes])
+  agree = (np.sign(trimmed) == np.sign(trimmed.sum(axis=0))) & (trimmed != 0)
+  return np.where(agree, trimmed, 0).sum(axis=0) / np.maximum(agree.sum(axis=0), 1)
+
+
+def _trim(change: np.ndarray, density: float) -> np.ndarray:
+  kept = int(density * change.size)
+  order = np.argpartition(np.abs(change), change.size - kept, axis=None) if kept else np.zeros(0, int)
+  trimmed = np.zeros_like(change)
+  chosen = order[change.size - kept :]
+  trimmed.flat[chosen] = change.flat[chosen]
+  return trimmed
+
+
+def dare(changes: Sequence[Float[np.ndarray, "..."]], *, density: float, seed: Sequence[int]) -> np.ndarray:
+  """The sum of changes of which each number is kept with probability `density`, and divided by it."""
+  rng = np.random.default_rng(seed)
+  kept = [np.where(rng.random(x.shape) < density, x, 0) / np.float32(density) for x in changes]
+  return np.sum(kept, axis=0)
+
+
+def low_rank(change: Float[np.ndarray, "I O"], *, rank: int) -> LowRank:
+  """The nearest matrix of a rank in the Frobenius norm, as factors that share its singular values evenly."""
+  u, s, v = np.linalg.svd(change, full_matrices=False)
+  root = np.sqrt(s[:rank])
+  return LowRank(a=u[:, :rank] * root, b=root[:, None] * v[:rank], scale=1.0)
+
+
+def combine(
+  params: Mapping[str, Any],
+  *,
+  adapters: Sequence[Applied],
+  config: DecoderConfig,
+  method: str = "sum",
+  density: float = 1.0,
+  seed: int = 0,
+) -> tuple[DecoderConfig, Params]:
+  """Architecture and canonical parameters of the base with the combined change, in float32 where it changed.
+
+  Raises:
+    InputError: TIES or DARE of adapters that bring another number of tokens.
+  """
+  if method == "sum":
+    return merge_adapters(params, adapters=adapters, config=config)
+  grown, new = prepare(params, adapters=adapters, config=config)
+  base = {**params, **new}
+  merged = dict(base)
+  for name, changes in _changes(base, adapters):
+    if method == "ties":
+      change = ties(changes, density=density)
+    else:
+      change = dare(changes, density=density, seed=[seed, zlib.crc32(name.encode())])
+    merged[name] = np.asarray(base[name], np.float32) + change
+  return grown, merged
+
+
+def _changes(base: Params, adapters: Sequence[Applied]) -> Iterator[tuple[str, list[np.ndarray]]]:
+  """Every edited parameter with what each adapter that edits it, alone on the base, makes of it."""
+  for name in dict.fromkeys(name for _, adapter in adapters for name, _ in adapter.edits):
+    changes = []
+    for one in adapters:
+      if name not in dict(one[1].edits):
+        continue
+      after = apply({name: base[name]}, adapters=[one], only={name})[name]
+      if after.shape != np.shape(base[name]):
+        raise InputError(f"{one[1].path}: brings another number of tokens, which only --combine=sum can take in")
+      changes.append(after - np.asarray(base[name], np.float32))
+    yield name, changes
+
+
+def as_adapter(
+  params: Mapping[str, Any], *, adapters: Sequence[Applied], config: DecoderConfig, rank: int = 0, **how: Any
+) -> dict[str, LowRank]:
+  """The combined change as plain LoRA: exactly, from the adapters' own factors, or the nearest of a rank.
+
+  Args:
+    params: Canonical parameters of the base.
+    adapters: The stack.
+    config: Architecture of the base.
+    rank: 0 for exactly, which only a sum of plain LoRA can be.
+    how: `method`, `density` and `seed` of `combine`.
+
+  Raises:
+    InputError: The change has no low rank and none was given, or is of something that LoRA cannot change.
+  """
+  plain = how.get("method", "sum") == "sum" and all(
+    isinstance(edit, LowRank) and edit.magnitude is None for _, adapter in adapters for _, edit in adapter.edits
+  )
+  if plain:
+    exact = _concatenated(adapters)
+    return exact if not rank else {name: _shorter(one, rank) for name, one in exact.items()}
+  if not rank:
+    raise InputError("--rank: this combination is no sum of plain LoRA; give the rank to cut it to, or --format=model")
+  _, merged = combine(params, adapters=adapters, config=config, **how)
+  base = {**params, **prepare(params, adapters=adapters, config=config)[1]}
+  found = {}
+  for name in dict.fromkeys(name for _, adapter in adapters for name, _ in adapter.edits):
+    after = merged.get(name, merged["embed.table"].T)  # A head that is tied again.
+    change = (
+      np.asarray(after, np.float32) - np.asarray(base[name], np.float32) if after.shape == base[name].shape else None
+    )
+    if change is None or change.ndim != 2:
+      raise InputError(f"{name}: changed in a way that LoRA cannot; use --format=model")
+    found[name] = low_rank(change, rank=rank)
+  return found
+
+
+def _concatenated(adapters: Sequence[Applied]) -> dict[str, LowRank]:
+  """Factors side by side: their product is the sum of the products."""
+  parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+  for entry, adapter in adapters:
+    for name, edit in adapter.edits:
+      assert isinstance(edit, LowRank), edit
+      parts.setdefault(name, []).append((edit.a, np.float32(entry.weight * edit.scale) * edit.b))
+  return {
+    name: LowRank(a=np.concatenate([a for a, _ in pairs], axis=1), b=np.concatenate([b for _, b in pairs]), scale=1.0)
+    for name, pairs in parts.items()
+  }
+
+
+def _shorter(edit: LowRank, rank: int) -> LowRank:
+  """The same as `low_rank` of the product, by way of matrices no larger than its rank."""
+  (qa, ra), (qb, rb) = np.linalg.qr(edit.a), np.linalg.qr(edit.b.T)
+  inner = low_rank(ra @ rb.T, rank=rank)
+  return LowRank(a=qa @ inner.a, b=inner.b @ qb.T, scale=1.0)

@@ -1,0 +1,77 @@
+"""A model as an adapter sees it: HF modules, and the canonical parameters that they hold."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+
+import numpy as np
+
+from distill.models import hf
+from distill.models.config import DecoderConfig
+from distill.models.families.mapping import Entry, to_ours
+
+EMBEDDING, HEAD = "embed.table", "head.kernel"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layout:
+  """The name table of an architecture, by HF tensor; a tied head counts as one of its own.
+
+  Attributes:
+    config: The architecture.
+    entries: HF tensor -> the parameters, or pieces of one, that it holds.
+    shapes: Shape of every canonical parameter.
+  """
+
+  config: DecoderConfig
+  entries: Mapping[str, tuple[Entry, ...]]
+  shapes: Mapping[str, tuple[int, ...]]
+
+  def shape(self, theirs: str) -> tuple[int, ...]:
+    """Shape of an HF tensor in our orientation, whole."""
+    first, *others = (self.shapes[entry.ours] for entry in self.entries[theirs])
+    if self.entries[theirs][0].expert is not None:
+      return first[1:]
+    return (*first[:-1], first[-1] + sum(shape[-1] for shape in others))
+
+  def pieces(self, theirs: str, value: np.ndarray) -> dict[str, np.ndarray]:
+    """Canonical name -> its part of an HF tensor."""
+    return {entry.ours: to_ours(value, entry=entry) for entry in self.entries[theirs]}
+
+  def columns(self, theirs: str, value: np.ndarray) -> dict[str, np.ndarray]:
+    """Canonical name -> its part of the last axis of a value that is in our orientation already."""
+    return {
+      entry.ours: value if entry.part is None else value[..., slice(*entry.part)] for entry in self.entries[theirs]
+    }
+
+  def theirs(self, ours: str) -> str:
+    """The HF tensor of a parameter."""
+    return next(name for name, entries in self.entries.items() if any(entry.ours == ours for entry in entries))
+
+
+@functools.lru_cache(maxsize=4)
+def layout(config: DecoderConfig) -> Layout:
+  """The layout of an architecture."""
+  untied = dataclasses.replace(config, tie_embeddings=False)
+  entries: dict[str, tuple[Entry, ...]] = {}
+  for entry in hf.table(untied):
+    entries[entry.theirs] = (*entries.get(entry.theirs, ()), entry)
+  return Layout(config=config, entries=entries, shapes=hf.shapes(untied))
+
+
+def with_bias(config: DecoderConfig, name: str) -> DecoderConfig:
+  """The architecture with a bias where `name` (`layers.{i}.….bias`) asks for one; the same if there is no place for it.
+
+  Layers share their description, so that biases come to all layers of one kind, and not for one projection alone.
+  """
+  parts = name.split(".")
+  if len(parts) < 3 or parts[0] != "layers" or parts[2] not in ("mixer", "mlp"):
+    return config
+  part = parts[2]
+  kind = getattr(config.layers[int(parts[1])], part)
+  fields = {field.name for field in dataclasses.fields(kind)} & {"use_bias", "use_out_bias"}
+  changed = dataclasses.replace(kind, **dict.fromkeys(fields, True))
+  layers = tuple(
+    dataclasses.replace(layer, **{part: changed}) if getattr(layer, part) == kind else layer for layer in config.layers
+  )
+  return dataclasses.replace(config, layers=layers)

@@ -1,0 +1,284 @@
+"""Adapters applied beside the base instead of merged into it, so that each row of a batch can have a set of its own.
+
+A *route* is an ordered set of adapters. What a route makes of a matrix is column * base + a @ b, whatever the order,
+the weights and the modes of plain LoRA and DoRA in it, so that one pass over the base serves all routes. What is no
+such change (a replaced norm, a bias, a resized embedding) is kept once for each different value.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Float, Int
+
+from distill.adapters.edits import LowRank
+from distill.adapters.layout import EMBEDDING, HEAD
+from distill.adapters.stack import Applied, apply, prepare, settle
+from distill.errors import InputError
+from distill.models.config import DecoderConfig
+from distill.models.decoder import Decoder
+from distill.nn.adapted import Adapted
+from distill.parallel.mesh import sharding
+from distill.tree import Params
+from distill.types import Readout
+
+# Suffixes of what stands beside a stacked parameter: factors, and values by route with the place of each route's.
+_A, _B, _COLUMN, _VALUES, _PLACE = ".route_a", ".route_b", ".route_column", ".route_values", ".route_place"
+SUFFIXES = (_A, _B, _COLUMN, _VALUES, _PLACE)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Factored:
+  """column * base + a @ b, for one canonical parameter under one route."""
+
+  a: Float[np.ndarray, "I R"]
+  b: Float[np.ndarray, "R O"]
+  column: Float[np.ndarray, " O"]
+
+  def of(self, base: Float[np.ndarray, "I O"]) -> Float[np.ndarray, "I O"]:
+    """The matrix itself."""
+    return self.column * base + self.a @ self.b
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Beside:
+  """What routes add to a base.
+
+  Attributes:
+    config: Architecture of all of it.
+    replaced: Canonical parameters that take the place of the base's, or that it has not got.
+    stacked: What stands beside stacked parameters, by their name and a suffix.
+  """
+
+  config: DecoderConfig
+  replaced: Params
+  stacked: Params
+
+
+def beside(params: Mapping[str, Any], *, routes: Sequence[Sequence[Applied]], config: DecoderConfig) -> Beside:
+  """What routes add to a base, in float32 on the host.
+
+  Args:
+    params: Canonical parameters of the base; only those are looked at that the adapters edit in other ways than by
+      adding low ranks.
+    routes: The adapters of each route, in the order of their stack.
+    config: Architecture of the base.
+
+  Raises:
+    InputError: The routes do not share one vocabulary.
+  """
+  everything = list({id(one): one for route in routes for one in route}.values())
+  grown, new = prepare(params, adapters=everything, config=config)
+  base = collections.ChainMap(new, params)  # type: ignore[arg-type]
+  decoder = Decoder(grown)
+  groups = {name: _layers(decoder, name, x) for name, x in decoder.abstract().items()}
+  factored, varied = _sort(everything, groups.values())
+  originals = {name: np.asarray(base[name], np.float32) for name in varied}
+  results = [originals | apply(originals, adapters=route, only=varied) for route in routes]
+  for name in varied & {EMBEDDING, HEAD}:
+    if len({result[name].shape for result in results}) > 1:
+      paths = ", ".join(str(adapter.path) for _, adapter in everything)
+      raise InputError(f"{paths}: {name} has another number of tokens in some routes; merge that adapter")
+  replaced = {name: np.asarray(x, np.float32) for name, x in new.items()} | (results[0] if results else {})
+  stacked: Params = {}
+  for name, layers in groups.items():
+    if any(layer in varied for layer in layers):
+      stacked |= _values(name, layers, results, base)
+    elif any(layer in factored for layer in layers):
+      shape = decoder.abstract()[name].shape[-2:]
+      stacked |= _factors(name, layers, [_Route(route, base, shape=shape) for route in routes])
+  grown, replaced = settle(replaced, adapters=everything, config=grown, tied=False)
+  return Beside(config=grown, replaced=replaced, stacked=stacked)
+
+
+def build(
+  params: Mapping[str, Any], *, routes: Sequence[Sequence[Applied]], config: DecoderConfig
+) -> tuple[DecoderConfig, Params]:
+  """Architecture, and stacked float32 parameters with the routes' beside them, of a base on the host.
+
+  Raises:
+    InputError: The routes do not share one vocabulary.
+  """
+  added = beside(params, routes=routes, config=config)
+  whole = {name: np.asarray(x, np.float32) for name, x in {**params, **added.replaced}.items()}
+  return added.config, Decoder(added.config).stack(whole) | added.stacked
+
+
+def _layers(decoder: Decoder, name: str, value: jax.ShapeDtypeStruct) -> list[str]:
+  """Canonical names of a stacked parameter, one a layer."""
+  return list(decoder.unstack({name: [0] * value.shape[0] if name.startswith("groups.") else 0}))
+
+
+def _sort(adapters: Sequence[Applied], groups: Iterable[list[str]]) -> tuple[set[str], set[str]]:
+  """Names of the matrices that only low-rank edits change in all layers of a group, and of all else that is edited."""
+  kinds: dict[str, set[str]] = {}
+  for _, adapter in adapters:
+    for name, edit in adapter.edits:
+      low = isinstance(edit, LowRank) and (name.endswith(".kernel") or name == EMBEDDING)
+      # The columns of a head are tokens, and rows of different routes share them in one readout.
+      dora = isinstance(edit, LowRank) and edit.magnitude is not None and name == HEAD
+      kinds.setdefault(name, set()).add("low" if low and not dora else "other")
+  others = {name for name, found in kinds.items() if found != {"low"}}
+  others |= {name for group in groups if others & set(group) for name in set(group) & set(kinds)}
+  return set(kinds) - others, others
+
+
+class _Route:
+  """What one route makes of matrices that only low-rank edits change."""
+
+  def __init__(self, adapters: Sequence[Applied], base: Mapping[str, Any], *, shape: tuple[int, ...]):
+    self._base, self._shape = base, shape
+    self._adapters = [
+      (entry, {name: edit for name, edit in adapter.edits if isinstance(edit, LowRank)}) for entry, adapter in adapters
+    ]
+
+  def factored(self, name: str) -> Factored:
+    """The edits of a matrix in order, as one."""
+    rows, columns = self._shape
+    now = Factored(
+      a=np.zeros((rows, 0), np.float32), b=np.zeros((0, columns), np.float32), column=np.ones(columns, np.float32)
+    )
+    start = now
+    for entry, edits in self._adapters:
+      if entry.mode == "sequential":
+        start = now
+      if name not in edits:
+        continue
+      edit, share = edits[name], np.float32(entry.weight)
+      b = np.float32(edit.scale) * edit.b
+      dora = edit.magnitude is not None
+      factor = edit.columns(start.of(np.asarray(self._base[name], np.float32))) if dora else None
+      keep = np.ones_like(now.column) if factor is None else 1 + share * (factor - 1)
+      added = share * b if factor is None else share * factor * b
+      now = Factored(
+        a=np.concatenate([now.a, edit.a], axis=1),
+        b=np.concatenate([now.b * keep, added]),
+        column=now.column * keep,
+      )
+    return now
+
+
+def _factors(name: str, layers: list[str], routes: list[_Route]) -> Params:
+  """Factors of a stacked matrix, filled up with zeros to one rank."""
+  grid = [[route.factored(layer) for route in routes] for layer in layers]
+  rank = max(one.a.shape[1] for row in grid for one in row)
+
+  def stack(arrays: list[list[np.ndarray]]) -> np.ndarray:
+    rows = np.stack([np.stack(row) for row in arrays])
+    return rows if name.startswith("groups.") else rows[0]
+
+  def pad(x: np.ndarray, axis: int) -> np.ndarray:
+    widths = [(0, 0), (0, 0)]
+    widths[axis] = (0, rank - x.shape[axis])
+    return np.pad(x, widths)
+
+  found = {
+    f"{name}{_A}": stack([[pad(one.a, 1) for one in row] for row in grid]),
+    f"{name}{_B}": stack([[pad(one.b, 0) for one in row] for row in grid]),
+  }
+  if any((one.column != 1).any() for row in grid for one in row):
+    found[f"{name}{_COLUMN}"] = stack([[one.column for one in row] for row in grid])
+  return found
+
+
+def _values(name: str, layers: list[str], results: list[Params], base: Mapping[str, Any]) -> Params:
+  """The different values of a stacked parameter and each route's place among them; nothing if all have the same."""
+  others = {layer: np.asarray(base[layer], np.float32) for layer in layers if layer not in results[0]}
+  different: list[np.ndarray] = []
+  places = []
+  for result in results:
+    row = np.stack([result[layer] if layer in result else others[layer] for layer in layers])
+    known = [i for i, one in enumerate(different) if np.array_equal(one, row)]
+    places.append(known[0] if known else len(different))
+    if not known:
+      different.append(row)
+  if len(different) == 1:
+    return {}
+  values = np.stack(different)
+  stacked = name.startswith("groups.")
+  return {f"{name}{_VALUES}": values if stacked else values[:, 0], f"{name}{_PLACE}": np.asarray(places, np.int32)}
+
+
+def is_live(params: Mapping[str, Any]) -> bool:
+  """Whether routes stand beside the parameters."""
+  return any(name.endswith(SUFFIXES) for name in params)
+
+
+def shardings(decoder: Decoder, params: Mapping[str, Any], *, mesh: Mesh) -> dict[str, NamedSharding]:
+  """Where everything lives on `mesh`: a factor's long side like its matrix's."""
+  axes, found = decoder.axes(), decoder.shardings(mesh)
+  for name, x in params.items():
+    for suffix in SUFFIXES:
+      if not name.endswith(suffix):
+        continue
+      matrix = axes[name.removesuffix(suffix)]
+      if suffix == _PLACE:
+        sides: tuple[str | None, ...] = ()
+      elif suffix == _VALUES:
+        sides = matrix
+      else:
+        sides = {_A: (matrix[-2], "rank"), _B: ("rank", matrix[-1]), _COLUMN: matrix[-1:]}[suffix]
+      logical = (*([None] * (x.ndim - len(sides))), *sides)
+      found[name] = sharding(mesh, x.shape, logical)
+  return found
+
+
+def choose(
+  params: Mapping[str, Any], *, tokens: Int[Array, " T"], route: Int[Array, ""]
+) -> tuple[Params, Int[Array, " T"]]:
+  """Parameters of a decoder for ONE row under `route`, and its tokens as they index the embedding.
+
+  The head stays the base's: rows of different routes share one readout, which `widen` makes.
+  """
+  chosen = {name: x for name, x in params.items() if not name.endswith(SUFFIXES)}
+  for name, x in list(chosen.items()):
+    if name == HEAD:
+      continue
+    layers = x.shape[:1] if name.startswith("groups.") else ()
+    if f"{name}{_A}" in params:
+      chosen[name] = Adapted(
+        matrix=x,
+        a=params[f"{name}{_A}"],
+        b=params[f"{name}{_B}"],
+        column=params.get(f"{name}{_COLUMN}"),
+        route=jnp.broadcast_to(route, layers),
+      )
+    elif f"{name}{_VALUES}" in params:
+      values, place = params[f"{name}{_VALUES}"], params[f"{name}{_PLACE}"][route]
+      if name == EMBEDDING:
+        # Tables one below the other: no row copies a whole table.
+        chosen[name], tokens = values.reshape(-1, values.shape[-1]), tokens + place * values.shape[1]
+      else:
+        chosen[name] = values[place]
+  return chosen, tokens
+
+
+def widen(
+  params: Mapping[str, Any], *, hidden: Float[Array, "B T D"], readout: Readout, routes: Int[Array, " B"]
+) -> tuple[Float[Array, "B T W"], Readout]:
+  """Hidden states and a readout that all rows share, wider where routes differ at the head.
+
+  Each row's hidden state stands in the columns of its own route's rows of the kernel, with zeros elsewhere.
+  """
+  if f"{HEAD}{_VALUES}" in params:
+    values, place = params[f"{HEAD}{_VALUES}"], params[f"{HEAD}{_PLACE}"][routes]
+    hidden = _blocks(hidden[:, :, None, :], place, values.shape[0])
+    kernel = values.reshape(-1, values.shape[-1]).astype(readout.kernel.dtype)
+    return hidden, dataclasses.replace(readout, kernel=kernel)
+  if f"{HEAD}{_A}" not in params:
+    return hidden, readout
+  a, b = (params[f"{HEAD}{suffix}"].astype(readout.kernel.dtype) for suffix in (_A, _B))
+  low = jnp.einsum("btd,ndr->btnr", hidden.astype(a.dtype), a, preferred_element_type=jnp.float32)
+  hidden = jnp.concatenate([hidden, _blocks(low.astype(hidden.dtype), routes, a.shape[0])], axis=-1)
+  kernel = jnp.concatenate([readout.kernel, b.reshape(-1, b.shape[-1])])
+  return hidden, dataclasses.replace(readout, kernel=kernel)
+
+
+def _blocks(x: Float[Array, "B T M W"], place: Int[Array, " B"], count: int) -> Float[Array, "B T NW"]:
+  chosen = jax.nn.one_hot(place, count, dtype=x.dtype)[:, None, :, None]
+  return (x * chosen).reshape(*x.shape[:2], -1)

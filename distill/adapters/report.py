@@ -1,0 +1,135 @@
+"""What an adapter is, in lines: settings, what it changes and how much, and what of it would not load."""
+
+import pathlib
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from distill.adapters import edits
+from distill.adapters.edits import LowRank
+from distill.adapters.layout import layout
+from distill.adapters.peft import PREFIX, STEM, examine, low_rank_parts
+from distill.adapters.settings import Settings
+from distill.adapters.stack import Applied, Entry, apply, prepare
+from distill.errors import InputError
+from distill.models import hf, safetensors_files
+
+# A module that changes so many times more or less than the median module stands out.
+_OUTLIER = 5.0
+_FLAGS = {"use_rslora": "rsLoRA", "use_dora": "DoRA", "lora_bias": "biases of LoRA"}
+
+
+def describe(directory: pathlib.Path, *, model: pathlib.Path | None = None) -> Iterator[str]:
+  """One fact a line about a PEFT directory, measured against a base if there is one.
+
+  Raises:
+    InputError: Damaged files.
+  """
+  values = hf.read_json(directory / "adapter_config.json")
+  kinds = [text for key, text in _FLAGS.items() if values.get(key) is True]
+  yield (
+    f"adapter: {values.get('peft_type')} of rank {values.get('r')}, alpha {values.get('lora_alpha')}"
+    f"{''.join(f', {kind}' for kind in kinds)}"
+  )
+  yield f"base: {values.get('base_model_name_or_path') or 'not named'}"
+  yield f"targets: {_names(values.get('target_modules'))}"
+  if saved := values.get("modules_to_save"):
+    yield f"stored whole: {_names(saved)}"
+  try:
+    settings = Settings(directory / "adapter_config.json")
+  except InputError as error:
+    yield f"cannot be used: {error}"
+    return
+  yield from _alone(directory, settings) if model is None else _on(directory, settings, model)
+
+
+def _names(value: object) -> str:
+  return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _alone(directory: pathlib.Path, settings: Settings) -> Iterator[str]:
+  """By the factors alone: without a base there is no telling what fits."""
+  tensors = safetensors_files.read(directory, stem=STEM)
+  pairs: dict[str, dict[str, np.ndarray]] = {}
+  whole, unknown = [], []
+  for key, value in sorted(tensors.items()):
+    found = low_rank_parts(key.removeprefix(PREFIX))
+    if not key.startswith(PREFIX):
+      unknown.append(key)
+    elif found is None:
+      whole.append(key.removeprefix(PREFIX))
+    else:
+      pairs.setdefault(found[0], {})[found[1]] = value.astype(np.float32)
+  facts, norms = {}, {}
+  for module, parts in pairs.items():
+    a, b = (parts.get(name, parts.get(f"embedding_{name}")) for name in "ab")
+    if a is None or b is None or a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
+      if set(parts) == {"tokens"} and parts["tokens"].ndim == 2:
+        whole.append(f"{module} ({len(parts['tokens'])} tokens)")
+      else:
+        unknown.append(f"{PREFIX}{module}")
+      continue
+    edit = LowRank(a=a.T, b=b.T, scale=settings.scale(module))
+    norms[module] = edit.norm
+    facts[module] = f"rank {a.shape[0]}, scale {edit.scale:.4g}, ‖ΔW‖ {edit.norm:.4g}"
+  yield from _modules(facts, norms)
+  yield from (f"  {name}  replaced" for name in whole)
+  yield from (f"would not load: {key}: no whole pair of LoRA tensors" for key in unknown)
+
+
+def _on(directory: pathlib.Path, settings: Settings, model: pathlib.Path) -> Iterator[str]:
+  """Against the base: ‖ΔW‖ / ‖W‖ of every HF tensor that changes."""
+  config, params = hf.load(model)
+  adapter = examine(directory, config=config)
+  fits = "fits" if adapter.edits and not adapter.problems else "does not fit"
+  yield f"model: {model} ({config.family}); the adapter {fits}"
+  one: Applied = (Entry(path=directory), adapter)
+  base = {**params, **prepare(params, adapters=[one], config=config)[1]}
+  known = layout(config)
+  facts, shares = {}, {}
+  for theirs in dict.fromkeys(known.theirs(name) for name, _ in adapter.edits if name in known.shapes):
+    names = {entry.ours for entry in known.entries[theirs]} & {name for name, _ in adapter.edits}
+    after = apply({name: base[name] for name in names}, adapters=[one], only=names)
+    module, own = theirs.removesuffix(".weight"), [edit for name, edit in adapter.edits if name in names]
+    change, weight = _norms(after, base)
+    shares[module] = change / weight if weight else change
+    low = next((edit for edit in own if isinstance(edit, LowRank)), None)
+    kind = _kind(own[0]) if low is None else f"rank {low.a.shape[1]}, scale {low.scale:.4g}"
+    facts[module] = f"{kind}, ‖ΔW‖ {change:.4g}, {100 * shares[module]:.3g} % of ‖W‖"
+  yield from _modules(facts, shares)
+  for key, reason in adapter.problems:
+    yield f"would not load: {key}: {reason}"
+
+
+def _norms(after: Mapping[str, np.ndarray], base: Mapping[str, np.ndarray]) -> tuple[float, float]:
+  """‖after − base‖ and ‖base‖ over the pieces of one tensor; tokens that only one has do not count."""
+  change, weight = 0.0, 0.0
+  for name, value in after.items():
+    common = tuple(slice(0, min(pair)) for pair in zip(value.shape, base[name].shape, strict=True))
+    original = np.asarray(base[name], np.float32)[common]
+    change += float(np.sum(np.square(value[common] - original)))
+    weight += float(np.sum(np.square(original)))
+  return change**0.5, weight**0.5
+
+
+def _kind(edit: edits.Edit) -> str:
+  match edit:
+    case edits.Replacement():
+      return "replaced whole"
+    case edits.Rows():
+      return f"{len(edit.indices)} tokens replaced"
+  return "bias"
+
+
+def _modules(facts: Mapping[str, str], sizes: Mapping[str, float]) -> Iterator[str]:
+  """A line a module, with what is odd about it."""
+  yield f"modules: {len(facts)}"
+  changed = [size for size in sizes.values() if size > 0]
+  median = float(np.median(changed)) if changed else 0.0
+  for module, text in facts.items():
+    size, note = sizes[module], ""
+    if not size:
+      note = "  NO CHANGE (B is zero)" if "rank" in text else "  NO CHANGE"
+    elif len(changed) > 2 and not median / _OUTLIER <= size <= median * _OUTLIER:
+      note = f"  OUTLIER ({size / median:.3g} times the median)"
+    yield f"  {module}  {text}{note}"

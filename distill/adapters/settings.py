@@ -1,0 +1,206 @@
+"""adapter_config.json, believed only after it was checked."""
+
+import math
+import pathlib
+import re
+from collections.abc import Mapping
+from re import _constants, _parser  # type: ignore[attr-defined]
+from typing import Any
+
+from distill.errors import InputError
+from distill.models import hf
+
+# Values that leave the arithmetic of ordinary LoRA as it is; anything else is refused, with the reason if it is known.
+_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+  "peft_type": ("LORA",),
+  "bias": ("none", "all", "lora_only"),
+  "layer_replication": (None, []),
+  "alora_invocation_tokens": (None,),
+  "use_qalora": (False, None),
+  "use_bdlora": (False, None, {}),
+  "kasa_config": (None, {}),
+  "arrow_config": (None, {}),
+  "velora_config": (None, {}),
+  "monteclora_config": (None, {}),
+  "target_parameters": (None, []),
+}
+_REASONS: Mapping[str, str] = {
+  "peft_type": "only LORA is read; merge the adapter with peft",
+  "layer_replication": "it makes another model of the base; export that model with peft",
+  "alora_invocation_tokens": "aLoRA acts only behind its invocation tokens, which no merged weight can do",
+  "kasa_config": "KaSA changed the base weights; merge the adapter with peft",
+  "target_parameters": "LoRA on the tensors of experts is not read; merge the adapter with peft",
+}
+_FLAGS = ("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out", "ensure_weight_tying")
+_PATTERNS = ("rank_pattern", "alpha_pattern")
+_READ = {"r", "lora_alpha", "trainable_token_indices", "modules_to_save", "init_lora_weights", *_FLAGS, *_PATTERNS}
+# Facts about training or bookkeeping, or about where A and B are: the stored tensors tell that themselves.
+_IGNORED = {
+  "auto_mapping",
+  "base_model_name_or_path",
+  "corda_config",
+  "eva_config",
+  "exclude_modules",
+  "inference_mode",
+  "layers_pattern",
+  "layers_to_transform",
+  "loftq_config",
+  "lora_dropout",
+  "lora_ga_config",
+  "megatron_config",
+  "megatron_core",
+  "peft_version",
+  "qalora_group_size",
+  "revision",
+  "runtime_config",
+  "target_modules",
+  "task_type",
+}
+_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
+
+
+class Settings:
+  """The checked settings of one adapter.
+
+  Attributes:
+    where: Path of the file, for messages.
+    values: As they stand in it.
+  """
+
+  def __init__(self, path: pathlib.Path):
+    self.where, self.values = path, hf.read_json(path)
+    self._check()
+
+  def get(self, key: str, default: Any = None) -> Any:
+    """One value."""
+    return self.values.get(key, default)
+
+  def rank(self, module: str) -> int:
+    """r of a module, by the first pattern that fits its path."""
+    return self._pattern("rank_pattern", module, self.values["r"])
+
+  def scale(self, module: str) -> float:
+    """alpha / r of a module, or alpha / sqrt(r)."""
+    rank = self.rank(module)
+    alpha = self._pattern("alpha_pattern", module, self.values["lora_alpha"])
+    return alpha / (math.sqrt(rank) if self.get("use_rslora") else rank)
+
+  def saves(self, module: str) -> bool:
+    """Whether a module is one of those that were trained and stored whole."""
+    return any(module == name or module.endswith(f".{name}") for name in self.get("modules_to_save") or ())
+
+  def tokens(self, module: str, *, count: int) -> list[int]:
+    """The token ids of which a module's `trainable_tokens_delta` holds `count` rows.
+
+    Raises:
+      InputError: The file does not name them.
+    """
+    given = self.get("trainable_token_indices")
+    if isinstance(given, dict):
+      given = next((ids for name, ids in given.items() if module == name or module.endswith(f".{name}")), None)
+    if not isinstance(given, list) or len(given) != count or not all(_whole(x) and x >= 0 for x in given):
+      raise InputError(
+        f"{self.where}: trainable_token_indices names no {count} tokens of {module}, as the weights have"
+      )
+    if len(set(given)) != count:
+      raise InputError(f"{self.where}: trainable_token_indices names a token of {module} twice")
+    return given
+
+  def _pattern(self, key: str, module: str, default: Any) -> Any:
+    for pattern, value in (self.get(key) or {}).items():
+      if re.match(rf"(.*\.)?({pattern})$", module):
+        return value
+    return default
+
+  def _check(self) -> None:
+    for key in ("peft_type", "r", "lora_alpha"):
+      if key not in self.values:
+        raise InputError(f"{self.where}: {key} is missing")
+    for key, value in self.values.items():
+      if key in _NEUTRAL:
+        if not any(value == one and type(value) is type(one) for one in _NEUTRAL[key]):
+          reason = _REASONS.get(key, "it is not supported; merge the adapter with peft, or retrain without")
+          raise InputError(f"{self.where}: {key} = {_short(value)}: {reason}")
+      elif key not in _READ | _IGNORED and value not in (None, False, {}, []):
+        raise InputError(f"{self.where}: {key} = {_short(value)} is not understood; its effect would be lost")
+    init = self.get("init_lora_weights")
+    if not isinstance(init, str | bool | None) or init not in _INITS:
+      raise InputError(
+        f"{self.where}: init_lora_weights = {_short(init)} changed the base model; convert or merge it with peft"
+      )
+    for key in _FLAGS:
+      if not isinstance(self.get(key), bool | None):
+        raise InputError(f"{self.where}: {key} = {_short(self.get(key))}; expected true or false")
+    self._check_numbers()
+    saved = self.get("modules_to_save")
+    if saved is not None and not (isinstance(saved, list) and all(isinstance(name, str) for name in saved)):
+      raise InputError(f"{self.where}: modules_to_save = {_short(saved)}; expected a list of module names")
+    if self.get("use_dora") and self.get("lora_bias"):
+      raise InputError(f"{self.where}: lora_bias with use_dora has no meaning in peft; retrain with one of them")
+
+  def _check_numbers(self) -> None:
+    if not _whole(self.values["r"]) or self.values["r"] < 1:
+      raise InputError(f"{self.where}: r = {_short(self.values['r'])}; expected a whole number of at least 1")
+    if not _number(self.values["lora_alpha"]):
+      raise InputError(f"{self.where}: lora_alpha = {_short(self.values['lora_alpha'])}; expected a finite number")
+    for key in _PATTERNS:
+      patterns = self.get(key) or {}
+      if not isinstance(patterns, dict):
+        raise InputError(f"{self.where}: {key} = {_short(patterns)}; expected an object of pattern: number")
+      for pattern, value in patterns.items():
+        if not (_whole(value) and value >= 1) if key == "rank_pattern" else not _number(value):
+          raise InputError(f"{self.where}: {key}[{_short(pattern)}] = {_short(value)}; expected a number")
+        if reason := _unsafe(pattern):
+          raise InputError(f"{self.where}: {key}[{_short(pattern)}]: {reason}; write module names in full")
+
+
+def _short(value: Any) -> str:
+  text = repr(value)
+  return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _whole(value: Any) -> bool:
+  return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**31
+
+
+def _number(value: Any) -> bool:
+  return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**127
+
+
+def _unsafe(pattern: str) -> str:
+  """Why a stranger's regex is not run: it is none, or matching it could take for ever. Empty if it is fine."""
+  if len(pattern) > 10_000:
+    return "too long for a pattern"
+  try:
+    re.compile(pattern)
+    re.compile(rf"(.*\.)?({pattern})$")
+    counts = {"repeats": 0, "choices": 0}
+    if not _tame(_parser.parse(pattern), counts) or counts["repeats"] > 2 or counts["choices"] > 8:
+      return "too complex a pattern"
+  except (re.error, RecursionError, OverflowError, MemoryError) as error:
+    return f"not a regular expression ({' '.join(str(error).split())})"
+  return ""
+
+
+def _tame(parts: Any, counts: dict[str, int]) -> bool:
+  """Whether only single characters repeat, counting what a matcher may have to try again."""
+  repeats = (_constants.MAX_REPEAT, _constants.MIN_REPEAT)
+  singles = (_constants.LITERAL, _constants.NOT_LITERAL, _constants.ANY, _constants.IN)
+  for op, argument in parts:
+    if op in repeats:
+      _, most, body = argument
+      counts["choices" if most <= 1 else "repeats"] += 1
+      if most > 1 and not (len(body) == 1 and body[0][0] in singles):
+        return False
+      if not _tame(body, counts):
+        return False
+    elif op is _constants.SUBPATTERN:
+      if not _tame(argument[-1], counts):
+        return False
+    elif op is _constants.BRANCH:
+      counts["choices"] += 1
+      if not all(_tame(one, counts) for one in argument[1]):
+        return False
+    elif op not in (*singles, _constants.AT):
+      return False
+  return True

@@ -1,0 +1,164 @@
+"""Reading a Hugging Face configuration strictly: every attribute is taken, or known not to matter, or refused."""
+
+import math
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from distill.errors import InputError
+from distill.nn.mlp import ACTIVATIONS
+
+# Attributes that say nothing about the function a model computes.
+_NAMES = """
+  architectures model_type transformers_version _name_or_path name_or_path torch_dtype dtype use_cache use_bfloat16
+  output_hidden_states output_attentions output_scores return_dict return_dict_in_generate torchscript
+  chunk_size_feed_forward is_encoder_decoder is_decoder tie_encoder_decoder id2label label2id num_labels problem_type
+  finetuning_task task_specific_params initializer_range initializer_factor pretraining_tp tokenizer_class prefix
+  pad_token_id bos_token_id eos_token_id sep_token_id decoder_start_token_id unk_token_id cache_implementation
+  _attn_implementation attn_implementation _attn_implementation_autoset auto_map unsloth_version unsloth_fixed
+  attention_dropout attn_pdrop resid_pdrop embd_pdrop hidden_dropout dropout embedding_dropout
+  output_router_logits router_aux_loss_coef router_jitter_noise
+  max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k top_p
+  typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids
+  num_return_sequences forced_bos_token_id forced_eos_token_id remove_invalid_values suppress_tokens
+  begin_suppress_tokens exponential_decay_length_penalty max_sequence_length
+gradient_checkpointing output_past _num_labels is_llama_config transformers.js_config
+"""
+BOOKKEEPING = frozenset(_NAMES.split())
+
+
+class Attributes:
+  """An HF configuration from which every attribute must be taken, or be known not to matter."""
+
+  def __init__(self, values: Mapping[str, Any], *, where: str):
+    self._values = {key: value for key, value in values.items() if key not in BOOKKEEPING}
+    self._taken: set[str] = set()
+    self.where = where
+
+  def get(self, key: str) -> Any:
+    """The attribute as it stands, None where it is absent; from here on it counts as understood."""
+    self._taken.add(key)
+    return self._values.get(key)
+
+  def has(self, key: str) -> bool:
+    """Whether the attribute is there, be it null."""
+    return key in self._values
+
+  def take(self, key: str, default: Any = None) -> Any:
+    """The attribute, or the default when it is absent or null.
+
+    Raises:
+      InputError: It is absent and there is no default.
+    """
+    value = self.get(key)
+    if value is None and default is None:
+      raise InputError(f"{self.where}: {key} is missing")
+    return default if value is None else value
+
+  def integer(self, key: str, default: int | None = None, *, most: int = 2**31) -> int:
+    """A whole number from 1 to `most`.
+
+    Raises:
+      InputError: It is absent and there is no default, or anything else.
+    """
+    value = self.take(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= most or value % 1:
+      raise InputError(f"{self.where}: {key} = {value!r} must be a whole number from 1 to {most}")
+    return int(value)
+
+  def number(self, key: str, default: float | None = None) -> float:
+    """A finite number.
+
+    Raises:
+      InputError: It is absent and there is no default, or anything else.
+    """
+    return self.finite(key, self.take(key, default))
+
+  def finite(self, key: str, value: Any) -> float:
+    """`value`, if it is a finite number; `key` names it.
+
+    Raises:
+      InputError: Anything else.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+      raise InputError(f"{self.where}: {key} = {value!r} must be a number")
+    return float(value)
+
+  def flag(self, key: str, default: bool = False) -> bool:
+    """True or false.
+
+    Raises:
+      InputError: Anything else.
+    """
+    value = self.take(key, default)
+    if not isinstance(value, bool | int) or value not in (0, 1):
+      raise InputError(f"{self.where}: {key} = {value!r} must be true or false")
+    return bool(value)
+
+  def only(self, key: str, allowed: Collection[Any]) -> None:
+    """Refuses the attribute unless it is absent or one of the values that our layers compute.
+
+    Raises:
+      InputError: Another value.
+    """
+    value = self.get(key)
+    if value is not None and value not in allowed:
+      raise InputError(f"{self.where}: {key} = {value!r} is not supported; expected {' or '.join(map(repr, allowed))}")
+
+  def activation(self, key: str = "hidden_act", default: str = "silu") -> str:
+    """Name of an activation that we compute.
+
+    Raises:
+      InputError: Another one.
+    """
+    value = self.take(key, default)
+    if not isinstance(value, str) or value not in ACTIVATIONS:
+      raise InputError(f"{self.where}: {key} = {value!r} is not supported; expected one of {', '.join(ACTIVATIONS)}")
+    return value
+
+  def one_a_layer(self, key: str, default: Collection[Any], *, allowed: Collection[Any]) -> tuple[Any, ...]:
+    """A list with an entry for each of the layers that `default` has.
+
+    Raises:
+      InputError: Another length, or an entry that is not allowed.
+    """
+    value = self.take(key, list(default))
+    good = isinstance(value, list | tuple) and len(value) == len(default)
+    if not good or not all(isinstance(x, str | int) and x in allowed for x in value):
+      raise InputError(f"{self.where}: {key} must name {len(default)} layers, each {' or '.join(map(str, allowed))}")
+    return tuple(value)
+
+  def layer_count(self, key: str = "num_hidden_layers") -> int:
+    """Number of layers.
+
+    Raises:
+      InputError: Not a number that a model has.
+    """
+    return self.integer(key, most=4096)
+
+  def experts(self, default: int, *, chosen: int) -> tuple[int, int]:
+    """(`num_experts` or `num_local_experts`, `num_experts_per_tok`), with the family's defaults.
+
+    Raises:
+      InputError: Not numbers that a model has, or more chosen than there are.
+    """
+    names = ("num_local_experts", "num_experts")
+    found = [self.integer(name, most=4096) for name in names if self.get(name) is not None]
+    count, top_k = found[0] if found else default, self.integer("num_experts_per_tok", chosen)
+    if top_k > count:
+      raise InputError(f"{self.where}: num_experts_per_tok {top_k} is more than the {count} experts")
+    return count, top_k
+
+  def ignore(self, *keys: str) -> None:
+    """Attributes that this family carries along and never reads."""
+    self._taken.update(keys)
+
+  def finish(self) -> None:
+    """Refuses what was not taken and is not null or off.
+
+    Raises:
+      InputError: An attribute that this family does not know.
+    """
+    for key, value in self._values.items():
+      if key not in self._taken and value not in (None, False, {}, []):
+        name = key if key.isidentifier() else repr(key)
+        raise InputError(f"{self.where}: {name} = {value!r} is not understood; its effect would be lost")

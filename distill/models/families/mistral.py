@@ -1,0 +1,33 @@
+"""Mistral: Llama with a sliding window on every layer."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from distill.models.config import DecoderConfig, LayerConfig
+from distill.models.families.attributes import Attributes
+from distill.models.families.common import decoder, dense_table, heads, mixers, window, written
+from distill.models.families.ropes import read_rope
+from distill.nn.attention import Attention
+from distill.nn.mlp import Mlp
+
+ARCHITECTURE = "MistralForCausalLM"
+table = dense_table
+
+
+def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
+  """Architecture of an HF configuration.
+
+  Raises:
+    InputError: An attribute is missing, unknown or not supported.
+  """
+  have = Attributes(values, where=where)
+  sizes = heads(have, kv=8)
+  rope = read_rope(have, head_dim=sizes["head_dim"])
+  mixer = Attention(**sizes, rope=rope, window=window(have, 4096))
+  mlp = Mlp(width=have.integer("intermediate_size"), act=have.activation())
+  return decoder(have, family="mistral", layers=(LayerConfig(mixer=mixer, mlp=mlp),) * have.layer_count())
+
+
+def write(config: DecoderConfig) -> dict[str, Any]:
+  """HF configuration of an architecture of this family."""
+  return {**written(config), "sliding_window": mixers(config)[0].window}

@@ -1,0 +1,88 @@
+"""Qwen 3 with mixtures of experts, on all layers or on some."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from distill.errors import InputError
+from distill.models.config import DecoderConfig, LayerConfig
+from distill.models.families.attributes import Attributes
+from distill.models.families.common import attention, decoder, experts, frame, heads, mixers, mlp, norms, written
+from distill.models.families.mapping import Entry
+from distill.models.families.qwen2 import switched_window
+from distill.models.families.ropes import read_rope
+from distill.nn.attention import Attention
+from distill.nn.mlp import Mlp
+from distill.nn.moe import Moe
+
+ARCHITECTURE = "Qwen3MoeForCausalLM"
+_NAMES = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
+
+
+def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
+  """Architecture of an HF configuration.
+
+  Raises:
+    InputError: An attribute is missing, unknown or not supported.
+  """
+  have = Attributes(values, where=where)
+  sizes, bias, act = heads(have, kv=4), have.flag("attention_bias"), have.activation()
+  # Every layer has the window, whatever this says.
+  have.ignore("max_window_layers")
+  mixer = Attention(
+    **sizes,
+    rope=read_rope(have, head_dim=sizes["head_dim"]),
+    window=switched_window(have),
+    qk_norm="head",
+    use_bias=bias,
+    use_out_bias=bias,
+  )
+  plain = Mlp(width=have.integer("intermediate_size", 6144), act=act)
+  count, top_k = have.experts(128, chosen=8)
+  mixture = Moe(
+    width=have.integer("moe_intermediate_size", 768),
+    num_experts=count,
+    top_k=top_k,
+    act=act,
+    renormalise=have.flag("norm_topk_prob"),
+  )
+  every, kept = have.integer("decoder_sparse_step", 1), have.take("mlp_only_layers", [])
+  if not isinstance(kept, list | tuple):
+    raise InputError(f"{where}: mlp_only_layers = {kept!r} must be a list of layer numbers")
+  layers = [
+    LayerConfig(mixer=mixer, mlp=mixture if i not in kept and (i + 1) % every == 0 else plain)
+    for i in range(have.layer_count())
+  ]
+  return decoder(have, family="qwen3_moe", layers=layers)
+
+
+def write(config: DecoderConfig) -> dict[str, Any]:
+  """HF configuration of an architecture of this family."""
+  mixer, mlps = mixers(config)[0], [layer.mlp for layer in config.layers]
+  fields: dict[str, Any] = {}
+  for spec in mlps:
+    if isinstance(spec, Mlp):
+      fields["intermediate_size"] = spec.width
+    else:
+      fields |= {"num_experts": spec.num_experts, "num_experts_per_tok": spec.top_k}
+      fields |= {"moe_intermediate_size": spec.width, "norm_topk_prob": spec.renormalise}
+  return {
+    **written(config),
+    **fields,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [i for i, spec in enumerate(mlps) if isinstance(spec, Mlp)],
+    "attention_bias": mixer.use_bias,
+    "use_sliding_window": mixer.window is not None,
+    "sliding_window": mixer.window,
+  }
+
+
+def table(config: DecoderConfig) -> tuple[Entry, ...]:
+  """Every parameter under both names."""
+  rows = frame(config)
+  for index, (layer, mixer) in enumerate(zip(config.layers, mixers(config), strict=True)):
+    rows += [*norms(index, config=config), *attention(index, spec=mixer)]
+    if isinstance(layer.mlp, Moe):
+      rows += experts(index, spec=layer.mlp, block="mlp", names=_NAMES)
+    else:
+      rows += mlp(index, spec=layer.mlp)
+  return tuple(rows)

@@ -1,0 +1,217 @@
+"""JSON and its values from strangers: each is of the kind that was asked for, or the message names file and key."""
+
+import json
+import math
+import os
+import pathlib
+import re
+import stat
+from collections.abc import Mapping
+from typing import Any
+
+from distill.errors import InputError
+
+_MAX_JSON = 100 * 2**20
+_MAX_DEPTH = 50
+_LARGEST = 2**31 - 1
+
+
+def regular(path: pathlib.Path, *, hint: str) -> int:
+  """Size in bytes of a plain file that does not lead out of its directory, but into a hub cache's own blobs.
+
+  Args:
+    path: The file.
+    hint: What to do when it is not there.
+
+  Raises:
+    InputError: It is missing, a directory, a device or a pipe, cannot be read, or is a link to another place.
+  """
+  try:
+    found = path.stat()
+    real, home = path.resolve(strict=True), path.parent.resolve(strict=True)
+  except (FileNotFoundError, NotADirectoryError) as error:
+    raise InputError(f"{path}: no such file; {hint}") from error
+  except (OSError, ValueError, RuntimeError) as error:
+    raise InputError(f"{str(path)!r}: cannot be read ({error}); {hint}") from error
+  if not stat.S_ISREG(found.st_mode):
+    raise InputError(f"{path}: is not a plain file; {hint}")
+  blobs = {one.parent.parent / "blobs" for one in (home, *home.parents) if one.parent.name == "snapshots"}
+  if real.parent not in blobs and not real.is_relative_to(home):
+    raise InputError(f"{path}: is a link to {real}, outside its directory; put the file itself there")
+  if not os.access(path, os.R_OK):
+    raise InputError(f"{path}: cannot be read (permission denied); {hint}")
+  return found.st_size
+
+
+def parse(text: bytes, *, where: str) -> dict[str, Any]:
+  """A JSON object of standard JSON: no name twice, no NaN, no nesting or number beyond reason.
+
+  Raises:
+    InputError: It is anything else; `where` begins the message.
+  """
+
+  def unique(pairs):
+    values = dict(pairs)
+    if len(values) != len(pairs):
+      names = [name for name, _ in pairs]
+      twice = next(name for name in names if names.count(name) > 1)
+      raise InputError(f"{where}: {twice!r} stands twice; the file is not to be trusted")
+    return values
+
+  def refuse(word: str):
+    raise InputError(f"{where}: holds {word}, which is not JSON; write a number")
+
+  try:
+    values = json.loads(text.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
+  except InputError:
+    raise
+  except RecursionError as error:
+    raise InputError(f"{where}: cannot be read as JSON (nested too deeply); fetch the file again") from error
+  except ValueError as error:
+    raise InputError(f"{where}: cannot be read as JSON ({error}); fetch the file again") from error
+  if not isinstance(values, dict):
+    raise InputError(f"{where}: expected a JSON object")
+  level: list[Any] = [values]
+  for _ in range(_MAX_DEPTH):
+    inner = (one.values() if isinstance(one, dict) else one for one in level)
+    level = [one for many in inner for one in many if isinstance(one, dict | list)]
+  if level:
+    raise InputError(f"{where}: cannot be read as JSON (nested too deeply); fetch the file again")
+  return values
+
+
+def read_json(path: pathlib.Path, *, hint: str = "give a directory in the Hugging Face format") -> dict[str, Any]:
+  """The JSON object of a file.
+
+  Raises:
+    InputError: No such file, or not a JSON object as `parse` reads it.
+  """
+  path = pathlib.Path(path)
+  if (size := regular(path, hint=hint)) > _MAX_JSON:
+    raise InputError(f"{path}: {size:,} bytes are too many for JSON; fetch the file again")
+  try:
+    text = path.read_bytes()
+  except OSError as error:
+    raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+  return parse(text, where=str(path))
+
+
+def integer(value: Any, *, where: str, low: int = 1, high: int = _LARGEST) -> int:
+  """A whole number from `low` to `high`; `where` is file and key.
+
+  Raises:
+    InputError: Another kind of value, or one out of range.
+  """
+  whole = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value) and value == int(value))
+  if isinstance(value, bool) or not whole or not low <= value <= high:
+    raise InputError(f"{where} = {_short(value)}: expected a whole number from {low} to {high}")
+  return int(value)
+
+
+def number(value: Any, *, where: str, low: float = -math.inf, high: float = math.inf) -> float:
+  """A finite number from `low` to `high`; `where` is file and key.
+
+  Raises:
+    InputError: Another kind of value, or one out of range.
+  """
+  try:
+    found = math.nan if isinstance(value, bool) or not isinstance(value, int | float) else float(value)
+  except OverflowError:
+    found = math.inf
+  if not math.isfinite(found) or not low <= found <= high:
+    limits = "" if low == -math.inf and high == math.inf else f" from {low:g} to {high:g}"
+    raise InputError(f"{where} = {_short(value)}: expected a finite number{limits}")
+  return found
+
+
+def flag(value: Any, *, where: str) -> bool:
+  """true or false.
+
+  Raises:
+    InputError: Another kind of value.
+  """
+  if not isinstance(value, bool):
+    raise InputError(f"{where} = {_short(value)}: expected true or false")
+  return value
+
+
+def fields(value: Any, *, where: str) -> dict[str, Any]:
+  """A JSON object.
+
+  Raises:
+    InputError: Another kind of value.
+  """
+  if not isinstance(value, Mapping):
+    raise InputError(f"{where} = {_short(value)}: expected an object of names and values")
+  return dict(value)
+
+
+def sequence(value: Any, *, where: str, kind: type = object) -> list[Any]:
+  """A list whose items are all of `kind`.
+
+  Raises:
+    InputError: Another kind of value.
+  """
+  if not isinstance(value, list | tuple) or not all(isinstance(item, kind) for item in value):
+    items = "" if kind is object else f" of {kind.__name__}"
+    raise InputError(f"{where} = {_short(value)}: expected a list{items}")
+  return list(value)
+
+
+# Names that Hugging Face configurations share, with the range in which every model has them; others start at 0.
+_COUNTS = {
+  "num_hidden_layers": 1024,
+  "num_experts": 1024,
+  "num_local_experts": 1024,
+  "num_attention_heads": 2**14,
+  "num_key_value_heads": 2**14,
+  "n_layer": 1024,
+  "n_head": 2**14,
+  "head_dim": 2**16,
+  "hidden_size": 2**20,
+  "n_embd": 2**20,
+  "vocab_size": 2**24,
+}
+_COUNT = re.compile(r"(num_|n_).*|.*_(size|dim|position_embeddings|positions|interval|layers)|sliding_window")
+_NUMBER = re.compile(r".*_(eps|epsilon|theta|factor|multiplier|softcapping|base_freq)")
+_FLAG = re.compile(r"(use|tie)_.*|.*_bias|norm_topk_prob")
+_FREE = re.compile(r".*labels|num_return_sequences|num_beam.*|chunk_size_feed_forward")
+_ROPE = re.compile(r".*(theta|factor|fast|slow|embeddings|mscale.*)")
+
+
+def check_config(values: Mapping[str, Any], *, where: str) -> None:
+  """Refuses an HF configuration in which a value of a well-known name is not of its kind, or beyond any model's size.
+
+  Raises:
+    InputError: Such a value; null is always allowed.
+  """
+  for key, value in values.items():
+    name = f"{where}: {key}"
+    if value is None or _FREE.fullmatch(key):
+      continue
+    if _COUNT.fullmatch(key) and (key in _COUNTS or not isinstance(value, list | tuple)):
+      integer(value, where=name, low=int(key in _COUNTS), high=_COUNTS.get(key, _LARGEST))
+    elif _NUMBER.fullmatch(key):
+      number(value, where=name)
+    elif _FLAG.fullmatch(key):
+      flag(value, where=name)
+    elif key == "layer_types":
+      sequence(value, where=name, kind=str)
+    elif key in ("rope_parameters", "rope_scaling"):
+      _check_rope(fields(value, where=name), where=name)
+
+
+def _check_rope(values: Mapping[str, Any], *, where: str) -> None:
+  for key, value in values.items():
+    if isinstance(value, Mapping):
+      _check_rope(value, where=f"{where}.{key}")
+    elif _ROPE.fullmatch(key) and value is not None and not isinstance(value, list | tuple):
+      number(value, where=f"{where}.{key}")
+
+
+def _short(value: Any) -> str:
+  try:
+    text = repr(value)
+  except (ValueError, RecursionError):  # A number of more digits than Python prints, or nesting.
+    return f"a huge {type(value).__name__}"
+  return text if len(text) <= 60 else f"{text[:57]}…"

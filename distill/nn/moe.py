@@ -1,0 +1,106 @@
+"""Mixture-of-experts MLP."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from distill.nn.mlp import ACTIVATIONS
+from distill.nn.param import Init, normal, zeros
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Moe:
+  """A router picks `top_k` of `num_experts` gated MLPs for every token and weighs them.
+
+  Attributes:
+    width: Hidden width of one expert.
+    renormalise: The weights of the chosen experts sum to one; else they are what the softmax over all gave them.
+    use_bias: On the router and on every projection.
+    clamp: (alpha, limit) of gpt-oss: (1 + up) * gate * sigmoid(alpha * gate) with both parts clamped, in place of
+      act(gate) * up.
+  """
+
+  width: int
+  num_experts: int
+  top_k: int
+  act: str = "silu"
+  renormalise: bool = True
+  use_bias: bool = False
+  clamp: tuple[float, float] | None = None
+
+
+class Experts(nnx.Module):
+  """One projection of every expert: a kernel [E, in, out], perhaps with a bias [E, out]."""
+
+  def __init__(self, init: Init, *, shape: tuple[int, int, int], use_bias: bool):
+    # Experts, not their widths, are spread over devices: each has its own whole.
+    axes, bias_shape = ("experts", "embed", None), (shape[0], shape[2])
+    self.kernel = init.param("kernel", shape=shape, axes=axes, init=normal(shape[1] ** -0.5))
+    self.bias = init.param("bias", shape=bias_shape, axes=("experts", None), init=zeros) if use_bias else None
+
+  def product(self, x: Float[Array, "..."], *, spelled: str, dtype: DTypeLike) -> Float[Array, "..."]:
+    """`x` and the kernel under einsum, float32, with operands in `dtype`."""
+    kernel = self.kernel[...].astype(dtype)
+    return jnp.einsum(spelled, x.astype(dtype), kernel, preferred_element_type=jnp.float32)
+
+
+class MoeMlp(nnx.Module):
+  """Σ_e weight_e(x) * expert_e(x), computed for all experts and masked: exact, and one dense product a projection.
+
+  The work is num_experts / top_k of what a sorted product needs, but no token is ever dropped or moved. Routing is
+  float32 throughout, from an input that was never rounded: a flipped choice is an error of order one.
+  """
+
+  def __init__(self, init: Init, *, spec: Moe, width: int):
+    self.spec = spec
+    count, wide, narrow = spec.num_experts, (width, spec.width), (spec.width, width)
+    router = init.child("router")
+    self.router = nnx.Dict(
+      kernel=router.param("kernel", shape=(width, count), axes=("embed", None), init=normal(width**-0.5))
+    )
+    if spec.use_bias:
+      self.router["bias"] = router.param("bias", shape=(count,), axes=(None,), init=zeros)
+    experts = init.child("experts")
+    self.experts = nnx.Dict(
+      gate=Experts(experts.child("gate"), shape=(count, *wide), use_bias=spec.use_bias),
+      up=Experts(experts.child("up"), shape=(count, *wide), use_bias=spec.use_bias),
+      down=Experts(experts.child("down"), shape=(count, *narrow), use_bias=spec.use_bias),
+    )
+
+  def weights(self, x_TD: Float[Array, "T D"]) -> Float[Array, "T E"]:
+    """Weight of every expert for every token, zero for those not chosen, float32."""
+    logits_TE = jnp.matmul(x_TD.astype(jnp.float32), self.router["kernel"][...], precision=jax.lax.Precision.HIGHEST)
+    if self.spec.use_bias:
+      logits_TE = logits_TE + self.router["bias"][...]
+    probs_TE = jax.nn.softmax(logits_TE, axis=-1)
+    _, chosen = jax.lax.top_k(logits_TE, self.spec.top_k)
+    kept = jnp.where(jax.nn.one_hot(chosen, self.spec.num_experts, dtype=bool).any(axis=-2), probs_TE, 0.0)
+    return kept / jnp.sum(kept, axis=-1, keepdims=True) if self.spec.renormalise else kept
+
+  def _project(self, experts, rows, dtype):
+    y_ETF = experts.product(rows, spelled="td,edf->etf", dtype=dtype)
+    return y_ETF if experts.bias is None else y_ETF + experts.bias[...][:, None]
+
+  def _gate(self, gate, up):
+    if self.spec.clamp is None:
+      return ACTIVATIONS[self.spec.act](gate) * up
+    alpha, limit = self.spec.clamp
+    gate, up = jnp.minimum(gate, limit), jnp.clip(up, -limit, limit)
+    return (up + 1) * gate * jax.nn.sigmoid(alpha * gate)
+
+  def __call__(self, x: Float[Array, "*B D"], *, dtype: DTypeLike) -> Float[Array, "*B D"]:
+    """The mixture, float32; operands of the experts are `dtype`."""
+    rows = x.reshape(-1, x.shape[-1])
+    weights_TE = self.weights(rows)
+
+    gate, up = (self._project(self.experts[name], rows, dtype) for name in ("gate", "up"))
+    hidden_ETF = self._gate(gate, up) * weights_TE.T[..., None]
+    down = self.experts["down"]
+    y = down.product(hidden_ETF, spelled="etf,efd->td", dtype=dtype)
+    if down.bias is not None:
+      y = y + jnp.matmul(weights_TE, down.bias[...], precision=jax.lax.Precision.HIGHEST)
+    return y.reshape(x.shape)

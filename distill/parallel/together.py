@@ -1,0 +1,30 @@
+"""Errors that all processes learn of, so that none waits at a collective for one that has stopped."""
+
+from types import TracebackType
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from distill.errors import InputError
+
+
+class together:
+  """Context of work that each process does by itself; where it fails in one, it fails in all.
+
+  Args:
+    what: Of the message that the other processes raise.
+  """
+
+  def __init__(self, what: str):
+    self._what = what
+
+  def __enter__(self) -> None:
+    return
+
+  def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    if jax.process_count() == 1 or (kind is not None and not issubclass(kind, Exception)):
+      return
+    failed = multihost_utils.process_allgather(np.asarray(kind is not None))
+    if kind is None and failed.any():
+      raise InputError(f"{self._what}: process {int(np.argmax(failed))} failed; its own message says why")

@@ -1,0 +1,81 @@
+"""What `distill inspect` says of adapters."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from distill.adapters.report import describe
+from distill.models import hf
+
+
+@pytest.fixture
+def damaged(adapter_dirs, tmp_path):
+  """A copy of an adapter that can be changed: edit(tensors, settings)."""
+  directory = tmp_path / "adapter"
+  shutil.copytree(adapter_dirs[0], directory)
+
+  def edit(change):
+    weights, config = directory / "adapter_model.safetensors", directory / "adapter_config.json"
+    tensors, settings = safetensors.numpy.load_file(weights), json.loads(config.read_text())
+    change(tensors, settings)
+    safetensors.numpy.save_file(tensors, weights)
+    config.write_text(json.dumps(settings))
+    return directory
+
+  return edit
+
+
+def test_each_module_is_measured_alone_and_against_its_base(llama_dir, adapter_dirs):
+  tensors = safetensors.numpy.load_file(adapter_dirs[0] / "adapter_model.safetensors")
+  module = "model.layers.2.self_attn.q_proj"
+  a, b = (tensors[f"base_model.model.{module}.lora_{half}.weight"] for half in "AB")
+  norm = np.linalg.norm(1.5 * b @ a)
+  (line,) = [line for line in describe(adapter_dirs[0]) if module in line]
+  assert f"rank 4, scale 1.5, ‖ΔW‖ {norm:.4g}" in line
+  weight = safetensors.numpy.load_file(llama_dir / "model.safetensors")[f"{module}.weight"]
+  lines = list(describe(adapter_dirs[0], model=llama_dir))
+  (line,) = [line for line in lines if module in line]
+  assert f"{100 * norm / np.linalg.norm(weight):.3g} % of ‖W‖" in line
+  assert any(f"model: {llama_dir} (llama); the adapter fits" in line for line in lines)
+
+
+@pytest.mark.parametrize("with_model", [False, True])
+def test_a_module_that_does_nothing_and_one_that_does_too_much_are_marked(llama_dir, damaged, with_model):
+  def change(tensors, settings):
+    tensors["base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"] *= 0
+    tensors["base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"] *= 100
+
+  lines = list(describe(damaged(change), model=llama_dir if with_model else None))
+  marked = {re.search(r"layers\.(\d)", line)[1]: line for line in lines if "NO CHANGE" in line or "OUTLIER" in line}
+  assert set(marked) == {"0", "1"}
+  assert "NO CHANGE" in marked["0"] and "OUTLIER" in marked["1"]
+
+
+def test_keys_that_would_not_load_are_named_with_the_reason(llama_dir, damaged):
+  def change(tensors, settings):
+    tensors["base_model.model.model.layers.9.self_attn.q_proj.lora_A.weight"] = np.ones((4, 32), np.float32)
+    tensors["base_model.model.model.layers.0.surprise"] = np.ones(3, np.float32)
+    tensors["base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"] = np.ones((4, 8), np.float32)
+
+  lines = [line for line in describe(damaged(change), model=llama_dir) if "not load" in line]
+  assert len(lines) == 3
+  assert any("has no model.layers.9.self_attn.q_proj" in line for line in lines)
+  assert any("surprise: is not a weight of a llama model" in line for line in lines)
+  assert any("the model's is (32, 32)" in line for line in lines)
+
+
+def test_an_adapter_of_another_kind_says_why_it_cannot_be_used(damaged):
+  directory = damaged(lambda tensors, settings: settings.update(peft_type="IA3"))
+  assert any(line.startswith("cannot be used:") and "peft_type" in line for line in describe(directory))
+
+
+def test_the_command_lists_adapters_in_named_subfolders(adapter_dirs, tmp_path, distill):
+  for name, path in zip(("chat", "tools"), adapter_dirs, strict=True):
+    shutil.copytree(path, tmp_path / name)
+  shown = distill("inspect", tmp_path).stdout
+  assert "adapters: chat, tools" in shown and shown.count("adapter: LORA of rank 4") == 2
+  assert hf.read_json(adapter_dirs[0] / "adapter_config.json")["base_model_name_or_path"] in shown
