@@ -165,7 +165,12 @@ def get_config(variant=""):
         "optimizer": {{"learning_rate": 1e-2}}}},
       "2_distill": {{
         "steps": 14,
-        "terms": [{{"kind": "forward_kl"}}, {{**hidden, "weight": 0.5}}, {{"kind": "cross_entropy", "weight": 0.1}}],
+        "terms": [
+          {{"kind": "forward_kl"}},
+          {{**hidden, "weight": 0.5}},
+          {{"kind": "cross_entropy", "weight": 0.1}},
+          {{"kind": "taid", "weight": 0.1}},
+        ],
         "optimizer": {{
           "learning_rate": {{"kind": "cosine", "peak": 3e-3, "warmup": 3}},
           "weight_decay": 0.1,
