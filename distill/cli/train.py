@@ -8,6 +8,7 @@ from absl import flags
 
 from distill.cli import configuration
 from distill.cli.parsing import parse
+from distill.evaluation.skills import read_skill
 from distill.training.interrupt import EXIT_INTERRUPTED
 from distill.training.run import train
 
@@ -23,7 +24,12 @@ def main(arguments: Sequence[str]) -> int:
   rest, overrides = configuration.split(arguments)
   parse(FLAGS, rest)
   resolved = configuration.load(_CONFIG.value, overrides=overrides)
-  code = train(resolved, workdir=pathlib.Path(_WORKDIR.value))
+  for path in resolved["evaluation"]["skills"]:
+    read_skill(pathlib.Path(path))  # Wrong ones would be found only when the run is over.
+  workdir = pathlib.Path(_WORKDIR.value)
+  code = train(resolved, workdir=workdir)
   if code == EXIT_INTERRUPTED:
     print("distill train: saved and stopped; the same command goes on", file=sys.stderr)
+  else:
+    print(f"wrote {workdir / ('adapter' if resolved['student']['adapters']['targets'] else 'student')}")
   return code

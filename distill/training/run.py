@@ -25,7 +25,7 @@ from distill.models.hub import locate
 from distill.parallel.mesh import make_mesh, replicated
 from distill.training import loop
 from distill.training.checkpoint import Checkpoints, flatten_state, unflatten_state
-from distill.training.config import fingerprint, resolve
+from distill.training.config import difference, fingerprint, resolve
 from distill.training.interrupt import EXIT_INTERRUPTED, Interruption
 from distill.training.metrics import MetricsWriter, Progress
 from distill.training.models import Models, build, routes
@@ -75,14 +75,17 @@ def train(config: Mapping[str, Any], *, workdir: pathlib.Path) -> int:
 
 
 def _claim(workdir: pathlib.Path, resolved: Mapping[str, Any]) -> None:
-  """Marks the directory as this run's, or refuses one of another."""
+  """Marks the directory as this run's, or refuses one of another that has got anywhere."""
   path, identity = workdir / "config.json", fingerprint(resolved)
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     if path.exists():
-      if hf.read_json(path).get("fingerprint") != identity:
-        raise InputError(f"{path}: a run with another configuration; use another --workdir, or delete this one")
-      return
+      earlier = hf.read_json(path)
+      if earlier.get("fingerprint") == identity:
+        return
+      if any((workdir / "checkpoints").glob("[0-9]*")) or "fingerprint" not in earlier:
+        key = difference(earlier.get("config", {}), resolved) or "config"
+        raise InputError(f"{path}: of a run with another {key}; use another --workdir, or delete this one")
     work = path.with_suffix(".tmp")
     work.write_text(json.dumps({"fingerprint": identity, "config": resolved}, indent=1, default=str) + "\n")
     work.replace(path)

@@ -108,9 +108,26 @@ def test_unwritable_workdir(refused, recipe, tmp_path):
   refused("train", f"--config={recipe}", f"--workdir={tmp_path / 'file'}", says=["file", "workdir"])
 
 
-def test_workdir_of_another_run(refused, distill, recipe, tmp_path):
-  (tmp_path / "config.json").write_text(json.dumps({"fingerprint": "other"}))
-  refused("train", f"--config={recipe}", f"--workdir={tmp_path}", says=["config.json", "another"])
+def test_workdir_of_another_run(refused, recipe, tmp_path):
+  (tmp_path / "config.json").write_text(json.dumps({"fingerprint": "other", "config": {"seed": 5}}))
+  (tmp_path / "checkpoints/4").mkdir(parents=True)
+  refused("train", f"--config={recipe}", f"--workdir={tmp_path}", says=["config.json", "another config.data"])
+
+
+def test_a_workdir_where_nothing_was_trained_is_not_blocked_by_its_first_configuration(refused, recipe, tmp_path):
+  (tmp_path / "config.json").write_text(json.dumps({"fingerprint": "other", "config": {}}))
+  broken = ["train", f"--config={recipe}", f"--workdir={tmp_path}", "--config.teacher.model=gone"]
+  refused(*broken, says=["gone"])
+  assert "gone" in (tmp_path / "config.json").read_text()
+
+
+def test_wrong_skills_before_the_training(refused, recipe, tmp_path):
+  changed, skill = tmp_path / "changed.py", tmp_path / "skill.jsonl"
+  skill.write_text(json.dumps({"skill": "a", "prompt": "b", "choices": ["c", "d"], "answer": 5}) + "\n")
+  evaluation = f'"evaluation": {{"skills": ({str(skill)!r},)}}, "training"'
+  changed.write_text(recipe.read_text().replace('"training"', evaluation, 1))
+  refused("train", f"--config={changed}", f"--workdir={tmp_path / 'run'}", says=["skill.jsonl"])
+  assert not (tmp_path / "run").exists()
 
 
 def test_wrong_tokenizer(refused, recipe, tokenizer_dir, tmp_path):

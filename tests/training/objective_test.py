@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from distill.errors import InputError
-from distill.training.config import resolve
+from distill.training.config import difference, resolve
 from distill.training.objective import build_terms, counts, initial_states, loss_sums, next_states
 from distill.training.optimizer import make_optimizer, multipliers
 from distill.types import Batch, DenseSignal, ModelOutput, Readout
@@ -161,3 +161,10 @@ def test_stages_run_in_the_order_of_their_names_and_defaults_are_filled_in():
   assert resolved["training"]["micro_batches"] == 1
   with pytest.raises(InputError, match="did you mean stages"):
     resolve({"data": {"sources": []}, "stage": {}})
+
+
+def test_the_first_key_that_differs_is_named():
+  one = {"a": {"b": [1, {"c": 2}], "d": 3}, "e": (1, 2)}
+  assert difference(one, {**one, "e": [1, 2]}) == ""
+  assert difference(one, {**one, "a": {"b": [1, {"c": 4}], "d": 5}}) == "config.a.b[1].c"
+  assert difference(one, {**one, "f": 1}) == "config.f"
