@@ -106,6 +106,18 @@ def table(config: DecoderConfig) -> tuple[Entry, ...]:
   return FAMILIES[config.family].table(config)
 
 
+def check_writable(config: DecoderConfig, *, where: str) -> None:
+  """Refuses an architecture that its family's config.json has no words for, before work is spent on it.
+
+  Raises:
+    InputError: Such an architecture; `where`, file and key, begins the message.
+  """
+  try:
+    FAMILIES[config.family].write(config)
+  except InputError as error:
+    raise InputError(f"{where}: {error}") from error
+
+
 def load(directory: pathlib.Path) -> tuple[DecoderConfig, Params]:
   """Architecture and canonical parameters on the host, in the dtypes they are stored in.
 

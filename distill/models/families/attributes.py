@@ -24,6 +24,10 @@ _NAMES = """
 gradient_checkpointing output_past _num_labels is_llama_config transformers.js_config
 """
 BOOKKEEPING = frozenset(_NAMES.split())
+# Switches and lists of other families that configurations carry along: false, 0 or empty, they are off.
+_OFF = frozenset(
+  ["add_cross_attention", "use_bidirectional_attention", "use_sliding_window", "use_mrope", "mlp_only_layers", "attention_bias", "mlp_bias", "qkv_bias", "attention_out_bias", "lm_head_bias", "use_qk_norm", "qk_layernorm", "attention_sinks", "alibi", "use_parallel_residual", "parallel_attn", "rope_interleaved", "pruned_heads", "tf_legacy_loss", "quantization_config", "no_rope_layers", "norm_topk_prob", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", "mtp_num_hidden_layers", "num_nextn_predict_layers"]
+)
 
 
 class Attributes:
@@ -153,12 +157,17 @@ class Attributes:
     self._taken.update(keys)
 
   def finish(self) -> None:
-    """Refuses what was not taken and is not null or off.
+    """Refuses what was not taken and is not null, or off where that is known to be harmless.
 
     Raises:
-      InputError: An attribute that this family does not know.
+      InputError: An attribute that this family does not know, or attention that looks ahead.
     """
+    # Of every family, and null is false to transformers.
+    if self.has("is_causal") and self.get("is_causal") is not True:
+      value = self.get("is_causal")
+      raise InputError(f"{self.where}: is_causal = {value!r} lets attention look ahead, which is not supported")
     for key, value in self._values.items():
-      if key not in self._taken and value not in (None, False, {}, []):
+      off = key in _OFF and value in (False, {}, [])
+      if key not in self._taken and value is not None and not off:
         name = key if key.isidentifier() else repr(key)
         raise InputError(f"{self.where}: {name} = {value!r} is not understood; its effect would be lost")

@@ -55,7 +55,11 @@ def write(config: DecoderConfig) -> dict[str, Any]:
   full = next((x.mixer for x in config.layers if isinstance(x.mixer, Attention)), None)
   delta = next((x.mixer for x in config.layers if isinstance(x.mixer, GatedDelta)), None)
   if full is None or full.rope is None or delta is None:
-    raise InputError("qwen3_5_text: needs at least one layer of full and one of linear attention to be written")
+    have, lack = ("full", "linear") if delta is None else ("linear", "full")
+    raise InputError(
+      f"all layers are {have} attention; set full_attention_interval (4 unless given) "
+      f"or layer_types so that at least one is {lack}_attention"
+    )
   return {
     "vocab_size": config.vocab_size,
     "hidden_size": config.width,

@@ -121,7 +121,14 @@ def test_any_value_of_any_key_is_read_or_refused(data):
 
 # Attributes of published checkpoints beyond those that transformers 5 writes.
 PUBLISHED = {
-  "llama": {"is_llama_config": True, "rope_interleaved": False, "pretraining_tp": 1, "max_sequence_length": 2048},
+  "llama": {
+    "is_llama_config": True,
+    "is_causal": True,
+    "use_sliding_window": False,
+    "rope_interleaved": False,
+    "pretraining_tp": 1,
+    "max_sequence_length": 2048,
+  },
   "qwen2": {"use_mrope": False, "torch_dtype": "bfloat16"},
   "qwen3_moe": {"max_window_layers": 48, "router_aux_loss_coef": 0.001},
   "gemma": {"hidden_activation": "gelu_pytorch_tanh"},
@@ -147,11 +154,12 @@ def test_attributes_that_published_checkpoints_carry_change_nothing(family):
 
 
 REFUSED = {
-  "llama": {"partial_rotary_factor": 0.5, "hidden_act": "xielu", "num_key_value_heads": 3, "attention_sinks": True},
+  "llama": {"partial_rotary_factor": 0.5, "hidden_act": "xielu", "num_key_value_heads": 3, "attention_sinks": True}
+  | {"is_causal": False, "weird": 0, "strange": False, "odd": [], "residual_multiplier": 0.0},
   "qwen2": {"layer_types": ["full_attention"], "use_mrope": True, "num_hidden_layers": 10**9},
   "gemma3_text": {"use_bidirectional_attention": True, "rope_parameters": {"rope_type": "default"}},
   "mixtral": {"num_experts_per_tok": 6, "sliding_window": -1},
-  "gpt2": {"add_cross_attention": True, "n_head": 7, "n_embd": "wide"},
+  "gpt2": {"is_causal": None, "add_cross_attention": True, "n_head": 7, "n_embd": "wide"},
   "gpt_oss": {"hidden_act": "gelu", "quantization_config": {"quant_method": "mxfp4"}},
   "granite": {"logits_scaling": 0, "position_embedding_type": "nope"},
   "phi3": {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}},
