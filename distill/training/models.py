@@ -165,7 +165,9 @@ def _student(resolved, *, teacher, mesh) -> tuple[Decoder, Params]:
   if spec["model"]:
     config, params = sharded.load(locate(spec["model"]), mesh=mesh)
     return Decoder(config), params
-  decoder = Decoder(hf.config_from_dict(spec["config"], where="config.student.config"))
+  config = hf.config_from_dict(spec["config"], where="config.student.config")
+  hf.check_writable(config, where="config.student.config")
+  decoder = Decoder(config)
   fresh = jax.jit(decoder.init, out_shardings=decoder.shardings(mesh))(jax.random.key(resolved["seed"]))
   if not spec["layers_from"]:
     return decoder, fresh

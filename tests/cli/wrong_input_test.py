@@ -121,6 +121,16 @@ def test_a_workdir_where_nothing_was_trained_is_not_blocked_by_its_first_configu
   assert "gone" in (tmp_path / "config.json").read_text()
 
 
+def test_a_student_that_no_checkpoint_can_hold_is_refused_before_the_training(refused, recipe, tmp_path):
+  changed = tmp_path / "changed.py"
+  changed.write_text(
+    recipe.read_text().replace('"linear_num_key_heads"', '"full_attention_interval": 5, "linear_num_key_heads"')
+  )
+  refused(
+    "train", f"--config={changed}", f"--workdir={tmp_path / 'run'}", says=["config.student.config", "full_attention"]
+  )
+
+
 def test_wrong_skills_before_the_training(refused, recipe, tmp_path):
   changed, skill = tmp_path / "changed.py", tmp_path / "skill.jsonl"
   skill.write_text(json.dumps({"skill": "a", "prompt": "b", "choices": ["c", "d"], "answer": 5}) + "\n")
