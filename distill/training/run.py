@@ -59,6 +59,8 @@ def train(config: Mapping[str, Any], *, workdir: pathlib.Path) -> int:
     raise InputError(
       f"config.tokenizer: {len(tokenizer)} tokens, the student's vocabulary has {vocab}; name the teacher's tokenizer"
     )
+  for decoder in (models.student, models.teacher.decoder) if models.teacher else (models.student,):
+    decoder.check_length(resolved["data"]["length"], what="config.data.length")
   stages = _stages(resolved, models)
   params = {**models.params, **_projectors(stages, models, resolved["seed"], mesh)}
   checkpoints = Checkpoints(workdir / "checkpoints")

@@ -131,6 +131,25 @@ def test_a_student_that_no_checkpoint_can_hold_is_refused_before_the_training(re
   )
 
 
+def test_rows_longer_than_learned_positions(refused, recipe, tokenizer_dir, tmp_path):
+  changed = tmp_path / "changed.py"
+  gpt2 = {"model_type": "gpt2", "vocab_size": 304, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 16}
+  changed.write_text(
+    f"""
+import runpy
+def get_config():
+  config = runpy.run_path({str(recipe)!r})["get_config"]()
+  config.teacher = {{"model": ""}}
+  config.tokenizer = {str(tokenizer_dir)!r}
+  config.student = {{"config": {gpt2!r}}}
+  config.stages = {{"1": {{"steps": 1, "terms": [{{"kind": "cross_entropy"}}]}}}}
+  return config
+"""
+  )
+  run = ["train", f"--config={changed}", f"--workdir={tmp_path / 'run'}"]
+  refused(*run, says=["config.data.length: 32 tokens", "16 positions"])
+
+
 def test_wrong_skills_before_the_training(refused, recipe, tmp_path):
   changed, skill = tmp_path / "changed.py", tmp_path / "skill.jsonl"
   skill.write_text(json.dumps({"skill": "a", "prompt": "b", "choices": ["c", "d"], "answer": 5}) + "\n")
