@@ -26,7 +26,34 @@ gradient_checkpointing output_past _num_labels is_llama_config transformers.js_c
 BOOKKEEPING = frozenset(_NAMES.split())
 # Switches and lists of other families that configurations carry along: false, 0 or empty, they are off.
 _OFF = frozenset(
-  ["add_cross_attention", "use_bidirectional_attention", "use_sliding_window", "use_mrope", "mlp_only_layers", "attention_bias", "mlp_bias", "qkv_bias", "attention_out_bias", "lm_head_bias", "use_qk_norm", "qk_layernorm", "attention_sinks", "alibi", "use_parallel_residual", "parallel_attn", "rope_interleaved", "pruned_heads", "tf_legacy_loss", "quantization_config", "no_rope_layers", "norm_topk_prob", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", "mtp_num_hidden_layers", "num_nextn_predict_layers"]
+  [
+    "add_cross_attention",
+    "use_bidirectional_attention",
+    "use_sliding_window",
+    "use_mrope",
+    "mlp_only_layers",
+    "attention_bias",
+    "mlp_bias",
+    "qkv_bias",
+    "attention_out_bias",
+    "lm_head_bias",
+    "use_qk_norm",
+    "qk_layernorm",
+    "attention_sinks",
+    "alibi",
+    "use_parallel_residual",
+    "parallel_attn",
+    "rope_interleaved",
+    "pruned_heads",
+    "tf_legacy_loss",
+    "quantization_config",
+    "no_rope_layers",
+    "norm_topk_prob",
+    "scale_attn_by_inverse_layer_idx",
+    "reorder_and_upcast_attn",
+    "mtp_num_hidden_layers",
+    "num_nextn_predict_layers",
+  ]
 )
 
 
