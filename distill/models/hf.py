@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from distill.errors import InputError
@@ -72,6 +71,9 @@ TOKENIZER_FILES = (
   "merges.txt",
   "tokenizer.model",
 )
+# Copied as they are beside a model's weights: what turns text into tokens, and how to generate.
+COMPANIONS = (*TOKENIZER_FILES, "generation_config.json")
+WRITTEN = frozenset(("config.json", "adapter_config.json", *COMPANIONS))
 
 
 def config_from_dict(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
@@ -192,7 +194,7 @@ def save(
     directory: Must be absent, empty, or an earlier export.
     config: Architecture.
     params: Canonical parameters; each keeps its dtype.
-    tokenizer_from: Directory whose tokenizer files are copied as they are.
+    tokenizer_from: Directory whose tokenizer files and generation_config.json are copied as they are.
     config_from: Directory whose config.json is copied as it is, where the architecture has not changed.
     special: Ids of special tokens for a new config.json, such as eos_token_id.
     max_file_bytes: Tensors are spread over several files with an index above it.
@@ -209,7 +211,7 @@ def save(
     else:
       (work / "config.json").write_text(json.dumps(_config_json(config, tensors, special or {}), indent=2) + "\n")
     if tokenizer_from is not None:
-      for name in TOKENIZER_FILES:
+      for name in COMPANIONS:
         if (source := pathlib.Path(tokenizer_from) / name).is_file():
           shutil.copyfile(source, work / name)
 
@@ -226,8 +228,19 @@ def _config_json(config, tensors, special) -> dict[str, Any]:
   return {**values, **special}
 
 
+def _not_ours(path: pathlib.Path) -> bool:
+  """Whether an entry of a directory is anything but a plain file of the kinds that are written here."""
+  known = path.name in WRITTEN or path.name.endswith((".safetensors", ".safetensors.index.json"))
+  return not known or path.is_symlink() or not path.is_file()
+
+
 class replacing:
-  """Context of a temporary directory that takes the place of `directory` when the block ends well."""
+  """Context of a temporary directory that takes the place of `directory` when the block ends well.
+
+  Args:
+    directory: Must be absent, empty, or an earlier export, which has the marker and nothing but files of an export.
+    marker: A file that every export of this kind holds.
+  """
 
   def __init__(self, directory: pathlib.Path, *, marker: str):
     self._target, self._marker = pathlib.Path(directory), marker
@@ -239,6 +252,8 @@ class replacing:
         raise InputError(f"{target}: is a file; name a directory to write to")
       if target.is_dir() and any(target.iterdir()) and not (target / self._marker).exists():
         raise InputError(f"{target}: holds other files and no {self._marker}; name a new or empty directory")
+      if target.is_dir() and (other := next(filter(_not_ours, sorted(target.iterdir())), None)):
+        raise InputError(f"{target}: holds {other.name}, which is no part of a model; name a new or empty directory")
       target.parent.mkdir(parents=True, exist_ok=True)
       self._work = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     except OSError as error:
@@ -256,9 +271,3 @@ class replacing:
     if self._target.exists():
       shutil.rmtree(self._target)
     os.replace(self._work, self._target)
-
-
-def as_dtype(params: Mapping[str, Any], dtype: str) -> Params:
-  """Every parameter as `dtype`: float32, bfloat16 or float16."""
-  kinds = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
-  return {name: np.asarray(x).astype(kinds[dtype]) for name, x in params.items()}

@@ -21,7 +21,7 @@ _FILES = (
   "adapter_model*.safetensors*",
   "*/adapter_config.json",
   "*/adapter_model*.safetensors*",
-  *hf.TOKENIZER_FILES,
+  *hf.COMPANIONS,
 )
 
 

@@ -137,6 +137,9 @@ def _entry(path: pathlib.Path, name: str, entry: Any) -> tuple[int, Stored]:
   size = math.prod(shape) * DTYPES[dtype].itemsize
   if offsets[1] - offsets[0] != size:
     raise InputError(f"{where}: {offsets[1] - offsets[0]:,} bytes, its shape needs {size:,}; {_AGAIN}")
+  # Beside a dimension of 0 the others are not bounded by the file's size.
+  if math.prod(one for one in shape if one) >= 2**48:
+    raise InputError(f"{where}: shape {str(shape)[:60]} is beyond what arrays can have; {_AGAIN}")
   return offsets[0], Stored(path=path, dtype=DTYPES[dtype], shape=tuple(shape), offset=0)
 
 

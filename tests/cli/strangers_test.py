@@ -13,6 +13,8 @@ from distill.cli import score
 from distill.cli.main import main
 from distill.models import safetensors_files
 
+EMPTY = {"dtype": "F32", "shape": [2**62, 0], "data_offsets": [0, 0]}
+
 
 @pytest.fixture
 def model(llama_dir, tmp_path):
@@ -164,6 +166,7 @@ def hole(header, data):
     (change("shape", [2**62, 2**62]), ["model.norm.weight", "its shape needs"]),
     (change("shape", [4, 8]), ["model.norm.weight", "shape (4, 8)"]),
     (change("shape", "32"), ["model.norm.weight", "shape"]),
+    (lambda header, data: ({**header, "empty": EMPTY}, data), ["empty", "beyond what arrays can have"]),
     (change("data_offsets", [0]), ["model.norm.weight", "offsets"]),
     (change("data_offsets", [128, 0]), ["model.norm.weight"]),
     (change("data_offsets", [-128, 0]), ["model.norm.weight", "data_offsets"]),

@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from distill.errors import InputError
+from distill.models import values
 from distill.nn.mlp import ACTIVATIONS
 
 # Attributes that say nothing about the function a model computes.
@@ -60,8 +61,8 @@ _OFF = frozenset(
 class Attributes:
   """An HF configuration from which every attribute must be taken, or be known not to matter."""
 
-  def __init__(self, values: Mapping[str, Any], *, where: str):
-    self._values = {key: value for key, value in values.items() if key not in BOOKKEEPING}
+  def __init__(self, found: Mapping[str, Any], *, where: str):
+    self._values = {key: value for key, value in found.items() if key not in BOOKKEEPING}
     self._taken: set[str] = set()
     self.where = where
 
@@ -91,28 +92,31 @@ class Attributes:
     Raises:
       InputError: It is absent and there is no default, or anything else.
     """
-    value = self.take(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= most or value % 1:
-      raise InputError(f"{self.where}: {key} = {value!r} must be a whole number from 1 to {most}")
-    return int(value)
+    return values.integer(self.take(key, default), where=f"{self.where}: {key}", high=most)
 
-  def number(self, key: str, default: float | None = None) -> float:
-    """A finite number.
+  def number(self, key: str, default: float | None = None, *, low: float = -math.inf, high: float = math.inf) -> float:
+    """A finite number from `low` to `high`.
 
     Raises:
       InputError: It is absent and there is no default, or anything else.
     """
-    return self.finite(key, self.take(key, default))
+    return self.finite(key, self.take(key, default), low=low, high=high)
 
-  def finite(self, key: str, value: Any) -> float:
-    """`value`, if it is a finite number; `key` names it.
+  def finite(self, key: str, value: Any, *, low: float = -math.inf, high: float = math.inf) -> float:
+    """`value`, if it is a finite number from `low` to `high`; `key` names it.
 
     Raises:
       InputError: Anything else.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-      raise InputError(f"{self.where}: {key} = {value!r} must be a number")
-    return float(value)
+    return values.number(value, where=f"{self.where}: {key}", low=low, high=high)
+
+  def epsilon(self, key: str, default: float) -> float:
+    """What a norm adds to a variance: above what float32 rounds to nothing, below 1.
+
+    Raises:
+      InputError: Anything else.
+    """
+    return self.number(key, default, low=1e-20, high=1.0)
 
   def flag(self, key: str, default: bool = False) -> bool:
     """True or false.
@@ -120,10 +124,7 @@ class Attributes:
     Raises:
       InputError: Anything else.
     """
-    value = self.take(key, default)
-    if not isinstance(value, bool | int) or value not in (0, 1):
-      raise InputError(f"{self.where}: {key} = {value!r} must be true or false")
-    return bool(value)
+    return values.flag(self.take(key, default), where=f"{self.where}: {key}")
 
   def only(self, key: str, allowed: Collection[Any]) -> None:
     """Refuses the attribute unless it is absent or one of the values that our layers compute.

@@ -61,7 +61,7 @@ def decoder(
     vocab_size=have.integer("vocab_size"),
     width=have.integer("hidden_size"),
     layers=tuple(layers),
-    norm_eps=have.number("rms_norm_eps", norm_eps),
+    norm_eps=have.epsilon("rms_norm_eps", norm_eps),
     tie_embeddings=have.flag("tie_word_embeddings", tied),
     max_positions=have.integer("max_position_embeddings", 2048),
     **changes,

@@ -53,7 +53,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
     width=width,
     layers=tuple(LayerConfig(mixer=dataclasses.replace(mixer, scale=one), mlp=mlp) for one in scales),
     norm="layer",
-    norm_eps=have.number("layer_norm_epsilon", 1e-5),
+    norm_eps=have.epsilon("layer_norm_epsilon", 1e-5),
     tie_embeddings=have.flag("tie_word_embeddings", True),
     learned_positions=True,
     max_positions=have.integer("n_positions", 1024),

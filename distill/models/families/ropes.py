@@ -4,9 +4,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from distill.errors import InputError
 from distill.models.families.attributes import Attributes
-from distill.nn.rope import DynamicNtk, Interpolation, Llama3, LongRope, Rope, Scaling, Yarn
+from distill.models.values import flag
+from distill.nn.rope import DynamicNtk, Interpolation, Llama3, LongRope, Rope, Scaling, Yarn, frequencies
 
 
 def read_rope(
@@ -95,7 +98,12 @@ def _rope(
   left = [key for key in reader.fields if not key.startswith("mrope_")]
   if left:
     raise InputError(f"{have.where}: unknown rope setting {min(left)!r} for rope type {kind!r}")
-  return Rope(theta=theta, fraction=fraction, scaling=scaling)
+  rope = Rope(theta=theta, fraction=fraction, scaling=scaling)
+  with np.errstate(all="ignore"):
+    inverse, _ = frequencies(head_dim, rope=rope, length=have.integer("max_position_embeddings", 2048))
+  if not np.isfinite(inverse).all():
+    raise InputError(f"{have.where}: {kind} rope makes frequencies that are not finite; compare it with the original")
+  return rope
 
 
 class _Settings:
@@ -106,22 +114,20 @@ class _Settings:
 
   def read(self) -> Scaling | None:
     positions = self.have.integer("max_position_embeddings", 2048)
-    original = int(self.number("original_max_position_embeddings", positions))
-    if original < 2:
-      raise InputError(f"{self.have.where}: original_max_position_embeddings = {original} must be from 2")
+    original = int(self.number("original_max_position_embeddings", positions, low=2.0, high=2.0**31))
     if self.kind == "default":
       return None
     if self.kind == "linear":
-      return Interpolation(factor=self.number("factor", at_least=0.0))
+      return Interpolation(factor=self.number("factor"))
     if self.kind == "dynamic":
       if self.pairs < 2:
         raise InputError(f"{self.have.where}: dynamic rope needs more than two rotated channels")
-      return DynamicNtk(factor=self.number("factor", at_least=0.0), max_positions=positions)
+      return DynamicNtk(factor=self.number("factor"), max_positions=positions)
     if self.kind == "llama3":
       low, high = self.number("low_freq_factor"), self.number("high_freq_factor")
       if low >= high:
         raise InputError(f"{self.have.where}: low_freq_factor {low} must be below high_freq_factor {high}")
-      factor = self.number("factor", at_least=0.0)
+      factor = self.number("factor")
       return Llama3(factor=factor, low_freq_factor=low, high_freq_factor=high, original_max_positions=original)
     if self.kind == "yarn":
       return self._yarn(original, positions)
@@ -132,31 +138,34 @@ class _Settings:
       "expected default, linear, dynamic, llama3, yarn or longrope"
     )
 
-  def number(self, key: str, default: float | None = None, at_least: float | None = None) -> float:
+  def number(self, key: str, default: float | None = None, *, low: float = 1e-6, high: float = 1e6) -> float:
     value = self.fields.pop(key, default)
     if value is None:
       raise InputError(f"{self.have.where}: {self.kind} rope without {key}")
-    number = self.have.finite(key, value)
-    if at_least is not None and number <= at_least:
-      raise InputError(f"{self.have.where}: {key} = {number} must be above {at_least}")
-    return number
+    return self.have.finite(key, value, low=low, high=high)
 
   def _yarn(self, original: int, positions: int) -> Yarn:
-    factor = self.number("factor", positions / original, at_least=0.0)
+    factor = self.number("factor", positions / original)
 
     def mscale(weight: float) -> float:
       return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
-    one, every = self.number("mscale", 0.0), self.number("mscale_all_dim", 0.0)
+    one, every = self.number("mscale", 0.0, low=0.0), self.number("mscale_all_dim", 0.0, low=0.0)
     inferred = mscale(one) / mscale(every) if one and every else mscale(1.0)
     return Yarn(
       factor=factor,
       original_max_positions=original,
       attention_factor=self.number("attention_factor", inferred),
-      beta_fast=self.number("beta_fast", 32.0) or 32.0,
-      beta_slow=self.number("beta_slow", 1.0) or 1.0,
-      truncate=bool(self.fields.pop("truncate", True)),
+      beta_fast=self._beta("beta_fast", 32.0),
+      beta_slow=self._beta("beta_slow", 1.0),
+      truncate=flag(self.fields.pop("truncate", True), where=f"{self.have.where}: truncate"),
     )
+
+  def _beta(self, key: str, default: float) -> float:
+    # Transformers takes 0 for absent.
+    if not self.fields.get(key, default):
+      self.fields.pop(key)
+    return self.number(key, default)
 
   def _longrope(self, original: int, positions: int) -> LongRope:
     factor = self.number("factor", positions / original)
@@ -166,7 +175,7 @@ class _Settings:
       value = self.fields.pop(key, None)
       if not isinstance(value, list | tuple) or len(value) != self.pairs:
         raise InputError(f"{self.have.where}: {key} must be a list of {self.pairs} numbers, one a rotated pair")
-      factors.append(tuple(self.have.finite(key, x) for x in value))
+      factors.append(tuple(self.have.finite(key, x, low=1e-6, high=1e6) for x in value))
     return LongRope(
       short=factors[0],
       long=factors[1],

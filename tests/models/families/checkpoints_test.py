@@ -17,6 +17,7 @@ from distill.models import hf
 from tests.models.families import reference
 from tests.models.families.cases import CASES, FIRST, NAMES
 
+FIRST_OF = dict(FIRST)
 EVERY = [pytest.param(*one, id="-".join(one), marks=() if one in FIRST else pytest.mark.slow) for one in NAMES]
 
 
@@ -176,3 +177,39 @@ def test_what_would_change_the_answer_is_refused_by_name(family, key):
   hint = "short_factor" if key == "rope_scaling" else key
   with pytest.raises(InputError, match=f"somewhere: .*{hint}"):
     hf.config_from_dict(values, where="somewhere")
+
+
+def _longrope(**changes):
+  factors = {"short_factor": [1.0] * 6, "long_factor": [2.0] * 6, **changes}
+  return {"rope_type": "longrope", "original_max_position_embeddings": 32, **factors}
+
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+
+
+@pytest.mark.parametrize(
+  ("rope", "hint"),
+  [
+    ({**YARN, "beta_fast": -1}, "beta_fast = -1"),
+    ({**YARN, "beta_fast": 5e-324}, "beta_fast = 5e-324"),
+    ({**YARN, "beta_slow": 1e308}, "beta_slow"),
+    ({**YARN, "truncate": "no"}, "truncate = 'no'"),
+    ({**YARN, "attention_factor": 0}, "attention_factor"),
+    ({**LLAMA3, "factor": 1e-320}, "factor"),
+    ({"rope_type": "dynamic", "factor": 1e300}, "factor"),
+    (_longrope(short_factor=[0.0] * 6), "short_factor"),
+    (_longrope(long_factor=[1e-40] * 6), "long_factor"),
+  ],
+)
+def test_rotary_settings_beyond_reason_are_refused_by_name(rope, hint):
+  values = {"model_type": "llama", **CASES["llama"]["linear rope, relu"], "rope_scaling": rope}
+  with pytest.raises(InputError, match=f"^somewhere: .*{hint}"):
+    hf.config_from_dict(values, where="somewhere")
+
+
+@pytest.mark.parametrize("value", [-1, 0, 1e-46, 2.0])
+@pytest.mark.parametrize(("family", "key"), [("llama", "rms_norm_eps"), ("gpt2", "layer_norm_epsilon")])
+def test_an_epsilon_beyond_reason_is_refused_by_name(family, key, value):
+  with pytest.raises(InputError, match=f"^somewhere: {key} = "):
+    hf.config_from_dict({"model_type": family, **CASES[family][FIRST_OF[family]], key: value}, where="somewhere")
