@@ -67,6 +67,11 @@ def parse(text: bytes, *, where: str) -> dict[str, Any]:
     raise
   except RecursionError as error:
     raise InputError(f"{where}: cannot be read as JSON (nested too deeply); fetch the file again") from error
+  except json.JSONDecodeError as error:
+    place = f"line {error.lineno}, column {error.colno}"
+    raise InputError(
+      f"{where}: cannot be read as JSON ({error.msg}); correct it at {place}, or fetch it again"
+    ) from error
   except ValueError as error:
     raise InputError(f"{where}: cannot be read as JSON ({error}); fetch the file again") from error
   if not isinstance(values, dict):

@@ -46,3 +46,9 @@ def test_an_export_keeps_how_to_generate(tmp_path):
   save(tmp_path / "run", tokenizer_from=tmp_path / "from")
   assert (tmp_path / "run/generation_config.json").read_text() == '{"top_k": 3}'
   assert "generation_config.json" in hub._FILES
+
+
+def test_broken_json_is_told_by_line_and_column(tmp_path):
+  (tmp_path / "config.json").write_text('{"a": 1,\n "b" 2}')
+  with pytest.raises(InputError, match="config.json: .* correct it at line 2, column 6, or fetch it again$"):
+    hf.read_config(tmp_path)

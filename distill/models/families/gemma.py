@@ -24,7 +24,8 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
   """
   have = Attributes(values, where=where)
   have.only("use_bidirectional_attention", (False,))
-  have.only("hidden_activation", (ACT,))
+  # Transformers reads hidden_act alone.
+  have.only("hidden_activation", (ACT, "gelu"))
   # The first checkpoints say gelu and were trained with its tanh form.
   act = ACT if have.get("hidden_act") == "gelu" else have.activation(default=ACT)
   sizes, bias = heads(have, kv=16, head_dim=256), have.flag("attention_bias")

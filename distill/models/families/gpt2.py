@@ -14,15 +14,24 @@ from distill.nn.mlp import Mlp
 
 ARCHITECTURE = "GPT2LMHeadModel"
 _SUMMARY = ("type", "use_proj", "activation", "proj_to_labels", "first_dropout", "last_dropout")
+# Names of other families, which transformers takes as well.
+_RENAMED = {
+  "hidden_size": "n_embd",
+  "num_hidden_layers": "n_layer",
+  "num_attention_heads": "n_head",
+  "max_position_embeddings": "n_positions",
+}
 
 
 def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
   """Architecture of an HF configuration.
 
   Raises:
-    InputError: An attribute is missing, unknown or not supported.
+    InputError: An attribute is missing, unknown or not supported, or named twice.
   """
-  have = Attributes(values, where=where)
+  if twice := next((key for key, name in _RENAMED.items() if key in values and name in values), None):
+    raise InputError(f"{where}: {twice} and {_RENAMED[twice]} mean the same; keep one")
+  have = Attributes({_RENAMED.get(key, key): value for key, value in values.items()}, where=where)
   have.only("add_cross_attention", (False,))
   have.ignore(
     "n_ctx", "n_special", "predict_special_tokens", "reorder_and_upcast_attn", *(f"summary_{name}" for name in _SUMMARY)

@@ -146,6 +146,8 @@ class _Settings:
 
   def _yarn(self, original: int, positions: int) -> Yarn:
     factor = self.number("factor", positions / original)
+    # Tells of how the weights came about, nothing of what they compute.
+    self.fields.pop("finetuned", None)
 
     def mscale(weight: float) -> float:
       return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0

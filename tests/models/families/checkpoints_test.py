@@ -213,3 +213,23 @@ def test_rotary_settings_beyond_reason_are_refused_by_name(rope, hint):
 def test_an_epsilon_beyond_reason_is_refused_by_name(family, key, value):
   with pytest.raises(InputError, match=f"^somewhere: {key} = "):
     hf.config_from_dict({"model_type": family, **CASES[family][FIRST_OF[family]], key: value}, where="somewhere")
+
+
+def _gpt2_renamed():
+  names = {"n_embd": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads"}
+  names["n_positions"] = "max_position_embeddings"
+  return {names.get(key, key): value for key, value in CASES["gpt2"][FIRST_OF["gpt2"]].items()}
+
+
+OTHER_WORDS = {
+  "llama": {**CASES["llama"]["yarn with mscale, one key head"], "rope_scaling": {**YARN, "finetuned": True}},
+  "gemma": {**CASES["gemma"]["biases, untied"], "hidden_activation": "gelu"},
+  "gpt2": _gpt2_renamed(),
+}
+
+
+@pytest.mark.parametrize("family", OTHER_WORDS)
+def test_other_words_mean_what_they_do_to_transformers(tmp_path, family, monkeypatch):
+  monkeypatch.setitem(CASES[family], "other words", OTHER_WORDS[family])
+  model = reference.build(family, "other words", directory=tmp_path)
+  assert reference.measure(tmp_path, model)["float32"] <= 1e-5
