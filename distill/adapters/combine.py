@@ -6,7 +6,7 @@ multiply its changes first. TIES and DARE take every adapter's change from the b
 """
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -99,7 +99,13 @@ def _changes(base: Params, adapters: Sequence[Applied]) -> Iterator[tuple[str, l
 
 
 def as_adapter(
-  params: Mapping[str, Any], *, adapters: Sequence[Applied], config: DecoderConfig, rank: int = 0, **how: Any
+  params: Mapping[str, Any],
+  *,
+  adapters: Sequence[Applied],
+  config: DecoderConfig,
+  rank: int = 0,
+  report: Callable[[str, float], Any] = lambda name, share: None,
+  **how: Any,
 ) -> dict[str, LowRank]:
   """The combined change as plain LoRA: exactly, from the adapters' own factors, or the nearest of a rank.
 
@@ -108,19 +114,27 @@ def as_adapter(
     adapters: The stack.
     config: Architecture of the base.
     rank: 0 for exactly, which only a sum of plain LoRA can be.
+    report: Told of every kernel the share of its change's norm that the rank keeps, from 0 to 1.
     how: `method`, `density` and `seed` of `combine`.
 
   Raises:
     InputError: The change has no low rank and none was given, or is of something that LoRA cannot change.
   """
-  plain = how.get("method", "sum") == "sum" and all(
-    isinstance(edit, LowRank) and edit.magnitude is None for _, adapter in adapters for _, edit in adapter.edits
-  )
-  if plain:
+  for _, adapter in adapters:
+    if other := next((name for name, edit in adapter.edits if not isinstance(edit, LowRank)), None):
+      raise InputError(f"{adapter.path}: changes {other} by more than LoRA can; use --format=model")
+  dora = next((a.path for _, a in adapters if any(getattr(e, "magnitude", None) is not None for _, e in a.edits)), None)
+  if how.get("method", "sum") == "sum" and dora is None:
     exact = _concatenated(adapters)
-    return exact if not rank else {name: _shorter(one, rank) for name, one in exact.items()}
+    if not rank:
+      return exact
+    cut = {name: _shorter(one, rank) for name, one in exact.items()}
+    for name, one in exact.items():
+      report(name, _share(cut[name].norm, one.norm))
+    return cut
   if not rank:
-    raise InputError("--rank: this combination is no sum of plain LoRA; give the rank to cut it to, or --format=model")
+    what = f"{dora}: is DoRA" if dora else f"--combine={how['method']}: gives whole matrices"
+    raise InputError(f"{what}, which LoRA holds only to a rank; add --rank, or use --format=model")
   _, merged = combine(params, adapters=adapters, config=config, **how)
   base = {**params, **prepare(params, adapters=adapters, config=config)[1]}
   found = {}
@@ -132,7 +146,12 @@ def as_adapter(
     if change is None or change.ndim != 2:
       raise InputError(f"{name}: changed in a way that LoRA cannot; use --format=model")
     found[name] = low_rank(change, rank=rank)
+    report(name, _share(found[name].norm, float(np.linalg.norm(change))))
   return found
+
+
+def _share(part: float, whole: float) -> float:
+  return part / whole if whole else 1.0
 
 
 def _concatenated(adapters: Sequence[Applied]) -> dict[str, LowRank]:

@@ -18,6 +18,7 @@ from distill.models.blocks import Reader
 from distill.models.config import DecoderConfig
 from distill.models.decoder import Decoder
 from distill.models.sources import Block
+from distill.parallel.together import together
 from distill.tree import Params
 
 
@@ -48,19 +49,20 @@ def load_merged(
   Raises:
     InputError: What `sharded.load` raises, or adapters that do not go together.
   """
-  base = Checkpoint(directory)
-  grown, new = prepare(base, adapters=adapters, config=base.config)
-  kinds = edited(adapters)
-  low = {name for name, found in kinds.items() if name in base and all(isinstance(one, LowRank) for one in found)}
-  whole = set(kinds) - low
-  values = {name: new[name] if name in new else base[name] for name in whole}
-  changed = new | apply(values, adapters=adapters, only=whole)
-  untied = base.config.tie_embeddings and not grown.tie_embeddings
-  # Whether a head may be tied again shows in the embedding, which low ranks alone leave to the blocks.
-  tied = untied and "embed.table" not in low
-  grown, changed = settle(changed, adapters=adapters, config=grown, tied=tied)
-  changes: dict[str, Any] = {name: np.asarray(x, np.float32) for name, x in changed.items()}
-  changes |= {name: _Blocks(name, adapters) for name in low}
+  with together(str(directory)):
+    base = Checkpoint(directory)
+    grown, new = prepare(base, adapters=adapters, config=base.config)
+    kinds = edited(adapters)
+    low = {name for name, found in kinds.items() if name in base and all(isinstance(one, LowRank) for one in found)}
+    whole = set(kinds) - low
+    values = {name: new[name] if name in new else base[name] for name in whole}
+    changed = new | apply(values, adapters=adapters, only=whole)
+    untied = base.config.tie_embeddings and not grown.tie_embeddings
+    # Whether a head may be tied again shows in the embedding, which low ranks alone leave to the blocks.
+    tied = untied and "embed.table" not in low
+    grown, changed = settle(changed, adapters=adapters, config=grown, tied=tied)
+    changes: dict[str, Any] = {name: np.asarray(x, np.float32) for name, x in changed.items()}
+    changes |= {name: _Blocks(name, adapters) for name in low}
   return sharded.load(directory, mesh=mesh, dtype=dtype, edits=changes, config=grown)
 
 
@@ -72,8 +74,9 @@ def load_routed(
   Raises:
     InputError: What `sharded.load` raises, or routes that do not share one vocabulary.
   """
-  base = Checkpoint(directory)
-  added = live.beside(base, routes=routes, config=base.config)
+  with together(str(directory)):
+    base = Checkpoint(directory)
+    added = live.beside(base, routes=routes, config=base.config)
   config, params = sharded.load(directory, mesh=mesh, dtype=dtype, edits=added.replaced, config=added.config)
   where = live.shardings(Decoder(config), added.stacked, mesh=mesh)
   return config, params | {name: jax.device_put(x, where[name]) for name, x in added.stacked.items()}

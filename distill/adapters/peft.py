@@ -122,6 +122,8 @@ class _Reader:
       return self._refuse(key, f"expected a name under {PREFIX}")
     if value.dtype.kind not in "fV" and value.dtype.name != "bfloat16":
       return self._refuse(key, f"holds {value.dtype}, expected floating-point numbers")
+    if not value.ndim or not value.size:
+      return self._refuse(key, f"has shape {value.shape}, which holds nothing; the file is damaged")
     value = value.astype(np.float32)
     if part := low_rank_parts(path):
       module, kind = part
@@ -316,16 +318,17 @@ def _stored_as_ours(known: Layout, theirs: str) -> bool:
 
 
 def _whole_module(known: Layout, theirs: str, factors: Mapping[str, LowRank]) -> LowRank:
-  """The factors of an HF module: where it holds several kernels, A side by side and B in blocks, scales in B."""
+  """The factors of an HF module: where it holds several kernels, A side by side (once if all share it), B in blocks."""
   entries = known.entries[theirs]
   if len(entries) == 1:
     return factors[entries[0].ours]
   mine = [(entry, factors[entry.ours]) for entry in entries if entry.ours in factors]
-  a = np.concatenate([one.a for _, one in mine], axis=1)
+  shared = all(np.array_equal(one.a, mine[0][1].a) for _, one in mine)
+  a = mine[0][1].a if shared else np.concatenate([one.a for _, one in mine], axis=1)
   b = np.zeros((a.shape[1], known.shape(theirs)[1]), np.float32)
   row = 0
   for entry, one in mine:
     assert entry.part is not None, entry
     b[row : row + len(one.b), slice(*entry.part)] = np.float32(one.scale) * one.b
-    row += len(one.b)
+    row += 0 if shared else len(one.b)
   return LowRank(a=a, b=b, scale=1.0)

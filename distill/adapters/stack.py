@@ -13,6 +13,7 @@ from distill.adapters.layout import EMBEDDING, HEAD, with_bias
 from distill.adapters.peft import Adapter, read_adapter
 from distill.errors import InputError
 from distill.models import hf
+from distill.models.blocks import finite
 from distill.models.config import DecoderConfig
 from distill.models.hub import locate
 from distill.tree import Params
@@ -76,6 +77,8 @@ def read_stack(path: pathlib.Path) -> Stack:
     where = f"{path}: adapters[{index}]"
     if not isinstance(fields, dict) or not isinstance(fields.get("path"), str):
       raise InputError(f"{where}.path: missing; give a PEFT directory")
+    if not fields["path"].isprintable():
+      raise InputError(f"{where}.path: {ascii(fields['path'])} is no path; give a PEFT directory")
     if unknown := set(fields) - {"path", "weight", "mode", "name"}:
       raise InputError(f"{where}.{min(unknown)}: unknown key; an adapter has path, weight, mode and name")
     weight, mode, name = fields.get("weight", 1.0), fields.get("mode", "sequential"), fields.get("name", "")
@@ -205,4 +208,8 @@ def _applied(edit, current, base, entry, adapter, name) -> np.ndarray:
     raise InputError(f"{adapter.path}: token {edit.indices.max()} is not in the {current.shape} of {name}")
   if base.shape != current.shape:
     base = current  # An adapter beside it has changed the number of tokens.
-  return edits.apply(edit, current, base=base, weight=entry.weight)
+  with np.errstate(over="ignore", invalid="ignore"):
+    after = edits.apply(edit, current, base=base, weight=entry.weight)
+  if not finite(after):
+    raise InputError(f"{adapter.path}: makes {name} infinite; its factors or its lora_alpha are damaged, leave it out")
+  return after

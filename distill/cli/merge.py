@@ -14,6 +14,7 @@ from distill.cli import models
 from distill.cli.parsing import parse
 from distill.errors import InputError
 from distill.models import hf
+from distill.models.blocks import finite
 from distill.models.config import DecoderConfig
 
 FLAGS = flags.FlagValues()
@@ -25,7 +26,9 @@ _FORMAT = flags.DEFINE_enum(
 _COMBINE = flags.DEFINE_enum("combine", "sum", METHODS, "How changes are combined.", flag_values=FLAGS)
 _DENSITY = flags.DEFINE_float("density", 0.5, "Share of each change that ties and dare keep.", 0, 1, flag_values=FLAGS)
 _SEED = flags.DEFINE_integer("seed", 0, "Of what dare drops.", 0, flag_values=FLAGS)
-_RANK = flags.DEFINE_integer("rank", 0, "Rank of the adapter written, 0: as it comes.", 0, flag_values=FLAGS)
+_RANK = flags.DEFINE_integer(
+  "rank", 0, "Rank to cut each kernel's change to, 0: none.", 0, flag_values=FLAGS
+)
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -36,8 +39,8 @@ def main(arguments: Sequence[str]) -> int:
   stack = models.stack(FLAGS)
   if not stack:
     raise InputError("--adapters or --adapter_stack: give one of them")
-  if any(out.resolve() == path.resolve() for path in (source, *(entry.path for entry in stack))):
-    raise InputError(f"--out={out}: is a directory that is read; name another")
+  if any(path.resolve().is_relative_to(out.resolve()) for path in (source, *(entry.path for entry in stack))):
+    raise InputError(f"--out={out}: is a directory that is read, or holds one; name another")
   if not _DENSITY.value:
     raise InputError("--density=0: would keep nothing; give a share above 0")
   if _RANK.value and _FORMAT.value == "model":
@@ -46,8 +49,15 @@ def main(arguments: Sequence[str]) -> int:
   adapters = read_adapters(stack, config=config)
   how: dict[str, Any] = dict(method=_COMBINE.value, density=_DENSITY.value, seed=_SEED.value)
   if _FORMAT.value == "adapter":
-    factors = as_adapter(params, adapters=adapters, config=config, rank=_RANK.value, **how)
+    shares: dict[str, float] = {}
+    factors = as_adapter(params, adapters=adapters, config=config, rank=_RANK.value, report=shares.__setitem__, **how)
     write_adapter(out, factors=factors, config=config, base=str(source))
+    if shares:
+      worst = min(shares, key=shares.__getitem__)
+      print(
+        f"rank {_RANK.value} keeps {100 * np.mean(list(shares.values())):.1f} % of ‖ΔW‖ in the mean of "
+        f"{len(shares)} kernels, {100 * shares[worst]:.1f} % of {worst}"
+      )
   else:
     _write_model(out, source, *combine(params, adapters=adapters, config=config, **how), params=params, before=config)
   print(f"wrote {out}")
@@ -65,7 +75,14 @@ def _write_model(
 ) -> None:
   """Writes a model in the dtypes of its base; a parameter that the base has not got takes its embedding's."""
   fallback = np.asarray(params["embed.table"]).dtype
-  cast = {name: np.asarray(x).astype(params[name].dtype if name in params else fallback) for name, x in merged.items()}
+  cast = {}
+  for name, x in merged.items():
+    with np.errstate(over="ignore"):
+      cast[name] = np.asarray(x).astype(params[name].dtype if name in params else fallback)
+    if not finite(cast[name]):
+      raise InputError(
+        f"{out}: {name} has values that {cast[name].dtype} cannot hold; convert the base to float32"
+      )
   if config == before:
     hf.save(out, config=config, params=cast, tokenizer_from=source, config_from=source)
     return

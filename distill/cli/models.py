@@ -11,6 +11,7 @@ from distill.models import hf
 from distill.models.decoder import Decoder
 from distill.models.hub import locate
 from distill.parallel.mesh import make_mesh
+from distill.parallel.together import together
 from distill.tree import Params
 
 
@@ -30,15 +31,15 @@ def stack(values: flags.FlagValues) -> Stack:
     InputError: Both are given, or the stack's file is wrong.
   """
   if values.adapters and values.adapter_stack:
-    raise InputError("--adapters and --adapter_stack: give one of them")
-  if values.adapter_stack:
-    return read_stack(pathlib.Path(values.adapter_stack))
-  return stack_of(values.adapters)
+    raise InputError("--adapters and --adapter_stack: both given; give one of them")
+  with together("--adapters and --adapter_stack"):
+    return read_stack(pathlib.Path(values.adapter_stack)) if values.adapter_stack else stack_of(values.adapters)
 
 
 def load(model: str, *, stack: Stack = ()) -> tuple[Decoder, Params]:
   """A decoder and its stacked float32 parameters over all devices, adapters merged."""
-  directory = locate(model)
-  adapters = read_adapters(stack, config=hf.read_config(directory))
+  with together(model):
+    directory = locate(model)
+    adapters = read_adapters(stack, config=hf.read_config(directory))
   config, params = load_merged(directory, adapters=adapters, mesh=make_mesh((1, -1, 1)))
   return Decoder(config), params

@@ -38,11 +38,12 @@ def locate(name: str | os.PathLike[str], *, beside: pathlib.Path = pathlib.Path(
   Raises:
     InputError: No such repository or revision, access that is not granted, or no network and nothing in the cache.
   """
-  path = beside / name
-  found = _NAME.fullmatch(os.fspath(name))
-  if found is None or os.path.lexists(path) or ".." in os.fspath(name):
-    return path
+  # What is a path on one host may be missing on another: all meet, whatever each of them finds.
   with together(os.fspath(name)):
+    path = beside / name
+    found = _NAME.fullmatch(os.fspath(name))
+    if found is None or os.path.lexists(path) or ".." in os.fspath(name):
+      return path
     return _download(os.fspath(name), repo=found["repo"], revision=found["revision"])
 
 

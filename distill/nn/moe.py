@@ -8,6 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from distill.nn.adapted import project
 from distill.nn.mlp import ACTIVATIONS
 from distill.nn.param import Init, normal, zeros
 
@@ -73,7 +74,8 @@ class MoeMlp(nnx.Module):
 
   def weights(self, x_TD: Float[Array, "T D"]) -> Float[Array, "T E"]:
     """Weight of every expert for every token, zero for those not chosen, float32."""
-    logits_TE = jnp.matmul(x_TD.astype(jnp.float32), self.router["kernel"][...], precision=jax.lax.Precision.HIGHEST)
+    with jax.default_matmul_precision("highest"):
+      logits_TE = project(x_TD.astype(jnp.float32), self.router["kernel"].get_value())
     if self.spec.use_bias:
       logits_TE = logits_TE + self.router["bias"][...]
     probs_TE = jax.nn.softmax(logits_TE, axis=-1)

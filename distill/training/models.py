@@ -19,6 +19,7 @@ from distill.models.decoder import Decoder
 from distill.models.hub import locate
 from distill.models.transfer import from_teacher
 from distill.parallel.mesh import replicated
+from distill.parallel.together import together
 from distill.teachers.live import LiveTeacher
 from distill.tree import Params
 
@@ -137,9 +138,10 @@ def build(resolved: Mapping[str, Any], *, mesh: Mesh) -> Models:
 def _teacher(resolved: Mapping[str, Any], *, mesh: Mesh) -> LiveTeacher:
   """The teacher: merged where all rows have one route, else with the adapters beside it."""
   spec = resolved["teacher"]
-  directory = locate(spec["model"])
-  stack = read_adapters(_stack(spec), config=hf.read_config(directory))
-  chosen = [_chosen(stack, route) for route in routes(resolved["data"]["sources"])[0]]
+  with together("config.teacher"):
+    directory = locate(spec["model"])
+    stack = read_adapters(_stack(spec), config=hf.read_config(directory))
+    chosen = [_chosen(stack, route) for route in routes(resolved["data"]["sources"])[0]]
   if len(chosen) < 2:
     adapters = chosen[0] if chosen else stack
     config, params = load_merged(directory, adapters=adapters, mesh=mesh, dtype=spec["dtype"])
@@ -152,8 +154,9 @@ def _start(resolved, *, teacher, mesh) -> tuple[Decoder, Params]:
   """What a student may start from: the teacher under the whole stack."""
   if not is_live(teacher.params):
     return teacher.decoder, teacher.params
-  directory = locate(resolved["teacher"]["model"])
-  stack = read_adapters(_stack(resolved["teacher"]), config=hf.read_config(directory))
+  with together("config.teacher"):
+    directory = locate(resolved["teacher"]["model"])
+    stack = read_adapters(_stack(resolved["teacher"]), config=hf.read_config(directory))
   config, params = load_merged(directory, adapters=stack, mesh=mesh, dtype=resolved["teacher"]["dtype"])
   return Decoder(config), params
 
