@@ -26,9 +26,7 @@ _FORMAT = flags.DEFINE_enum(
 _COMBINE = flags.DEFINE_enum("combine", "sum", METHODS, "How changes are combined.", flag_values=FLAGS)
 _DENSITY = flags.DEFINE_float("density", 0.5, "Share of each change that ties and dare keep.", 0, 1, flag_values=FLAGS)
 _SEED = flags.DEFINE_integer("seed", 0, "Of what dare drops.", 0, flag_values=FLAGS)
-_RANK = flags.DEFINE_integer(
-  "rank", 0, "Rank to cut each kernel's change to, 0: none.", 0, flag_values=FLAGS
-)
+_RANK = flags.DEFINE_integer("rank", 0, "Rank to cut each kernel's change to, 0: none.", 0, flag_values=FLAGS)
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -80,9 +78,7 @@ def _write_model(
     with np.errstate(over="ignore"):
       cast[name] = np.asarray(x).astype(params[name].dtype if name in params else fallback)
     if not finite(cast[name]):
-      raise InputError(
-        f"{out}: {name} has values that {cast[name].dtype} cannot hold; convert the base to float32"
-      )
+      raise InputError(f"{out}: {name} has values that {cast[name].dtype} cannot hold; convert the base to float32")
   if config == before:
     hf.save(out, config=config, params=cast, tokenizer_from=source, config_from=source)
     return

@@ -182,9 +182,45 @@ def test_a_merged_model_whose_head_is_no_longer_tied_reloads_untied_and_in_its_d
     (["--adapters={0}", "--rank=2"], "--format=adapter"),
     (["--adapters={0}", "--format=adapter", "--combine=ties"], "--rank"),
     (["--adapters={0}", "--out={0}"], "is a directory that is read"),
+    (["--adapters={0}", "--out={0}/.."], "or holds one"),
   ],
 )
 def test_flags_that_do_not_go_together_are_refused(llama_dir, adapter_dirs, tmp_path, distill, flags, says):
   arguments = [f"--model={llama_dir}", f"--out={tmp_path / 'out'}", *(flag.format(adapter_dirs[0]) for flag in flags)]
   assert says in distill("merge", *arguments, check=2).stderr
+  assert not (tmp_path / "out").exists()
+
+
+def test_what_a_rank_keeps_is_told_and_fused_kernels_share_their_factor(tmp_path, distill):
+  torch.manual_seed(0)
+  sizes = dict(vocab_size=304, n_embd=16, n_layer=1, n_head=2, n_positions=16)
+  config = transformers.GPT2Config(tie_word_embeddings=False, **sizes)
+  transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "base")
+  paths = []
+  for name, fields in (("a", {}), ("b", {"modules_to_save": ["lm_head"]})):
+    settings = peft.LoraConfig(r=3, target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM", **fields)
+    model = peft.get_peft_model(load(tmp_path / "base"), settings)
+    torch.nn.init.normal_(model.base_model.model.transformer.h[0].attn.c_attn.lora_B["default"].weight)
+    model.save_pretrained(tmp_path / name)
+    paths.append(tmp_path / name)
+  flags = ["merge", f"--model={tmp_path / 'base'}", "--format=adapter", f"--adapters={paths[0]}"]
+  distill(*flags, f"--out={tmp_path / 'exact'}")
+  assert json.loads((tmp_path / "exact/adapter_config.json").read_text())["r"] == 3
+  done = distill(*flags, f"--out={tmp_path / 'cut'}", "--rank=1")
+  assert "rank 1 keeps" in done.stdout and "of 3 kernels" in done.stdout
+  flags[-1] = f"--adapters={paths[0]},{paths[1]}"
+  refused = distill(*flags, f"--out={tmp_path / 'no'}", "--rank=2", check=2).stderr
+  assert f"{paths[1]}: changes head.kernel by more than LoRA can" in refused
+
+
+def test_a_merged_model_that_its_dtype_cannot_hold_is_not_written(tmp_path, distill):
+  config = transformers.LlamaConfig(
+    vocab_size=304, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+  )
+  transformers.LlamaForCausalLM(config).half().save_pretrained(tmp_path / "base")
+  model = peft.get_peft_model(load(tmp_path / "base"), peft.LoraConfig(r=2, lora_alpha=1e6, target_modules=["q_proj"]))
+  torch.nn.init.ones_(model.base_model.model.model.layers[0].self_attn.q_proj.lora_B["default"].weight)
+  model.save_pretrained(tmp_path / "adapter")
+  flags = [f"--model={tmp_path / 'base'}", f"--adapters={tmp_path / 'adapter'}", f"--out={tmp_path / 'out'}"]
+  assert "float16 cannot hold" in distill("merge", *flags, check=2).stderr
   assert not (tmp_path / "out").exists()

@@ -1,6 +1,7 @@
 """Adapter files from strangers: whatever stands in them, the answer is an adapter or one line."""
 
 import json
+import pathlib
 import shutil
 import time
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from distill.adapters.peft import read_adapter
 from distill.adapters.report import describe
 from distill.adapters.settings import Settings
+from distill.adapters.stack import Entry, merge_adapters, read_stack
 from distill.errors import InputError
 from distill.models import hf
 
@@ -199,3 +201,23 @@ def test_experts_are_refused_with_the_reason(copy, tmp_path):
   directory = copy({}, {names[0]: np.ones((4, 16), np.float32), names[1]: np.ones((8, 4), np.float32)})
   with pytest.raises(InputError, match=r"experts.*not read|adapter for another model"):
     read_adapter(directory, config=config)
+
+
+@pytest.mark.parametrize("shape", [(), (0, 32)])
+def test_a_tensor_that_holds_nothing_is_refused(copy, config, shape):
+  directory = copy({}, {f"{PREFIX}lm_head.weight": np.ones(shape, np.float32)})
+  with pytest.raises(InputError, match=r"lm_head\.weight: .*which holds nothing"):
+    read_adapter(directory, config=config)
+
+
+def test_factors_that_make_a_weight_infinite_are_refused(copy, config, llama_dir):
+  entry = (Entry(path=pathlib.Path("huge"), weight=1e3), read_adapter(copy({"lora_alpha": 1e38}), config=config))
+  with pytest.raises(InputError, match=r"makes layers\.\d\..*kernel infinite"):
+    merge_adapters(hf.load(llama_dir)[1], adapters=[entry], config=config)
+
+
+@pytest.mark.parametrize("path", ["a\u0000b", "a\ud800b"])
+def test_a_stack_whose_path_is_none_is_refused(tmp_path, path):
+  (tmp_path / "stack.json").write_text(json.dumps({"adapters": [{"path": path}]}))
+  with pytest.raises(InputError, match=r"stack\.json: adapters\[0\]\.path: .* is no path"):
+    read_stack(tmp_path / "stack.json")
