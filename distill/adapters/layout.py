@@ -56,6 +56,8 @@ def layout(config: DecoderConfig) -> Layout:
   entries: dict[str, tuple[Entry, ...]] = {}
   for entry in hf.table(untied):
     entries[entry.theirs] = (*entries.get(entry.theirs, ()), entry)
+  # transformers 5 calls Mixtral's module otherwise in memory, where PEFT takes its names from, than on disk.
+  entries |= {name.replace(".block_sparse_moe.", ".mlp."): found for name, found in entries.items()}
   return Layout(config=config, entries=entries, shapes=hf.shapes(untied))
 
 

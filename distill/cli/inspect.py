@@ -15,16 +15,19 @@ from distill.cli.parsing import parse
 from distill.data.store import TokenStore
 from distill.errors import InputError
 from distill.models import hf, safetensors_files
+from distill.models.hub import locate
 from distill.training.checkpoint import notes_path
 
 FLAGS = flags.FlagValues()
-_MODEL = flags.DEFINE_string("model", "", "Model directory to measure an adapter against.", flag_values=FLAGS)
+_MODEL = flags.DEFINE_string(
+  "model", "", "Model, or org/name[@revision] of the hub, to measure an adapter against.", flag_values=FLAGS
+)
 
 
 def main(arguments: Sequence[str]) -> int:
   """Prints one fact a line."""
   (path,) = parse(FLAGS, arguments, positional=["DIR"])
-  directory = pathlib.Path(path)
+  directory = locate(path)
   if not directory.is_dir():
     raise InputError(f"{directory}: no such directory")
   for line in _describe(directory):
@@ -72,7 +75,7 @@ def _model(directory: pathlib.Path) -> Iterator[str]:
 
 
 def _adapter(directory: pathlib.Path) -> Iterator[str]:
-  yield from describe(directory, model=pathlib.Path(_MODEL.value) if _MODEL.value else None)
+  yield from describe(directory, model=locate(_MODEL.value) if _MODEL.value else None)
   yield from _tensors(directory, STEM)
 
 

@@ -16,6 +16,7 @@ from distill.errors import InputError
 from distill.models import hf
 from distill.models.blocks import finite
 from distill.models.config import DecoderConfig
+from distill.models.hub import locate
 
 FLAGS = flags.FlagValues()
 models.define(FLAGS, what="Model directory of the base.")
@@ -33,7 +34,7 @@ _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 def main(arguments: Sequence[str]) -> int:
   """Reads strictly, combines in float32, casts once, writes whole or not at all."""
   parse(FLAGS, arguments)
-  source, out = pathlib.Path(FLAGS.model), pathlib.Path(_OUT.value)
+  source, out = locate(FLAGS.model), pathlib.Path(_OUT.value)
   stack = models.stack(FLAGS)
   if not stack:
     raise InputError("--adapters or --adapter_stack: give one of them")
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
   if _FORMAT.value == "adapter":
     shares: dict[str, float] = {}
     factors = as_adapter(params, adapters=adapters, config=config, rank=_RANK.value, report=shares.__setitem__, **how)
-    write_adapter(out, factors=factors, config=config, base=str(source))
+    write_adapter(out, factors=factors, config=config, base=FLAGS.model)
     if shares:
       worst = min(shares, key=shares.__getitem__)
       print(

@@ -1,0 +1,29 @@
+import numpy as np
+import peft
+import torch
+import transformers
+
+from distill.adapters.peft import read_adapter
+from distill.models import hf
+
+
+def test_a_router_of_mixtral_saved_by_peft_is_read_under_its_name_in_memory(tmp_path):
+  config = transformers.MixtralConfig(
+    vocab_size=23,
+    hidden_size=16,
+    intermediate_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    num_key_value_heads=2,
+    num_local_experts=4,
+  )
+  model = transformers.MixtralForCausalLM(config)
+  model.save_pretrained(tmp_path / "base")
+  settings = peft.LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["gate"], task_type="CAUSAL_LM")
+  model = peft.get_peft_model(model, settings)
+  gate = next(x for name, x in model.named_parameters() if "gate.modules_to_save" in name)
+  with torch.no_grad():
+    gate.normal_()
+  model.save_pretrained(tmp_path / "adapter")
+  edits = dict(read_adapter(tmp_path / "adapter", config=hf.read_config(tmp_path / "base")).edits)
+  np.testing.assert_array_equal(edits["layers.0.mlp.router.kernel"].value, gate.detach().numpy().T)
