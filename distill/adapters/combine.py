@@ -5,6 +5,7 @@
 multiply its changes first. TIES and DARE take every adapter's change from the base, whatever its mode.
 """
 
+import dataclasses
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -12,8 +13,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from distill.adapters.edits import LowRank
-from distill.adapters.stack import Applied, apply, merge_adapters, prepare
+from distill.adapters.edits import Edit, LowRank, Replacement
+from distill.adapters.layout import EMBEDDING, layout
+from distill.adapters.peft import Adapter, joined
+from distill.adapters.stack import Applied, apply, edited, merge_adapters, prepare, settle
 from distill.errors import InputError
 from distill.models.config import DecoderConfig
 from distill.tree import Params
@@ -73,20 +76,20 @@ def combine(
   if method == "sum":
     return merge_adapters(params, adapters=adapters, config=config)
   grown, new = prepare(params, adapters=adapters, config=config)
-  base = {**params, **new}
-  merged = dict(base)
+  base, changed = {**params, **new}, dict(new)
   for name, changes in _changes(base, adapters):
     if method == "ties":
       change = ties(changes, density=density)
     else:
       change = dare(changes, density=density, seed=[seed, zlib.crc32(name.encode())])
-    merged[name] = np.asarray(base[name], np.float32) + change
-  return grown, merged
+    changed[name] = np.asarray(base[name], np.float32) + change
+  grown, changed = settle(changed, adapters=adapters, config=grown, tied=config.tie_embeddings)
+  return grown, {**params, **changed}
 
 
 def _changes(base: Params, adapters: Sequence[Applied]) -> Iterator[tuple[str, list[np.ndarray]]]:
   """Every edited parameter with what each adapter that edits it, alone on the base, makes of it."""
-  for name in dict.fromkeys(name for _, adapter in adapters for name, _ in adapter.edits):
+  for name in edited(adapters):
     changes = []
     for one in adapters:
       if name not in dict(one[1].edits):
@@ -114,44 +117,61 @@ def as_adapter(
     adapters: The stack.
     config: Architecture of the base.
     rank: 0 for exactly, which only a sum of plain LoRA can be.
-    report: Told of every kernel the share of its change's norm that the rank keeps, from 0 to 1.
+    report: Told of every HF module the share of its change's norm that the rank keeps, from 0 to 1.
     how: `method`, `density` and `seed` of `combine`.
 
   Raises:
     InputError: The change has no low rank and none was given, or is of something that LoRA cannot change.
   """
+  _, new = prepare(params, adapters=adapters, config=config)
+  base = {**params, **new}
+  adapters = [(entry, _without_base(adapter, base)) for entry, adapter in adapters]
   for _, adapter in adapters:
     if other := next((name for name, edit in adapter.edits if not isinstance(edit, LowRank)), None):
       raise InputError(f"{adapter.path}: changes {other} by more than LoRA can; use --format=model")
   dora = next((a.path for _, a in adapters if any(getattr(e, "magnitude", None) is not None for _, e in a.edits)), None)
+  exact: dict[str, LowRank] = {}
   if how.get("method", "sum") == "sum" and dora is None:
     exact = _concatenated(adapters)
     if not rank:
       return exact
-    cut = {name: _shorter(one, rank) for name, one in exact.items()}
-    for name, one in exact.items():
-      report(name, _share(cut[name].norm, one.norm))
-    return cut
-  if not rank:
+  elif not rank:
     what = f"{dora}: is DoRA" if dora else f"--combine={how['method']}: gives whole matrices"
     raise InputError(f"{what}, which LoRA holds only to a rank; add --rank, or use --format=model")
-  _, merged = combine(params, adapters=adapters, config=config, **how)
-  base = {**params, **prepare(params, adapters=adapters, config=config)[1]}
-  found = {}
-  for name in dict.fromkeys(name for _, adapter in adapters for name, _ in adapter.edits):
-    after = merged.get(name, merged["embed.table"].T)  # A head that is tied again.
-    change = (
-      np.asarray(after, np.float32) - np.asarray(base[name], np.float32) if after.shape == base[name].shape else None
-    )
-    if change is None or change.ndim != 2:
-      raise InputError(f"{name}: changed in a way that LoRA cannot; use --format=model")
-    found[name] = low_rank(change, rank=rank)
-    report(name, _share(found[name].norm, float(np.linalg.norm(change))))
+  changes = {} if exact else _difference(base, combine(params, adapters=adapters, config=config, **how)[1], adapters)
+  known, found = layout(config), dict[str, LowRank]()
+  # Kernels of one HF module are cut together, since they share its factors.
+  for theirs in dict.fromkeys(known.theirs(name) for name in exact or changes):
+    mine = [entry.ours for entry in known.entries[theirs] if entry.ours in (exact or changes)]
+    if exact:
+      whole = joined(known, theirs, exact)
+      cut, size = _shorter(whole, rank), whole.norm
+    else:
+      change = known.join(theirs, {name: changes[name] for name in mine})
+      cut, size = low_rank(change, rank=rank), float(np.linalg.norm(change))
+    report(theirs.removesuffix(".weight"), cut.norm / size if size else 1.0)
+    sides = known.columns(theirs, cut.b)
+    found |= {name: LowRank(a=cut.a, b=sides[name], scale=1.0) for name in mine}
   return found
 
 
-def _share(part: float, whole: float) -> float:
-  return part / whole if whole else 1.0
+def _without_base(adapter: Adapter, base: Mapping[str, Any]) -> Adapter:
+  """The adapter without the embedding and head that PEFT stores beside factors of theirs as they were."""
+
+  def same(name: str, edit: Edit) -> bool:
+    under = isinstance(edit, Replacement) and edit.underlies
+    return under and np.array_equal(edit.value, np.asarray(base[name], np.float32))  # type: ignore[union-attr]
+
+  return dataclasses.replace(adapter, edits=tuple(one for one in adapter.edits if not same(*one)))
+
+
+def _difference(base: Params, merged: Params, adapters: Sequence[Applied]) -> dict[str, np.ndarray]:
+  """What became of every edited matrix; a head that is tied again is its embedding."""
+  found = {}
+  for name in edited(adapters):
+    after = merged[name] if name in merged else merged[EMBEDDING].T
+    found[name] = np.asarray(after, np.float32) - np.asarray(base[name], np.float32)
+  return found
 
 
 def _concatenated(adapters: Sequence[Applied]) -> dict[str, LowRank]:

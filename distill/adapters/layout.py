@@ -44,6 +44,15 @@ class Layout:
       entry.ours: value if entry.part is None else value[..., slice(*entry.part)] for entry in self.entries[theirs]
     }
 
+  def join(self, theirs: str, pieces: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The last axis of an HF tensor from `columns` of it, zero where there is none."""
+    first = next(iter(pieces.values()))
+    whole = np.zeros((*first.shape[:-1], self.shape(theirs)[-1]), np.float32)
+    for entry in self.entries[theirs]:
+      if entry.ours in pieces:
+        whole[..., slice(*(entry.part or (None,)))] = pieces[entry.ours]
+    return whole
+
   def theirs(self, ours: str) -> str:
     """The HF tensor of a parameter."""
     return next(name for name, entries in self.entries.items() if any(entry.ours == ours for entry in entries))
@@ -55,9 +64,10 @@ def layout(config: DecoderConfig) -> Layout:
   untied = dataclasses.replace(config, tie_embeddings=False)
   entries: dict[str, tuple[Entry, ...]] = {}
   for entry in hf.table(untied):
-    entries[entry.theirs] = (*entries.get(entry.theirs, ()), entry)
-  # transformers 5 calls Mixtral's module otherwise in memory, where PEFT takes its names from, than on disk.
-  entries |= {name.replace(".block_sparse_moe.", ".mlp."): found for name, found in entries.items()}
+    # transformers 5 calls Mixtral's module otherwise in memory, where PEFT takes its names from, than on disk.
+    name = entry.theirs.replace(".block_sparse_moe.", ".mlp.")
+    entries[name] = (*entries.get(name, ()), entry)
+  entries |= {found[0].theirs: found for found in entries.values() if len(found) == 1}
   return Layout(config=config, entries=entries, shapes=hf.shapes(untied))
 
 

@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Int
 
 from distill.adapters.edits import LowRank
+from distill.adapters.factored import Factored, factored
 from distill.adapters.layout import EMBEDDING, HEAD
 from distill.adapters.stack import Applied, apply, prepare, settle
 from distill.errors import InputError
@@ -30,19 +31,6 @@ from distill.types import Readout
 # Suffixes of what stands beside a stacked parameter: factors, and values by route with the place of each route's.
 _A, _B, _COLUMN, _VALUES, _PLACE = ".route_a", ".route_b", ".route_column", ".route_values", ".route_place"
 SUFFIXES = (_A, _B, _COLUMN, _VALUES, _PLACE)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Factored:
-  """column * base + a @ b, for one canonical parameter under one route."""
-
-  a: Float[np.ndarray, "I R"]
-  b: Float[np.ndarray, "R O"]
-  column: Float[np.ndarray, " O"]
-
-  def of(self, base: Float[np.ndarray, "I O"]) -> Float[np.ndarray, "I O"]:
-    """The matrix itself."""
-    return self.column * base + self.a @ self.b
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,8 +64,8 @@ def beside(params: Mapping[str, Any], *, routes: Sequence[Sequence[Applied]], co
   grown, new = prepare(params, adapters=everything, config=config)
   base = collections.ChainMap(new, params)  # type: ignore[arg-type]
   decoder = Decoder(grown)
-  groups = {name: _layers(decoder, name, x) for name, x in decoder.abstract().items()}
-  factored, varied = _sort(everything, groups.values())
+  groups = {name: decoder.canonical(name) for name in decoder.abstract()}
+  low, varied = _sort(everything, groups.values())
   originals = {name: np.asarray(base[name], np.float32) for name in varied}
   results = [originals | apply(originals, adapters=route, only=varied) for route in routes]
   for name in varied & {EMBEDDING, HEAD}:
@@ -89,9 +77,8 @@ def beside(params: Mapping[str, Any], *, routes: Sequence[Sequence[Applied]], co
   for name, layers in groups.items():
     if any(layer in varied for layer in layers):
       stacked |= _values(name, layers, results, base)
-    elif any(layer in factored for layer in layers):
-      shape = decoder.abstract()[name].shape[-2:]
-      stacked |= _factors(name, layers, [_Route(route, base, shape=shape) for route in routes])
+    elif any(layer in low for layer in layers):
+      stacked |= _factors(name, layers, routes, base, shape=decoder.abstract()[name].shape[-2:])
   grown, replaced = settle(replaced, adapters=everything, config=grown, tied=False)
   return Beside(config=grown, replaced=replaced, stacked=stacked)
 
@@ -109,11 +96,6 @@ def build(
   return added.config, Decoder(added.config).stack(whole) | added.stacked
 
 
-def _layers(decoder: Decoder, name: str, value: jax.ShapeDtypeStruct) -> list[str]:
-  """Canonical names of a stacked parameter, one a layer."""
-  return list(decoder.unstack({name: [0] * value.shape[0] if name.startswith("groups.") else 0}))
-
-
 def _sort(adapters: Sequence[Applied], groups: Iterable[list[str]]) -> tuple[set[str], set[str]]:
   """Names of the matrices that only low-rank edits change in all layers of a group, and of all else that is edited."""
   kinds: dict[str, set[str]] = {}
@@ -128,44 +110,20 @@ def _sort(adapters: Sequence[Applied], groups: Iterable[list[str]]) -> tuple[set
   return set(kinds) - others, others
 
 
-class _Route:
-  """What one route makes of matrices that only low-rank edits change."""
-
-  def __init__(self, adapters: Sequence[Applied], base: Mapping[str, Any], *, shape: tuple[int, ...]):
-    self._base, self._shape = base, shape
-    self._adapters = [
-      (entry, {name: edit for name, edit in adapter.edits if isinstance(edit, LowRank)}) for entry, adapter in adapters
-    ]
-
-  def factored(self, name: str) -> Factored:
-    """The edits of a matrix in order, as one."""
-    rows, columns = self._shape
-    now = Factored(
-      a=np.zeros((rows, 0), np.float32), b=np.zeros((0, columns), np.float32), column=np.ones(columns, np.float32)
-    )
-    start = now
-    for entry, edits in self._adapters:
-      if entry.mode == "sequential":
-        start = now
-      if name not in edits:
-        continue
-      edit, share = edits[name], np.float32(entry.weight)
-      b = np.float32(edit.scale) * edit.b
-      dora = edit.magnitude is not None
-      factor = edit.columns(start.of(np.asarray(self._base[name], np.float32))) if dora else None
-      keep = np.ones_like(now.column) if factor is None else 1 + share * (factor - 1)
-      added = share * b if factor is None else share * factor * b
-      now = Factored(
-        a=np.concatenate([now.a, edit.a], axis=1),
-        b=np.concatenate([now.b * keep, added]),
-        column=now.column * keep,
-      )
-    return now
-
-
-def _factors(name: str, layers: list[str], routes: list[_Route]) -> Params:
+def _factors(
+  name: str,
+  layers: list[str],
+  routes: Sequence[Sequence[Applied]],
+  base: Mapping[str, Any],
+  *,
+  shape: tuple[int, ...],
+) -> Params:
   """Factors of a stacked matrix, filled up with zeros to one rank."""
-  grid = [[route.factored(layer) for route in routes] for layer in layers]
+
+  def one(layer: str, route: Sequence[Applied]) -> Factored:
+    return factored(layer, adapters=route, shape=shape, base=lambda: np.asarray(base[layer], np.float32))
+
+  grid = [[one(layer, route) for route in routes] for layer in layers]
   rank = max(one.a.shape[1] for row in grid for one in row)
 
   def stack(arrays: list[list[np.ndarray]]) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,8 +11,8 @@ from jax.sharding import Mesh
 
 from distill.adapters import live
 from distill.adapters.edits import LowRank
-from distill.adapters.peft import Adapter
-from distill.adapters.stack import Applied, apply, edited, prepare, settle
+from distill.adapters.factored import Factored, factored
+from distill.adapters.stack import Applied, apply, check_finite, edited, prepare, settle
 from distill.models import hf, sharded
 from distill.models.blocks import Reader
 from distill.models.config import DecoderConfig
@@ -31,6 +31,10 @@ class Checkpoint(Mapping[str, np.ndarray]):
   def __getitem__(self, name: str) -> np.ndarray:
     with Reader() as reader:
       return self._sources[name].read(reader)
+
+  def shape(self, name: str) -> tuple[int, ...]:
+    """Of one parameter, without reading it."""
+    return self._sources[name].shape
 
   def __iter__(self) -> Iterator[str]:
     return iter(self._sources)
@@ -62,7 +66,7 @@ def load_merged(
     tied = untied and "embed.table" not in low
     grown, changed = settle(changed, adapters=adapters, config=grown, tied=tied)
     changes: dict[str, Any] = {name: np.asarray(x, np.float32) for name, x in changed.items()}
-    changes |= {name: _Blocks(name, adapters) for name in low}
+    changes |= {name: _Blocks(name, adapters, shape=base.shape(name)) for name in low}
   return sharded.load(directory, mesh=mesh, dtype=dtype, edits=changes, config=grown)
 
 
@@ -83,35 +87,30 @@ def load_routed(
 
 
 class _Blocks:
-  """An edit for `sharded.load`: all low ranks of one kernel, in the order and the modes of the stack."""
+  """An edit for `sharded.load`: all low ranks of one kernel, made one change once, or once for each run of columns."""
 
-  def __init__(self, name: str, adapters: Sequence[Applied]):
-    self._name = name
-    self._adapters = adapters
-    self._dora = any(one.magnitude is not None for one in edited(adapters)[name] if isinstance(one, LowRank))
-    self._last: tuple[Any, np.ndarray] | None = None
+  def __init__(self, name: str, adapters: Sequence[Applied], *, shape: tuple[int, ...]):
+    self._name, self._adapters, self._shape = name, adapters, shape
+    self._dora = any(edit.magnitude is not None for edit in edited(adapters)[name] if isinstance(edit, LowRank))
+    self._last: tuple[slice, Factored] | None = None
 
-  def __call__(self, value: np.ndarray, block: Block, read: Any) -> np.ndarray:
+  def __call__(self, value: np.ndarray, block: Block, read: Callable[[Block], np.ndarray]) -> np.ndarray:
     rows, columns = block
-    if not self._dora:
-      return self._apply(value, rows, columns)
     # A column's length takes the whole column; blocks of the same columns may follow one another.
-    if self._last is None or self._last[0] != columns:
-      everything = slice(0, next(e.a.shape[0] for e in edited(self._adapters)[self._name] if isinstance(e, LowRank)))
-      self._last = columns, self._apply(read((everything, columns)).astype(np.float32), everything, columns)
-    return self._last[1][rows]
-
-  def _apply(self, value: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
-    cut = [(entry, _cut(adapter, self._name, rows, columns)) for entry, adapter in self._adapters]
-    return apply({self._name: value}, adapters=cut, only=[self._name])[self._name]
-
-
-def _cut(adapter: Adapter, name: str, rows: slice, columns: slice) -> Adapter:
-  """The adapter of one block of one kernel."""
-  found = []
-  for one, edit in adapter.edits:
-    if one == name and isinstance(edit, LowRank):
-      magnitude = None if edit.magnitude is None else edit.magnitude[columns]
-      cut = dataclasses.replace(edit, a=edit.a[rows], b=edit.b[:, columns], magnitude=magnitude)
-      found.append((name, cut))
-  return Adapter(path=adapter.path, edits=tuple(found))
+    chosen = columns if self._dora else slice(0, self._shape[1])
+    if self._last is None or self._last[0] != chosen:
+      found = factored(
+        self._name,
+        adapters=self._adapters,
+        shape=self._shape,
+        base=lambda: read((slice(0, self._shape[0]), chosen)).astype(np.float32),
+        columns=chosen,
+      )
+      self._last = chosen, found
+    change = self._last[1]
+    if not self._dora:
+      change = dataclasses.replace(change, b=change.b[:, columns], column=change.column[columns])
+    with np.errstate(over="ignore", invalid="ignore"):
+      after = change.of(value, rows=rows)
+    check_finite(after, name=self._name, paths=[adapter.path for _, adapter in self._adapters])
+    return after

@@ -33,7 +33,7 @@ def init(decoder: Decoder, *, targets: str, rank: int, key: Key[Array, ""]) -> P
   for name, x in decoder.abstract().items():
     if not name.startswith("groups.") or not name.endswith(".kernel") or len(x.shape) != 3 or ".conv." in name:
       continue
-    chosen = [bool(re.fullmatch(targets, one)) for one in decoder.unstack({name: [0] * x.shape[0]})]
+    chosen = [bool(re.fullmatch(targets, one)) for one in decoder.canonical(name)]
     if any(chosen) != all(chosen):
       raise InputError(f"student.adapters.targets: {targets!r} matches only some layers of {name}; match all or none")
     if not all(chosen):

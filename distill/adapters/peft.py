@@ -15,6 +15,7 @@ from distill.adapters.layout import EMBEDDING, HEAD, Layout, layout, with_bias
 from distill.adapters.settings import Settings
 from distill.errors import InputError
 from distill.models import hf, safetensors_files
+from distill.models.blocks import finite
 from distill.models.config import DecoderConfig
 
 PREFIX = "base_model.model."
@@ -190,7 +191,10 @@ class _Reader:
     ours, width = self._layout.entries[f"{module}.weight"][0].ours, self._layout.config.width
     if ours not in (EMBEDDING, HEAD) or value.ndim != 2 or value.shape[1] != width:
       raise _Refusal(key, f"has shape {value.shape}, expected rows of width {width} of the embedding or head; {_OTHER}")
-    tokens = np.asarray(self._settings.tokens(module, count=len(value)))
+    try:
+      tokens = np.asarray(self._settings.tokens(module, count=len(value)))
+    except InputError as error:
+      raise _Refusal(key, str(error)) from error
     if tokens.size and tokens.max() >= self._vocabulary(ours):
       raise _Refusal(key, f"token {tokens.max()} is outside the vocabulary of {self._vocabulary(ours)}; {_OTHER}")
     found: list[tuple[str, Edit]] = [(ours, Rows(indices=tokens, values=value, axis=0 if ours == EMBEDDING else 1))]
@@ -276,11 +280,17 @@ def write_adapter(
     factors: Canonical kernel name -> factors, of any rank and scale.
     config: Architecture of the base.
     base: Path or hub name of the base, for the reader.
+
+  Raises:
+    InputError: Factors that are not finite, or a directory that holds something else.
   """
   known = layout(config)
   modules: dict[str, LowRank] = {}
   for theirs in dict.fromkeys(known.theirs(name) for name in factors):
-    modules[theirs.removesuffix(".weight")] = _whole_module(known, theirs, factors)
+    one = joined(known, theirs, factors)
+    if not finite(one.a) or not finite(one.b):
+      raise InputError(f"{directory}: factors of {theirs} become infinite; weights or lora_alpha are too large")
+    modules[theirs.removesuffix(".weight")] = one
   rank = collections.Counter(one.a.shape[1] for one in modules.values()).most_common(1)[0][0]
   alphas = {module: one.scale * one.a.shape[1] for module, one in modules.items()}
   alpha = collections.Counter(alphas.values()).most_common(1)[0][0]
@@ -317,18 +327,14 @@ def _stored_as_ours(known: Layout, theirs: str) -> bool:
   return entry.ours.endswith(".kernel") and entry.form == "copy"
 
 
-def _whole_module(known: Layout, theirs: str, factors: Mapping[str, LowRank]) -> LowRank:
-  """The factors of an HF module: where it holds several kernels, A side by side (once if all share it), B in blocks."""
-  entries = known.entries[theirs]
-  if len(entries) == 1:
-    return factors[entries[0].ours]
-  mine = [(entry, factors[entry.ours]) for entry in entries if entry.ours in factors]
-  shared = all(np.array_equal(one.a, mine[0][1].a) for _, one in mine)
-  a = mine[0][1].a if shared else np.concatenate([one.a for _, one in mine], axis=1)
-  b = np.zeros((a.shape[1], known.shape(theirs)[1]), np.float32)
-  row = 0
-  for entry, one in mine:
-    assert entry.part is not None, entry
-    b[row : row + len(one.b), slice(*entry.part)] = np.float32(one.scale) * one.b
-    row += 0 if shared else len(one.b)
-  return LowRank(a=a, b=b, scale=1.0)
+def joined(known: Layout, theirs: str, factors: Mapping[str, LowRank]) -> LowRank:
+  """The factors of an HF module: where it holds several kernels, A side by side, or once if all of them share it."""
+  mine = {entry.ours: factors[entry.ours] for entry in known.entries[theirs] if entry.ours in factors}
+  first = next(iter(mine.values()))
+  if len(known.entries[theirs]) == 1:
+    return first
+  sides = {name: np.float32(one.scale) * one.b for name, one in mine.items()}
+  if all(np.array_equal(one.a, first.a) for one in mine.values()):
+    return LowRank(a=first.a, b=known.join(theirs, sides), scale=1.0)
+  blocks = [known.join(theirs, {name: side}) for name, side in sides.items()]
+  return LowRank(a=np.concatenate([one.a for one in mine.values()], axis=1), b=np.concatenate(blocks), scale=1.0)

@@ -23,7 +23,7 @@ def describe(directory: pathlib.Path, *, model: pathlib.Path | None = None) -> I
   """One fact a line about a PEFT directory, measured against a base if there is one.
 
   Raises:
-    InputError: Damaged files.
+    InputError: Damaged files, an adapter that cannot be used, or, after all lines, one that does not fit the base.
   """
   values = hf.read_json(directory / "adapter_config.json")
   kinds = [text for key, text in _FLAGS.items() if values.get(key) is True]
@@ -35,11 +35,7 @@ def describe(directory: pathlib.Path, *, model: pathlib.Path | None = None) -> I
   yield f"targets: {_names(values.get('target_modules'))}"
   if saved := values.get("modules_to_save"):
     yield f"stored whole: {_names(saved)}"
-  try:
-    settings = Settings(directory / "adapter_config.json")
-  except InputError as error:
-    yield f"cannot be used: {error}"
-    return
+  settings = Settings(directory / "adapter_config.json")
   yield from _alone(directory, settings) if model is None else _on(directory, settings, model)
 
 
@@ -71,7 +67,8 @@ def _alone(directory: pathlib.Path, settings: Settings) -> Iterator[str]:
       continue
     edit = LowRank(a=a.T, b=b.T, scale=settings.scale(module))
     norms[module] = edit.norm
-    facts[module] = f"rank {a.shape[0]}, scale {edit.scale:.4g}, ‖ΔW‖ {edit.norm:.4g}"
+    before = " before the magnitude" if "magnitude" in parts else ""
+    facts[module] = f"rank {a.shape[0]}, scale {edit.scale:.4g}, ‖ΔW‖ {edit.norm:.4g}{before}"
   yield from _modules(facts, norms)
   yield from (f"  {name}  replaced" for name in whole)
   yield from (f"would not load: {key}: no whole pair of LoRA tensors" for key in unknown)
@@ -99,6 +96,8 @@ def _on(directory: pathlib.Path, settings: Settings, model: pathlib.Path) -> Ite
   yield from _modules(facts, shares)
   for key, reason in adapter.problems:
     yield f"would not load: {key}: {reason}"
+  if fits == "does not fit":
+    raise InputError(f"{directory}: does not fit {model}: {len(adapter.problems)} of its tensors would not load")
 
 
 def _norms(after: Mapping[str, np.ndarray], base: Mapping[str, np.ndarray]) -> tuple[float, float]:

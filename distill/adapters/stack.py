@@ -210,6 +210,16 @@ def _applied(edit, current, base, entry, adapter, name) -> np.ndarray:
     base = current  # An adapter beside it has changed the number of tokens.
   with np.errstate(over="ignore", invalid="ignore"):
     after = edits.apply(edit, current, base=base, weight=entry.weight)
-  if not finite(after):
-    raise InputError(f"{adapter.path}: makes {name} infinite; its factors or its lora_alpha are damaged, leave it out")
+  check_finite(after, name=name, paths=[adapter.path])
   return after
+
+
+def check_finite(value: np.ndarray, *, name: str, paths: Sequence[pathlib.Path]) -> None:
+  """Refuses what adapters have made infinite.
+
+  Raises:
+    InputError: It is.
+  """
+  if not finite(value):
+    which = ", ".join(map(str, paths))
+    raise InputError(f"{which}: {name} becomes infinite; factors or lora_alpha are damaged, leave the adapter out")

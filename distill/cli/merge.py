@@ -27,7 +27,7 @@ _FORMAT = flags.DEFINE_enum(
 _COMBINE = flags.DEFINE_enum("combine", "sum", METHODS, "How changes are combined.", flag_values=FLAGS)
 _DENSITY = flags.DEFINE_float("density", 0.5, "Share of each change that ties and dare keep.", 0, 1, flag_values=FLAGS)
 _SEED = flags.DEFINE_integer("seed", 0, "Of what dare drops.", 0, flag_values=FLAGS)
-_RANK = flags.DEFINE_integer("rank", 0, "Rank to cut each kernel's change to, 0: none.", 0, flag_values=FLAGS)
+_RANK = flags.DEFINE_integer("rank", 0, "Rank to cut each module's change to, 0: none.", 0, flag_values=FLAGS)
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
       worst = min(shares, key=shares.__getitem__)
       print(
         f"rank {_RANK.value} keeps {100 * np.mean(list(shares.values())):.1f} % of ‖ΔW‖ in the mean of "
-        f"{len(shares)} kernels, {100 * shares[worst]:.1f} % of {worst}"
+        f"{len(shares)} modules, {100 * shares[worst]:.1f} % of {worst}"
       )
   else:
     _write_model(out, source, *combine(params, adapters=adapters, config=config, **how), params=params, before=config)

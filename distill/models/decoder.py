@@ -201,7 +201,7 @@ class Decoder:
   """
 
   def __init__(self, config: DecoderConfig):
-    self.config = config
+    self.config, self._groups = config, groups(config.layers)
     self.graph, self._state = nnx.split(nnx.eval_shape(lambda: DecoderModule(config, jax.random.key(0))))
 
   def abstract(self) -> Params:
@@ -271,25 +271,27 @@ class Decoder:
         f"{what}: {length} tokens, but the model has learned {self.config.max_positions} positions; give fewer"
       )
 
+  def canonical(self, name: str) -> list[str]:
+    """Canonical names of one stacked parameter, in the order of its layers; a name that is not stacked is its own."""
+    found = re.match(r"groups\.(\d+)\.(\d+)\.(.*)", name)
+    if not found:
+      return [name]
+    group = self._groups[int(found[1])]
+    return [f"layers.{group.layer(repeat, int(found[2]))}.{found[3]}" for repeat in range(group.repeats)]
+
   def unstack(self, params: Mapping[str, Any]) -> Params:
     """Stacked names -> canonical names; suffixes such as `.lora_a` are carried along."""
-    cut = groups(self.config.layers)
-    canonical: Params = {}
+    flat: Params = {}
     for name, value in params.items():
-      found = re.match(r"groups\.(\d+)\.(\d+)\.(.*)", name)
-      if not found:
-        canonical[name] = value
-        continue
-      g, j, rest = int(found[1]), int(found[2]), found[3]
-      for repeat in range(cut[g].repeats):
-        canonical[f"layers.{cut[g].layer(repeat, j)}.{rest}"] = value[repeat]
-    return canonical
+      stacked = name.startswith("groups.")
+      flat |= {one: value[i] if stacked else value for i, one in enumerate(self.canonical(name))}
+    return flat
 
   def stack(self, canonical: Mapping[str, Any]) -> Params:
     """Canonical names -> stacked names; every layer of a pattern position must hold the same names."""
     places = {
       group.layer(repeat, j): (f"groups.{g}.{j}", repeat)
-      for g, group in enumerate(groups(self.config.layers))
+      for g, group in enumerate(self._groups)
       for j in range(len(group.pattern))
       for repeat in range(group.repeats)
     }

@@ -1,6 +1,5 @@
 """From a checkpoint's files straight onto the mesh: every process reads what its devices hold, and no more."""
 
-import dataclasses
 import math
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,14 +24,7 @@ from distill.tree import Params
 Edit = Callable[[np.ndarray, Block, Callable[[Block], np.ndarray]], np.ndarray]
 
 
-@dataclasses.dataclass(frozen=True)
-class Whole:
-  """An edit of a parameter that has to be there as a whole, in float32; every process reads all of it."""
-
-  change: Callable[[np.ndarray], np.ndarray]
-
-
-Edits = Mapping[str, Edit | Whole | np.ndarray]
+Edits = Mapping[str, Edit | np.ndarray]
 
 # What of a parameter one device holds; slices cannot be keys.
 Region = tuple[range, ...]
@@ -59,8 +51,8 @@ def load(
     directory: A model directory.
     mesh: Where the parameters go.
     dtype: float32, bfloat16 or float16; edits happen in float32 before.
-    edits: By canonical name, what becomes of a parameter's blocks as they are read, or of it as a whole, or an array
-      that takes its place, of whatever shape `config` has for it.
+    edits: By canonical name, what becomes of a parameter's blocks as they are read, or an array that takes its
+      place, of whatever shape `config` has for it.
     config: The architecture after the edits, where it is not that of the directory.
     report: Told the number of bytes after every read of this process.
 
@@ -85,18 +77,12 @@ def load(
         reader=reader, sources=sources, edits=edits, dtype=np.dtype(jnp.dtype(dtype)), where=str(directory)
       )
       params = {
-        name: loader.parameter(_layers(decoder, name), shape=x.shape, sharding=shardings[name])
+        name: loader.parameter(
+          decoder.canonical(name), shape=x.shape, sharding=shardings[name], stacked=name.startswith("groups.")
+        )
         for name, x in decoder.abstract().items()
       }
   return config, params
-
-
-def _layers(decoder: Decoder, name: str) -> list[str] | str:
-  """Canonical names of a stacked parameter's layers, or its own name where it is not stacked."""
-  if not name.startswith("groups."):
-    return name
-  repeats = decoder.abstract()[name].shape[0]
-  return list(decoder.unstack({name: range(repeats)}))
 
 
 def _bytes(decoder, shardings, sources, edits) -> int:
@@ -104,8 +90,7 @@ def _bytes(decoder, shardings, sources, edits) -> int:
   total = 0
   for name, x in decoder.abstract().items():
     sizes = (_size(one) for one in _regions(shardings[name], x.shape))
-    layers = _layers(decoder, name)
-    first = layers if isinstance(layers, str) else layers[0]
+    first = decoder.canonical(name)[0]
     total += 0 if isinstance(edits.get(first), np.ndarray) else sum(sizes) * sources[first].dtype.itemsize
   return total
 
@@ -157,10 +142,12 @@ class _Loader:
   ):
     self._reader, self._sources, self._edits, self._dtype, self._where = reader, sources, edits, dtype, where
 
-  def parameter(self, layers: list[str] | str, *, shape: tuple[int, ...], sharding: NamedSharding) -> jax.Array:
+  def parameter(
+    self, layers: list[str], *, shape: tuple[int, ...], sharding: NamedSharding, stacked: bool
+  ) -> jax.Array:
     """The parameter on its devices, layers one stretch after another where all at once are too much for the host."""
-    if isinstance(layers, str):
-      return self._stretch([layers], sharding=sharding, shape=shape, stacked=False)
+    if not stacked:
+      return self._stretch(layers, sharding=sharding, shape=shape, stacked=False)
     assert not sharding.spec or sharding.spec[0] is None, sharding
     held = sum(_size(region) for region in _regions(sharding, (1, *shape[1:])))
     count = max(1, _STRETCH // max(held * self._dtype.itemsize, 1))
@@ -208,9 +195,6 @@ class _Loader:
       yield box, edit[box]
       return
     source = self._sources[name]
-    if isinstance(edit, Whole):
-      yield box, edit.change(source.read(self._reader).astype(np.float32))[box]
-      return
 
     def read(block: Block) -> np.ndarray:
       return source.read(self._reader, index=block)

@@ -59,7 +59,7 @@ class Source:
         yield from self.chunks((slice(i, i + 1), *index[1:]), size=size)
       return
     axis = _major(entry, len(self.shape))
-    if axis is None or axis >= len(index):
+    if axis >= len(index):
       yield index
       return
     row = math.prod(one.stop - one.start for one in index) // max(index[axis].stop - index[axis].start, 1)
@@ -68,11 +68,9 @@ class Source:
       yield (*index[:axis], slice(start, min(start + step, index[axis].stop)), *index[axis + 1 :])
 
 
-def _major(entry: Entry, dimensions: int) -> int | None:
-  """Our axis that is the first of the file's; None where the table says nothing of it."""
-  if entry.form == "copy":
-    return int(entry.expert is not None)
-  return dimensions - 1 if entry.form in ("transpose", "conv") else None
+def _major(entry: Entry, dimensions: int) -> int:
+  """Our axis that is the first of the file's."""
+  return int(entry.expert is not None) if entry.form == "copy" else dimensions - 1
 
 
 def _read(reader: Reader, entry: Entry, stored: Stored, *, index: Block) -> np.ndarray:
@@ -86,10 +84,8 @@ def _read(reader: Reader, entry: Entry, stored: Stored, *, index: Block) -> np.n
     value = reader.read(stored, index=cut)
   elif entry.form == "transpose":
     value = to_ours(reader.read(stored, index=cut[::-1]), entry=whole)
-  elif entry.form == "conv" and len(stored.shape) == 3:
-    value = to_ours(reader.read(stored, index=(cut[1], slice(0, 1), cut[0])), entry=whole)
   else:
-    value = to_ours(reader.read(stored), entry=entry)[index]
+    value = to_ours(reader.read(stored, index=(cut[1], slice(0, 1), cut[0])), entry=whole)
   if not finite(value):
     raise InputError(
       f"{stored.path}: tensor {entry.theirs} holds values that are not finite; fetch the damaged weights again"
@@ -136,7 +132,9 @@ def sources(
 
 
 def _shape(entry: Entry, stored: Stored) -> tuple[int, tuple[int, ...]]:
-  """(length of the whole tensor's last axis as ours, shape of the piece)."""
+  """(length of the whole tensor's last axis as ours, shape of the piece); nothing fits a convolution of other axes."""
+  if entry.form == "conv" and len(stored.shape) != 3:
+    return 0, ()
   whole = to_ours(np.broadcast_to(np.int8(0), stored.shape or (0,)), entry=dataclasses.replace(entry, part=None))
   return whole.shape[-1], stored.shape and (whole if entry.part is None else whole[..., slice(*entry.part)]).shape
 
@@ -154,11 +152,8 @@ def pending(table: Iterable[Entry], *, params: Mapping[str, Any]) -> dict[str, P
     shape = list(np.shape(params[entries[0].ours]))[entries[0].expert is not None :]
     if entries[0].part is not None:
       shape[-1] = sum(np.shape(params[entry.ours])[-1] for entry in entries)
-    form = entries[0].form
-    if form in ("copy", "transpose", "conv"):
-      shape = shape if form == "copy" else shape[::-1] if form == "transpose" else [shape[1], 1, shape[0]]
-    else:
-      shape = list(make().shape)
+    if entries[0].form != "copy":
+      shape = shape[::-1] if entries[0].form == "transpose" else [shape[1], 1, shape[0]]
     return Pending(shape=tuple(shape), dtype=np.dtype(params[entries[0].ours].dtype), make=make)
 
   return {theirs: one(theirs, entries) for theirs, entries in rows.items()}

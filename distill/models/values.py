@@ -4,9 +4,7 @@ import json
 import math
 import os
 import pathlib
-import re
 import stat
-from collections.abc import Mapping
 from typing import Any
 
 from distill.errors import InputError
@@ -138,80 +136,6 @@ def flag(value: Any, *, where: str) -> bool:
   if not isinstance(value, bool):
     raise InputError(f"{where} = {_short(value)}: expected true or false")
   return value
-
-
-def fields(value: Any, *, where: str) -> dict[str, Any]:
-  """A JSON object.
-
-  Raises:
-    InputError: Another kind of value.
-  """
-  if not isinstance(value, Mapping):
-    raise InputError(f"{where} = {_short(value)}: expected an object of names and values")
-  return dict(value)
-
-
-def sequence(value: Any, *, where: str, kind: type = object) -> list[Any]:
-  """A list whose items are all of `kind`.
-
-  Raises:
-    InputError: Another kind of value.
-  """
-  if not isinstance(value, list | tuple) or not all(isinstance(item, kind) for item in value):
-    items = "" if kind is object else f" of {kind.__name__}"
-    raise InputError(f"{where} = {_short(value)}: expected a list{items}")
-  return list(value)
-
-
-# Names that Hugging Face configurations share, with the range in which every model has them; others start at 0.
-_COUNTS = {
-  "num_hidden_layers": 1024,
-  "num_experts": 1024,
-  "num_local_experts": 1024,
-  "num_attention_heads": 2**14,
-  "num_key_value_heads": 2**14,
-  "n_layer": 1024,
-  "n_head": 2**14,
-  "head_dim": 2**16,
-  "hidden_size": 2**20,
-  "n_embd": 2**20,
-  "vocab_size": 2**24,
-}
-_COUNT = re.compile(r"(num_|n_).*|.*_(size|dim|position_embeddings|positions|interval|layers)|sliding_window")
-_NUMBER = re.compile(r".*_(eps|epsilon|theta|factor|multiplier|softcapping|base_freq)")
-_FLAG = re.compile(r"(use|tie)_.*|.*_bias|norm_topk_prob")
-_FREE = re.compile(r".*labels|num_return_sequences|num_beam.*|chunk_size_feed_forward")
-_ROPE = re.compile(r".*(theta|factor|fast|slow|embeddings|mscale.*)")
-
-
-def check_config(values: Mapping[str, Any], *, where: str) -> None:
-  """Refuses an HF configuration in which a value of a well-known name is not of its kind, or beyond any model's size.
-
-  Raises:
-    InputError: Such a value; null is always allowed.
-  """
-  for key, value in values.items():
-    name = f"{where}: {key}"
-    if value is None or _FREE.fullmatch(key):
-      continue
-    if _COUNT.fullmatch(key) and (key in _COUNTS or not isinstance(value, list | tuple)):
-      integer(value, where=name, low=int(key in _COUNTS), high=_COUNTS.get(key, _LARGEST))
-    elif _NUMBER.fullmatch(key):
-      number(value, where=name)
-    elif _FLAG.fullmatch(key):
-      flag(value, where=name)
-    elif key == "layer_types":
-      sequence(value, where=name, kind=str)
-    elif key in ("rope_parameters", "rope_scaling"):
-      _check_rope(fields(value, where=name), where=name)
-
-
-def _check_rope(values: Mapping[str, Any], *, where: str) -> None:
-  for key, value in values.items():
-    if isinstance(value, Mapping):
-      _check_rope(value, where=f"{where}.{key}")
-    elif _ROPE.fullmatch(key) and value is not None and not isinstance(value, list | tuple):
-      number(value, where=f"{where}.{key}")
 
 
 def _short(value: Any) -> str:

@@ -76,9 +76,9 @@ class Canonical(Mapping[str, np.ndarray]):
   def __init__(self, decoder: Decoder, params: Mapping[str, Any], *, mesh: Mesh):
     self._params = params
     self._places: dict[str, tuple[str, int | None]] = {}
-    for name, x in params.items():
-      layers = decoder.unstack({name: range(x.shape[0])}) if name.startswith("groups.") else {name: None}
-      self._places |= {one: (name, layer) for one, layer in layers.items()}
+    for name in params:
+      stacked = name.startswith("groups.")
+      self._places |= {one: (name, i if stacked else None) for i, one in enumerate(decoder.canonical(name))}
     everywhere = replicated(mesh)
     self._whole = jax.jit(lambda x: x, out_shardings=everywhere)
     self._layer = jax.jit(lambda x, i: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), out_shardings=everywhere)

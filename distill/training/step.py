@@ -1,7 +1,7 @@
 """The one training step: pure, jitted once a stage, with explicit shardings and donated state."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -162,12 +162,10 @@ def _split(batch: Batch, parts: int, mesh: Mesh) -> Batch:
   return jax.tree.map(cut, batch)
 
 
-def canonical_names(student: Decoder, params: Mapping[str, Any]) -> dict[str, list[str]]:
+def canonical_names(student: Decoder, params: Iterable[str]) -> dict[str, list[str]]:
   """Stacked name with its branch -> canonical names of its layers, for regex lists."""
   names: dict[str, list[str]] = {}
-  for name, x in params.items():
+  for name in params:
     top, rest = name.split(".", 1)
-    layers = list(range(x.shape[0])) if rest.startswith("groups.") else None
-    single = student.unstack({rest: layers if layers is not None else 0})
-    names[name] = [f"{top}.{one}" for one in single]
+    names[name] = [f"{top}.{one}" for one in student.canonical(rest)]
   return names

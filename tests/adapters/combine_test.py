@@ -11,7 +11,9 @@ import transformers
 
 from distill.adapters.combine import as_adapter, combine, dare, low_rank, ties
 from distill.adapters.edits import LowRank
+from distill.adapters.peft import Adapter, write_adapter
 from distill.adapters.stack import Entry, read_adapters
+from distill.errors import InputError
 from distill.models import hf
 
 WEIGHTS = (0.5, -2.0)
@@ -207,7 +209,8 @@ def test_what_a_rank_keeps_is_told_and_fused_kernels_share_their_factor(tmp_path
   distill(*flags, f"--out={tmp_path / 'exact'}")
   assert json.loads((tmp_path / "exact/adapter_config.json").read_text())["r"] == 3
   done = distill(*flags, f"--out={tmp_path / 'cut'}", "--rank=1")
-  assert "rank 1 keeps" in done.stdout and "of 3 kernels" in done.stdout
+  assert "rank 1 keeps" in done.stdout and "of 1 modules" in done.stdout
+  assert json.loads((tmp_path / "cut/adapter_config.json").read_text())["r"] == 1
   flags[-1] = f"--adapters={paths[0]},{paths[1]}"
   refused = distill(*flags, f"--out={tmp_path / 'no'}", "--rank=2", check=2).stderr
   assert f"{paths[1]}: changes head.kernel by more than LoRA can" in refused
@@ -223,4 +226,60 @@ def test_a_merged_model_that_its_dtype_cannot_hold_is_not_written(tmp_path, dist
   model.save_pretrained(tmp_path / "adapter")
   flags = [f"--model={tmp_path / 'base'}", f"--adapters={tmp_path / 'adapter'}", f"--out={tmp_path / 'out'}"]
   assert "float16 cannot hold" in distill("merge", *flags, check=2).stderr
+  assert not (tmp_path / "out").exists()
+
+
+def small_base(directory, *, tied=True):
+  config = transformers.LlamaConfig(
+    vocab_size=31,
+    hidden_size=16,
+    intermediate_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    tie_word_embeddings=tied,
+    initializer_range=0.3,
+  )
+  torch.manual_seed(0)
+  transformers.LlamaForCausalLM(config).save_pretrained(directory)
+
+
+@pytest.mark.parametrize("method", ["ties", "dare"])
+def test_a_tied_model_whose_two_tables_change_alike_stays_tied(method, tmp_path):
+  small_base(tmp_path)
+  config, params = hf.load(tmp_path)
+  rng = np.random.default_rng(0)
+  a, b = rng.normal(size=(31, 2)).astype(np.float32), rng.normal(size=(2, 16)).astype(np.float32)
+  edits = (("embed.table", LowRank(a=a, b=b, scale=1.0)), ("head.kernel", LowRank(a=b.T, b=a.T, scale=1.0)))
+  one = (Entry(path=tmp_path), Adapter(path=tmp_path, edits=edits))
+  grown, merged = combine(params, adapters=[one], config=config, method=method, density=1.0)
+  assert grown == config and set(merged) == set(params)
+  np.testing.assert_allclose(merged["embed.table"], params["embed.table"] + a @ b, atol=1e-5)
+
+
+def test_lora_on_an_embedding_whose_base_peft_stored_beside_it_is_written_as_lora(tmp_path):
+  small_base(tmp_path / "base", tied=False)
+  model = peft.get_peft_model(load(tmp_path / "base"), peft.LoraConfig(r=2, target_modules=["embed_tokens", "q_proj"]))
+  with torch.no_grad():
+    for name, parameter in model.named_parameters():
+      if "lora_" in name:
+        parameter.normal_()
+  model.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+  assert any(
+    "base_layer" in name for name in safetensors.numpy.load_file(tmp_path / "adapter/adapter_model.safetensors")
+  )
+  config, params = hf.load(tmp_path / "base")
+  adapters = read_adapters((Entry(path=tmp_path / "adapter"),), config=config)
+  factors = as_adapter(params, adapters=adapters, config=config)
+  assert set(factors) == {"embed.table", "layers.0.mixer.q.kernel"}
+  write_adapter(tmp_path / "out", factors=factors, config=config)
+  again = peft.PeftModel.from_pretrained(load(tmp_path / "base"), tmp_path / "out")
+  np.testing.assert_allclose(logits(again), logits(model), atol=1e-4)
+
+
+def test_infinite_factors_are_not_written(tmp_path):
+  small_base(tmp_path / "base")
+  config = hf.read_config(tmp_path / "base")
+  huge = LowRank(a=np.ones((16, 1), np.float32), b=np.full((1, 16), np.inf, np.float32), scale=1.0)
+  with pytest.raises(InputError, match=r"factors of model.layers.0.self_attn.q_proj.weight become infinite"):
+    write_adapter(tmp_path / "out", factors={"layers.0.mixer.q.kernel": huge}, config=config)
   assert not (tmp_path / "out").exists()

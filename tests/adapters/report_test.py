@@ -9,6 +9,7 @@ import pytest
 import safetensors.numpy
 
 from distill.adapters.report import describe
+from distill.errors import InputError
 from distill.models import hf
 
 
@@ -61,16 +62,34 @@ def test_keys_that_would_not_load_are_named_with_the_reason(llama_dir, damaged):
     tensors["base_model.model.model.layers.0.surprise"] = np.ones(3, np.float32)
     tensors["base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"] = np.ones((4, 8), np.float32)
 
-  lines = [line for line in describe(damaged(change), model=llama_dir) if "not load" in line]
+  lines = []
+  with pytest.raises(InputError, match=r"does not fit .*: 3 of its tensors would not load"):
+    for line in describe(damaged(change), model=llama_dir):
+      lines.append(line)
+  lines = [line for line in lines if "not load" in line]
   assert len(lines) == 3
   assert any("has no model.layers.9.self_attn.q_proj" in line for line in lines)
   assert any("surprise: is not a weight of a llama model" in line for line in lines)
   assert any("the model's is (32, 32)" in line for line in lines)
 
 
-def test_an_adapter_of_another_kind_says_why_it_cannot_be_used(damaged):
+def test_wrong_tokens_would_not_load_and_the_rest_is_told(llama_dir, damaged):
+  def change(tensors, settings):
+    tensors["base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"] = np.ones((2, 32), np.float32)
+    settings["trainable_token_indices"] = [1]
+
+  lines = []
+  with pytest.raises(InputError, match="1 of its tensors"):
+    for line in describe(damaged(change), model=llama_dir):
+      lines.append(line)
+  assert any("not load" in line and "names no 2 tokens" in line for line in lines)
+  assert any("layers.0.self_attn.q_proj  rank 4" in line for line in lines)
+
+
+def test_an_adapter_of_another_kind_says_why_it_cannot_be_used(damaged, distill):
   directory = damaged(lambda tensors, settings: settings.update(peft_type="IA3"))
-  assert any(line.startswith("cannot be used:") and "peft_type" in line for line in describe(directory))
+  done = distill("inspect", directory, check=2)
+  assert "adapter: IA3 of rank 4" in done.stdout and "peft_type" in done.stderr
 
 
 def test_the_command_lists_adapters_in_named_subfolders(adapter_dirs, tmp_path, distill):

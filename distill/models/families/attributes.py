@@ -58,6 +58,23 @@ _OFF = frozenset(
 )
 
 
+# Beyond these no model is; a number of a stranger's must not fill the memory before its weights are looked at.
+_MOST = {
+  "num_hidden_layers": 1024,
+  "n_layer": 1024,
+  "num_experts": 1024,
+  "num_local_experts": 1024,
+  "num_attention_heads": 2**14,
+  "num_key_value_heads": 2**14,
+  "n_head": 2**14,
+  "head_dim": 2**16,
+  "linear_conv_kernel_dim": 2**10,
+  "hidden_size": 2**20,
+  "n_embd": 2**20,
+  "vocab_size": 2**24,
+}
+
+
 class Attributes:
   """An HF configuration from which every attribute must be taken, or be known not to matter."""
 
@@ -86,13 +103,13 @@ class Attributes:
       raise InputError(f"{self.where}: {key} is missing")
     return default if value is None else value
 
-  def integer(self, key: str, default: int | None = None, *, most: int = 2**31) -> int:
-    """A whole number from 1 to `most`.
+  def integer(self, key: str, default: int | None = None) -> int:
+    """A whole number from 1 to what models have.
 
     Raises:
       InputError: It is absent and there is no default, or anything else.
     """
-    return values.integer(self.take(key, default), where=f"{self.where}: {key}", high=most)
+    return values.integer(self.take(key, default), where=f"{self.where}: {key}", high=_MOST.get(key, 2**31 - 1))
 
   def number(self, key: str, default: float | None = None, *, low: float = -math.inf, high: float = math.inf) -> float:
     """A finite number from `low` to `high`.
@@ -159,14 +176,6 @@ class Attributes:
       raise InputError(f"{self.where}: {key} must name {len(default)} layers, each {' or '.join(map(str, allowed))}")
     return tuple(value)
 
-  def layer_count(self, key: str = "num_hidden_layers") -> int:
-    """Number of layers.
-
-    Raises:
-      InputError: Not a number that a model has.
-    """
-    return self.integer(key, most=4096)
-
   def experts(self, default: int, *, chosen: int) -> tuple[int, int]:
     """(`num_experts` or `num_local_experts`, `num_experts_per_tok`), with the family's defaults.
 
@@ -174,7 +183,7 @@ class Attributes:
       InputError: Not numbers that a model has, or more chosen than there are.
     """
     names = ("num_local_experts", "num_experts")
-    found = [self.integer(name, most=4096) for name in names if self.get(name) is not None]
+    found = [self.integer(name) for name in names if self.get(name) is not None]
     count, top_k = found[0] if found else default, self.integer("num_experts_per_tok", chosen)
     if top_k > count:
       raise InputError(f"{self.where}: num_experts_per_tok {top_k} is more than the {count} experts")

@@ -1,5 +1,6 @@
 """What the families share: heads, layers and the rest of a configuration, and rows of their name tables."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from distill.models.families.ropes import write_rope
 from distill.nn.attention import Attention
 from distill.nn.mlp import Mlp
 from distill.nn.moe import Moe
+from distill.nn.rope import Rope
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 
@@ -46,6 +48,33 @@ def layer_windows(have: Attributes, default: Sequence[str], *, size: int | None)
   if SLIDING in kinds and size is None:
     raise InputError(f"{have.where}: layer_types names {SLIDING} but there is no sliding_window")
   return tuple(size if kind == SLIDING else None for kind in kinds)
+
+
+def windowed(
+  have: Attributes,
+  default: Sequence[str],
+  *,
+  size: int | None,
+  mixer: Attention,
+  mlp: Mlp | Moe,
+  local: Rope | None = None,
+) -> list[LayerConfig]:
+  """Layers of `mixer` and `mlp` that differ in their window, as `layer_types` says.
+
+  Args:
+    have: The configuration.
+    default: Kind of each layer where it does not say.
+    size: Window of the sliding ones.
+    mixer: The full ones.
+    mlp: Of all.
+    local: Rope of the sliding ones, if it is another.
+
+  Raises:
+    InputError: Sliding layers without a window.
+  """
+  sliding = dataclasses.replace(mixer, window=size, rope=local or mixer.rope)
+  windows = layer_windows(have, default, size=size)
+  return [LayerConfig(mixer=mixer if one is None else sliding, mlp=mlp) for one in windows]
 
 
 def decoder(

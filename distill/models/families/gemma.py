@@ -32,7 +32,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
   rope = read_rope(have, head_dim=sizes["head_dim"])
   mixer = Attention(**sizes, rope=rope, use_bias=bias, use_out_bias=bias)
   mlp = Mlp(width=have.integer("intermediate_size"), act=act)
-  layers = (LayerConfig(mixer=mixer, mlp=mlp),) * have.layer_count()
+  layers = (LayerConfig(mixer=mixer, mlp=mlp),) * have.integer("num_hidden_layers")
   return decoder(have, family="gemma", layers=layers, **traits(have))
 
 

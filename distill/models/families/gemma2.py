@@ -1,11 +1,10 @@
 """Gemma 2: norms on both sides, softcaps, every other layer with a window."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from distill.errors import InputError
-from distill.models.config import DecoderConfig, LayerConfig
+from distill.models.config import DecoderConfig
 from distill.models.families.attributes import Attributes
 from distill.models.families.common import (
   FULL,
@@ -14,9 +13,9 @@ from distill.models.families.common import (
   dense,
   dense_table,
   heads,
-  layer_windows,
   mixers,
   window,
+  windowed,
   written,
   written_windows,
 )
@@ -39,7 +38,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
   have.only("use_bidirectional_attention", (False,))
   have.ignore("hidden_act", "sliding_window_size")
   sizes, bias = heads(have, kv=4, head_dim=256), have.flag("attention_bias")
-  default = [FULL if i % 2 else SLIDING for i in range(have.layer_count())]
+  default = [FULL if i % 2 else SLIDING for i in range(have.integer("num_hidden_layers"))]
   mixer = Attention(
     **sizes,
     rope=read_rope(have, head_dim=sizes["head_dim"]),
@@ -49,10 +48,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
     use_out_bias=bias,
   )
   mlp = Mlp(width=have.integer("intermediate_size"), act=have.activation("hidden_activation", ACT))
-  layers = [
-    LayerConfig(mixer=dataclasses.replace(mixer, window=size), mlp=mlp)
-    for size in layer_windows(have, default, size=window(have, 4096))
-  ]
+  layers = windowed(have, default, size=window(have, 4096), mixer=mixer, mlp=mlp)
   cap = softcap(have, "final_logit_softcapping", 30.0)
   return decoder(have, family="gemma2", layers=layers, norms="both", logit_softcap=cap, **traits(have))
 

@@ -1,10 +1,9 @@
 """Gemma 3, text only: Gemma 2 with normed queries and keys and a second rope base for layers with a window."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from distill.models.config import DecoderConfig, LayerConfig
+from distill.models.config import DecoderConfig
 from distill.models.families import gemma2
 from distill.models.families.attributes import Attributes
 from distill.models.families.common import (
@@ -13,9 +12,9 @@ from distill.models.families.common import (
   decoder,
   dense_table,
   heads,
-  layer_windows,
   mixers,
   window,
+  windowed,
   written_ropes,
 )
 from distill.models.families.gemma import ACT, traits
@@ -39,17 +38,14 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
   have.ignore("attn_logit_softcapping", "_sliding_window_pattern", "hidden_act")
   sizes, bias = heads(have, kv=4, head_dim=256), have.flag("attention_bias")
   every = have.integer("sliding_window_pattern", 6)
-  default = [SLIDING if (i + 1) % every else FULL for i in range(have.layer_count())]
+  default = [SLIDING if (i + 1) % every else FULL for i in range(have.integer("num_hidden_layers"))]
   full, local = read_nested_ropes(
     have, head_dim=sizes["head_dim"], theta=(1e6, 1e4), local_theta_key="rope_local_base_freq"
   )
   scale = gemma2.query_scale(have)
   mixer = Attention(**sizes, rope=full, scale=scale, qk_norm="head", use_bias=bias, use_out_bias=bias)
   mlp = Mlp(width=have.integer("intermediate_size"), act=have.activation("hidden_activation", ACT))
-  layers = [
-    LayerConfig(mixer=dataclasses.replace(mixer, rope=full if size is None else local, window=size), mlp=mlp)
-    for size in layer_windows(have, default, size=window(have, 4096))
-  ]
+  layers = windowed(have, default, size=window(have, 4096), mixer=mixer, mlp=mlp, local=local)
   cap = gemma2.softcap(have, "final_logit_softcapping", None)
   return decoder(have, family="gemma3_text", layers=layers, norms="both", logit_softcap=cap, **traits(have))
 

@@ -36,7 +36,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
   have.ignore(
     "n_ctx", "n_special", "predict_special_tokens", "reorder_and_upcast_attn", *(f"summary_{name}" for name in _SUMMARY)
   )
-  width, count, layers = have.integer("n_embd"), have.integer("n_head"), have.layer_count("n_layer")
+  width, count, layers = have.integer("n_embd"), have.integer("n_head"), have.integer("n_layer")
   if width % count:
     raise InputError(f"{where}: n_head {count} does not divide n_embd {width}")
   scale = (width // count) ** -0.5 if have.flag("scale_attn_weights", True) else 1.0

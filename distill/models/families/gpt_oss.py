@@ -1,10 +1,9 @@
 """gpt-oss: attention sinks, alternating windows, mixtures of experts with a clamped gate."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from distill.models.config import DecoderConfig, LayerConfig
+from distill.models.config import DecoderConfig
 from distill.models.families.attributes import Attributes
 from distill.models.families.common import (
   FULL,
@@ -13,11 +12,11 @@ from distill.models.families.common import (
   decoder,
   frame,
   heads,
-  layer_windows,
   linear,
   mixers,
   norms,
   window,
+  windowed,
   written,
   written_windows,
 )
@@ -49,7 +48,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
   # Written beside the attributes of the same meaning that transformers reads.
   have.ignore("experts_per_token", "initial_context_length")
   sizes, bias = heads(have, kv=8, head_dim=64), have.flag("attention_bias", True)
-  default = [FULL if i % 2 else SLIDING for i in range(have.layer_count())]
+  default = [FULL if i % 2 else SLIDING for i in range(have.integer("num_hidden_layers"))]
   rope = read_rope(have, head_dim=sizes["head_dim"], theta=150_000.0)
   mixer = Attention(**sizes, rope=rope, sinks=True, use_bias=bias, use_out_bias=bias)
   count, top_k = have.experts(128, chosen=4)
@@ -60,10 +59,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
     use_bias=True,
     clamp=(have.number("swiglu_alpha", 1.702), have.number("swiglu_limit", 7.0)),
   )
-  layers = [
-    LayerConfig(mixer=dataclasses.replace(mixer, window=size), mlp=mlp)
-    for size in layer_windows(have, default, size=window(have, 128))
-  ]
+  layers = windowed(have, default, size=window(have, 128), mixer=mixer, mlp=mlp)
   return decoder(have, family="gpt_oss", layers=layers, norm_eps=1e-5)
 
 

@@ -32,7 +32,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
   return decoder(
     have,
     family="granite",
-    layers=(LayerConfig(mixer=mixer, mlp=mlp),) * have.layer_count(),
+    layers=(LayerConfig(mixer=mixer, mlp=mlp),) * have.integer("num_hidden_layers"),
     embed_scale=have.number("embedding_multiplier", 1.0),
     residual_scale=have.number("residual_multiplier", 1.0),
     logit_scale=1.0 / divisor,

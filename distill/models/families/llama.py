@@ -26,7 +26,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
   rope = read_rope(have, head_dim=sizes["head_dim"])
   mixer = Attention(**sizes, rope=rope, use_bias=bias, use_out_bias=bias)
   mlp = Mlp(width=have.integer("intermediate_size"), act=have.activation(), use_bias=have.flag("mlp_bias"))
-  return decoder(have, family="llama", layers=(LayerConfig(mixer=mixer, mlp=mlp),) * have.layer_count())
+  return decoder(have, family="llama", layers=(LayerConfig(mixer=mixer, mlp=mlp),) * have.integer("num_hidden_layers"))
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -53,21 +53,8 @@ def to_ours(value: np.ndarray, *, entry: Entry) -> np.ndarray:
   return value if entry.part is None else value[..., slice(*entry.part)]
 
 
-def canonical(table: Iterable[Entry], *, get: Callable[[str], np.ndarray]) -> dict[str, np.ndarray]:
-  """Every canonical parameter of the table; `get` gives a checkpoint's tensor by its name."""
-  params: dict[str, np.ndarray] = {}
-  experts: dict[str, dict[int, np.ndarray]] = {}
-  for entry in table:
-    value = to_ours(get(entry.theirs), entry=entry)
-    if entry.expert is None:
-      params[entry.ours] = value
-    else:
-      experts.setdefault(entry.ours, {})[entry.expert] = value
-  return params | {name: np.stack([one[i] for i in range(len(one))]) for name, one in experts.items()}
-
-
 def checkpoint(table: Iterable[Entry], *, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """Every tensor of the checkpoint, contiguous; undoes `canonical`."""
+  """Every tensor of the checkpoint, contiguous; undoes `to_ours`."""
   tensors: dict[str, np.ndarray] = {}
   parts: dict[str, list[Entry]] = {}
   for entry in table:

@@ -25,7 +25,9 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
   rope = read_rope(have, head_dim=sizes["head_dim"])
   mixer = Attention(**sizes, rope=rope, window=window(have, 4096))
   mlp = Mlp(width=have.integer("intermediate_size"), act=have.activation())
-  return decoder(have, family="mistral", layers=(LayerConfig(mixer=mixer, mlp=mlp),) * have.layer_count())
+  return decoder(
+    have, family="mistral", layers=(LayerConfig(mixer=mixer, mlp=mlp),) * have.integer("num_hidden_layers")
+  )
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:

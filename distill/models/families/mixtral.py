@@ -31,7 +31,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
     top_k=top_k,
     act=have.activation(),
   )
-  layers = (LayerConfig(mixer=mixer, mlp=mlp),) * have.layer_count()
+  layers = (LayerConfig(mixer=mixer, mlp=mlp),) * have.integer("num_hidden_layers")
   return decoder(have, family="mixtral", layers=layers, norm_eps=1e-5)
 
 

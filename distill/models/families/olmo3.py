@@ -1,10 +1,9 @@
 """OLMo 3: OLMo 2 with windows on three layers of four and a rope of their own."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from distill.models.config import DecoderConfig, LayerConfig
+from distill.models.config import DecoderConfig
 from distill.models.families import olmo2
 from distill.models.families.attributes import Attributes
 from distill.models.families.common import (
@@ -13,9 +12,9 @@ from distill.models.families.common import (
   decoder,
   dense_table,
   heads,
-  layer_windows,
   mixers,
   window,
+  windowed,
   written_ropes,
   written_windows,
 )
@@ -35,14 +34,11 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
   """
   have = Attributes(values, where=where)
   sizes, bias = heads(have), have.flag("attention_bias")
-  default = [SLIDING if (i + 1) % 4 else FULL for i in range(have.layer_count())]
+  default = [SLIDING if (i + 1) % 4 else FULL for i in range(have.integer("num_hidden_layers"))]
   full, local = read_nested_ropes(have, head_dim=sizes["head_dim"], theta=(5e5, 5e5))
   mixer = Attention(**sizes, rope=full, qk_norm="full", use_bias=bias, use_out_bias=bias)
   mlp = Mlp(width=have.integer("intermediate_size"), act=have.activation())
-  layers = [
-    LayerConfig(mixer=dataclasses.replace(mixer, rope=full if size is None else local, window=size), mlp=mlp)
-    for size in layer_windows(have, default, size=window(have, 4096))
-  ]
+  layers = windowed(have, default, size=window(have, 4096), mixer=mixer, mlp=mlp, local=local)
   return decoder(have, family="olmo3", layers=layers, norms="post", norm_eps=1e-5)
 
 

@@ -36,7 +36,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
   rope = read_rope(have, head_dim=sizes["head_dim"], partial=True)
   mixer = Attention(**sizes, rope=rope, window=window(have))
   mlp = Mlp(width=have.integer("intermediate_size"), act=have.activation())
-  layers = (LayerConfig(mixer=mixer, mlp=mlp),) * have.layer_count()
+  layers = (LayerConfig(mixer=mixer, mlp=mlp),) * have.integer("num_hidden_layers")
   return decoder(have, family="phi3", layers=layers, norm_eps=1e-5)
 
 

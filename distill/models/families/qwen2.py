@@ -1,6 +1,5 @@
 """Qwen 2 and 2.5: biases on queries, keys and values; windows on the layers from `max_window_layers` on."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,8 +11,8 @@ from distill.models.families.common import (
   decoder,
   dense_table,
   heads,
-  layer_windows,
   window,
+  windowed,
   written,
   written_windows,
 )
@@ -35,7 +34,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
   have.only("use_mrope", (False,))
   sizes = heads(have, kv=32)
   mixer = Attention(**sizes, rope=read_rope(have, head_dim=sizes["head_dim"]), use_bias=True)
-  return decoder(have, family="qwen2", layers=windowed(have, mixer=mixer))
+  return decoder(have, family="qwen2", layers=switched_layers(have, mixer=mixer))
 
 
 def switched_window(have: Attributes) -> int | None:
@@ -44,18 +43,16 @@ def switched_window(have: Attributes) -> int | None:
   return size if have.flag("use_sliding_window") else None
 
 
-def windowed(have: Attributes, *, mixer: Attention) -> list[LayerConfig]:
+def switched_layers(have: Attributes, *, mixer: Attention) -> list[LayerConfig]:
   """Layers of `mixer` and a gated MLP, with windows as `layer_types` or `max_window_layers` say.
 
   Raises:
     InputError: Neither can be understood.
   """
-  size, count = switched_window(have), have.layer_count()
-  first = have.number("max_window_layers", 28)
-  default = [SLIDING if size is not None and i >= first else FULL for i in range(count)]
+  size, first = switched_window(have), have.number("max_window_layers", 28)
+  default = [SLIDING if size is not None and i >= first else FULL for i in range(have.integer("num_hidden_layers"))]
   mlp = Mlp(width=have.integer("intermediate_size"), act=have.activation())
-  windows = layer_windows(have, default, size=size)
-  return [LayerConfig(mixer=dataclasses.replace(mixer, window=one), mlp=mlp) for one in windows]
+  return windowed(have, default, size=size, mixer=mixer, mlp=mlp)
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
   sizes, bias = heads(have, kv=32, head_dim=128), have.flag("attention_bias")
   rope = read_rope(have, head_dim=sizes["head_dim"])
   mixer = Attention(**sizes, rope=rope, qk_norm="head", use_bias=bias, use_out_bias=bias)
-  return decoder(have, family="qwen3", layers=qwen2.windowed(have, mixer=mixer))
+  return decoder(have, family="qwen3", layers=qwen2.switched_layers(have, mixer=mixer))
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
     InputError: An attribute is missing, unknown or not supported.
   """
   have = Attributes(values, where=where)
-  count, every = have.layer_count(), have.integer("full_attention_interval", 4)
+  count, every = have.integer("num_hidden_layers"), have.integer("full_attention_interval", 4)
   kinds = have.one_a_layer("layer_types", [_KINDS[(i + 1) % every == 0] for i in range(count)], allowed=_KINDS)
   sizes, bias = heads(have, kv=4, head_dim=256), have.flag("attention_bias")
   full = Attention(

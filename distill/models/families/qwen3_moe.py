@@ -50,7 +50,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
     raise InputError(f"{where}: mlp_only_layers = {kept!r} must be a list of layer numbers")
   layers = [
     LayerConfig(mixer=mixer, mlp=mixture if i not in kept and (i + 1) % every == 0 else plain)
-    for i in range(have.layer_count())
+    for i in range(have.integer("num_hidden_layers"))
   ]
   return decoder(have, family="qwen3_moe", layers=layers)
 

@@ -34,7 +34,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
     InputError: An attribute is missing, unknown or not supported.
   """
   have = Attributes(values, where=where)
-  sizes, bias, count = heads(have, kv=4), have.flag("attention_bias"), have.layer_count()
+  sizes, bias, count = heads(have, kv=4), have.flag("attention_bias"), have.integer("num_hidden_layers")
   rope = read_rope(have, head_dim=sizes["head_dim"], theta=2e6)
   every = have.integer("no_rope_layer_interval", 4)
   # Despite its name, the list holds 1 for the layers that do have rope.

@@ -1,0 +1,66 @@
+"""What a stack of low-rank adapters makes of a matrix, as one change: column * base + a @ b."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from distill.adapters.edits import LowRank
+from distill.adapters.stack import Applied
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Factored:
+  """column * base + a @ b, for one canonical parameter or some of its columns."""
+
+  a: Float[np.ndarray, "I R"]
+  b: Float[np.ndarray, "R O"]
+  column: Float[np.ndarray, " O"]
+
+  def of(self, base: Float[np.ndarray, "I O"], *, rows: slice = slice(None)) -> Float[np.ndarray, "I O"]:
+    """The matrix itself, or some of its rows from those of the base."""
+    return self.column * base + self.a[rows] @ self.b
+
+
+def factored(
+  name: str,
+  *,
+  adapters: Sequence[Applied],
+  shape: tuple[int, ...],
+  base: Callable[[], Float[np.ndarray, "I O"]],
+  columns: slice = slice(None),
+) -> Factored:
+  """The low-rank edits of a parameter in the order, with the weights and in the modes of their stack, as one.
+
+  Args:
+    name: Canonical name.
+    adapters: The stack.
+    shape: Of the parameter.
+    base: Gives its `columns`, float32; called only for DoRA, which divides by their lengths.
+    columns: Those that are asked for.
+  """
+  count = len(range(shape[1])[columns])
+  now = Factored(
+    a=np.zeros((shape[0], 0), np.float32), b=np.zeros((0, count), np.float32), column=np.ones(count, np.float32)
+  )
+  start = now
+  for entry, adapter in adapters:
+    if entry.mode == "sequential":
+      start = now
+    for edit in (edit for one, edit in adapter.edits if one == name):
+      assert isinstance(edit, LowRank), edit
+      share, b = np.float32(entry.weight), np.float32(edit.scale) * edit.b[:, columns]
+      if edit.magnitude is None:
+        now = dataclasses.replace(now, a=np.concatenate([now.a, edit.a], axis=1), b=np.concatenate([now.b, share * b]))
+        continue
+      cut = dataclasses.replace(edit, b=edit.b[:, columns], magnitude=edit.magnitude[columns])
+      factor = cut.columns(start.of(base()))
+      assert factor is not None
+      keep = 1 + share * (factor - 1)
+      now = Factored(
+        a=np.concatenate([now.a, edit.a], axis=1),
+        b=np.concatenate([now.b * keep, share * factor * b]),
+        column=now.column * keep,
+      )
+  return now
