@@ -86,16 +86,20 @@ def fingerprint(resolved: Mapping[str, Any]) -> str:
   return hashlib.sha256(json.dumps(shaping, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def difference(earlier: Any, now: Any, *, key: str = "config") -> str:
-  """First key, in alphabetical order, at which two configurations differ; empty if they are the same."""
-  earlier, now = (json.loads(json.dumps(one, default=str)) for one in (earlier, now))
+def difference(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+  """First key, in alphabetical order, at which two configurations differ as JSON; empty if they are the same."""
+  plain = [json.loads(json.dumps(one, default=str)) for one in (earlier, now)]
+  return _difference(*plain, key="config")
+
+
+def _difference(earlier: Any, now: Any, *, key: str) -> str:
   if isinstance(earlier, dict) and isinstance(now, dict):
     pairs = [(f"{key}.{name}", earlier.get(name), now.get(name)) for name in sorted({*earlier, *now})]
   elif isinstance(earlier, list) and isinstance(now, list) and len(earlier) == len(now):
     pairs = [(f"{key}[{i}]", *pair) for i, pair in enumerate(zip(earlier, now, strict=True))]
   else:
     return "" if earlier == now else key
-  return next((found for name, *pair in pairs if (found := difference(*pair, key=name))), "")
+  return next((found for name, *pair in pairs if (found := _difference(*pair, key=name))), "")
 
 
 def _fill(given: Any, schema: Mapping[str, Any], prefix: str) -> dict[str, Any]:
