@@ -5,28 +5,20 @@ from collections.abc import Sequence
 
 from distill.errors import InputError
 from distill.nn.attention import Attention
+from distill.nn.gated_delta import GatedDelta
 from distill.nn.mlp import Mlp
 from distill.nn.moe import Moe
 from distill.nn.rope import Rope as Rope
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GatedDelta:
-  """Gated-delta-rule linear attention (Yang et al. 2024, 2412.06464), as in Qwen 3.5."""
-
-  num_key_heads: int
-  num_value_heads: int
-  key_head_dim: int
-  value_head_dim: int
-  conv_width: int = 4
+Mixer = Attention | GatedDelta
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerConfig:
-  """One residual block: a sequence mixer, then an MLP."""
+  """One residual block: a sequence mixer, then an MLP, if any."""
 
-  mixer: Attention | GatedDelta
-  mlp: Mlp | Moe
+  mixer: Mixer
+  mlp: Mlp | Moe | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

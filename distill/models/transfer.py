@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from distill.errors import InputError
-from distill.models.config import DecoderConfig, GatedDelta
+from distill.models.config import DecoderConfig
 from distill.nn.attention import Attention
+from distill.nn.gated_delta import GatedDelta
 from distill.tree import Params
 
 Array = np.ndarray

@@ -125,6 +125,25 @@ def gated_delta_rule(
   return out.reshape(out.shape[0], count * chunk, *out.shape[3:])[:, :length]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GatedDelta:
+  """Gated-delta-rule linear attention (Yang et al. 2024, 2412.06464), as in Qwen 3.5.
+
+  Attributes:
+    num_key_heads: Heads of queries and keys, a divisor of the value heads; each serves neighbouring value heads.
+    num_value_heads: Heads of values N.
+    key_head_dim: H.
+    value_head_dim: P.
+    conv_width: Taps of the convolution W.
+  """
+
+  num_key_heads: int
+  num_value_heads: int
+  key_head_dim: int
+  value_head_dim: int
+  conv_width: int = 4
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DeltaCache:
@@ -151,29 +170,14 @@ class GatedDeltaMixer(nnx.Module):
 
   Args:
     init: Maker of the parameters.
+    spec: What it computes.
     width: Model width D.
-    num_key_heads: Heads of queries and keys, a divisor of the value heads; each serves neighbouring value heads.
-    num_value_heads: Heads of values N.
-    key_head_dim: H.
-    value_head_dim: P.
-    conv_width: Taps of the convolution W.
     norm_eps: Of the gated norm.
   """
 
-  def __init__(
-    self,
-    init: Init,
-    *,
-    width: int,
-    num_key_heads: int,
-    num_value_heads: int,
-    key_head_dim: int,
-    value_head_dim: int,
-    conv_width: int,
-    norm_eps: float,
-  ):
-    self.heads, self.dims = (num_key_heads, num_value_heads), (key_head_dim, value_head_dim)
-    keys, values = num_key_heads * key_head_dim, num_value_heads * value_head_dim
+  def __init__(self, init: Init, *, spec: GatedDelta, width: int, norm_eps: float):
+    self.spec = spec
+    keys, values = spec.num_key_heads * spec.key_head_dim, spec.num_value_heads * spec.value_head_dim
     mixed = 2 * keys + values
 
     def project(name: str, out: int, axis: str | None) -> Linear:
@@ -182,31 +186,32 @@ class GatedDeltaMixer(nnx.Module):
     # Queries, keys and values share one kernel whose parts end at no device's border: it is not split over heads.
     self.qkv = project("qkv", mixed, None)
     self.z = project("z", values, "heads")
-    self.b = project("b", num_value_heads, None)
-    self.a = project("a", num_value_heads, None)
-    bound = conv_width**-0.5
+    self.b = project("b", spec.num_value_heads, None)
+    self.a = project("a", spec.num_value_heads, None)
+    bound = spec.conv_width**-0.5
     self.conv = nnx.Dict(
       kernel=init.child("conv").param(
         "kernel",
-        shape=(conv_width, mixed),
+        shape=(spec.conv_width, mixed),
         axes=(None, None),
         init=lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -bound, bound),
       )
     )
-    self.dt_bias = init.param("dt_bias", shape=(num_value_heads,), axes=(None,), init=_time_step)
-    self.a_log = init.param("a_log", shape=(num_value_heads,), axes=(None,), init=_log_rate)
-    self.norm = RMSNorm(init.child("norm"), width=value_head_dim, eps=norm_eps)
+    self.dt_bias = init.param("dt_bias", shape=(spec.num_value_heads,), axes=(None,), init=_time_step)
+    self.a_log = init.param("a_log", shape=(spec.num_value_heads,), axes=(None,), init=_log_rate)
+    self.norm = RMSNorm(init.child("norm"), width=spec.value_head_dim, eps=norm_eps)
     self.o = Linear(init.child("o"), shape=(values, width), axes=("heads", "embed"))
 
   def _heads(self, mixed):
     """Convolved [*B, I] -> (q, k [*B,N,H], v [*B,N,P]), float32; q and k of norm one, q scaled."""
-    (key_heads, value_heads), (key_dim, value_dim) = self.heads, self.dims
+    spec = self.spec
+    key_heads, key_dim, value_heads = spec.num_key_heads, spec.key_head_dim, spec.num_value_heads
     keys = key_heads * key_dim
     mixed = jax.nn.silu(mixed)
     q, k = (
       part.reshape(*mixed.shape[:-1], key_heads, key_dim) for part in (mixed[..., :keys], mixed[..., keys : 2 * keys])
     )
-    v = mixed[..., 2 * keys :].reshape(*mixed.shape[:-1], value_heads, value_dim)
+    v = mixed[..., 2 * keys :].reshape(*mixed.shape[:-1], value_heads, spec.value_head_dim)
     q, k = (x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + _EPS) for x in (q, k))
     q, k = (jnp.repeat(x, value_heads // key_heads, axis=-2) for x in (q, k))
     return q * key_dim**-0.5, k, v
@@ -237,10 +242,11 @@ class GatedDeltaMixer(nnx.Module):
   def init_cache(self, batch: int, *, length: int, dtype: DTypeLike) -> DeltaCache:
     """An empty cache, float32; its size does not depend on `length`."""
     del length, dtype
+    spec = self.spec
     width, mixed = self.conv.kernel.shape[-2:]
     return DeltaCache(
       window=jnp.zeros((batch, width - 1, mixed), jnp.float32),
-      state=jnp.zeros((batch, self.heads[1], *self.dims), jnp.float32),
+      state=jnp.zeros((batch, spec.num_value_heads, spec.key_head_dim, spec.value_head_dim), jnp.float32),
     )
 
   def step(

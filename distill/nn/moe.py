@@ -9,7 +9,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from distill.nn.adapted import project
-from distill.nn.mlp import ACTIVATIONS
+from distill.nn.linear import Linear
+from distill.nn.mlp import ACTIVATIONS, DenseMlp, Mlp
 from distill.nn.param import Init, normal, zeros
 
 
@@ -21,6 +22,8 @@ class Moe:
     width: Hidden width of one expert.
     renormalise: The weights of the chosen experts sum to one; else they are what the softmax over all gave them.
     use_bias: On the router and on every projection.
+    shared: Hidden width of an expert that serves every token beside those chosen, or None.
+    shared_gated: It is weighed by sigmoid of a projection (Qwen 3 Next).
     clamp: (alpha, limit) of gpt-oss: (1 + up) * gate * sigmoid(alpha * gate) with both parts clamped, in place of
       act(gate) * up.
   """
@@ -31,6 +34,8 @@ class Moe:
   act: str = "silu"
   renormalise: bool = True
   use_bias: bool = False
+  shared: int | None = None
+  shared_gated: bool = False
   clamp: tuple[float, float] | None = None
 
 
@@ -50,10 +55,11 @@ class Experts(nnx.Module):
 
 
 class MoeMlp(nnx.Module):
-  """Σ_e weight_e(x) * expert_e(x), computed for all experts and masked: exact, and one dense product a projection.
+  """Σ_e weight_e(x) * expert_e(x) plus the shared expert, if any; computed for all experts and masked.
 
-  The work is num_experts / top_k of what a sorted product needs, but no token is ever dropped or moved. Routing is
-  float32 throughout, from an input that was never rounded: a flipped choice is an error of order one.
+  It is exact, and one dense product a projection: num_experts / top_k of the work of a sorted product, but no token is
+  ever dropped or moved. Routing is float32 throughout, from an input that was never rounded: a flipped choice is an
+  error of order one.
   """
 
   def __init__(self, init: Init, *, spec: Moe, width: int):
@@ -71,6 +77,12 @@ class MoeMlp(nnx.Module):
       up=Experts(experts.child("up"), shape=(count, *wide), use_bias=spec.use_bias),
       down=Experts(experts.child("down"), shape=(count, *narrow), use_bias=spec.use_bias),
     )
+    self.shared = self.shared_gate = None
+    if spec.shared is not None:
+      always = Mlp(width=spec.shared, act=spec.act, use_bias=spec.use_bias)
+      self.shared = DenseMlp(init.child("shared"), spec=always, width=width)
+      if spec.shared_gated:
+        self.shared_gate = Linear(init.child("shared_gate"), shape=(width, 1), axes=("embed", None))
 
   def weights(self, x_TD: Float[Array, "T D"]) -> Float[Array, "T E"]:
     """Weight of every expert for every token, zero for those not chosen, float32."""
@@ -105,4 +117,7 @@ class MoeMlp(nnx.Module):
     y = down.product(hidden_ETF, spelled="etf,efd->td", dtype=dtype)
     if down.bias is not None:
       y = y + jnp.matmul(weights_TE, down.bias[...], precision=jax.lax.Precision.HIGHEST)
+    if self.shared is not None:
+      always = self.shared(rows, dtype=dtype)
+      y = y + (always if self.shared_gate is None else always * jax.nn.sigmoid(self.shared_gate(rows)))
     return y.reshape(x.shape)

@@ -115,6 +115,7 @@ def dense(config: DecoderConfig) -> Mlp:
 def written(config: DecoderConfig) -> dict[str, Any]:
   """The attributes that every family but GPT-2 writes alike."""
   mixer, mlp = mixers(config)[0], config.layers[0].mlp
+  assert mlp is not None, config.family
   ropes = [x.rope for x in mixers(config) if x.rope is not None]
   rope = {"rope_parameters": write_rope(ropes[0])} if ropes else {}
   return {

@@ -83,6 +83,7 @@ def table(config: DecoderConfig) -> tuple[Entry, ...]:
   rows = frame(config)
   for index, (layer, mixer) in enumerate(zip(config.layers, mixers(config), strict=True)):
     ours, theirs = f"layers.{index}.mlp", f"model.layers.{index}.mlp"
+    assert isinstance(layer.mlp, Moe), layer.mlp
     rows += [*norms(index, config=config), *attention(index, spec=mixer)]
     rows += linear(f"{ours}.router", f"{theirs}.router", bias=True)
     for place, name in enumerate(("gate", "up")):

@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from distill.errors import InputError
-from distill.models.config import DecoderConfig, GatedDelta, LayerConfig
+from distill.models.config import DecoderConfig, LayerConfig
 from distill.models.families.attributes import Attributes
-from distill.models.families.common import attention, decoder, frame, heads, linear, mlp, norms
+from distill.models.families.common import attention, decoder, dense, frame, heads, linear, mlp, norms
 from distill.models.families.mapping import Entry
 from distill.models.families.ropes import read_rope, write_rope
 from distill.nn.attention import Attention
+from distill.nn.gated_delta import GatedDelta
 from distill.nn.mlp import Mlp
 
 ARCHITECTURE = "Qwen3_5ForCausalLM"
@@ -63,7 +64,7 @@ def write(config: DecoderConfig) -> dict[str, Any]:
   return {
     "vocab_size": config.vocab_size,
     "hidden_size": config.width,
-    "intermediate_size": config.layers[0].mlp.width,
+    "intermediate_size": dense(config).width,
     "num_hidden_layers": len(config.layers),
     "layer_types": [_KINDS[isinstance(layer.mixer, Attention)] for layer in config.layers],
     "num_attention_heads": full.num_heads,

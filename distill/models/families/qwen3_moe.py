@@ -62,7 +62,7 @@ def write(config: DecoderConfig) -> dict[str, Any]:
   for spec in mlps:
     if isinstance(spec, Mlp):
       fields["intermediate_size"] = spec.width
-    else:
+    elif isinstance(spec, Moe):
       fields |= {"num_experts": spec.num_experts, "num_experts_per_tok": spec.top_k}
       fields |= {"moe_intermediate_size": spec.width, "norm_topk_prob": spec.renormalise}
   return {
@@ -83,6 +83,6 @@ def table(config: DecoderConfig) -> tuple[Entry, ...]:
     rows += [*norms(index, config=config), *attention(index, spec=mixer)]
     if isinstance(layer.mlp, Moe):
       rows += experts(index, spec=layer.mlp, block="mlp", names=_NAMES)
-    else:
+    elif isinstance(layer.mlp, Mlp):
       rows += mlp(index, spec=layer.mlp)
   return tuple(rows)
