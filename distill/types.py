@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 _pytree = jax.tree_util.register_dataclass
+# The number, among captured layers, of what the first one is given.
+INPUT = -1
 
 
 @_pytree
@@ -77,13 +79,30 @@ class ModelOutput:
 
   Attributes:
     hidden: Final hidden state, after the final norm.
-    captured: Output of the decoder layers asked for, in the order asked, before the final norm.
+    captured: Output of the decoder layers asked for, in the order asked, before the final norm; of `INPUT`, what the
+      first layer is given.
     readout: Turns `hidden` into logits.
+    mixed: What the mixers asked for add to the residual stream, in the order asked.
   """
 
   hidden: Float[Array, "B T D"]
   captured: tuple[Float[Array, "B T D"], ...]
   readout: Readout
+  mixed: tuple[Float[Array, "B T D"], ...] = ()
+
+
+@_pytree
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Apart:
+  """Layers that were each given an input of the teacher's instead of the layer's before.
+
+  Attributes:
+    mixed: What mixers add to the residual stream.
+    blocks: Outputs of whole layers.
+  """
+
+  mixed: tuple[Float[Array, "B T D"], ...] = ()
+  blocks: tuple[Float[Array, "B T D"], ...] = ()
 
 
 @_pytree
@@ -105,11 +124,12 @@ class SparseTarget:
 @_pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DenseSignal:
-  """A teacher's whole next-token distribution, as (hidden, readout), and the layers that were asked for."""
+  """A teacher's whole next-token distribution, as (hidden, readout), and the layers and mixers that were asked for."""
 
   hidden: Float[Array, "B T D"]
   readout: Readout
   captured: tuple[Float[Array, "B T D"], ...] = ()
+  mixed: tuple[Float[Array, "B T D"], ...] = ()
 
 
 TeacherSignal = DenseSignal

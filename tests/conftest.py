@@ -161,7 +161,9 @@ def get_config(variant=""):
     "data": {{"sources": [{{"kind": "jsonl", "path": {str(text_file)!r}}}], "length": 32}},
     "training": {{"batch_size": 16, "dtype": "float32", "checkpoint_every": 4}},
     "stages": {{
-      "1_align": {{"steps": 6, "terms": [hidden], "train": ((r".*embed.*", 0.0), (".*", 1.0)),
+      "1_align": {{
+        "steps": 6, "length": 16, "terms": [hidden, {{"kind": "mixer_output"}}, {{"kind": "block_output"}}],
+        "train": ((r".*embed.*", 0.0), (".*", 1.0)),
         "optimizer": {{"learning_rate": 1e-2}}}},
       "2_distill": {{
         "steps": 14,

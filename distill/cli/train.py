@@ -10,6 +10,7 @@ from distill.cli import configuration
 from distill.cli.parsing import parse
 from distill.evaluation.skills import read_skill
 from distill.training.interrupt import EXIT_INTERRUPTED
+from distill.training.metrics import summary
 from distill.training.run import train
 
 FLAGS = flags.FlagValues()
@@ -31,5 +32,6 @@ def main(arguments: Sequence[str]) -> int:
   if code == EXIT_INTERRUPTED:
     print("distill train: saved and stopped; the same command goes on", file=sys.stderr)
   else:
+    print(summary(workdir))
     print(f"wrote {workdir / ('adapter' if resolved['student']['adapters']['targets'] else 'student')}")
   return code

@@ -1,7 +1,7 @@
 """The one decoder, as pure functions of named parameters."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 from distill.errors import InputError
 from distill.models.config import DecoderConfig, groups
@@ -60,10 +60,51 @@ class Decoder:
     segments: Int[Array, "B T"],
     positions: Int[Array, "B T"],
     capture: tuple[int, ...] = (),
+    mixers: tuple[int, ...] = (),
     dtype: Any = jnp.bfloat16,
   ) -> ModelOutput:
-    """Final hidden states, the layers in `capture`, and the readout; operands of projections are `dtype`."""
-    return self.module(params)(tokens, segments=segments, positions=positions, capture=tuple(capture), dtype=dtype)
+    """Final hidden states, outputs of the layers in `capture`, what those in `mixers` mix in, and the readout.
+
+    Operands of projections are `dtype`.
+    """
+    return self.module(params)(
+      tokens,
+      segments=segments,
+      positions=positions,
+      capture=tuple(capture),
+      mixers=tuple(mixers),
+      dtype=dtype,
+    )
+
+  def mixers_apart(
+    self,
+    params: Mapping[str, Any],
+    *,
+    inputs: Sequence[Float[Array, "B T D"]],
+    layers: Sequence[int],
+    segments: Int[Array, "B T"],
+    positions: Int[Array, "B T"],
+    dtype: Any = jnp.bfloat16,
+  ) -> tuple[Float[Array, "B T D"], ...]:
+    """What the mixer of each of `layers` adds to a residual stream of its own."""
+    return self.module(params).apart(
+      inputs, layers=layers, run=lambda layer, x: layer.mix(x, segments=segments, positions=positions, dtype=dtype)
+    )
+
+  def layers_apart(
+    self,
+    params: Mapping[str, Any],
+    *,
+    inputs: Sequence[Float[Array, "B T D"]],
+    layers: Sequence[int],
+    segments: Int[Array, "B T"],
+    positions: Int[Array, "B T"],
+    dtype: Any = jnp.bfloat16,
+  ) -> tuple[Float[Array, "B T D"], ...]:
+    """What each of `layers` makes of an input of its own."""
+    return self.module(params).apart(
+      inputs, layers=layers, run=lambda layer, x: layer(x, segments=segments, positions=positions, dtype=dtype)
+    )
 
   def init_cache(self, params: Mapping[str, Any], *, batch: int, length: int, dtype: Any = jnp.bfloat16) -> Any:
     """Empty caches for decoding `length` positions of `batch` rows.

@@ -65,26 +65,31 @@ class Layer(nnx.Module):
     """Dtype of the mixer's operands and caches where that of the computation is `dtype`."""
     return jnp.float32 if self.exact_mixer else dtype
 
-  def _add(self, x, y, norm):
+  def _scaled(self, y, norm):
     y = y if norm is None else norm(y)
-    return x + (y if self.scale == 1.0 else y * self.scale)
+    return y if self.scale == 1.0 else y * self.scale
 
-  def _finish(self, x, mixed, dtype):
-    x = self._add(x, mixed, self.mixer_post_norm)
+  def mix(self, x, *, segments, positions, dtype):
+    """What the mixer adds to the residual stream; operands of projections are `dtype`."""
+    inner = x if self.mixer_norm is None else self.mixer_norm(x)
+    mixed = self.mixer(inner, segments=segments, positions=positions, dtype=self.mixer_dtype(dtype))
+    return self._scaled(mixed, self.mixer_post_norm)
+
+  def feed(self, x, *, dtype):
+    """The stream with what the MLP adds to it."""
     if self.mlp is None:
       return x
     inner = x if self.mlp_norm is None else self.mlp_norm(x)
     dtype = jnp.float32 if self.routed else dtype
-    return self._add(x, self.mlp(inner, dtype=dtype), self.mlp_post_norm)
+    return x + self._scaled(self.mlp(inner, dtype=dtype), self.mlp_post_norm)
 
   def __call__(self, x, *, segments, positions, dtype):
-    """The block's output; operands of projections are `dtype`."""
-    inner = x if self.mixer_norm is None else self.mixer_norm(x)
-    mixed = self.mixer(inner, segments=segments, positions=positions, dtype=self.mixer_dtype(dtype))
-    return self._finish(x, mixed, dtype)
+    """The block's output."""
+    x = x + self.mix(x, segments=segments, positions=positions, dtype=dtype)
+    return self.feed(x, dtype=dtype)
 
   def step(self, x, *, cache, positions, dtype):
     """One position a row, and the mixer's cache after it."""
     inner = x if self.mixer_norm is None else self.mixer_norm(x)
     mixed, cache = self.mixer.step(inner, cache=cache, positions=positions, dtype=self.mixer_dtype(dtype))
-    return self._finish(x, mixed, dtype), cache
+    return self.feed(x + self._scaled(mixed, self.mixer_post_norm), dtype=dtype), cache

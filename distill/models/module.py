@@ -1,18 +1,20 @@
 """The modules of a whole decoder: repeated patterns of layers are stacked and scanned."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Key
+from jaxtyping import Array, Float, Key
 
 from distill.models.config import DecoderConfig, groups
 from distill.models.layer import Layer, block_norm
 from distill.nn.embedding import Embedding
 from distill.nn.linear import Linear
 from distill.nn.param import Init
-from distill.types import ModelOutput, Readout
+from distill.types import INPUT, ModelOutput, Readout
 
 
 class DecoderModule(nnx.Module):
@@ -55,26 +57,59 @@ class DecoderModule(nnx.Module):
       x = x * (jnp.asarray(scale, dtype).astype(x.dtype) if self.config.round_embed_scale else scale)
     return x if self.positions is None else x + self.positions(positions)
 
-  def __call__(self, tokens, *, segments, positions, capture, dtype) -> ModelOutput:
+  def __call__(self, tokens, *, segments, positions, capture, mixers, dtype) -> ModelOutput:
     x = self._embed(tokens, positions, dtype)
-    captured = jnp.zeros((len(capture), *x.shape), x.dtype)
+    captured, mixed = (jnp.zeros((len(layers), *x.shape), x.dtype) for layers in (capture, mixers))
+    if INPUT in capture:
+      captured = captured.at[capture.index(INPUT)].set(x)
     for group, layers in zip(groups(self.config.layers), self.groups, strict=True):
+      places = [[group.layer(repeat, j) for j in range(len(layers))] for repeat in range(group.repeats)]
+      # A place beyond the end is dropped.
       slots = [
-        [capture.index(i) if (i := group.layer(repeat, j)) in capture else len(capture) for j in range(len(layers))]
-        for repeat in range(group.repeats)
+        np.asarray([[kept.index(i) if i in kept else len(kept) for i in row] for row in places])
+        for kept in (capture, mixers)
       ]
       graph, state = nnx.split(layers)
 
       def body(carry, xs, graph=graph):
-        x, captured = carry
-        state, slots = xs
+        x, captured, mixed = carry
+        state, (layer_slots, mixer_slots) = xs
         for j, layer in enumerate(nnx.merge(graph, state)):
-          x = layer(x, segments=segments, positions=positions, dtype=dtype)
-          captured = captured.at[slots[j]].set(x, mode="drop") if capture else captured
-        return (x, captured), None
+          added = layer.mix(x, segments=segments, positions=positions, dtype=dtype)
+          x = layer.feed(x + added, dtype=dtype)
+          captured = captured.at[layer_slots[j]].set(x, mode="drop") if capture else captured
+          mixed = mixed.at[mixer_slots[j]].set(added, mode="drop") if mixers else mixed
+        return (x, captured, mixed), None
 
-      (x, captured), _ = jax.lax.scan(body, (x, captured), (state, jnp.asarray(slots)))
-    return ModelOutput(hidden=self.norm(x), captured=tuple(captured), readout=self.readout(dtype))
+      (x, captured, mixed), _ = jax.lax.scan(body, (x, captured, mixed), (state, slots))
+    return ModelOutput(hidden=self.norm(x), captured=tuple(captured), mixed=tuple(mixed), readout=self.readout(dtype))
+
+  def apart(
+    self,
+    inputs: Sequence[Float[Array, "B T D"]],
+    *,
+    layers: Sequence[int],
+    run: Callable[[Layer, Float[Array, "B T D"]], Float[Array, "B T D"]],
+  ) -> tuple[Float[Array, "B T D"], ...]:
+    """`run` of each of `layers` on an input of its own; layers that are stacked run in one scan."""
+    found: dict[int, Float[Array, "B T D"]] = {}
+    for group, stacked in zip(groups(self.config.layers), self.groups, strict=True):
+      for j, layer in enumerate(stacked):
+        repeats = {group.layer(repeat, j): repeat for repeat in range(group.repeats)}
+        mine = [place for place, index in enumerate(layers) if index in repeats]
+        if not mine:
+          continue
+        chosen = [repeats[layers[place]] for place in mine]
+        graph, state = nnx.split(layer)
+        if chosen != list(range(group.repeats)):
+          state = jax.tree.map(lambda x, chosen=chosen: x[np.asarray(chosen)], state)
+
+        def body(carry, xs, graph=graph):
+          return carry, run(nnx.merge(graph, xs[0]), xs[1])
+
+        _, out = jax.lax.scan(body, None, (state, jnp.stack([inputs[place] for place in mine])))
+        found |= {place: out[i] for i, place in enumerate(mine)}
+    return tuple(found[place] for place in range(len(layers)))
 
   def init_cache(self, batch: int, *, length: int, dtype) -> list[list[Any]]:
     """An empty cache for every layer, stacked like the parameters."""

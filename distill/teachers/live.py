@@ -25,7 +25,13 @@ class LiveTeacher:
     return live.shardings(self.decoder, self.params, mesh=mesh)
 
   def signal(
-    self, params: Mapping[str, Any], *, batch: Batch, capture: tuple[int, ...] = (), dtype: Any = jnp.bfloat16
+    self,
+    params: Mapping[str, Any],
+    *,
+    batch: Batch,
+    capture: tuple[int, ...] = (),
+    mixers: tuple[int, ...] = (),
+    dtype: Any = jnp.bfloat16,
   ) -> DenseSignal:
     """What the teacher says of `batch`, each row under its route; no gradient flows into it.
 
@@ -33,18 +39,19 @@ class LiveTeacher:
     """
     params = jax.lax.stop_gradient(dict(params))
     if live.is_live(params):
-      return self._routed(params, batch, capture, dtype)
+      return self._routed(params, batch, capture, mixers, dtype)
     output = self.decoder.apply(
       params,
       tokens=batch.tokens,
       segments=batch.segments,
       positions=batch.positions,
       capture=capture,
+      mixers=mixers,
       dtype=dtype,
     )
-    return DenseSignal(hidden=output.hidden, readout=output.readout, captured=output.captured)
+    return DenseSignal(hidden=output.hidden, readout=output.readout, captured=output.captured, mixed=output.mixed)
 
-  def _routed(self, params, batch, capture, dtype) -> DenseSignal:
+  def _routed(self, params, batch, capture, mixers, dtype) -> DenseSignal:
     routes = jnp.zeros(batch.tokens.shape[:1], jnp.int32) if batch.routes is None else batch.routes
 
     def row(tokens, segments, positions, route):
@@ -55,11 +62,12 @@ class LiveTeacher:
         segments=segments[None],
         positions=positions[None],
         capture=capture,
+        mixers=mixers,
         dtype=dtype,
       )
-      return output.hidden[0], tuple(x[0] for x in output.captured)
+      return jax.tree.map(lambda x: x[0], (output.hidden, output.captured, output.mixed))
 
-    hidden, captured = jax.vmap(row)(batch.tokens, batch.segments, batch.positions, routes)
+    hidden, captured, mixed = jax.vmap(row)(batch.tokens, batch.segments, batch.positions, routes)
     base = {name: x for name, x in params.items() if not name.endswith(live.SUFFIXES)}
     hidden, readout = live.widen(params, hidden=hidden, readout=self.decoder.module(base).readout(dtype), routes=routes)
-    return DenseSignal(hidden=hidden, readout=readout, captured=captured)
+    return DenseSignal(hidden=hidden, readout=readout, captured=captured, mixed=mixed)

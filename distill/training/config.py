@@ -15,6 +15,9 @@ REQUIRED = object()
 STAGE: Mapping[str, Any] = {
   "steps": REQUIRED,
   "terms": REQUIRED,
+  # Of this stage alone; 0: as training.batch_size and data.length say.
+  "batch_size": 0,
+  "length": 0,
   "train": ((".*", 1.0),),
   "optimizer": {},
 }
@@ -64,17 +67,17 @@ def resolve(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
     name: _fill(stage, STAGE, f"stages.{name}.") for name, stage in sorted(resolved["stages"].items())
   }
   training = resolved["training"]
-  if training["batch_size"] % training["micro_batches"]:
-    raise InputError(
-      f"config.training.micro_batches: {training['micro_batches']} must divide batch_size {training['batch_size']}"
-    )
   if training["dtype"] not in ("bfloat16", "float32"):
     raise InputError(f"config.training.dtype: {training['dtype']!r}; use 'bfloat16' or 'float32'")
   if resolved["teacher"]["dtype"] not in ("bfloat16", "float16", "float32"):
     raise InputError(f"config.teacher.dtype: {resolved['teacher']['dtype']!r}; use 'bfloat16', 'float16' or 'float32'")
   for name, stage in resolved["stages"].items():
-    if not isinstance(stage["steps"], int) or stage["steps"] < 1:
-      raise InputError(f"config.stages.{name}.steps: {stage['steps']!r}; use a whole number of at least 1")
+    for key, least in (("steps", 1), ("batch_size", 0), ("length", 0)):
+      if not isinstance(stage[key], int) or stage[key] < least:
+        raise InputError(f"config.stages.{name}.{key}: {stage[key]!r}; use a whole number of at least {least}")
+  for rows in (training["batch_size"], *(stage["batch_size"] for stage in resolved["stages"].values())):
+    if rows % training["micro_batches"]:
+      raise InputError(f"config.training.micro_batches: {training['micro_batches']} must divide batch_size {rows}")
   return resolved
 
 

@@ -5,7 +5,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Mapping
-from typing import TextIO
+from typing import Any, TextIO
 
 import tensorboardX
 from tqdm import tqdm
@@ -40,6 +40,22 @@ class MetricsWriter:
     """Flushes both."""
     self._file.close()
     self._board.close()
+
+
+def summary(workdir: pathlib.Path) -> str:
+  """A table of a run's stages: steps, tokens, and the loss where each began and ended (means of a twentieth of it)."""
+  stages: dict[str, list[dict[str, Any]]] = {}
+  for line in map(json.loads, _lines(workdir / "metrics.jsonl")):
+    stages.setdefault(line["stage"], []).append(line)
+  width = max((len(name) for name in stages), default=0)
+  rows = [f"{'stage':<{width}}  {'steps':>7}  {'tokens':>13}  {'minutes':>7}  loss"]
+  for name, lines in stages.items():
+    few = max(1, len(lines) // 20)
+    first, last = (sum(line["loss"] for line in part) / few for part in (lines[:few], lines[-few:]))
+    tokens = sum(line["tokens"] for line in lines)
+    minutes = sum(line["tokens"] / max(line["tokens_per_second"], 1e-9) for line in lines) / 60
+    rows.append(f"{name:<{width}}  {len(lines):>7}  {tokens:>13,.0f}  {minutes:>7.1f}  {first:.4f} -> {last:.4f}")
+  return "\n".join(rows)
 
 
 def _lines(path: pathlib.Path) -> list[str]:

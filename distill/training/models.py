@@ -105,12 +105,17 @@ def place(decoder: Decoder, params: Mapping[str, Any], *, mesh: Mesh) -> Params:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Models:
-  """Student, its parameters before the first step (`student.…`, `adapters.…`), the teacher, and the adapters' scale."""
+  """Student, its parameters before the first step (`student.…`, `adapters.…`), the teacher, and the adapters' scale.
+
+  Attributes:
+    layers_from: Teacher layer that each student layer starts from, if the student starts from the teacher.
+  """
 
   student: Decoder
   params: Params
   teacher: LiveTeacher | None
   adapter_scale: float
+  layers_from: tuple[int, ...] = ()
 
 
 def build(resolved: Mapping[str, Any], *, mesh: Mesh) -> Models:
@@ -132,7 +137,13 @@ def build(resolved: Mapping[str, Any], *, mesh: Mesh) -> Models:
     key = jax.random.fold_in(jax.random.key(resolved["seed"]), 1)
     made = lora.init(student, targets=adapters["targets"], rank=adapters["rank"], key=key)
     flat |= {f"adapters.{name}": x for name, x in made.items()}
-  return Models(student=student, params=flat, teacher=teacher, adapter_scale=adapters["alpha"] / adapters["rank"])
+  return Models(
+    student=student,
+    params=flat,
+    teacher=teacher,
+    adapter_scale=adapters["alpha"] / adapters["rank"],
+    layers_from=tuple(resolved["student"]["layers_from"]),
+  )
 
 
 def _teacher(resolved: Mapping[str, Any], *, mesh: Mesh) -> LiveTeacher:

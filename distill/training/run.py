@@ -11,27 +11,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from transformers import PreTrainedTokenizerBase
 
 from distill.adapters import lora
 from distill.adapters.peft import write_adapter
 from distill.data.batches import Batches
-from distill.data.sources import open_source
-from distill.data.store import build as build_store
 from distill.data.tokenizer import load_tokenizer
 from distill.errors import InputError
 from distill.models import hf
-from distill.models.hub import locate
 from distill.parallel.mesh import make_mesh, replicated
-from distill.training import loop
+from distill.training import data, loop
 from distill.training.checkpoint import Checkpoints, flatten_state, unflatten_state
 from distill.training.config import difference, fingerprint, resolve
 from distill.training.interrupt import EXIT_INTERRUPTED, Interruption
 from distill.training.metrics import MetricsWriter, Progress
-from distill.training.models import Models, build, routes
-from distill.training.objective import Term, TermStates, build_terms, initial_states, needs_teacher, projector_shapes
+from distill.training.models import Models, build
+from distill.training.objective import TermStates, initial_states
 from distill.training.optimizer import make_optimizer, multipliers
 from distill.training.step import StepConfig, TrainState, branch, canonical_names, make_step
+from distill.training.terms import Term, build_terms, demands, end_to_end, needs_teacher, projector_shapes
 from distill.tree import Params
 
 
@@ -49,10 +46,13 @@ def train(config: Mapping[str, Any], *, workdir: pathlib.Path) -> int:
   """
   resolved = resolve(config)
   mesh = make_mesh(resolved["training"]["mesh"])
-  if resolved["training"]["batch_size"] // resolved["training"]["micro_batches"] % (mesh.size // mesh.shape["tensor"]):
+  shapes = {name: data.shape(resolved, stage=name) for name in resolved["stages"]}
+  if any(
+    rows // resolved["training"]["micro_batches"] % (mesh.size // mesh.shape["tensor"]) for rows, _ in shapes.values()
+  ):
     raise InputError("config.training.batch_size: a micro-batch must divide among the data and fsdp devices")
   _claim(workdir, resolved)
-  tokenizer, batches = _data(resolved, workdir=workdir)
+  tokenizer, batches = data.read(resolved, workdir=workdir)
   models = build(resolved, mesh=mesh)
   vocab = models.student.config.vocab_size
   if len(tokenizer) > vocab:
@@ -60,7 +60,7 @@ def train(config: Mapping[str, Any], *, workdir: pathlib.Path) -> int:
       f"config.tokenizer: {len(tokenizer)} tokens, the student's vocabulary has {vocab}; name the teacher's tokenizer"
     )
   for decoder in (models.student, models.teacher.decoder) if models.teacher else (models.student,):
-    decoder.check_length(resolved["data"]["length"], what="config.data.length")
+    decoder.check_length(max(length for _, length in shapes.values()), what="config.data.length")
   stages = _stages(resolved, models)
   params = {**models.params, **_projectors(stages, models, resolved["seed"], mesh)}
   checkpoints = Checkpoints(workdir / "checkpoints")
@@ -95,37 +95,6 @@ def _claim(workdir: pathlib.Path, resolved: Mapping[str, Any]) -> None:
     raise InputError(f"{workdir}: cannot be written ({error.strerror}); name another --workdir") from error
 
 
-def tokenizer_path(resolved: Mapping[str, Any]) -> str:
-  """Where the run's tokenizer is: its own setting, else the teacher's, else the student's directory."""
-  path = resolved["tokenizer"] or resolved["teacher"]["model"] or resolved["student"]["model"]
-  if not path:
-    raise InputError("config.tokenizer: give a directory; there is neither a teacher nor a student to take it from")
-  return str(locate(path))
-
-
-def _data(resolved: Mapping[str, Any], *, workdir: pathlib.Path) -> tuple[PreTrainedTokenizerBase, Batches]:
-  tokenizer = load_tokenizer(tokenizer_path(resolved))
-  data = resolved["data"]
-  stores, weights = [], []
-  for index, spec in enumerate(data["sources"]):
-    fields, key = dict(spec), f"config.data.sources[{index}]"
-    fields.pop("adapters", None)
-    weights.append(float(fields.pop("weight", 1.0)))
-    source = open_source(fields, key=key)
-    directory = data["store"] or workdir / "tokens"
-    stores.append(build_store(source, tokenizer=tokenizer, length=data["length"], directory=directory))
-  if not stores:
-    raise InputError("config.data.sources: give at least one source")
-  return tokenizer, Batches(
-    stores,
-    weights=weights,
-    batch_size=resolved["training"]["batch_size"],
-    seed=resolved["seed"],
-    routes=routes(data["sources"])[1],
-    process=(jax.process_index(), jax.process_count()),
-  )
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
   """A stage of a run: its place among all steps, its terms, and how parameters train."""
@@ -139,15 +108,25 @@ class Stage:
 
 def _stages(resolved: Mapping[str, Any], models: Models) -> tuple[Stage, ...]:
   stages: list[Stage] = []
+  decoders = (models.student, models.teacher.decoder if models.teacher else models.student)
+  student, teacher = (decoder.config for decoder in decoders)
   for name, spec in resolved["stages"].items():
     first = stages[-1].first + stages[-1].steps if stages else 0
-    terms = build_terms(spec["terms"], key=f"config.stages.{name}.terms", steps=spec["steps"])
+    terms = build_terms(
+      spec["terms"],
+      key=f"config.stages.{name}.terms",
+      steps=spec["steps"],
+      layers_from=models.layers_from,
+      depths=(len(student.layers), len(teacher.layers)),
+    )
     if needs_teacher(terms) and models.teacher is None:
       raise InputError(f"config.stages.{name}.terms: they need a teacher; set config.teacher.model")
-    depths = [len(one.config.layers) for one in (models.student, models.teacher.decoder)] if models.teacher else []
-    for pair in (pair for term in terms for pair in term.pairs):
-      if any(not 0 <= layer < depth for layer, depth in zip(pair, depths, strict=True)):
-        raise InputError(f"config.stages.{name}.terms: pair {pair} names a layer that is not there")
+    wanted = demands(terms)
+    if (wanted.mixers or wanted.blocks) and student.width != teacher.width:
+      raise InputError(
+        f"config.stages.{name}.terms: mixer_output and block_output give the student's layers (width {student.width}) "
+        f"the teacher's inputs (width {teacher.width}); the widths must agree"
+      )
     stages.append(Stage(name=name, first=first, steps=spec["steps"], terms=terms, spec=spec))
   return tuple(stages)
 
@@ -180,7 +159,7 @@ class _Runner:
   workdir: pathlib.Path
   mesh: Mesh
   models: Models
-  batches: Batches
+  batches: Mapping[str, Batches]
   stages: tuple[Stage, ...]
 
   def run(self, params: Params, *, checkpoints: Checkpoints, interruption: Interruption) -> tuple[Params, bool]:
@@ -218,7 +197,7 @@ class _Runner:
     key = f"config.stages.{stage.name}"
     names = canonical_names(self.models.student, params)
     factors = multipliers(stage.spec["train"], names=names, what=f"{key}.train")
-    used = {f"projectors.{i}_{j}.kernel" for term in stage.terms for i, j in term.pairs}
+    used = {f"projectors.{i}_{j}.kernel" for i, j in end_to_end(stage.terms)}
     trained = {
       name: factor
       for name, factor in factors.items()
@@ -311,7 +290,7 @@ class _Runner:
         state,
         step=step,
         teacher_params=teacher.params if teacher else {},
-        batches=self.batches.iterate(stage.first + done),
+        batches=self.batches[stage.name].iterate(stage.first + done),
         start=done,
         steps=stage.steps,
         hooks=hooks,
@@ -336,7 +315,7 @@ def _write_result(workdir: pathlib.Path, resolved: Mapping[str, Any], models: Mo
     )
     return
   canonical = models.student.unstack(jax.device_get(branch(params, "student")))
-  source = tokenizer_path(resolved)
+  source = data.tokenizer_path(resolved)
   tokenizer = load_tokenizer(source)
   special = {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
   hf.save(

@@ -1,7 +1,7 @@
 """The one training step: pure, jitted once a stage, with explicit shardings and donated state."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,9 +14,10 @@ from distill.adapters import lora
 from distill.models.decoder import Decoder
 from distill.parallel.mesh import LOGICAL_TO_MESH, batch_sharding, replicated
 from distill.teachers.live import LiveTeacher
-from distill.training.objective import Term, TermStates, captured_layers, counts, loss_sums, needs_teacher, next_states
+from distill.training.objective import TermStates, counts, loss_sums, next_states
+from distill.training.terms import Demands, Term, before, demands
 from distill.tree import Params
-from distill.types import Batch
+from distill.types import Apart, Batch
 
 Metrics = dict[str, Float[Array, ""]]
 
@@ -80,30 +81,37 @@ def make_step(
   config: StepConfig,
 ) -> Callable[[TrainState, Params, Batch], tuple[TrainState, Metrics]]:
   """step(state, teacher parameters, batch) -> (state, metrics), jitted; the state given is donated."""
-  student_layers, teacher_layers = captured_layers(config.terms)
-  taught = needs_teacher(config.terms)
+  wanted = demands(config.terms)
 
   def micro_loss(trained, frozen, teacher_params, batch, step, totals, states):
     params = {**frozen, **trained}
     weights, adapters = branch(params, "student"), branch(params, "adapters")
     if adapters:
       weights = lora.apply(weights, adapters=adapters, scale=config.adapter_scale)
-    output = student.apply(
-      weights,
-      tokens=batch.tokens,
-      segments=batch.segments,
-      positions=batch.positions,
-      capture=student_layers,
-      dtype=config.dtype,
-    )
-    signal = None
-    if taught:
+    output = signal = None
+    if wanted.output:
+      output = student.apply(
+        weights,
+        tokens=batch.tokens,
+        segments=batch.segments,
+        positions=batch.positions,
+        capture=wanted.student_layers,
+        dtype=config.dtype,
+      )
+    if wanted.teacher:
       assert teacher is not None
-      signal = teacher.signal(teacher_params, batch=batch, capture=teacher_layers, dtype=config.dtype)
+      signal = teacher.signal(
+        teacher_params,
+        batch=batch,
+        capture=wanted.teacher_layers,
+        mixers=wanted.teacher_mixers,
+        dtype=config.dtype,
+      )
     return loss_sums(
       config.terms,
       output=output,
       signal=signal,
+      apart=_apart(student, weights, wanted, signal, batch=batch, dtype=config.dtype),
       batch=batch,
       projectors=branch(params, "projectors"),
       step=step,
@@ -132,7 +140,7 @@ def make_step(
     totals = counts(batch)
     (loss, parts), grads = accumulate(state, teacher_params, batch, totals)
     updates, optimizer_state = optimizer.update(grads, state.optimizer, state.trained)
-    metrics = {"loss": loss, "gradient_norm": optax.global_norm(grads), "tokens": totals["present"], **parts}
+    metrics = {"loss": loss, "gradient_norm": optax.tree.norm(grads), "tokens": totals["present"], **parts}
     state = dataclasses.replace(
       state,
       trained=optax.apply_updates(state.trained, updates),
@@ -142,12 +150,26 @@ def make_step(
     )
     return state, metrics
 
-  teacher_shardings = teacher.shardings(mesh) if teacher and taught else {}
+  teacher_shardings = teacher.shardings(mesh) if teacher and wanted.teacher else {}
   return jax.jit(
     step,
     in_shardings=(state_shardings, teacher_shardings, batch_sharding(mesh)),
     out_shardings=(state_shardings, replicated(mesh)),
     donate_argnums=0,
+  )
+
+
+def _apart(student: Decoder, weights: Params, wanted: Demands, signal, *, batch: Batch, dtype: Any) -> Apart:
+  """Student layers on the teacher's inputs of layers."""
+
+  def given(pairs: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    inputs = [jax.lax.stop_gradient(signal.captured[wanted.teacher_layers.index(before(j))]) for _, j in pairs]
+    common = {"segments": batch.segments, "positions": batch.positions, "dtype": dtype}
+    return {"inputs": inputs, "layers": [i for i, _ in pairs], **common}
+
+  return Apart(
+    mixed=student.mixers_apart(weights, **given(wanted.mixers)) if wanted.mixers else (),
+    blocks=student.layers_apart(weights, **given(wanted.blocks)) if wanted.blocks else (),
   )
 
 

@@ -4,9 +4,10 @@ import pytest
 
 from distill.errors import InputError
 from distill.training.config import difference, resolve
-from distill.training.objective import build_terms, counts, initial_states, loss_sums, next_states
+from distill.training.objective import counts, initial_states, loss_sums, next_states
 from distill.training.optimizer import make_optimizer, multipliers
-from distill.types import Batch, DenseSignal, ModelOutput, Readout
+from distill.training.terms import build_terms
+from distill.types import Apart, Batch, DenseSignal, ModelOutput, Readout
 
 
 def problem(rows):
@@ -38,11 +39,12 @@ TERMS = (
 
 def test_the_loss_is_the_sum_of_plain_means_over_valid_tokens():
   output, signal, batch, projectors = problem(3)
-  terms = build_terms(TERMS, key="terms", steps=10)
+  terms = build_terms(TERMS, key="terms", steps=10, depths=(1, 3))
   got, parts = loss_sums(
     terms,
     output=output,
     signal=signal,
+    apart=Apart(),
     batch=batch,
     projectors=projectors,
     step=jnp.zeros(()),
@@ -74,13 +76,14 @@ def test_every_divergence_is_a_term_and_taid_moves_towards_its_teacher():
   output, signal, batch, projectors = problem(2)
   kinds = ["forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "total_variation", "alpha_beta"]
   specs = [{"kind": kind} for kind in [*kinds, "dkd", "taid", "z_loss"]]
-  terms = build_terms(specs, key="terms", steps=10)
+  terms = build_terms(specs, key="terms", steps=10, depths=(1, 3))
   states = initial_states(terms)
   assert list(states) == ["8"]
   total, parts = loss_sums(
     terms,
     output=output,
     signal=signal,
+    apart=Apart(),
     batch=batch,
     projectors=projectors,
     step=jnp.zeros(()),
@@ -98,7 +101,7 @@ def test_every_divergence_is_a_term_and_taid_moves_towards_its_teacher():
 
 def test_shares_of_micro_batches_add_up():
   output, signal, batch, projectors = problem(4)
-  terms = build_terms(TERMS, key="terms", steps=10)
+  terms = build_terms(TERMS, key="terms", steps=10, depths=(1, 3))
 
   def part(rows):
     def cut(x):
@@ -108,6 +111,7 @@ def test_shares_of_micro_batches_add_up():
       terms,
       output=ModelOutput(hidden=cut(output.hidden), captured=tuple(map(cut, output.captured)), readout=output.readout),
       signal=DenseSignal(hidden=cut(signal.hidden), captured=tuple(map(cut, signal.captured)), readout=signal.readout),
+      apart=Apart(),
       batch=Batch(**{name: cut(getattr(batch, name)) for name in ("tokens", "segments", "positions", "loss_mask")}),
       projectors=projectors,
       step=jnp.zeros(()),
@@ -133,7 +137,7 @@ def test_shares_of_micro_batches_add_up():
 )
 def test_wrong_terms_are_named(terms, says):
   with pytest.raises(InputError, match=says):
-    build_terms(terms, key="config.stages.a.terms", steps=1)
+    build_terms(terms, key="config.stages.a.terms", steps=1, depths=(1, 3))
 
 
 def test_rules_reach_single_layers_of_a_stack():
