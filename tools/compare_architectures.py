@@ -1,0 +1,89 @@
+"""Distils the embedded teacher into five architectures at equal tokens, and writes one table of what each kept.
+
+    python -m tools.compare_architectures --out=runs/architectures [--kinds=dense,mamba2] [--control=dense] [-- …]
+
+What follows `--` goes to every `distill train`. Runs that are finished are not run again; the table, `table.md`, has
+its figures in `table.json` beside it.
+"""
+
+import argparse
+import datetime
+import json
+import pathlib
+import subprocess
+import sys
+
+from configs.architectures import SKILLS, STUDENTS
+from distill.demo import ROOT
+
+_CONFIG = "configs/architectures.py"
+
+
+def main() -> None:
+  """Runs what is missing, then writes the table."""
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/architectures"))
+  parser.add_argument("--kinds", type=lambda text: text.split(","), default=list(STUDENTS))
+  parser.add_argument("--control", type=lambda text: text.split(","), default=["dense"], help="kinds that get one")
+  arguments, train = parser.parse_known_args()
+  train = [one for one in train if one != "--"]
+  variants = [*arguments.kinds, *(f"{kind},control" for kind in arguments.control)]
+  rows = {}
+  for number, variant in enumerate(variants, start=1):
+    print(f"[{number}/{len(variants)}] {variant}", flush=True)
+    rows[variant] = _report(variant, out=arguments.out / variant.replace(",", "_"), train=train)
+  (arguments.out / "table.json").write_text(json.dumps(rows, indent=1) + "\n")
+  text = _table(rows)
+  (arguments.out / "table.md").write_text(text)
+  print(text)
+
+
+def _report(variant: str, *, out: pathlib.Path, train: list[str]) -> dict:
+  """The comparison of one student with the teacher, and what its training took."""
+  path = out / "report" / "report.json"
+  if not path.exists():
+    adapters = ",".join(str(ROOT / "adapters" / skill) for skill in SKILLS)
+    _distill("train", f"--config={_CONFIG}:{variant}", f"--workdir={out}", *train)
+    _distill(
+      "compare",
+      f"--student={out / 'student'}",
+      f"--teacher={ROOT / 'teacher'}",
+      f"--adapters={adapters}",
+      f"--config={_CONFIG}:{variant}",
+      f"--out={path.parent}",
+    )
+  lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+  return {
+    "report": json.loads(path.read_text()),
+    "tokens": sum(line["tokens"] for line in lines),
+    "seconds": sum(line["tokens"] / line["tokens_per_second"] for line in lines),
+  }
+
+
+def _distill(*arguments: str) -> None:
+  subprocess.run([sys.executable, "-m", "distill", *arguments], check=True)
+
+
+def _table(rows: dict[str, dict]) -> str:
+  head = ["student", "HF class family", "parameters", *SKILLS, "KL, nats", "top-1", "tokens", "minutes"]
+  lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+  for variant, row in rows.items():
+    report = row["report"]
+    student, far = report["models"]["student"], report["fidelity"]
+    kept = {skill["name"]: skill["retention"] for skill in report["skills"]}
+    cells = [
+      variant.replace("_", " ").replace(",", ", "),
+      f"`{student['family']}`",
+      f"{student['parameters'] / 1e6:.2f}M",
+      *(f"{one['value']:.0%} ({one['low']:.0%} to {one['high']:.0%})" for one in (kept[name] for name in SKILLS)),
+      f"{far['kl']:.3f}",
+      f"{far['top1_agreement']:.1%}",
+      f"{row['tokens']:,.0f}",
+      f"{row['seconds'] / 60:.1f}",
+    ]
+    lines.append("| " + " | ".join(cells) + " |")
+  return "\n".join([*lines, "", f"{datetime.date.today().isoformat()}.", ""])
+
+
+if __name__ == "__main__":
+  main()
