@@ -8,7 +8,7 @@ import numpy as np
 
 from distill.models import hf
 from distill.models.config import DecoderConfig
-from distill.models.families.mapping import Entry, to_ours
+from distill.models.families.mapping import Entry, Part, to_ours
 
 EMBEDDING, HEAD = "embed.table", "head.kernel"
 
@@ -40,9 +40,7 @@ class Layout:
 
   def columns(self, theirs: str, value: np.ndarray) -> dict[str, np.ndarray]:
     """Canonical name -> its part of the last axis of a value that is in our orientation already."""
-    return {
-      entry.ours: value if entry.part is None else value[..., slice(*entry.part)] for entry in self.entries[theirs]
-    }
+    return {entry.ours: value if entry.part is None else entry.part.take(value) for entry in self.entries[theirs]}
 
   def join(self, theirs: str, pieces: Mapping[str, np.ndarray]) -> np.ndarray:
     """The last axis of an HF tensor from `columns` of it, zero where there is none."""
@@ -50,7 +48,7 @@ class Layout:
     whole = np.zeros((*first.shape[:-1], self.shape(theirs)[-1]), np.float32)
     for entry in self.entries[theirs]:
       if entry.ours in pieces:
-        whole[..., slice(*(entry.part or (None,)))] = pieces[entry.ours]
+        (entry.part or Part(0, whole.shape[-1])).put(whole, pieces[entry.ours])
     return whole
 
   def theirs(self, ours: str) -> str:

@@ -32,6 +32,7 @@ from distill.models.families import (
   qwen3,
   qwen3_5,
   qwen3_moe,
+  qwen3_next,
   smollm3,
 )
 from distill.models.families.mapping import Entry, spellings
@@ -48,6 +49,7 @@ FAMILIES: dict[str, ModuleType] = {
   "qwen3": qwen3,
   "qwen3_moe": qwen3_moe,
   "qwen3_5_text": qwen3_5,
+  "qwen3_next": qwen3_next,
   "gemma": gemma,
   "gemma2": gemma2,
   "gemma3_text": gemma3,
@@ -137,7 +139,8 @@ def sources(directory: pathlib.Path) -> tuple[DecoderConfig, dict[str, Source]]:
   directory = pathlib.Path(directory)
   config = read_config(directory)
   entries, files = table(config), safetensors_files.stored(directory, stem="model")
-  stored = {name: files[there] for name, there in spellings(files, table=entries).items()}
+  ignored = getattr(FAMILIES[config.family], "IGNORED", "")
+  stored = {name: files[there] for name, there in spellings(files, table=entries, ignored=ignored).items()}
   if missing := next((entry.theirs for entry in entries if entry.theirs not in stored), None):
     raise InputError(f"{directory}: tensor {missing} is missing; config.json and weights do not agree")
   extra = set(stored) - {entry.theirs for entry in entries}

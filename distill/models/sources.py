@@ -75,17 +75,13 @@ def _major(entry: Entry, dimensions: int) -> int:
 
 def _read(reader: Reader, entry: Entry, stored: Stored, *, index: Block) -> np.ndarray:
   whole = dataclasses.replace(entry, part=None)
-  cut = index
-  if entry.part is not None:
-    start, _, step = entry.part
-    last = index[-1]
-    cut = (*index[:-1], slice(start + step * last.start, start + step * (last.stop - 1) + 1, step))
-  if entry.form == "copy":
-    value = reader.read(stored, index=cut)
-  elif entry.form == "transpose":
-    value = to_ours(reader.read(stored, index=cut[::-1]), entry=whole)
-  else:
-    value = to_ours(reader.read(stored, index=(cut[1], slice(0, 1), cut[0])), entry=whole)
+  last = index[-1]
+  cuts = [last] if entry.part is None else entry.part.cuts(last.start, last.stop)
+  values = []
+  for cut in ((*index[:-1], cut) for cut in cuts):
+    there = {"copy": cut, "transpose": cut[::-1]}.get(entry.form) or (cut[1], slice(0, 1), cut[0])
+    values.append(to_ours(reader.read(stored, index=there), entry=whole))
+  value = values[0] if len(values) == 1 else np.concatenate(values, axis=-1)
   if not finite(value):
     raise InputError(
       f"{stored.path}: tensor {entry.theirs} holds values that are not finite; fetch the damaged weights again"
@@ -116,7 +112,7 @@ def sources(
       raise InputError(f"{where}: {entry.theirs} is stored as {one.dtype}; give weights that are not quantised")
     pieces.setdefault(entry.ours, []).append((entry, one))
     if entry.part is not None:
-      covered[entry.theirs] = covered.get(entry.theirs, 0) + len(range(*entry.part))
+      covered[entry.theirs] = covered.get(entry.theirs, 0) + shapes[entry.ours][-1]
   found = {}
   for name, rows in pieces.items():
     rows.sort(key=lambda row: row[0].expert or 0)
@@ -132,11 +128,13 @@ def sources(
 
 
 def _shape(entry: Entry, stored: Stored) -> tuple[int, tuple[int, ...]]:
-  """(length of the whole tensor's last axis as ours, shape of the piece); nothing fits a convolution of other axes."""
+  """(length of the whole tensor's last axis as ours, shape of the piece); nothing fits other axes or periods."""
   if entry.form == "conv" and len(stored.shape) != 3:
     return 0, ()
   whole = to_ours(np.broadcast_to(np.int8(0), stored.shape or (0,)), entry=dataclasses.replace(entry, part=None))
-  return whole.shape[-1], stored.shape and (whole if entry.part is None else whole[..., slice(*entry.part)]).shape
+  if entry.part is not None and whole.shape[-1] % (entry.part.period or 1):
+    return 0, ()
+  return whole.shape[-1], stored.shape and (whole if entry.part is None else entry.part.take(whole)).shape
 
 
 def pending(table: Iterable[Entry], *, params: Mapping[str, Any]) -> dict[str, Pending]:

@@ -145,20 +145,17 @@ def _attention(
 def _delta(rest: str, mixer: GatedDelta, source: Attention, get: Callable[[str], Array | None]) -> Array | None:
   if rest == "mixer.o.kernel":
     return get(rest)
-  if rest == "mixer.conv.kernel":
-    channels = 2 * mixer.num_key_heads * mixer.key_head_dim + mixer.num_value_heads * mixer.value_head_dim
-    return np.eye(mixer.conv_width, dtype=np.float32)[-1:].T.repeat(channels, axis=1)
-  if rest != "mixer.qkv.kernel":
+  found = re.fullmatch(r"mixer\.(conv\.)?([qkv])\.kernel", rest)
+  if found is None:
     return None
-  parts = []
-  for name, heads, width in (
-    ("q", mixer.num_key_heads, mixer.key_head_dim),
-    ("k", mixer.num_key_heads, mixer.key_head_dim),
-    ("v", mixer.num_value_heads, mixer.value_head_dim),
-  ):
-    value = get(f"mixer.{name}.kernel")
-    if value is None or width != source.head_dim or heads % (value.shape[1] // width):
-      return None
-    per_head = value.reshape(value.shape[0], -1, width)
-    parts.append(np.repeat(per_head, heads // per_head.shape[1], axis=1).reshape(value.shape[0], -1))
-  return np.concatenate(parts, axis=1)
+  name = found[2]
+  heads, width = (
+    (mixer.num_value_heads, mixer.value_head_dim) if name == "v" else (mixer.num_key_heads, mixer.key_head_dim)
+  )
+  if found[1]:
+    return np.eye(mixer.conv_width, dtype=np.float32)[-1:].T.repeat(heads * width, axis=1)
+  value = get(rest)
+  if value is None or width != source.head_dim or heads % (value.shape[1] // width):
+    return None
+  per_head = value.reshape(value.shape[0], -1, width)
+  return np.repeat(per_head, heads // per_head.shape[1], axis=1).reshape(value.shape[0], -1)

@@ -63,7 +63,7 @@ def gated_delta_rule(
   beta: Float[Array, "B T N"],
   segments: Int[Array, "B T"],
   chunk: int = _CHUNK,
-) -> Float[Array, "B T N P"]:
+) -> tuple[Float[Array, "B T N P"], Float[Array, "B N H P"]]:
   """out_t = S_tᵀ q_t with S_t = e^g_t S_{t−1} + β_t k_t (v_t − e^g_t S_{t−1}ᵀ k_t)ᵀ and S = 0 before each document.
 
   Within a chunk the recurrence is one unit-triangular solve (Yang et al. 2024, 2412.06464, section 3.3); the state goes
@@ -77,6 +77,9 @@ def gated_delta_rule(
     beta: Write strengths, 0 to 1.
     segments: Number of the document of each position; any positions of one number must be neighbours.
     chunk: Positions a chunk, C, a power of two; the length need not be a multiple.
+
+  Returns:
+    out, and S after the last position. Where beta and log_decay are zero, S stays as it was.
   """
   length = q.shape[1]
   chunk = min(chunk, 1 << (length - 1).bit_length())
@@ -89,7 +92,7 @@ def gated_delta_rule(
 
   q, k, v, g, beta = (cut(x) for x in (q, k, v, log_decay, beta))
   pad = ((0, 0), (0, count * chunk - length))
-  docs = jnp.moveaxis(jnp.pad(segments, pad, constant_values=-1).reshape(-1, count, chunk), 1, 0)
+  docs = jnp.moveaxis(jnp.pad(segments, pad, mode="edge").reshape(-1, count, chunk), 1, 0)
   last = docs[:, :, -1]
   previous = jnp.concatenate([jnp.full_like(last[:1], -2), last[:-1]])
   from_before = (docs == previous[..., None]).astype(jnp.float32)[:, :, None]
@@ -120,14 +123,14 @@ def gated_delta_rule(
     return state * keep[..., None, None] + leaving.swapaxes(-1, -2) @ update, out
 
   state = jnp.zeros((*q.shape[1:3], q.shape[-1], v.shape[-1]), jnp.float32)
-  _, out = jax.lax.scan(body, state, (written, read, attention, q * entering, leaving, keep))
+  state, out = jax.lax.scan(body, state, (written, read, attention, q * entering, leaving, keep))
   out = jnp.moveaxis(out, (0, 2), (1, 3))
-  return out.reshape(out.shape[0], count * chunk, *out.shape[3:])[:, :length]
+  return out.reshape(out.shape[0], count * chunk, *out.shape[3:])[:, :length], state
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GatedDelta:
-  """Gated-delta-rule linear attention (Yang et al. 2024, 2412.06464), as in Qwen 3.5.
+  """Gated-delta-rule linear attention (Yang et al. 2024, 2412.06464), as in Qwen 3 Next and 3.5.
 
   Attributes:
     num_key_heads: Heads of queries and keys, a divisor of the value heads; each serves neighbouring value heads.
@@ -147,9 +150,9 @@ class GatedDelta:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DeltaCache:
-  """The last W − 1 inputs of the convolution, and the recurrent state."""
+  """The last W − 1 inputs of the convolutions of q, k and v, and the recurrent state."""
 
-  window: Float[Array, "B W I"]
+  window: dict[str, Float[Array, "B W _"]]
   state: Float[Array, "B N H P"]
 
 
@@ -166,7 +169,7 @@ def _time_step(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "...
 
 
 class GatedDeltaMixer(nnx.Module):
-  """Short convolution, gated delta rule, gated norm (Yang et al. 2024, 2412.06464), as in Qwen 3.5.
+  """Short convolution, gated delta rule, gated norm (Yang et al. 2024, 2412.06464), as in Qwen 3 Next and 3.5.
 
   Args:
     init: Maker of the parameters.
@@ -178,43 +181,49 @@ class GatedDeltaMixer(nnx.Module):
   def __init__(self, init: Init, *, spec: GatedDelta, width: int, norm_eps: float):
     self.spec = spec
     keys, values = spec.num_key_heads * spec.key_head_dim, spec.num_value_heads * spec.value_head_dim
-    mixed = 2 * keys + values
+    sizes = {"q": keys, "k": keys, "v": values}
 
     def project(name: str, out: int, axis: str | None) -> Linear:
       return Linear(init.child(name), shape=(width, out), axes=("embed", axis))
 
-    # Queries, keys and values share one kernel whose parts end at no device's border: it is not split over heads.
-    self.qkv = project("qkv", mixed, None)
+    self.q, self.k, self.v = (project(name, size, "heads") for name, size in sizes.items())
     self.z = project("z", values, "heads")
     self.b = project("b", spec.num_value_heads, None)
     self.a = project("a", spec.num_value_heads, None)
     bound = spec.conv_width**-0.5
-    self.conv = nnx.Dict(
-      kernel=init.child("conv").param(
-        "kernel",
-        shape=(spec.conv_width, mixed),
-        axes=(None, None),
-        init=lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -bound, bound),
+
+    def taps(name: str, channels: int) -> nnx.Dict:
+      kernel = (
+        init.child("conv")
+        .child(name)
+        .param(
+          "kernel",
+          shape=(spec.conv_width, channels),
+          axes=(None, "heads"),
+          init=lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -bound, bound),
+        )
       )
-    )
+      return nnx.Dict(kernel=kernel)
+
+    self.conv = nnx.Dict({name: taps(name, size) for name, size in sizes.items()})
     self.dt_bias = init.param("dt_bias", shape=(spec.num_value_heads,), axes=(None,), init=_time_step)
     self.a_log = init.param("a_log", shape=(spec.num_value_heads,), axes=(None,), init=_log_rate)
     self.norm = RMSNorm(init.child("norm"), width=spec.value_head_dim, eps=norm_eps)
     self.o = Linear(init.child("o"), shape=(values, width), axes=("heads", "embed"))
 
+  def _inputs(self, x, dtype):
+    """What the convolutions take, by name: [*B, channels], float32."""
+    x = x.astype(dtype)
+    return {name: getattr(self, name)(x, out=jnp.float32) for name in self.conv}
+
   def _heads(self, mixed):
-    """Convolved [*B, I] -> (q, k [*B,N,H], v [*B,N,P]), float32; q and k of norm one, q scaled."""
+    """Convolved inputs -> (q, k [*B,N,H], v [*B,N,P]), float32; q and k of norm one, q scaled."""
     spec = self.spec
-    key_heads, key_dim, value_heads = spec.num_key_heads, spec.key_head_dim, spec.num_value_heads
-    keys = key_heads * key_dim
-    mixed = jax.nn.silu(mixed)
-    q, k = (
-      part.reshape(*mixed.shape[:-1], key_heads, key_dim) for part in (mixed[..., :keys], mixed[..., keys : 2 * keys])
-    )
-    v = mixed[..., 2 * keys :].reshape(*mixed.shape[:-1], value_heads, spec.value_head_dim)
+    heads = {"q": spec.num_key_heads, "k": spec.num_key_heads, "v": spec.num_value_heads}
+    q, k, v = (jax.nn.silu(mixed[name]).reshape(*mixed[name].shape[:-1], heads[name], -1) for name in heads)
     q, k = (x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + _EPS) for x in (q, k))
-    q, k = (jnp.repeat(x, value_heads // key_heads, axis=-2) for x in (q, k))
-    return q * key_dim**-0.5, k, v
+    q, k = (jnp.repeat(x, spec.num_value_heads // spec.num_key_heads, axis=-2) for x in (q, k))
+    return q * spec.key_head_dim**-0.5, k, v
 
   def _gates(self, x):
     """(log decay, beta) [*B,N], float32 from an input that was not rounded: decays multiply over whole documents."""
@@ -233,19 +242,22 @@ class GatedDeltaMixer(nnx.Module):
     """Mixed sequence, float32; operands of projections are `dtype`. Convolution and state start afresh with every
     document."""
     del positions
-    mixed = self.qkv(x.astype(dtype), out=jnp.float32)
-    q, k, v = self._heads(causal_conv(mixed, self.conv.kernel[...], segments=segments))
+    mixed = {
+      name: causal_conv(inputs, self.conv[name].kernel[...], segments=segments)
+      for name, inputs in self._inputs(x, dtype).items()
+    }
+    q, k, v = self._heads(mixed)
     log_decay, beta = self._gates(x)
-    y = gated_delta_rule(q, k, v, log_decay=log_decay, beta=beta, segments=segments)
+    y, _ = gated_delta_rule(q, k, v, log_decay=log_decay, beta=beta, segments=segments)
     return self._output(y, x, dtype)
 
   def init_cache(self, batch: int, *, length: int, dtype: DTypeLike) -> DeltaCache:
     """An empty cache, float32; its size does not depend on `length`."""
     del length, dtype
     spec = self.spec
-    width, mixed = self.conv.kernel.shape[-2:]
+    sizes = {name: taps.kernel.shape[-1] for name, taps in self.conv.items()}
     return DeltaCache(
-      window=jnp.zeros((batch, width - 1, mixed), jnp.float32),
+      window={name: jnp.zeros((batch, spec.conv_width - 1, size), jnp.float32) for name, size in sizes.items()},
       state=jnp.zeros((batch, spec.num_value_heads, spec.key_head_dim, spec.value_head_dim), jnp.float32),
     )
 
@@ -254,12 +266,15 @@ class GatedDeltaMixer(nnx.Module):
   ) -> tuple[Float[Array, "B D"], DeltaCache]:
     """One position a row, float32, by the recurrence itself."""
     del positions
-    mixed = self.qkv(x.astype(dtype), out=jnp.float32)
-    window = jnp.concatenate([cache.window, mixed[:, None]], axis=1)
-    q, k, v = self._heads(jnp.einsum("bwi,wi->bi", window, self.conv.kernel[...]))
+    seen = {
+      name: jnp.concatenate([cache.window[name], inputs[:, None]], axis=1)
+      for name, inputs in self._inputs(x, dtype).items()
+    }
+    mixed = {name: jnp.einsum("bwi,wi->bi", one, self.conv[name].kernel[...]) for name, one in seen.items()}
+    q, k, v = self._heads(mixed)
     log_decay, beta = self._gates(x)
     state = cache.state * jnp.exp(log_decay)[..., None, None]
     error = (v - jnp.einsum("bnhp,bnh->bnp", state, k)) * beta[..., None]
     state = state + jnp.einsum("bnh,bnp->bnhp", k, error)
     y = jnp.einsum("bnhp,bnh->bnp", state, q)
-    return self._output(y, x, dtype), DeltaCache(window=window[:, 1:], state=state)
+    return self._output(y, x, dtype), DeltaCache(window={name: one[:, 1:] for name, one in seen.items()}, state=state)

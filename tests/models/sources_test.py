@@ -10,17 +10,22 @@ from hypothesis import strategies as st
 from distill.errors import InputError
 from distill.models import safetensors_files
 from distill.models.blocks import Reader
-from distill.models.families.mapping import Entry, checkpoint
+from distill.models.families.mapping import Entry, Part, checkpoint
 from distill.models.sources import pending, sources
 
 TABLE = (
   Entry("plain", "a.plain"),
   Entry("flipped", "a.flipped", "transpose"),
   Entry("conv", "a.conv", "conv"),
-  Entry("q", "a.qkv", "transpose", (0, 6, 1)),
-  Entry("k", "a.qkv", "transpose", (6, 10, 1)),
-  Entry("gate", "a.both", "copy", (0, 8, 2)),
-  Entry("up", "a.both", "copy", (1, 8, 2)),
+  Entry("q", "a.qkv", "transpose", Part(0, 6)),
+  Entry("k", "a.qkv", "transpose", Part(6, 10)),
+  Entry("gate", "a.both", "copy", Part(0, 1, 2)),
+  Entry("up", "a.both", "copy", Part(1, 2, 2)),
+  Entry("conv_a", "a.convs", "conv", Part(0, 4)),
+  Entry("conv_b", "a.convs", "conv", Part(4, 7)),
+  Entry("keys", "a.grouped", "transpose", Part(0, 2, 7)),
+  Entry("values", "a.grouped", "transpose", Part(2, 5, 7)),
+  Entry("gates", "a.grouped", "transpose", Part(5, 7, 7)),
   *(Entry("experts", f"a.experts.{i}", "transpose", expert=i) for i in (1, 0, 2)),
 )
 SHAPES = {
@@ -31,6 +36,11 @@ SHAPES = {
   "k": (3, 4),
   "gate": (2, 5, 4),
   "up": (2, 5, 4),
+  "conv_a": (3, 4),
+  "conv_b": (3, 3),
+  "keys": (4, 6),
+  "values": (4, 9),
+  "gates": (4, 6),
   "experts": (3, 4, 5),
 }
 RNG = np.random.default_rng(0)
@@ -67,7 +77,17 @@ def test_a_block_is_read_alone(written, data, name):
 
 
 @pytest.mark.parametrize(
-  "tensor, shape", [("a.plain", (8,)), ("a.plain", ()), ("a.qkv", (11, 3)), ("a.qkv", ()), ("a.experts.1", (5, 5))]
+  "tensor, shape",
+  [
+    ("a.plain", (8,)),
+    ("a.plain", ()),
+    ("a.qkv", (11, 3)),
+    ("a.qkv", ()),
+    ("a.grouped", (22, 4)),
+    ("a.grouped", (28, 4)),
+    ("a.grouped", (7,)),
+    ("a.experts.1", (5, 5)),
+  ],
 )
 def test_a_tensor_of_another_shape_is_refused_unread(tmp_path, tensor, shape):
   tensors = {**checkpoint(TABLE, params=PARAMS), tensor: np.zeros(shape, np.float32)}

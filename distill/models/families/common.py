@@ -1,13 +1,13 @@
 """What the families share: heads, layers and the rest of a configuration, and rows of their name tables."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distill.errors import InputError
 from distill.models.config import DecoderConfig, LayerConfig
 from distill.models.families.attributes import Attributes
-from distill.models.families.mapping import Entry
+from distill.models.families.mapping import Entry, Part
 from distill.models.families.ropes import write_rope
 from distill.nn.attention import Attention
 from distill.nn.mlp import Mlp
@@ -151,6 +151,25 @@ def linear(ours: str, theirs: str, *, bias: bool = False) -> list[Entry]:
   """Rows of one projection."""
   kernel = Entry(f"{ours}.kernel", f"{theirs}.weight", "transpose")
   return [kernel, Entry(f"{ours}.bias", f"{theirs}.bias")] if bias else [kernel]
+
+
+def fused(
+  sizes: Mapping[str, int], *, ours: str, theirs: str, form: str = "transpose", grouped: bool = False
+) -> list[Entry]:
+  """Rows of parameters that stand one after the other in one tensor.
+
+  Args:
+    sizes: What takes the place of {} in `ours` -> columns; of one group where they are grouped.
+    ours: Pattern of our names.
+    theirs: The tensor.
+    form: Of an `Entry`.
+    grouped: The tensor is a row of groups that hold columns of each.
+  """
+  rows, start, period = [], 0, sum(sizes.values()) if grouped else None
+  for name, size in sizes.items():
+    rows.append(Entry(ours.format(name), theirs, form, part=Part(start, start + size, period)))
+    start += size
+  return rows
 
 
 def frame(config: DecoderConfig) -> list[Entry]:

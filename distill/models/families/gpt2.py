@@ -8,7 +8,7 @@ from distill.errors import InputError
 from distill.models.config import DecoderConfig, LayerConfig
 from distill.models.families.attributes import Attributes
 from distill.models.families.common import dense, linear, mixers
-from distill.models.families.mapping import Entry
+from distill.models.families.mapping import Entry, Part
 from distill.nn.attention import Attention
 from distill.nn.mlp import Mlp
 
@@ -100,7 +100,7 @@ def table(config: DecoderConfig) -> tuple[Entry, ...]:
     ours, theirs = f"layers.{index}", f"transformer.h.{index}"
     rows += [*_norm(f"{ours}.mixer_norm", f"{theirs}.ln_1"), *_norm(f"{ours}.mlp_norm", f"{theirs}.ln_2")]
     for place, name in enumerate("qkv"):
-      part = (place * config.width, (place + 1) * config.width, 1)
+      part = Part(place * config.width, (place + 1) * config.width)
       rows += _conv(f"{ours}.mixer.{name}", f"{theirs}.attn.c_attn", part=part)
     rows += _conv(f"{ours}.mixer.o", f"{theirs}.attn.c_proj")
     rows += [*_conv(f"{ours}.mlp.up", f"{theirs}.mlp.c_fc"), *_conv(f"{ours}.mlp.down", f"{theirs}.mlp.c_proj")]
@@ -111,7 +111,7 @@ def _norm(ours: str, theirs: str) -> list[Entry]:
   return [Entry(f"{ours}.scale", f"{theirs}.weight"), Entry(f"{ours}.bias", f"{theirs}.bias")]
 
 
-def _conv(ours: str, theirs: str, *, part: tuple[int, int, int] | None = None) -> list[Entry]:
+def _conv(ours: str, theirs: str, *, part: Part | None = None) -> list[Entry]:
   return [
     Entry(f"{ours}.kernel", f"{theirs}.weight", part=part),
     Entry(f"{ours}.bias", f"{theirs}.bias", part=part),

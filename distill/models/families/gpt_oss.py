@@ -20,7 +20,7 @@ from distill.models.families.common import (
   written,
   written_windows,
 )
-from distill.models.families.mapping import Entry
+from distill.models.families.mapping import Entry, Part
 from distill.models.families.ropes import read_rope
 from distill.nn.attention import Attention
 from distill.nn.moe import Moe
@@ -87,7 +87,7 @@ def table(config: DecoderConfig) -> tuple[Entry, ...]:
     rows += [*norms(index, config=config), *attention(index, spec=mixer)]
     rows += linear(f"{ours}.router", f"{theirs}.router", bias=True)
     for place, name in enumerate(("gate", "up")):
-      part = (place, 2 * layer.mlp.width, 2)
+      part = Part(place, place + 1, 2)
       rows.append(Entry(f"{ours}.experts.{name}.kernel", f"{theirs}.experts.gate_up_proj", part=part))
       rows.append(Entry(f"{ours}.experts.{name}.bias", f"{theirs}.experts.gate_up_proj_bias", part=part))
     rows.append(Entry(f"{ours}.experts.down.kernel", f"{theirs}.experts.down_proj"))

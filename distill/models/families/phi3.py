@@ -5,7 +5,7 @@ from typing import Any
 
 from distill.models.config import DecoderConfig, LayerConfig
 from distill.models.families.attributes import Attributes
-from distill.models.families.common import decoder, dense, frame, heads, linear, mixers, norms, window, written
+from distill.models.families.common import decoder, dense, frame, fused, heads, linear, mixers, norms, window, written
 from distill.models.families.mapping import Entry
 from distill.models.families.ropes import read_rope
 from distill.nn.attention import Attention
@@ -58,18 +58,11 @@ def table(config: DecoderConfig) -> tuple[Entry, ...]:
     ours, theirs = f"layers.{index}", f"model.layers.{index}"
     queries, keys = mixer.num_heads * mixer.head_dim, mixer.num_kv_heads * mixer.head_dim
     rows += norms(index, config=config)
-    rows += fused({"q": queries, "k": keys, "v": keys}, ours=f"{ours}.mixer", theirs=f"{theirs}.self_attn.qkv_proj")
+    sizes = {"q": queries, "k": keys, "v": keys}
+    rows += fused(sizes, ours=f"{ours}.mixer.{{}}.kernel", theirs=f"{theirs}.self_attn.qkv_proj.weight")
     rows += linear(f"{ours}.mixer.o", f"{theirs}.self_attn.o_proj")
     width = dense(config).width
-    rows += fused({"gate": width, "up": width}, ours=f"{ours}.mlp", theirs=f"{theirs}.mlp.gate_up_proj")
+    sizes = {"gate": width, "up": width}
+    rows += fused(sizes, ours=f"{ours}.mlp.{{}}.kernel", theirs=f"{theirs}.mlp.gate_up_proj.weight")
     rows += linear(f"{ours}.mlp.down", f"{theirs}.mlp.down_proj")
   return tuple(rows)
-
-
-def fused(sizes: Mapping[str, int], *, ours: str, theirs: str) -> list[Entry]:
-  """Rows of projections that stand one after the other in one tensor."""
-  rows, start = [], 0
-  for name, size in sizes.items():
-    rows.append(Entry(f"{ours}.{name}.kernel", f"{theirs}.weight", "transpose", part=(start, start + size, 1)))
-    start += size
-  return rows

@@ -6,7 +6,7 @@ from typing import Any
 from distill.errors import InputError
 from distill.models.config import DecoderConfig, LayerConfig
 from distill.models.families.attributes import Attributes
-from distill.models.families.common import attention, decoder, dense, frame, heads, linear, mlp, norms
+from distill.models.families.common import attention, decoder, dense, frame, fused, heads, linear, mlp, norms
 from distill.models.families.mapping import Entry
 from distill.models.families.ropes import read_rope, write_rope
 from distill.nn.attention import Attention
@@ -14,6 +14,8 @@ from distill.nn.gated_delta import GatedDelta
 from distill.nn.mlp import Mlp
 
 ARCHITECTURE = "Qwen3_5ForCausalLM"
+# Layers that predict further tokens, which transformers leaves out as well.
+IGNORED = r"mtp\."
 _KINDS = ("linear_attention", "full_attention")
 
 
@@ -24,9 +26,20 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
     InputError: An attribute is missing, unknown or not supported.
   """
   have = Attributes(values, where=where)
+  mixers = hybrid(have, kv=4)
+  mlp = Mlp(width=have.integer("intermediate_size"))
+  return decoder(have, family="qwen3_5_text", layers=[LayerConfig(mixer=x, mlp=mlp) for x in mixers], norm_offset=1.0)
+
+
+def hybrid(have: Attributes, *, kv: int) -> list[Attention | GatedDelta]:
+  """The mixer of every layer: gated delta rule or gated attention, this one with `kv` key heads unless it says so.
+
+  Raises:
+    InputError: An attribute is missing or not supported.
+  """
   count, every = have.integer("num_hidden_layers"), have.integer("full_attention_interval", 4)
   kinds = have.one_a_layer("layer_types", [_KINDS[(i + 1) % every == 0] for i in range(count)], allowed=_KINDS)
-  sizes, bias = heads(have, kv=4, head_dim=256), have.flag("attention_bias")
+  sizes, bias = heads(have, kv=kv, head_dim=256), have.flag("attention_bias")
   full = Attention(
     **sizes,
     rope=read_rope(have, head_dim=sizes["head_dim"], partial=True, fraction=0.25),
@@ -43,16 +56,22 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
     conv_width=have.integer("linear_conv_kernel_dim", 4),
   )
   if delta.num_value_heads % delta.num_key_heads:
-    raise InputError(f"{where}: linear_num_key_heads must divide linear_num_value_heads")
+    raise InputError(f"{have.where}: linear_num_key_heads must divide linear_num_value_heads")
   have.only("hidden_act", ("silu",))
-  mlp = Mlp(width=have.integer("intermediate_size"))
-  mixers: dict[str, Attention | GatedDelta] = {"full_attention": full, "linear_attention": delta}
-  layers = [LayerConfig(mixer=mixers[kind], mlp=mlp) for kind in kinds]
-  return decoder(have, family="qwen3_5_text", layers=layers, norm_offset=1.0)
+  return [full if kind == "full_attention" else delta for kind in kinds]
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
   """HF configuration of an architecture of this family."""
+  return {**written_hybrid(config), "intermediate_size": dense(config).width}
+
+
+def written_hybrid(config: DecoderConfig) -> dict[str, Any]:
+  """All attributes but those of MLPs.
+
+  Raises:
+    InputError: There are layers of one kind only.
+  """
   full = next((x.mixer for x in config.layers if isinstance(x.mixer, Attention)), None)
   delta = next((x.mixer for x in config.layers if isinstance(x.mixer, GatedDelta)), None)
   if full is None or full.rope is None or delta is None:
@@ -64,7 +83,6 @@ def write(config: DecoderConfig) -> dict[str, Any]:
   return {
     "vocab_size": config.vocab_size,
     "hidden_size": config.width,
-    "intermediate_size": dense(config).width,
     "num_hidden_layers": len(config.layers),
     "layer_types": [_KINDS[isinstance(layer.mixer, Attention)] for layer in config.layers],
     "num_attention_heads": full.num_heads,
@@ -93,15 +111,32 @@ def table(config: DecoderConfig) -> tuple[Entry, ...]:
     if isinstance(layer.mixer, Attention):
       rows += attention(index, spec=layer.mixer)
     else:
-      rows += _delta(f"layers.{index}.mixer", f"model.layers.{index}.linear_attn")
+      rows += delta(index, spec=layer.mixer)
   return tuple(rows)
 
 
-def _delta(ours: str, theirs: str) -> list[Entry]:
-  rows = [row for name in ("qkv", "z", "b", "a") for row in linear(f"{ours}.{name}", f"{theirs}.in_proj_{name}")]
+def delta(index: int, *, spec: GatedDelta, interleaved: bool = False) -> list[Entry]:
+  """Rows of one gated delta layer.
+
+  Args:
+    index: Of the layer.
+    spec: Of its mixer.
+    interleaved: The checkpoint has q, k, v, z in one tensor and b, a in another, both a group after the other of what
+      belongs to one key head (Qwen 3 Next); else q, k, v one after the other in one tensor, and the rest in others.
+  """
+  ours, theirs = f"layers.{index}.mixer", f"model.layers.{index}.linear_attn"
+  groups, served = spec.num_key_heads, spec.num_value_heads // spec.num_key_heads
+  one = {"q": spec.key_head_dim, "k": spec.key_head_dim, "v": served * spec.value_head_dim}
+  every, kernels = {name: groups * size for name, size in one.items()}, f"{ours}.{{}}.kernel"
+  if interleaved:
+    rows = fused({**one, "z": one["v"]}, ours=kernels, theirs=f"{theirs}.in_proj_qkvz.weight", grouped=True)
+    rows += fused({"b": served, "a": served}, ours=kernels, theirs=f"{theirs}.in_proj_ba.weight", grouped=True)
+  else:
+    rows = fused(every, ours=kernels, theirs=f"{theirs}.in_proj_qkv.weight")
+    rows += [row for name in "zba" for row in linear(f"{ours}.{name}", f"{theirs}.in_proj_{name}")]
   return [
     *rows,
-    Entry(f"{ours}.conv.kernel", f"{theirs}.conv1d.weight", "conv"),
+    *fused(every, ours=f"{ours}.conv.{{}}.kernel", theirs=f"{theirs}.conv1d.weight", form="conv"),
     Entry(f"{ours}.dt_bias", f"{theirs}.dt_bias"),
     Entry(f"{ours}.a_log", f"{theirs}.A_log"),
     Entry(f"{ours}.norm.scale", f"{theirs}.norm.weight"),

@@ -6,7 +6,18 @@ from typing import Any
 from distill.errors import InputError
 from distill.models.config import DecoderConfig, LayerConfig
 from distill.models.families.attributes import Attributes
-from distill.models.families.common import attention, decoder, experts, frame, heads, mixers, mlp, norms, written
+from distill.models.families.common import (
+  attention,
+  decoder,
+  experts,
+  frame,
+  heads,
+  linear,
+  mixers,
+  mlp,
+  norms,
+  written,
+)
 from distill.models.families.mapping import Entry
 from distill.models.families.qwen2 import switched_window
 from distill.models.families.ropes import read_rope
@@ -36,7 +47,6 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
     use_bias=bias,
     use_out_bias=bias,
   )
-  plain = Mlp(width=have.integer("intermediate_size", 6144), act=act)
   count, top_k = have.experts(128, chosen=8)
   mixture = Moe(
     width=have.integer("moe_intermediate_size", 768),
@@ -45,19 +55,27 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
     act=act,
     renormalise=have.flag("norm_topk_prob"),
   )
-  every, kept = have.integer("decoder_sparse_step", 1), have.take("mlp_only_layers", [])
-  if not isinstance(kept, list | tuple):
-    raise InputError(f"{where}: mlp_only_layers = {kept!r} must be a list of layer numbers")
-  layers = [
-    LayerConfig(mixer=mixer, mlp=mixture if i not in kept and (i + 1) % every == 0 else plain)
-    for i in range(have.integer("num_hidden_layers"))
-  ]
+  layers = [LayerConfig(mixer=mixer, mlp=mlp) for mlp in sparse(have, mixture=mixture, width=6144)]
   return decoder(have, family="qwen3_moe", layers=layers)
 
 
-def write(config: DecoderConfig) -> dict[str, Any]:
-  """HF configuration of an architecture of this family."""
-  mixer, mlps = mixers(config)[0], [layer.mlp for layer in config.layers]
+def sparse(have: Attributes, *, mixture: Moe, width: int) -> list[Mlp | Moe]:
+  """What every layer has in its place: the mixture, or a plain MLP, of `width` unless `intermediate_size` says so.
+
+  Raises:
+    InputError: An attribute is not supported.
+  """
+  plain = Mlp(width=have.integer("intermediate_size", width), act=mixture.act)
+  every, kept = have.integer("decoder_sparse_step", 1), have.take("mlp_only_layers", [])
+  if not isinstance(kept, list | tuple):
+    raise InputError(f"{have.where}: mlp_only_layers = {kept!r} must be a list of layer numbers")
+  count = have.integer("num_hidden_layers")
+  return [mixture if i not in kept and (i + 1) % every == 0 else plain for i in range(count)]
+
+
+def written_sparse(config: DecoderConfig) -> dict[str, Any]:
+  """The attributes that `sparse` reads, and those of the mixture."""
+  mlps = [layer.mlp for layer in config.layers]
   fields: dict[str, Any] = {}
   for spec in mlps:
     if isinstance(spec, Mlp):
@@ -65,11 +83,16 @@ def write(config: DecoderConfig) -> dict[str, Any]:
     elif isinstance(spec, Moe):
       fields |= {"num_experts": spec.num_experts, "num_experts_per_tok": spec.top_k}
       fields |= {"moe_intermediate_size": spec.width, "norm_topk_prob": spec.renormalise}
+  plain = [i for i, spec in enumerate(mlps) if isinstance(spec, Mlp)]
+  return {**fields, "decoder_sparse_step": 1, "mlp_only_layers": plain}
+
+
+def write(config: DecoderConfig) -> dict[str, Any]:
+  """HF configuration of an architecture of this family."""
+  mixer = mixers(config)[0]
   return {
     **written(config),
-    **fields,
-    "decoder_sparse_step": 1,
-    "mlp_only_layers": [i for i, spec in enumerate(mlps) if isinstance(spec, Mlp)],
+    **written_sparse(config),
     "attention_bias": mixer.use_bias,
     "use_sliding_window": mixer.window is not None,
     "sliding_window": mixer.window,
@@ -81,8 +104,18 @@ def table(config: DecoderConfig) -> tuple[Entry, ...]:
   rows = frame(config)
   for index, (layer, mixer) in enumerate(zip(config.layers, mixers(config), strict=True)):
     rows += [*norms(index, config=config), *attention(index, spec=mixer)]
-    if isinstance(layer.mlp, Moe):
-      rows += experts(index, spec=layer.mlp, block="mlp", names=_NAMES)
-    elif isinstance(layer.mlp, Mlp):
-      rows += mlp(index, spec=layer.mlp)
+    rows += sparse_mlp(index, spec=layer.mlp)
   return tuple(rows)
+
+
+def sparse_mlp(index: int, *, spec: Mlp | Moe | None) -> list[Entry]:
+  """Rows of a mixture, with its shared expert if it has one, or of the MLP in its place."""
+  if not isinstance(spec, Moe):
+    assert spec is not None, index
+    return mlp(index, spec=spec)
+  ours, theirs = f"layers.{index}.mlp", f"model.layers.{index}.mlp"
+  rows = experts(index, spec=spec, block="mlp", names=_NAMES)
+  if spec.shared is not None:
+    for name, other in _NAMES.items():
+      rows += linear(f"{ours}.shared.{name}", f"{theirs}.shared_expert.{other}")
+  return [*rows, *linear(f"{ours}.shared_gate", f"{theirs}.shared_expert_gate")] if spec.shared_gated else rows

@@ -9,6 +9,7 @@ _HEADS = {**_SMALL, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_v
 _GEMMA = {**_HEADS, "head_dim": 16, "query_pre_attn_scalar": 24}
 _GPT2 = {"vocab_size": 97, "n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 64}
 _MOE = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+_DELTA = {"linear_num_key_heads": 3, "linear_key_head_dim": 16, "linear_value_head_dim": 8}
 _TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 
@@ -119,6 +120,13 @@ CASES: dict[str, dict[str, dict]] = {
       "linear_key_head_dim": 24,
       "linear_value_head_dim": 16,
     },
+    "seven layers, three value heads a key head": {
+      **_HEADS,
+      **_DELTA,
+      "num_hidden_layers": 7,
+      "head_dim": 16,
+      "linear_num_value_heads": 9,
+    },
     "layer_types, as many key heads as value heads, tied, biases": {
       **_HEADS,
       "num_hidden_layers": 3,
@@ -132,6 +140,44 @@ CASES: dict[str, dict[str, dict]] = {
       "linear_conv_kernel_dim": 3,
       "tie_word_embeddings": True,
       "attention_bias": True,
+    },
+  },
+  "qwen3_next": {
+    "seven layers, three value heads a key head": {
+      **_HEADS,
+      **_MOE,
+      **_DELTA,
+      "num_hidden_layers": 7,
+      "head_dim": 16,
+      "linear_num_value_heads": 9,
+      "shared_expert_intermediate_size": 20,
+    },
+    "tied, dense layers named, weights not renormalised": {
+      **_HEADS,
+      **_MOE,
+      **_DELTA,
+      "num_hidden_layers": 5,
+      "full_attention_interval": 3,
+      "mlp_only_layers": [0, 3],
+      "norm_topk_prob": False,
+      "tie_word_embeddings": True,
+      "head_dim": 24,
+      "linear_num_key_heads": 1,
+      "linear_num_value_heads": 5,
+      "attention_bias": True,
+    },
+    "layer_types, sparse every second layer, key heads as value heads": {
+      **_HEADS,
+      **_MOE,
+      **_DELTA,
+      "num_hidden_layers": 4,
+      "layer_types": ["full_attention", "linear_attention", "linear_attention", "full_attention"],
+      "decoder_sparse_step": 2,
+      "head_dim": 32,
+      "partial_rotary_factor": 0.5,
+      "rope_theta": 1e7,
+      "linear_num_value_heads": 3,
+      "linear_conv_kernel_dim": 2,
     },
   },
   "gemma": {
