@@ -6,13 +6,14 @@ from flax import nnx
 from distill.models.config import DecoderConfig, LayerConfig
 from distill.nn.attention import Attention, AttentionMixer
 from distill.nn.gated_delta import GatedDelta, GatedDeltaMixer
+from distill.nn.mamba2 import Mamba2, Mamba2Mixer
 from distill.nn.mlp import DenseMlp, Mlp
 from distill.nn.moe import Moe, MoeMlp
 from distill.nn.norm import LayerNorm, RMSNorm
 from distill.nn.param import Init
 
 
-def _mixer(init: Init, *, layer: LayerConfig, config: DecoderConfig) -> AttentionMixer | GatedDeltaMixer:
+def _mixer(init: Init, *, layer: LayerConfig, config: DecoderConfig) -> AttentionMixer | GatedDeltaMixer | Mamba2Mixer:
   mixer = layer.mixer
   if isinstance(mixer, Attention):
     return AttentionMixer(
@@ -20,6 +21,8 @@ def _mixer(init: Init, *, layer: LayerConfig, config: DecoderConfig) -> Attentio
     )
   if isinstance(mixer, GatedDelta):
     return GatedDeltaMixer(init, spec=mixer, width=config.width, norm_eps=config.norm_eps)
+  if isinstance(mixer, Mamba2):
+    return Mamba2Mixer(init, spec=mixer, width=config.width, norm_eps=config.norm_eps)
   raise AssertionError(mixer)
 
 
