@@ -63,7 +63,7 @@ def gated_delta_rule(
   beta: Float[Array, "B T N"],
   segments: Int[Array, "B T"],
   chunk: int = _CHUNK,
-) -> Float[Array, "B T N P"]:
+) -> tuple[Float[Array, "B T N P"], Float[Array, "B N H P"]]:
   """out_t = S_tᵀ q_t with S_t = e^g_t S_{t−1} + β_t k_t (v_t − e^g_t S_{t−1}ᵀ k_t)ᵀ and S = 0 before each document.
 
   Within a chunk the recurrence is one unit-triangular solve (Yang et al. 2024, 2412.06464, section 3.3); the state goes
@@ -77,6 +77,9 @@ def gated_delta_rule(
     beta: Write strengths, 0 to 1.
     segments: Number of the document of each position; any positions of one number must be neighbours.
     chunk: Positions a chunk, C, a power of two; the length need not be a multiple.
+
+  Returns:
+    out, and S after the last position. Where beta and log_decay are zero, S stays as it was.
   """
   length = q.shape[1]
   chunk = min(chunk, 1 << (length - 1).bit_length())
@@ -89,7 +92,7 @@ def gated_delta_rule(
 
   q, k, v, g, beta = (cut(x) for x in (q, k, v, log_decay, beta))
   pad = ((0, 0), (0, count * chunk - length))
-  docs = jnp.moveaxis(jnp.pad(segments, pad, constant_values=-1).reshape(-1, count, chunk), 1, 0)
+  docs = jnp.moveaxis(jnp.pad(segments, pad, mode="edge").reshape(-1, count, chunk), 1, 0)
   last = docs[:, :, -1]
   previous = jnp.concatenate([jnp.full_like(last[:1], -2), last[:-1]])
   from_before = (docs == previous[..., None]).astype(jnp.float32)[:, :, None]
@@ -120,9 +123,9 @@ def gated_delta_rule(
     return state * keep[..., None, None] + leaving.swapaxes(-1, -2) @ update, out
 
   state = jnp.zeros((*q.shape[1:3], q.shape[-1], v.shape[-1]), jnp.float32)
-  _, out = jax.lax.scan(body, state, (written, read, attention, q * entering, leaving, keep))
+  state, out = jax.lax.scan(body, state, (written, read, attention, q * entering, leaving, keep))
   out = jnp.moveaxis(out, (0, 2), (1, 3))
-  return out.reshape(out.shape[0], count * chunk, *out.shape[3:])[:, :length]
+  return out.reshape(out.shape[0], count * chunk, *out.shape[3:])[:, :length], state
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -236,7 +239,7 @@ class GatedDeltaMixer(nnx.Module):
     mixed = self.qkv(x.astype(dtype), out=jnp.float32)
     q, k, v = self._heads(causal_conv(mixed, self.conv.kernel[...], segments=segments))
     log_decay, beta = self._gates(x)
-    y = gated_delta_rule(q, k, v, log_decay=log_decay, beta=beta, segments=segments)
+    y, _ = gated_delta_rule(q, k, v, log_decay=log_decay, beta=beta, segments=segments)
     return self._output(y, x, dtype)
 
   def init_cache(self, batch: int, *, length: int, dtype: DTypeLike) -> DeltaCache:

@@ -21,8 +21,8 @@ def inputs(length, seed=0, heads=3, key=5, value=7):
 
 
 def recurrence(q, k, v, log_decay, beta, segments):
-  """Step by step in float64."""
-  out = np.zeros(v.shape)
+  """Step by step in float64: outputs, and states after the last position."""
+  out, last = np.zeros(v.shape), np.zeros((*q.shape[:1], *q.shape[2:], v.shape[-1]))
   for b in range(q.shape[0]):
     for n in range(q.shape[2]):
       state, before = np.zeros((q.shape[-1], v.shape[-1])), None
@@ -32,7 +32,8 @@ def recurrence(q, k, v, log_decay, beta, segments):
         error = v[b, t, n] - state.T @ k[b, t, n]
         state = state + beta[b, t, n] * np.outer(k[b, t, n], error)
         out[b, t, n] = state.T @ q[b, t, n]
-  return out
+      last[b, n] = state
+  return out, last
 
 
 @pytest.mark.parametrize(("length", "chunk"), [(1, 64), (37, 8), (64, 64), (130, 32)])
@@ -40,11 +41,21 @@ def test_the_chunked_form_equals_the_recurrence_with_documents(length, chunk):
   given = inputs(length)
   rng = np.random.default_rng(1)
   segments = 1 + np.cumsum(rng.random((2, length)) < 0.1, axis=1)
-  got = gated_delta_rule(
+  found = gated_delta_rule(
     **{name: jnp.asarray(x, jnp.float32) for name, x in given.items()}, segments=jnp.asarray(segments), chunk=chunk
   )
-  expected = recurrence(**given, segments=segments)
-  np.testing.assert_allclose(got, expected, atol=2e-5 * np.abs(expected).max())
+  for got, expected in zip(found, recurrence(**given, segments=segments), strict=True):
+    np.testing.assert_allclose(got, expected, atol=2e-5 * np.abs(expected).max())
+
+
+def test_positions_that_neither_write_nor_decay_leave_the_state_as_it_was():
+  given = {name: jnp.asarray(x, jnp.float32) for name, x in inputs(90).items()}
+  short = {name: x[:, :50] for name, x in given.items()}
+  kept = (jnp.arange(90) < 50).astype(jnp.float32)[None, :, None]
+  padded = {**given, "log_decay": given["log_decay"] * kept, "beta": given["beta"] * kept}
+  _, expected = gated_delta_rule(**short, segments=jnp.ones((2, 50), int))
+  _, state = gated_delta_rule(**padded, segments=jnp.ones((2, 90), int))
+  np.testing.assert_allclose(state, expected, atol=1e-6)
 
 
 def test_strong_decay_and_long_rows_stay_finite_with_finite_gradients():
@@ -52,7 +63,7 @@ def test_strong_decay_and_long_rows_stay_finite_with_finite_gradients():
   given["log_decay"] = given["log_decay"] * 100
 
   def loss(given):
-    return jnp.sum(gated_delta_rule(**given, segments=jnp.ones((2, 512), int)) ** 2)
+    return jnp.sum(gated_delta_rule(**given, segments=jnp.ones((2, 512), int))[0] ** 2)
 
   value, grads = jax.value_and_grad(loss)(given)
   assert jnp.isfinite(value) and all(jnp.isfinite(x).all() for x in jax.tree.leaves(grads))
