@@ -77,14 +77,20 @@ class Layer(nnx.Module):
     dtype = jnp.float32 if self.routed else dtype
     return self._add(x, self.mlp(inner, dtype=dtype), self.mlp_post_norm)
 
+  def _inner(self, x):
+    return x if self.mixer_norm is None else self.mixer_norm(x)
+
   def __call__(self, x, *, segments, positions, dtype):
     """The block's output; operands of projections are `dtype`."""
-    inner = x if self.mixer_norm is None else self.mixer_norm(x)
-    mixed = self.mixer(inner, segments=segments, positions=positions, dtype=self.mixer_dtype(dtype))
+    mixed = self.mixer(self._inner(x), segments=segments, positions=positions, dtype=self.mixer_dtype(dtype))
     return self._finish(x, mixed, dtype)
+
+  def prefill(self, x, *, lengths, length, dtype):
+    """Whole rows of `lengths` positions, and the mixer's cache after them, with room for `length`."""
+    mixed, cache = self.mixer.prefill(self._inner(x), lengths=lengths, length=length, dtype=self.mixer_dtype(dtype))
+    return self._finish(x, mixed, dtype), cache
 
   def step(self, x, *, cache, positions, dtype):
     """One position a row, and the mixer's cache after it."""
-    inner = x if self.mixer_norm is None else self.mixer_norm(x)
-    mixed, cache = self.mixer.step(inner, cache=cache, positions=positions, dtype=self.mixer_dtype(dtype))
+    mixed, cache = self.mixer.step(self._inner(x), cache=cache, positions=positions, dtype=self.mixer_dtype(dtype))
     return self._finish(x, mixed, dtype), cache

@@ -1,4 +1,4 @@
-"""Causal depthwise convolution that stays within documents."""
+"""Causal depthwise convolution that stays within documents, and what decoding keeps of its inputs."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -16,3 +16,10 @@ def causal_conv(
     before = jnp.pad(segments, ((0, 0), (back, 0)), constant_values=-1)[:, :length]
     y = y + jnp.where((before == segments)[..., None], shifted, 0.0) * kernel[-1 - back]
   return y
+
+
+def last_inputs(x: Float[Array, "B T I"], *, lengths: Int[Array, " B"], count: int) -> Float[Array, "B C I"]:
+  """The last `count` positions of rows of `lengths` positions, oldest first; zeros before the first."""
+  index = lengths[:, None] - count + jnp.arange(count)
+  taken = jnp.take_along_axis(x, jnp.clip(index, 0, x.shape[1] - 1)[..., None], axis=1)
+  return jnp.where((index >= 0)[..., None], taken, 0)

@@ -9,7 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
-from distill.nn.conv import causal_conv
+from distill.nn.conv import causal_conv, last_inputs
 from distill.nn.linear import Linear
 from distill.nn.norm import RMSNorm
 from distill.nn.param import Init
@@ -230,17 +230,24 @@ class GatedDeltaMixer(nnx.Module):
     y = (self.norm(y) * jax.nn.silu(z)).astype(dtype)
     return self.o(y.reshape(*x.shape[:-1], -1), out=jnp.float32)
 
+  def _mix(self, x, *, segments, real, dtype):
+    """(mixed sequence, inputs of the convolution [B,T,I], last state [B,N,H,P]); the state passes over what is not
+    `real` [B,T] unchanged."""
+    mixed = self.qkv(x.astype(dtype), out=jnp.float32)
+    q, k, v = self._heads(causal_conv(mixed, self.conv.kernel[...], segments=segments))
+    log_decay, beta = self._gates(x)
+    if real is not None:
+      log_decay, beta = (jnp.where(real[..., None], gate, 0.0) for gate in (log_decay, beta))
+    y, state = gated_delta_rule(q, k, v, log_decay=log_decay, beta=beta, segments=segments)
+    return self._output(y, x, dtype), mixed, state
+
   def __call__(
     self, x: Float[Array, "B T D"], *, segments: Int[Array, "B T"], positions: Int[Array, "B T"], dtype: DTypeLike
   ) -> Float[Array, "B T D"]:
     """Mixed sequence, float32; operands of projections are `dtype`. Convolution and state start afresh with every
     document."""
     del positions
-    mixed = self.qkv(x.astype(dtype), out=jnp.float32)
-    q, k, v = self._heads(causal_conv(mixed, self.conv.kernel[...], segments=segments))
-    log_decay, beta = self._gates(x)
-    y, _ = gated_delta_rule(q, k, v, log_decay=log_decay, beta=beta, segments=segments)
-    return self._output(y, x, dtype)
+    return self._mix(x, segments=segments, real=None, dtype=dtype)[0]
 
   def init_cache(self, batch: int, *, length: int, dtype: DTypeLike) -> DeltaCache:
     """An empty cache, float32; its size does not depend on `length`."""
@@ -251,6 +258,17 @@ class GatedDeltaMixer(nnx.Module):
       window=jnp.zeros((batch, width - 1, mixed), jnp.float32),
       state=jnp.zeros((batch, spec.num_value_heads, spec.key_head_dim, spec.value_head_dim), jnp.float32),
     )
+
+  def prefill(
+    self, x: Float[Array, "B T D"], *, lengths: Int[Array, " B"], length: int, dtype: DTypeLike
+  ) -> tuple[Float[Array, "B T D"], DeltaCache]:
+    """Rows of `lengths` positions at once, and the cache as `lengths` steps would leave it; outputs past a row's length
+    mean nothing."""
+    del length
+    real = jnp.arange(x.shape[1]) < lengths[:, None]
+    y, mixed, state = self._mix(x, segments=jnp.ones(x.shape[:2], jnp.int32), real=real, dtype=dtype)
+    window = last_inputs(mixed, lengths=lengths, count=self.spec.conv_width - 1)
+    return y, DeltaCache(window=window, state=state)
 
   def step(
     self, x: Float[Array, "B D"], *, cache: DeltaCache, positions: Int[Array, " B"], dtype: DTypeLike
