@@ -115,6 +115,30 @@ class Decoder:
     self.check_length(length, what="prompt and text to draw")
     return self.module(params).init_cache(batch, length=length, dtype=dtype)
 
+  def prefill(
+    self,
+    params: Mapping[str, Any],
+    *,
+    tokens: Int[Array, "B T"],
+    lengths: Int[Array, " B"],
+    length: int,
+    dtype: Any = jnp.bfloat16,
+  ) -> tuple[ModelOutput, Any]:
+    """The output [B,D] at the last token of each row, and caches to decode on from.
+
+    Args:
+      params: Stacked parameters.
+      tokens: Rows padded on the right.
+      lengths: Tokens of each row, at least one.
+      length: Positions that the caches have room for, T at the least.
+      dtype: Dtype of the operands and caches.
+
+    Raises:
+      InputError: The model has no embedding for so many positions.
+    """
+    self.check_length(length, what="prompt and text to draw")
+    return self.module(params).prefill(tokens, lengths=lengths, length=length, dtype=dtype)
+
   def step(
     self,
     params: Mapping[str, Any],

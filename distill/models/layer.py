@@ -72,10 +72,12 @@ class Layer(nnx.Module):
     y = y if norm is None else norm(y)
     return y if self.scale == 1.0 else y * self.scale
 
+  def _inner(self, x):
+    return x if self.mixer_norm is None else self.mixer_norm(x)
+
   def mix(self, x, *, segments, positions, dtype):
     """What the mixer adds to the residual stream; operands of projections are `dtype`."""
-    inner = x if self.mixer_norm is None else self.mixer_norm(x)
-    mixed = self.mixer(inner, segments=segments, positions=positions, dtype=self.mixer_dtype(dtype))
+    mixed = self.mixer(self._inner(x), segments=segments, positions=positions, dtype=self.mixer_dtype(dtype))
     return self._scaled(mixed, self.mixer_post_norm)
 
   def feed(self, x, *, dtype):
@@ -91,8 +93,12 @@ class Layer(nnx.Module):
     x = x + self.mix(x, segments=segments, positions=positions, dtype=dtype)
     return self.feed(x, dtype=dtype)
 
+  def prefill(self, x, *, lengths, length, dtype):
+    """Whole rows of `lengths` positions, and the mixer's cache after them, with room for `length`."""
+    mixed, cache = self.mixer.prefill(self._inner(x), lengths=lengths, length=length, dtype=self.mixer_dtype(dtype))
+    return self.feed(x + self._scaled(mixed, self.mixer_post_norm), dtype=dtype), cache
+
   def step(self, x, *, cache, positions, dtype):
     """One position a row, and the mixer's cache after it."""
-    inner = x if self.mixer_norm is None else self.mixer_norm(x)
-    mixed, cache = self.mixer.step(inner, cache=cache, positions=positions, dtype=self.mixer_dtype(dtype))
+    mixed, cache = self.mixer.step(self._inner(x), cache=cache, positions=positions, dtype=self.mixer_dtype(dtype))
     return self.feed(x + self._scaled(mixed, self.mixer_post_norm), dtype=dtype), cache

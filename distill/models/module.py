@@ -121,20 +121,41 @@ class DecoderModule(nnx.Module):
     pairs = zip(groups(self.config.layers), self.groups, strict=True)
     return [[stacked(layer, group.repeats) for layer in layers] for group, layers in pairs]
 
-  def step(self, tokens, *, cache, positions, dtype) -> tuple[ModelOutput, list[list[Any]]]:
-    """Output for one token a row, hidden [B,D], and the cache after it."""
-    x, after = self._embed(tokens, positions, dtype), []
-    for layers, caches in zip(self.groups, cache, strict=True):
+  def _through(self, x, caches, advance):
+    """x after advance(layer, x, cache) -> (x, cache) of every layer in turn, and the new caches, stacked."""
+    after = []
+    for layers, group in zip(self.groups, caches, strict=True):
       graph, state = nnx.split(layers)
 
       def body(x, xs, graph=graph):
         state, caches = xs
         new = []
-        for layer, one in zip(nnx.merge(graph, state), caches, strict=True):
-          x, one = layer.step(x, cache=one, positions=positions, dtype=dtype)
-          new.append(one)
+        for layer, cache in zip(nnx.merge(graph, state), caches, strict=True):
+          x, cache = advance(layer, x, cache)
+          new.append(cache)
         return x, new
 
-      x, caches = jax.lax.scan(body, x, (state, caches))
-      after.append(caches)
+      x, group = jax.lax.scan(body, x, (state, group))
+      after.append(group)
+    return x, after
+
+  def prefill(self, tokens, *, lengths, length, dtype) -> tuple[ModelOutput, list[list[Any]]]:
+    """Output at the last position of rows of `lengths` tokens, hidden [B,D], and the caches after it."""
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+
+    def advance(layer, x, _):
+      return layer.prefill(x, lengths=lengths, length=length, dtype=dtype)
+
+    none = [[None] * len(layers) for layers in self.groups]
+    x, caches = self._through(self._embed(tokens, positions, dtype), none, advance)
+    last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)[:, 0]
+    return ModelOutput(hidden=self.norm(last), captured=(), readout=self.readout(dtype)), caches
+
+  def step(self, tokens, *, cache, positions, dtype) -> tuple[ModelOutput, list[list[Any]]]:
+    """Output for one token a row, hidden [B,D], and the caches after it."""
+
+    def advance(layer, x, cache):
+      return layer.step(x, cache=cache, positions=positions, dtype=dtype)
+
+    x, after = self._through(self._embed(tokens, positions, dtype), cache, advance)
     return ModelOutput(hidden=self.norm(x), captured=(), readout=self.readout(dtype)), after

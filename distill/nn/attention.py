@@ -47,10 +47,20 @@ class Attention:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AttentionCache:
-  """Keys and values of the positions seen so far; slot s holds position s."""
+  """Keys and values of the latest S positions: slot s holds the last position seen that is s modulo S.
 
-  k: Float[Array, "B S K H"]
-  v: Float[Array, "B S K H"]
+  Attributes:
+    length: Positions of the longest text there is room for; S is less where a window bounds it.
+  """
+
+  k: Float[Array, "B K S H"]
+  v: Float[Array, "B K S H"]
+  length: int = dataclasses.field(metadata={"static": True})
+
+
+def held(positions: Int[Array, " B"], *, size: int) -> Int[Array, "B S"]:
+  """Position in each slot of a ring of `size` whose latest position is given; below 0 where there is none yet."""
+  return positions[:, None] - (positions[:, None] - jnp.arange(size)) % size
 
 
 class AttentionMixer(nnx.Module):
@@ -128,12 +138,9 @@ class AttentionMixer(nnx.Module):
       y_BTNH = y_BTNH * jax.nn.sigmoid(gate.astype(jnp.float32))
     return self.o(y_BTNH.astype(dtype).reshape(*y_BTNH.shape[:-2], -1), out=jnp.float32)
 
-  def __call__(
-    self, x: Float[Array, "B T D"], *, segments: Int[Array, "B T"], positions: Int[Array, "B T"], dtype: DTypeLike
-  ) -> Float[Array, "B T D"]:
-    """Mixed sequence, float32; operands are `dtype`, scores and softmax float32."""
+  def _mix(self, x, *, segments, positions, inverse, dtype):
+    """(mixed sequence [B,T,D], keys [B,K,T,H], values [B,K,T,H])."""
     spec, length = self.spec, x.shape[1]
-    inverse = self._inverse(segments, positions)
     q_BTKGH, k_BSKH, v_BSKH, gate = self._project(x.astype(dtype), positions, inverse)
     q_BKGTH = q_BTKGH.transpose(0, 2, 3, 1, 4)
     k_BKSH, v_BKSH = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
@@ -144,12 +151,47 @@ class AttentionMixer(nnx.Module):
     scores = jnp.einsum("bkgth,bksh->bkgts", q_BKGTH, k_BKSH, preferred_element_type=jnp.float32)
     weights = self._weights(scores, mask_BTS[:, None, None], dtype)
     y = jnp.einsum("bkgts,bksh->bkgth", weights, v_BKSH, preferred_element_type=jnp.float32)
-    return self._output(y.transpose(0, 3, 1, 2, 4).reshape(*x.shape[:2], spec.num_heads, -1), gate, dtype)
+    y = self._output(y.transpose(0, 3, 1, 2, 4).reshape(*x.shape[:2], spec.num_heads, -1), gate, dtype)
+    return y, k_BKSH, v_BKSH
+
+  def __call__(
+    self, x: Float[Array, "B T D"], *, segments: Int[Array, "B T"], positions: Int[Array, "B T"], dtype: DTypeLike
+  ) -> Float[Array, "B T D"]:
+    """Mixed sequence, float32; operands are `dtype`, scores and softmax float32."""
+    inverse = self._inverse(segments, positions)
+    return self._mix(x, segments=segments, positions=positions, inverse=inverse, dtype=dtype)[0]
+
+  def _slots(self, length: int) -> int:
+    return length if self.spec.window is None else min(length, self.spec.window)
+
+  def _full(self, length: int):
+    """Frequencies of a document of `length` positions."""
+    rope = self.spec.rope
+    return None if rope is None else frequencies(self.spec.head_dim, rope=rope, length=length)[0][-1]
 
   def init_cache(self, batch: int, *, length: int, dtype: DTypeLike) -> AttentionCache:
-    """An empty cache for `length` positions."""
-    empty = jnp.zeros((batch, length, self.spec.num_kv_heads, self.spec.head_dim), dtype)
-    return AttentionCache(k=empty, v=empty)
+    """An empty cache for texts of `length` positions."""
+    empty = jnp.zeros((batch, self.spec.num_kv_heads, self._slots(length), self.spec.head_dim), dtype)
+    return AttentionCache(k=empty, v=empty, length=length)
+
+  def prefill(
+    self, x: Float[Array, "B T D"], *, lengths: Int[Array, " B"], length: int, dtype: DTypeLike
+  ) -> tuple[Float[Array, "B T D"], AttentionCache]:
+    """Rows of `lengths` positions at once, and the cache as `lengths` steps would leave it.
+
+    Outputs past a row's length mean nothing. Frequencies that depend on a document's length are those of a document of
+    `length` positions, as in `step`.
+    """
+    positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
+    segments = (positions < lengths[:, None]).astype(jnp.int32)
+    y, k, v = self._mix(x, segments=segments, positions=positions, inverse=self._full(length), dtype=dtype)
+    held_BS = held(lengths - 1, size=self._slots(length))
+
+    def place(x_BKTH):
+      taken = jnp.take_along_axis(x_BKTH, jnp.clip(held_BS, 0, x.shape[1] - 1)[:, None, :, None], axis=2)
+      return jnp.where((held_BS >= 0)[:, None, :, None], taken, 0)
+
+    return y, AttentionCache(k=place(k), v=place(v), length=length)
 
   def step(
     self, x: Float[Array, "B D"], *, cache: AttentionCache, positions: Int[Array, " B"], dtype: DTypeLike
@@ -158,16 +200,14 @@ class AttentionMixer(nnx.Module):
 
     Frequencies that depend on a document's length are those of a document that fills the cache.
     """
-    spec, length = self.spec, cache.k.shape[1]
-    inverse = None if spec.rope is None else frequencies(spec.head_dim, rope=spec.rope, length=length)[0][-1]
-    q_BKGH, k_BKH, v_BKH, gate = self._project(x.astype(dtype), positions, inverse)
-    rows = jnp.arange(x.shape[0])
-    keys = cache.k.at[rows, positions].set(k_BKH.astype(cache.k.dtype))
-    values = cache.v.at[rows, positions].set(v_BKH.astype(cache.v.dtype))
-    scores = jnp.einsum("bkgh,bskh->bkgs", q_BKGH, keys.astype(dtype), preferred_element_type=jnp.float32)
-    back_BS = positions[:, None] - jnp.arange(length)
-    seen_BS = (back_BS >= 0) if spec.window is None else (back_BS >= 0) & (back_BS < spec.window)
-    weights = self._weights(scores, seen_BS[:, None, None], dtype)
-    y = jnp.einsum("bkgs,bskh->bkgh", weights, values.astype(dtype), preferred_element_type=jnp.float32)
+    spec, size = self.spec, cache.k.shape[2]
+    q_BKGH, k_BKH, v_BKH, gate = self._project(x.astype(dtype), positions, self._full(cache.length))
+    rows, slots = jnp.arange(x.shape[0]), positions % size
+    keys = cache.k.at[rows, :, slots].set(k_BKH.astype(cache.k.dtype))
+    values = cache.v.at[rows, :, slots].set(v_BKH.astype(cache.v.dtype))
+    scores = jnp.einsum("bkgh,bksh->bkgs", q_BKGH, keys.astype(dtype), preferred_element_type=jnp.float32)
+    # No slot is further back than the window: there are no more slots than that.
+    weights = self._weights(scores, (held(positions, size=size) >= 0)[:, None, None], dtype)
+    y = jnp.einsum("bkgs,bksh->bkgh", weights, values.astype(dtype), preferred_element_type=jnp.float32)
     y = self._output(y.reshape(x.shape[0], spec.num_heads, spec.head_dim), gate, dtype)
-    return y, AttentionCache(k=keys, v=values)
+    return y, dataclasses.replace(cache, k=keys, v=values)

@@ -9,7 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
-from distill.nn.conv import causal_conv
+from distill.nn.conv import ShortConv
 from distill.nn.linear import Linear
 from distill.nn.norm import RMSNorm
 from distill.nn.param import Init
@@ -190,22 +190,14 @@ class GatedDeltaMixer(nnx.Module):
     self.z = project("z", values, "heads")
     self.b = project("b", spec.num_value_heads, None)
     self.a = project("a", spec.num_value_heads, None)
-    bound = spec.conv_width**-0.5
-
-    def taps(name: str, channels: int) -> nnx.Dict:
-      kernel = (
-        init.child("conv")
-        .child(name)
-        .param(
-          "kernel",
-          shape=(spec.conv_width, channels),
-          axes=(None, "heads"),
-          init=lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -bound, bound),
+    self.conv = nnx.Dict(
+      {
+        name: ShortConv(
+          init.child("conv").child(name), width=spec.conv_width, channels=size, axis="heads", use_bias=False
         )
-      )
-      return nnx.Dict(kernel=kernel)
-
-    self.conv = nnx.Dict({name: taps(name, size) for name, size in sizes.items()})
+        for name, size in sizes.items()
+      }
+    )
     self.dt_bias = init.param("dt_bias", shape=(spec.num_value_heads,), axes=(None,), init=_time_step)
     self.a_log = init.param("a_log", shape=(spec.num_value_heads,), axes=(None,), init=_log_rate)
     self.norm = RMSNorm(init.child("norm"), width=spec.value_head_dim, eps=norm_eps)
@@ -236,45 +228,57 @@ class GatedDeltaMixer(nnx.Module):
     y = (self.norm(y) * jax.nn.silu(z)).astype(dtype)
     return self.o(y.reshape(*x.shape[:-1], -1), out=jnp.float32)
 
+  def _mix(self, x, *, segments, real, dtype):
+    """(mixed sequence, inputs of the convolutions, last state [B,N,H,P]); the state passes over what is not `real`
+    [B,T] unchanged."""
+    inputs = self._inputs(x, dtype)
+    q, k, v = self._heads({name: self.conv[name](y, segments=segments) for name, y in inputs.items()})
+    log_decay, beta = self._gates(x)
+    if real is not None:
+      log_decay, beta = (jnp.where(real[..., None], gate, 0.0) for gate in (log_decay, beta))
+    y, state = gated_delta_rule(q, k, v, log_decay=log_decay, beta=beta, segments=segments)
+    return self._output(y, x, dtype), inputs, state
+
   def __call__(
     self, x: Float[Array, "B T D"], *, segments: Int[Array, "B T"], positions: Int[Array, "B T"], dtype: DTypeLike
   ) -> Float[Array, "B T D"]:
     """Mixed sequence, float32; operands of projections are `dtype`. Convolution and state start afresh with every
     document."""
     del positions
-    mixed = {
-      name: causal_conv(inputs, self.conv[name].kernel[...], segments=segments)
-      for name, inputs in self._inputs(x, dtype).items()
-    }
-    q, k, v = self._heads(mixed)
-    log_decay, beta = self._gates(x)
-    y, _ = gated_delta_rule(q, k, v, log_decay=log_decay, beta=beta, segments=segments)
-    return self._output(y, x, dtype)
+    return self._mix(x, segments=segments, real=None, dtype=dtype)[0]
 
   def init_cache(self, batch: int, *, length: int, dtype: DTypeLike) -> DeltaCache:
     """An empty cache, float32; its size does not depend on `length`."""
     del length, dtype
     spec = self.spec
-    sizes = {name: taps.kernel.shape[-1] for name, taps in self.conv.items()}
     return DeltaCache(
-      window={name: jnp.zeros((batch, spec.conv_width - 1, size), jnp.float32) for name, size in sizes.items()},
+      window={name: conv.empty(batch) for name, conv in self.conv.items()},
       state=jnp.zeros((batch, spec.num_value_heads, spec.key_head_dim, spec.value_head_dim), jnp.float32),
     )
+
+  def prefill(
+    self, x: Float[Array, "B T D"], *, lengths: Int[Array, " B"], length: int, dtype: DTypeLike
+  ) -> tuple[Float[Array, "B T D"], DeltaCache]:
+    """Rows of `lengths` positions at once, and the cache as `lengths` steps would leave it; outputs past a row's length
+    mean nothing."""
+    del length
+    real = jnp.arange(x.shape[1]) < lengths[:, None]
+    y, inputs, state = self._mix(x, segments=jnp.ones(x.shape[:2], jnp.int32), real=real, dtype=dtype)
+    window = {name: self.conv[name].window(one, lengths=lengths) for name, one in inputs.items()}
+    return y, DeltaCache(window=window, state=state)
 
   def step(
     self, x: Float[Array, "B D"], *, cache: DeltaCache, positions: Int[Array, " B"], dtype: DTypeLike
   ) -> tuple[Float[Array, "B D"], DeltaCache]:
     """One position a row, float32, by the recurrence itself."""
     del positions
-    seen = {
-      name: jnp.concatenate([cache.window[name], inputs[:, None]], axis=1)
-      for name, inputs in self._inputs(x, dtype).items()
-    }
-    mixed = {name: jnp.einsum("bwi,wi->bi", one, self.conv[name].kernel[...]) for name, one in seen.items()}
+    mixed, window = {}, {}
+    for name, inputs in self._inputs(x, dtype).items():
+      mixed[name], window[name] = self.conv[name].step(inputs, window=cache.window[name])
     q, k, v = self._heads(mixed)
     log_decay, beta = self._gates(x)
     state = cache.state * jnp.exp(log_decay)[..., None, None]
     error = (v - jnp.einsum("bnhp,bnh->bnp", state, k)) * beta[..., None]
     state = state + jnp.einsum("bnh,bnp->bnhp", k, error)
     y = jnp.einsum("bnhp,bnh->bnp", state, q)
-    return self._output(y, x, dtype), DeltaCache(window={name: one[:, 1:] for name, one in seen.items()}, state=state)
+    return self._output(y, x, dtype), DeltaCache(window=window, state=state)

@@ -110,7 +110,7 @@ def table(config: DecoderConfig) -> tuple[Entry, ...]:
     rows += [*norms(index, config=config), *mlp(index, spec=layer.mlp)]
     if isinstance(layer.mixer, Attention):
       rows += attention(index, spec=layer.mixer)
-    else:
+    elif isinstance(layer.mixer, GatedDelta):
       rows += delta(index, spec=layer.mixer)
   return tuple(rows)
 

@@ -11,6 +11,7 @@ from distill.models.families.qwen3_5 import IGNORED as IGNORED
 from distill.models.families.qwen3_5 import delta, hybrid, written_hybrid
 from distill.models.families.qwen3_moe import sparse, sparse_mlp, written_sparse
 from distill.nn.attention import Attention
+from distill.nn.gated_delta import GatedDelta
 from distill.nn.moe import Moe
 
 ARCHITECTURE = "Qwen3NextForCausalLM"
@@ -52,6 +53,6 @@ def table(config: DecoderConfig) -> tuple[Entry, ...]:
     rows += [*norms(index, config=config), *sparse_mlp(index, spec=layer.mlp)]
     if isinstance(layer.mixer, Attention):
       rows += attention(index, spec=layer.mixer)
-    else:
+    elif isinstance(layer.mixer, GatedDelta):
       rows += delta(index, spec=layer.mixer, interleaved=True)
   return tuple(rows)
