@@ -14,7 +14,8 @@ from distill.nn.linear import Linear
 from distill.nn.norm import RMSNorm
 from distill.nn.param import Init
 
-_CHUNK = 64
+# Positions a chunk, and chunks whose inner quantities exist at one time.
+_CHUNK, _BLOCK = 64, 8
 _EPS = 1e-6
 
 
@@ -67,7 +68,8 @@ def gated_delta_rule(
   """out_t = S_tᵀ q_t with S_t = e^g_t S_{t−1} + β_t k_t (v_t − e^g_t S_{t−1}ᵀ k_t)ᵀ and S = 0 before each document.
 
   Within a chunk the recurrence is one unit-triangular solve (Yang et al. 2024, 2412.06464, section 3.3); the state goes
-  from chunk to chunk by a scan. Everything is float32.
+  from chunk to chunk by a scan. Of a block of chunks only the state before it is kept for the backward pass, which
+  makes the rest again: faster than to bring it back from memory. Everything is float32.
 
   Args:
     q: Queries, scaled as wanted.
@@ -84,24 +86,37 @@ def gated_delta_rule(
   length = q.shape[1]
   chunk = min(chunk, 1 << (length - 1).bit_length())
   count = -(-length // chunk)
+  blocks = -(-count // _BLOCK)
+  size = -(-count // blocks)
+  pad = blocks * size * chunk - length
 
   def cut(x):
-    """[B,T,N,…] -> [chunks,B,N,C,…]"""
-    x = jnp.pad(x.astype(jnp.float32), [(0, 0), (0, count * chunk - length)] + [(0, 0)] * (x.ndim - 2))
-    return jnp.moveaxis(x.reshape(x.shape[0], count, chunk, *x.shape[2:]), (1, 3), (0, 2))
+    """[B,T,N,…] -> [blocks,chunks,B,N,C,…]"""
+    x = jnp.pad(x.astype(jnp.float32), [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
+    return jnp.moveaxis(x.reshape(x.shape[0], blocks, size, chunk, *x.shape[2:]), (1, 2, 4), (0, 1, 3))
 
-  q, k, v, g, beta = (cut(x) for x in (q, k, v, log_decay, beta))
-  pad = ((0, 0), (0, count * chunk - length))
-  docs = jnp.moveaxis(jnp.pad(segments, pad, mode="edge").reshape(-1, count, chunk), 1, 0)
-  last = docs[:, :, -1]
-  previous = jnp.concatenate([jnp.full_like(last[:1], -2), last[:-1]])
+  docs = jnp.pad(segments, ((0, 0), (0, pad)), mode="edge").reshape(-1, blocks, size, chunk)
+  docs = jnp.moveaxis(docs, 0, 2)
+  last = docs[..., -1].reshape(blocks * size, -1)
+  previous = jnp.concatenate([jnp.full_like(last[:1], -2), last[:-1]]).reshape(docs.shape[:-1])
+  state = jnp.zeros((q.shape[0], *q.shape[2:], v.shape[-1]), jnp.float32)
+  xs = (*(cut(x) for x in (q, k, v, log_decay, beta)), docs, previous)
+  state, out = jax.lax.scan(jax.checkpoint(_block, prevent_cse=False), state, xs)
+  out = jnp.moveaxis(out, (0, 1, 3), (1, 2, 4))
+  return out.reshape(out.shape[0], -1, *out.shape[4:])[:, :length], state
+
+
+def _block(state, xs):
+  """The state after a number of chunks [chunks,B,N,C,…], and their outputs."""
+  q, k, v, g, beta, docs, previous = xs
+  last = docs[..., -1]
   from_before = (docs == previous[..., None]).astype(jnp.float32)[:, :, None]
   to_after = (docs == last[..., None]).astype(jnp.float32)[:, :, None]
   same = (docs[..., :, None] == docs[..., None, :])[:, :, None]
 
   total = jnp.cumsum(g, axis=-1)
   gap = total[..., :, None] - total[..., None, :]
-  order = jnp.arange(chunk)
+  order = jnp.arange(g.shape[-1])
   not_later = same & (order[:, None] >= order)
   decay_TS = jnp.exp(jnp.where(not_later, gap, -jnp.inf))
   strictly = jnp.where(order[:, None] > order, decay_TS, 0.0)
@@ -122,10 +137,7 @@ def gated_delta_rule(
     out = queries @ state + attention @ update
     return state * keep[..., None, None] + leaving.swapaxes(-1, -2) @ update, out
 
-  state = jnp.zeros((*q.shape[1:3], q.shape[-1], v.shape[-1]), jnp.float32)
-  state, out = jax.lax.scan(body, state, (written, read, attention, q * entering, leaving, keep))
-  out = jnp.moveaxis(out, (0, 2), (1, 3))
-  return out.reshape(out.shape[0], count * chunk, *out.shape[3:])[:, :length], state
+  return jax.lax.scan(body, state, (written, read, attention, q * entering, leaving, keep))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

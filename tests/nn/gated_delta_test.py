@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,6 +58,73 @@ def test_positions_that_neither_write_nor_decay_leave_the_state_as_it_was():
   _, expected = gated_delta_rule(**short, segments=jnp.ones((2, 50), int))
   _, state = gated_delta_rule(**padded, segments=jnp.ones((2, 90), int))
   np.testing.assert_allclose(state, expected, atol=1e-6)
+
+
+def by_scan(q, k, v, *, log_decay, beta, segments):
+  """The recurrence as it is written down, a position at a time, to be differentiated."""
+
+  def step(carry, xs):
+    state, before = carry
+    q, k, v, decay, beta, segment = xs
+    kept = jnp.where(segment == before, 1.0, 0.0)[:, None] * jnp.exp(decay)
+    state = state * kept[..., None, None]
+    error = (v - jnp.einsum("bnhp,bnh->bnp", state, k)) * beta[..., None]
+    state = state + jnp.einsum("bnh,bnp->bnhp", k, error)
+    return (state, segment), jnp.einsum("bnhp,bnh->bnp", state, q)
+
+  carry = jnp.zeros((*q.shape[:1], *q.shape[2:], v.shape[-1])), jnp.full(q.shape[:1], -1)
+  xs = tuple(x.swapaxes(0, 1) for x in (q, k, v, log_decay, beta, segments))
+  (state, _), out = jax.lax.scan(step, carry, xs)
+  return out.swapaxes(0, 1), state
+
+
+def pulled(rule, given, segments):
+  """Gradients of a sum over outputs and state that weighs each differently."""
+
+  def loss(given):
+    out, state = rule(**given, segments=segments)
+    return jnp.sum(jnp.sin(out + jnp.arange(out.shape[1])[:, None, None])) + jnp.sum(jnp.cos(state))
+
+  return jax.jit(jax.grad(loss))(given)
+
+
+@pytest.mark.parametrize(("length", "documents"), [(7, 0.0), (64, 0.1), (700, 0.02)])
+def test_gradients_equal_those_of_the_recurrence_with_documents(length, documents):
+  given = {name: jnp.asarray(x, jnp.float32) for name, x in inputs(length).items()}
+  segments = jnp.asarray(1 + np.cumsum(np.random.default_rng(1).random((2, length)) < documents, axis=1))
+  expected = pulled(by_scan, given, segments)
+  for name, got in pulled(gated_delta_rule, given, segments).items():
+    assert jnp.linalg.norm(got - expected[name]) <= 1e-4 * jnp.linalg.norm(expected[name]), name
+
+
+def test_gradients_of_packed_documents_equal_those_of_separate_rows():
+  lengths = (90, 64, 33)
+  given = {name: jnp.asarray(x, jnp.float32) for name, x in inputs(sum(lengths)).items()}
+  segments = jnp.asarray(np.repeat([[1, 2, 3]], lengths, axis=1)).repeat(2, axis=0)
+
+  def gradient(given, segments):
+    return jax.jit(jax.grad(lambda x: jnp.sum(jnp.sin(gated_delta_rule(**x, segments=segments)[0]))))(given)
+
+  packed, start = gradient(given, segments), 0
+  for length in lengths:
+    cut = slice(start, start + length)
+    alone = gradient({name: x[:, cut] for name, x in given.items()}, segments[:, cut])
+    for name, expected in alone.items():
+      scale = jnp.linalg.norm(expected)
+      assert jnp.linalg.norm(packed[name][:, cut] - expected) <= 1e-4 * scale, name
+    start += length
+
+
+def test_training_takes_memory_linear_in_length_and_no_scan_over_positions():
+  def compiled(length):
+    given = {name: jnp.asarray(x[:1], jnp.float32) for name, x in inputs(length, key=16, value=16).items()}
+    step = jax.jit(jax.grad(lambda x: jnp.sum(gated_delta_rule(**x, segments=jnp.ones((1, length), int))[0] ** 2)))
+    loops = [int(found) for found in re.findall(r"length=(\d+)", str(step.trace(given).jaxpr))]
+    return step.lower(given).compile().memory_analysis().temp_size_in_bytes, max(loops)
+
+  (short, _), (long, loop) = compiled(2048), compiled(8192)
+  assert long <= 4.2 * short
+  assert loop <= 8192 // 64
 
 
 def test_strong_decay_and_long_rows_stay_finite_with_finite_gradients():

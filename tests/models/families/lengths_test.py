@@ -34,5 +34,6 @@ def test_logits_equal_transformers_at_any_length(family, case, length):
     )
     return output.readout.logits(output.hidden)
 
+  # Theirs, in float32 as well, is 7e-6 from itself with projections in float64 where seven layers have mixtures.
   logits, _ = reference.expected(model, rows)
-  assert reference.distance(score(decoder.stack(params), jnp.asarray(rows)), logits) <= 1e-4
+  assert reference.distance(score(decoder.stack(params), jnp.asarray(rows)), logits) <= 2e-5
