@@ -11,6 +11,7 @@ from distill.errors import InputError
 from distill.models.config import DecoderConfig
 from distill.nn.attention import Attention
 from distill.nn.gated_delta import GatedDelta
+from distill.nn.mamba2 import Mamba2
 from distill.tree import Params
 
 Array = np.ndarray
@@ -27,8 +28,9 @@ def from_teacher(
   """Canonical student parameters with everything of the teacher that fits, and the names that were taken over.
 
   Embeddings, head, norms and MLPs are copied where their shapes agree. Query, key, value and output projections of
-  an attention layer seed both kinds of mixer (RADLADS, 2505.03005), the convolution in front of a delta rule passing
-  them on unmixed; an ungated teacher's output projection is doubled in a gated student, whose fresh gate passes a half.
+  an attention layer seed every kind of mixer (RADLADS, 2505.03005; for state spaces 2408.15237), the convolution in
+  front of a recurrent one passing them on unmixed; an ungated teacher's output projection is doubled in a gated
+  student, whose fresh gate passes a half.
   Multipliers of the teacher's configuration (on embeddings, scores, residuals, logits) that are not the student's are
   worked into what is copied, so that it computes the same.
 
@@ -93,7 +95,7 @@ class _Ratios:
     if name.endswith("norm.scale") and ".mixer.norm" not in name and self.offsets is not None:
       return value + np.float32(self.offsets[0] - self.offsets[1])
     factors = {"embed.table": self.embedding, "head.kernel": self.logits}
-    if re.search(r"\.(mixer\.o|mlp\.down|mlp\.experts\.down)\.(kernel|bias)$", name):
+    if re.search(r"\.(mixer\.o|mlp\.down|mlp\.experts\.down|mlp\.shared\.down)\.(kernel|bias)$", name):
       return value * np.float32(self.residual)
     return value * np.float32(factors.get(name, 1.0))
 
@@ -118,6 +120,8 @@ def _layer(index, rest, config, teacher, teacher_config, layers) -> Array | None
     return get(rest) if mixer == source else None
   if isinstance(mixer, GatedDelta):
     return _delta(rest, mixer, source, get)
+  if isinstance(mixer, Mamba2):
+    return _space(rest, mixer, source, get)
   return _attention(rest, mixer, source, get, offset=teacher_config.norm_offset)
 
 
@@ -154,7 +158,30 @@ def _delta(rest: str, mixer: GatedDelta, source: Attention, get: Callable[[str],
   )
   if found[1]:
     return np.eye(mixer.conv_width, dtype=np.float32)[-1:].T.repeat(heads * width, axis=1)
-  value = get(rest)
+  return _repeated(get(rest), heads=heads, width=width, source=source)
+
+
+def _space(rest: str, mixer: Mamba2, source: Attention, get: Callable[[str], Array | None]) -> Array | None:
+  """Values become inputs, keys what writes to the state and queries what reads from it, repeated over heads."""
+  if rest == "mixer.o.kernel":
+    return get(rest)
+  inner, shared = mixer.num_heads * mixer.head_dim, mixer.num_groups * mixer.state_size
+  parts = {
+    "x": ("v", mixer.num_heads, mixer.head_dim, inner),
+    "b": ("k", mixer.num_groups, mixer.state_size, shared),
+    "c": ("q", mixer.num_groups, mixer.state_size, shared),
+  }
+  found = re.fullmatch(r"mixer\.(conv\.)?([xbc])\.kernel", rest)
+  if not found:
+    return None
+  name, heads, width, channels = parts[found[2]]
+  if found[1]:
+    return np.eye(mixer.conv_width, dtype=np.float32)[-1:].T.repeat(channels, axis=1)
+  return _repeated(get(f"mixer.{name}.kernel"), heads=heads, width=width, source=source)
+
+
+def _repeated(value: Array | None, *, heads: int, width: int, source: Attention) -> Array | None:
+  """A kernel with each of the source's heads as often as `heads` of them make; None where they do not."""
   if value is None or width != source.head_dim or heads % (value.shape[1] // width):
     return None
   per_head = value.reshape(value.shape[0], -1, width)

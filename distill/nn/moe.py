@@ -78,7 +78,7 @@ class MoeMlp(nnx.Module):
       down=Experts(experts.child("down"), shape=(count, *narrow), use_bias=spec.use_bias),
     )
     always = Mlp(width=spec.shared or 0, act=spec.act, use_bias=spec.use_bias)
-    self.shared = DenseMlp(init.child("shared"), spec=always, width=width) if spec.shared else None
+    self.shared = None if spec.shared is None else DenseMlp(init.child("shared"), spec=always, width=width)
     gated = spec.shared is not None and spec.shared_gated
     self.shared_gate = Linear(init.child("shared_gate"), shape=(width, 1), axes=("embed", None)) if gated else None
 
