@@ -79,11 +79,14 @@ class ModelOutput:
     hidden: Final hidden state, after the final norm.
     captured: Output of the decoder layers asked for, in the order asked, before the final norm.
     readout: Turns `hidden` into logits.
+    balance: How evenly each row's tokens use the experts, 1 the most even: the mean over layers with a mixture, None
+      without such layers or in decoding.
   """
 
   hidden: Float[Array, "B T D"]
   captured: tuple[Float[Array, "B T D"], ...]
   readout: Readout
+  balance: Float[Array, " B"] | None = None
 
 
 @_pytree

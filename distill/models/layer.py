@@ -70,21 +70,23 @@ class Layer(nnx.Module):
     return x + (y if self.scale == 1.0 else y * self.scale)
 
   def _finish(self, x, mixed, dtype):
+    """(the block's output, what its MLP has read)"""
     x = self._add(x, mixed, self.mixer_post_norm)
     if self.mlp is None:
-      return x
+      return x, x
     inner = x if self.mlp_norm is None else self.mlp_norm(x)
     dtype = jnp.float32 if self.routed else dtype
-    return self._add(x, self.mlp(inner, dtype=dtype), self.mlp_post_norm)
+    return self._add(x, self.mlp(inner, dtype=dtype), self.mlp_post_norm), inner
 
   def __call__(self, x, *, segments, positions, dtype):
-    """The block's output; operands of projections are `dtype`."""
+    """The block's output, and the balance of each row's routing, None without a mixture; operands are `dtype`."""
     inner = x if self.mixer_norm is None else self.mixer_norm(x)
     mixed = self.mixer(inner, segments=segments, positions=positions, dtype=self.mixer_dtype(dtype))
-    return self._finish(x, mixed, dtype)
+    x, inner = self._finish(x, mixed, dtype)
+    return x, self.mlp.balance(inner, valid=segments > 0) if isinstance(self.mlp, MoeMlp) else None
 
   def step(self, x, *, cache, positions, dtype):
     """One position a row, and the mixer's cache after it."""
     inner = x if self.mixer_norm is None else self.mixer_norm(x)
     mixed, cache = self.mixer.step(inner, cache=cache, positions=positions, dtype=self.mixer_dtype(dtype))
-    return self._finish(x, mixed, dtype), cache
+    return self._finish(x, mixed, dtype)[0], cache

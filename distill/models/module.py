@@ -57,7 +57,7 @@ class DecoderModule(nnx.Module):
 
   def __call__(self, tokens, *, segments, positions, capture, dtype) -> ModelOutput:
     x = self._embed(tokens, positions, dtype)
-    captured = jnp.zeros((len(capture), *x.shape), x.dtype)
+    captured, balances = jnp.zeros((len(capture), *x.shape), x.dtype), []
     for group, layers in zip(groups(self.config.layers), self.groups, strict=True):
       slots = [
         [capture.index(i) if (i := group.layer(repeat, j)) in capture else len(capture) for j in range(len(layers))]
@@ -66,15 +66,18 @@ class DecoderModule(nnx.Module):
       graph, state = nnx.split(layers)
 
       def body(carry, xs, graph=graph):
-        x, captured = carry
+        (x, captured), found = carry, []
         state, slots = xs
         for j, layer in enumerate(nnx.merge(graph, state)):
-          x = layer(x, segments=segments, positions=positions, dtype=dtype)
+          x, balance = layer(x, segments=segments, positions=positions, dtype=dtype)
           captured = captured.at[slots[j]].set(x, mode="drop") if capture else captured
-        return (x, captured), None
+          found += [] if balance is None else [balance]
+        return (x, captured), found
 
-      (x, captured), _ = jax.lax.scan(body, (x, captured), (state, jnp.asarray(slots)))
-    return ModelOutput(hidden=self.norm(x), captured=tuple(captured), readout=self.readout(dtype))
+      (x, captured), found = jax.lax.scan(body, (x, captured), (state, jnp.asarray(slots)))
+      balances += found
+    balance = jnp.mean(jnp.concatenate(balances), axis=0) if balances else None
+    return ModelOutput(hidden=self.norm(x), captured=tuple(captured), readout=self.readout(dtype), balance=balance)
 
   def init_cache(self, batch: int, *, length: int, dtype) -> list[list[Any]]:
     """An empty cache for every layer, stacked like the parameters."""

@@ -29,8 +29,9 @@ _FIELDS = {
   "cross_entropy": {"weight"},
   "z_loss": {"weight"},
   "hidden": {"weight", "pairs", "distance"},
+  "balance": {"weight"},
 }
-_ALONE = ("cross_entropy", "z_loss")
+_ALONE = ("cross_entropy", "z_loss", "balance")
 
 Sums = dict[str, Float[Array, ""]]
 TermStates = dict[str, dict[str, Float[Array, ""]]]
@@ -41,7 +42,7 @@ class Term:
   """One summand of the loss.
 
   Attributes:
-    kind: A divergence (losses/divergences.py, dkd, taid), cross_entropy, z_loss or hidden.
+    kind: A divergence (losses/divergences.py, dkd, taid), cross_entropy, z_loss, hidden or balance (of mixtures).
     weight: Factor of the term's mean over valid tokens.
     temperature: Divides both logits of a divergence.
     temperature_squared: Multiply the divergence by the temperature's square (Hinton et al. 2015, 1503.02531).
@@ -141,6 +142,11 @@ def needs_teacher(terms: Sequence[Term]) -> bool:
   return any(term.kind not in _ALONE for term in terms)
 
 
+def needs_mixture(terms: Sequence[Term]) -> bool:
+  """Whether any term looks at how a student's tokens use its experts."""
+  return any(term.kind == "balance" for term in terms)
+
+
 def counts(batch: Batch) -> Sums:
   """Valid tokens of a batch: `predicted` (targets) and `present` (not padding)."""
   return {"predicted": jnp.sum(batch.loss_mask), "present": jnp.sum(batch.segments > 0).astype(jnp.float32)}
@@ -181,6 +187,9 @@ def loss_sums(
   for index, term in enumerate(terms):
     if term.kind == "hidden":
       value = _hidden_sum(term, terms, output, signal, batch, projectors) / totals["present"]
+    elif term.kind == "balance":
+      assert output.balance is not None, "a student without mixtures"
+      value = jnp.sum(output.balance * jnp.sum(batch.segments > 0, axis=1)) / totals["present"]
     else:
       value = _token_sum(term, output, signal, batch, step, states.get(str(index))) / jnp.maximum(
         totals["predicted"], 1.0

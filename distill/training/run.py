@@ -22,6 +22,7 @@ from distill.data.tokenizer import load_tokenizer
 from distill.errors import InputError
 from distill.models import hf
 from distill.models.hub import locate
+from distill.nn.moe import Moe
 from distill.parallel.mesh import make_mesh, replicated
 from distill.training import loop
 from distill.training.checkpoint import Checkpoints, flatten_state, unflatten_state
@@ -29,7 +30,15 @@ from distill.training.config import difference, fingerprint, resolve
 from distill.training.interrupt import EXIT_INTERRUPTED, Interruption
 from distill.training.metrics import MetricsWriter, Progress
 from distill.training.models import Models, build, routes
-from distill.training.objective import Term, TermStates, build_terms, initial_states, needs_teacher, projector_shapes
+from distill.training.objective import (
+  Term,
+  TermStates,
+  build_terms,
+  initial_states,
+  needs_mixture,
+  needs_teacher,
+  projector_shapes,
+)
 from distill.training.optimizer import make_optimizer, multipliers
 from distill.training.step import StepConfig, TrainState, branch, canonical_names, make_step
 from distill.tree import Params
@@ -144,6 +153,8 @@ def _stages(resolved: Mapping[str, Any], models: Models) -> tuple[Stage, ...]:
     terms = build_terms(spec["terms"], key=f"config.stages.{name}.terms", steps=spec["steps"])
     if needs_teacher(terms) and models.teacher is None:
       raise InputError(f"config.stages.{name}.terms: they need a teacher; set config.teacher.model")
+    if needs_mixture(terms) and not any(isinstance(x.mlp, Moe) for x in models.student.config.layers):
+      raise InputError(f"config.stages.{name}.terms: balance is of mixtures of experts, and the student has none")
     depths = [len(one.config.layers) for one in (models.student, models.teacher.decoder)] if models.teacher else []
     for pair in (pair for term in terms for pair in term.pairs):
       if any(not 0 <= layer < depth for layer, depth in zip(pair, depths, strict=True)):
