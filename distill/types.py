@@ -83,12 +83,15 @@ class ModelOutput:
       first layer is given.
     readout: Turns `hidden` into logits.
     mixed: What the mixers asked for add to the residual stream, in the order asked.
+    balance: How evenly each row's tokens use the experts, 1 the most even: the mean over layers with a mixture, None
+      without such layers or in decoding.
   """
 
   hidden: Float[Array, "B T D"]
   captured: tuple[Float[Array, "B T D"], ...]
   readout: Readout
   mixed: tuple[Float[Array, "B T D"], ...] = ()
+  balance: Float[Array, " B"] | None = None
 
 
 @_pytree

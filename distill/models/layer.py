@@ -76,6 +76,9 @@ class Layer(nnx.Module):
   def _inner(self, x):
     return x if self.mixer_norm is None else self.mixer_norm(x)
 
+  def _read(self, x):
+    return x if self.mlp_norm is None else self.mlp_norm(x)
+
   def mix(self, x, *, segments, positions, dtype):
     """What the mixer adds to the residual stream; operands of projections are `dtype`."""
     mixed = self.mixer(self._inner(x), segments=segments, positions=positions, dtype=self.mixer_dtype(dtype))
@@ -85,9 +88,12 @@ class Layer(nnx.Module):
     """The stream with what the MLP adds to it."""
     if self.mlp is None:
       return x
-    inner = x if self.mlp_norm is None else self.mlp_norm(x)
     dtype = jnp.float32 if self.routed else dtype
-    return x + self._scaled(self.mlp(inner, dtype=dtype), self.mlp_post_norm)
+    return x + self._scaled(self.mlp(self._read(x), dtype=dtype), self.mlp_post_norm)
+
+  def balance(self, x, *, segments):
+    """How evenly each row's tokens use the experts that `feed` would give `x` to; None without a mixture."""
+    return self.mlp.balance(self._read(x), valid=segments > 0) if isinstance(self.mlp, MoeMlp) else None
 
   def __call__(self, x, *, segments, positions, dtype):
     """The block's output."""

@@ -60,6 +60,7 @@ class DecoderModule(nnx.Module):
   def __call__(self, tokens, *, segments, positions, capture, mixers, dtype) -> ModelOutput:
     x = self._embed(tokens, positions, dtype)
     captured, mixed = (jnp.zeros((len(layers), *x.shape), x.dtype) for layers in (capture, mixers))
+    balances = []
     if INPUT in capture:
       captured = captured.at[capture.index(INPUT)].set(x)
     for group, layers in zip(groups(self.config.layers), self.groups, strict=True):
@@ -72,17 +73,27 @@ class DecoderModule(nnx.Module):
       graph, state = nnx.split(layers)
 
       def body(carry, xs, graph=graph):
-        x, captured, mixed = carry
+        (x, captured, mixed), found = carry, []
         state, (layer_slots, mixer_slots) = xs
         for j, layer in enumerate(nnx.merge(graph, state)):
           added = layer.mix(x, segments=segments, positions=positions, dtype=dtype)
-          x = layer.feed(x + added, dtype=dtype)
+          x = x + added
+          balance = layer.balance(x, segments=segments)
+          found += [] if balance is None else [balance]
+          x = layer.feed(x, dtype=dtype)
           captured = captured.at[layer_slots[j]].set(x, mode="drop") if capture else captured
           mixed = mixed.at[mixer_slots[j]].set(added, mode="drop") if mixers else mixed
-        return (x, captured, mixed), None
+        return (x, captured, mixed), found
 
-      (x, captured, mixed), _ = jax.lax.scan(body, (x, captured, mixed), (state, slots))
-    return ModelOutput(hidden=self.norm(x), captured=tuple(captured), mixed=tuple(mixed), readout=self.readout(dtype))
+      (x, captured, mixed), found = jax.lax.scan(body, (x, captured, mixed), (state, slots))
+      balances += found
+    return ModelOutput(
+      hidden=self.norm(x),
+      captured=tuple(captured),
+      readout=self.readout(dtype),
+      mixed=tuple(mixed),
+      balance=jnp.mean(jnp.concatenate(balances), axis=0) if balances else None,
+    )
 
   def apart(
     self,

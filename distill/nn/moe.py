@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from distill.nn.adapted import project
 from distill.nn.linear import Linear
@@ -82,16 +82,34 @@ class MoeMlp(nnx.Module):
     gated = spec.shared is not None and spec.shared_gated
     self.shared_gate = Linear(init.child("shared_gate"), shape=(width, 1), axes=("embed", None)) if gated else None
 
-  def weights(self, x_TD: Float[Array, "T D"]) -> Float[Array, "T E"]:
-    """Weight of every expert for every token, zero for those not chosen, float32."""
+  def _route(self, x_TD):
+    """(probability of every expert, whether it is chosen), [T,E] each."""
     with jax.default_matmul_precision("highest"):
       logits_TE = project(x_TD.astype(jnp.float32), self.router["kernel"].get_value())
     if self.spec.use_bias:
       logits_TE = logits_TE + self.router["bias"][...]
     probs_TE = jax.nn.softmax(logits_TE, axis=-1)
     _, chosen = jax.lax.top_k(logits_TE, self.spec.top_k)
-    kept = jnp.where(jax.nn.one_hot(chosen, self.spec.num_experts, dtype=bool).any(axis=-2), probs_TE, 0.0)
+    return probs_TE, jax.nn.one_hot(chosen, self.spec.num_experts, dtype=bool).any(axis=-2)
+
+  def weights(self, x_TD: Float[Array, "T D"]) -> Float[Array, "T E"]:
+    """Weight of every expert for every token, zero for those not chosen, float32."""
+    probs_TE, chosen_TE = self._route(x_TD)
+    kept = jnp.where(chosen_TE, probs_TE, 0.0)
     return kept / jnp.sum(kept, axis=-1, keepdims=True) if self.spec.renormalise else kept
+
+  def balance(self, x: Float[Array, "B T D"], *, valid: Bool[Array, "B T"]) -> Float[Array, " B"]:
+    """E/k · Σ_e f_e · P_e of each row: 1 where its valid tokens use all experts alike, E/k where they agree on k.
+
+    f_e is the share of the row's tokens that choose expert e, P_e the mean of its probability (DeepSeek-AI 2024,
+    2412.19437, section 2.1.2); gradients flow through P alone. 0 for a row without tokens.
+    """
+    routed = self._route(x.reshape(-1, x.shape[-1]))
+    probs_BE, chosen_BE = (
+      jnp.sum(jnp.where(valid[..., None], one.reshape(*x.shape[:2], -1), 0.0), axis=1) for one in routed
+    )
+    count_B = jnp.maximum(jnp.sum(valid, axis=1), 1).astype(jnp.float32)
+    return self.spec.num_experts / self.spec.top_k * jnp.sum(chosen_BE * probs_BE, axis=-1) / jnp.square(count_B)
 
   def _project(self, experts, rows, dtype):
     y_ETF = experts.product(rows, spelled="td,edf->etf", dtype=dtype)

@@ -80,6 +80,9 @@ def loss_sums(
   for index, term in enumerate(terms):
     if term.kind in LAYERWISE:
       value = _layer_sum(term, terms, output, signal, apart, batch, projectors) / totals["present"]
+    elif term.kind == "balance":
+      assert output is not None and output.balance is not None, "a student without mixtures"
+      value = jnp.sum(output.balance * jnp.sum(batch.segments > 0, axis=1)) / totals["present"]
     else:
       value = _token_sum(term, output, signal, batch, step, states.get(str(index))) / jnp.maximum(
         totals["predicted"], 1.0

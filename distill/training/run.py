@@ -18,6 +18,7 @@ from distill.data.batches import Batches
 from distill.data.tokenizer import load_tokenizer
 from distill.errors import InputError
 from distill.models import hf
+from distill.nn.moe import Moe
 from distill.parallel.mesh import make_mesh, replicated
 from distill.training import data, loop
 from distill.training.checkpoint import Checkpoints, flatten_state, unflatten_state
@@ -122,6 +123,8 @@ def _stages(resolved: Mapping[str, Any], models: Models) -> tuple[Stage, ...]:
     if needs_teacher(terms) and models.teacher is None:
       raise InputError(f"config.stages.{name}.terms: they need a teacher; set config.teacher.model")
     wanted = demands(terms)
+    if wanted.mixture and not any(isinstance(layer.mlp, Moe) for layer in student.layers):
+      raise InputError(f"config.stages.{name}.terms: balance is of mixtures of experts, and the student has none")
     if (wanted.mixers or wanted.blocks) and student.width != teacher.width:
       raise InputError(
         f"config.stages.{name}.terms: mixer_output and block_output give the student's layers (width {student.width}) "

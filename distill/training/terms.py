@@ -24,9 +24,10 @@ _FIELDS = {
   **{name: _LOGITS | set(numbers) for name, numbers in _NUMBERS.items()},
   "cross_entropy": {"weight"},
   "z_loss": {"weight"},
+  "balance": {"weight"},
   **{name: {"weight", "pairs", "distance"} for name in LAYERWISE},
 }
-_ALONE = ("cross_entropy", "z_loss")
+_ALONE = ("cross_entropy", "z_loss", "balance")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,8 @@ class Term:
   """One summand of the loss.
 
   Attributes:
-    kind: A divergence (losses/divergences.py, dkd, taid), cross_entropy, z_loss, hidden, mixer_output or block_output.
+    kind: A divergence (losses/divergences.py, dkd, taid), cross_entropy, z_loss, balance (of mixtures), hidden,
+      mixer_output or block_output.
     weight: Factor of the term's mean over valid tokens.
     temperature: Divides both logits of a divergence.
     temperature_squared: Multiply the divergence by the temperature's square (Hinton et al. 2015, 1503.02531).
@@ -151,6 +153,7 @@ class Demands:
 
   Attributes:
     teacher: Any teacher at all.
+    mixture: How the student's tokens use its experts.
     output: The student run end to end.
     student_layers: Outputs of its layers, in order.
     teacher_layers: Outputs of the teacher's layers, in order, `INPUT` among them.
@@ -160,6 +163,7 @@ class Demands:
   """
 
   teacher: bool
+  mixture: bool
   output: bool
   student_layers: tuple[int, ...]
   teacher_layers: tuple[int, ...]
@@ -178,6 +182,7 @@ def demands(terms: Sequence[Term]) -> Demands:
   compared = [pair[-1] for pair in pairs(END_TO_END, BLOCK)]
   return Demands(
     teacher=needs_teacher(terms),
+    mixture=any(term.kind == "balance" for term in terms),
     output=any(term.kind not in (MIXER, BLOCK) for term in terms),
     student_layers=tuple(sorted({pair[0] for pair in pairs(END_TO_END)})),
     teacher_layers=tuple(sorted({*given, *compared})),

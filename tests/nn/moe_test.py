@@ -52,6 +52,38 @@ def test_equals_a_loop_over_the_chosen_experts(change):
   np.testing.assert_allclose(got, expected, atol=1e-5 * np.abs(expected).max())
 
 
+def test_balance_of_a_row_is_the_mean_over_its_valid_tokens_and_its_gradient_spreads_them():
+  moe = module(Moe(**{**vars(SPEC), "top_k": 3, "num_experts": 5}))
+  x = np.random.default_rng(0).normal(size=(3, 8, 6))
+  valid = np.arange(8) < np.asarray([[8], [5], [0]])
+
+  logits = x @ np.asarray(moe.router["kernel"][...], np.float64) + np.asarray(moe.router["bias"][...])
+  expected = []
+  for row, count in zip(logits, valid.sum(1), strict=True):
+    f, p = np.zeros(5), np.zeros(5)
+    for token in row[:count]:
+      f[np.argsort(-token)[:3]] += 5 / 3 / count
+      p += np.exp(token) / np.exp(token).sum() / count
+    expected.append((f * p).sum())
+  np.testing.assert_allclose(moe.balance(jnp.asarray(x, jnp.float32), valid=jnp.asarray(valid)), expected, rtol=1e-5)
+
+  graph, state = nnx.split(moe)
+
+  @jax.jit
+  def descend(state):
+    def total(state):
+      return jnp.sum(nnx.merge(graph, state).balance(jnp.asarray(x, jnp.float32), valid=jnp.asarray(valid)))
+
+    value, gradient = jax.value_and_grad(total)(state)
+    return value, jax.tree.map(lambda x, y: x - 0.1 * y, state, gradient)
+
+  values = []
+  for _ in range(200):
+    value, state = descend(state)
+    values.append(float(value))
+  assert values[0] > 2.2 and abs(values[-1] - 2.0) < 0.1  # Two rows that have tokens.
+
+
 def test_experts_spread_over_devices_compute_the_same_with_the_same_gradients():
   graph, state = nnx.split(module(SPEC))
   x = jax.random.normal(jax.random.key(2), (2, 8, 6))

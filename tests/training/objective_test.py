@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -97,6 +99,33 @@ def test_every_divergence_is_a_term_and_taid_moves_towards_its_teacher():
     states = next_states(terms, states, parts=parts, progress=jnp.float32((step + 1) / 4))
     seen.append(float(states["8"]["t"]))
   np.testing.assert_allclose(seen, [0.55, 0.7, 0.85, 1.0], atol=1e-3)
+
+
+def test_balance_counts_each_row_by_its_tokens_and_shares_of_it_add_up():
+  output, _, batch, _ = problem(4)
+  lengths = np.asarray([9, 4, 0, 2])
+  segments = jnp.asarray(np.arange(9) < lengths[:, None], int)
+  balance = jnp.asarray([1.0, 1.5, 9.0, 2.0])
+  terms = build_terms([{"kind": "balance", "weight": 0.1}], key="terms", steps=10, depths=(1, 3))
+  totals = counts(dataclasses.replace(batch, segments=segments))
+
+  def part(*rows):
+    rows = np.asarray(rows)
+    share = {name: getattr(batch, name)[rows] for name in ("tokens", "positions", "loss_mask")}
+    return loss_sums(
+      terms,
+      output=dataclasses.replace(output, balance=balance[rows]),
+      signal=None,
+      apart=Apart(),
+      batch=Batch(**share, segments=segments[rows]),
+      projectors={},
+      step=jnp.zeros(()),
+      totals=totals,
+      states={},
+    )[0]
+
+  expected = 0.1 * (9 * 1.0 + 4 * 1.5 + 2 * 2.0) / 15
+  np.testing.assert_allclose([part(0, 1, 2, 3), part(0, 2) + part(1, 3)], expected, rtol=1e-6)
 
 
 def test_shares_of_micro_batches_add_up():
