@@ -58,6 +58,14 @@ class DecoderConfig:
   logit_softcap: float | None = None
   max_positions: int = 2048
 
+  @property
+  def bound_to_length(self) -> bool:
+    """What is computed for a position depends on the length of its document, or there are positions for so many."""
+    mixers = [layer.mixer for layer in self.layers]
+    return self.learned_positions or any(
+      isinstance(one, Attention) and one.rope is not None and one.rope.by_length for one in mixers
+    )
+
 
 @dataclasses.dataclass(frozen=True)
 class Group:
@@ -70,6 +78,11 @@ class Group:
   def layer(self, repeat: int, position: int) -> int:
     """Index in the decoder of one layer of the group."""
     return self.start + repeat * len(self.pattern) + position
+
+
+def singles(layers: Sequence[LayerConfig]) -> tuple[Group, ...]:
+  """Every layer a group of its own."""
+  return tuple(Group(i, (layer,), 1) for i, layer in enumerate(layers))
 
 
 def groups(layers: Sequence[LayerConfig]) -> tuple[Group, ...]:

@@ -1,5 +1,8 @@
 """The one decoder, as pure functions of named parameters."""
 
+import functools
+import itertools
+import operator
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Int, Key
 
 from distill.errors import InputError
-from distill.models.config import DecoderConfig, groups
+from distill.models.config import DecoderConfig, groups, singles
 from distill.models.module import DecoderModule
 from distill.parallel.mesh import sharding
 from distill.tree import Params, flatten, unflatten
@@ -24,11 +27,24 @@ class Decoder:
 
   Parameters are *stacked* inside: `groups.{g}.{j}.…` with a leading dimension of repeats. `unstack` gives the
   canonical names `layers.{i}.…`, which do not depend on how layers are grouped, and `stack` takes them back.
+
+  Args:
+    config: Architecture.
+    scanned: Repeated patterns of layers are one group; else each layer is, which decodes faster: a scan copies every
+      layer's parameters before it computes with them.
   """
 
-  def __init__(self, config: DecoderConfig):
-    self.config, self._groups = config, groups(config.layers)
-    self.graph, self._state = nnx.split(nnx.eval_shape(lambda: DecoderModule(config, jax.random.key(0))))
+  def __init__(self, config: DecoderConfig, *, scanned: bool = True):
+    self.config, self._groups = config, groups(config.layers) if scanned else singles(config.layers)
+    self.graph, self._state = nnx.split(nnx.eval_shape(lambda: self._fresh(jax.random.key(0))))
+
+  def _fresh(self, key: Key[Array, ""]) -> DecoderModule:
+    return DecoderModule(self.config, key, plan=self._groups)
+
+  @functools.cached_property
+  def unrolled(self) -> "Decoder":
+    """The same decoder with every layer in a group of its own, for `unroll`ed parameters."""
+    return Decoder(self.config, scanned=False)
 
   def abstract(self) -> Params:
     """Shape and dtype of every stacked parameter."""
@@ -46,7 +62,7 @@ class Decoder:
 
   def init(self, key: Key[Array, ""]) -> Params:
     """Fresh stacked parameters; jit it with `out_shardings=shardings(mesh)` to make them in place."""
-    return flatten(nnx.state(DecoderModule(self.config, key)))
+    return flatten(nnx.state(self._fresh(key)))
 
   def module(self, params: Mapping[str, Any]) -> DecoderModule:
     """The modules with `params` in them, for one pure computation."""
@@ -150,6 +166,19 @@ class Decoder:
   ) -> tuple[ModelOutput, Any]:
     """The output [B,D] for the next token of each row, and the caches after it; equals `apply` on the whole prefix."""
     return self.module(params).step(tokens, cache=cache, positions=positions, dtype=dtype)
+
+  def unroll(self, params: Mapping[str, Any]) -> Params:
+    """Parameters of `unrolled`; call it jitted and once, outside the loop that decodes."""
+    return self.unrolled.stack(self.unstack(params))
+
+  def unroll_cache(self, cache: Any) -> list[list[Any]]:
+    """Caches of `unrolled`."""
+    layers = {}
+    for group, caches in zip(self._groups, cache, strict=True):
+      for repeat, (j, one) in itertools.product(range(group.repeats), enumerate(caches)):
+        alone = one if group.repeats == 1 else jax.tree.map(operator.itemgetter(repeat), one)
+        layers[group.layer(repeat, j)] = alone
+    return [[layers[i]] for i in range(len(layers))]
 
   def check_length(self, length: int, *, what: str) -> None:
     """Refuses a document that a model of learned positions has no embeddings for.

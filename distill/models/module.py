@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from distill.models.config import DecoderConfig, groups
+from distill.models.config import DecoderConfig, Group
 from distill.models.layer import Layer, block_norm
 from distill.nn.embedding import Embedding
 from distill.nn.linear import Linear
@@ -20,9 +20,9 @@ from distill.types import INPUT, ModelOutput, Readout
 class DecoderModule(nnx.Module):
   """Embedding, groups of stacked layers, final norm, head: the modules behind `Decoder`."""
 
-  def __init__(self, config: DecoderConfig, key: Key[Array, ""]):
+  def __init__(self, config: DecoderConfig, key: Key[Array, ""], *, plan: tuple[Group, ...]):
     init = Init(key)
-    self.config = config
+    self.config, self.plan = config, plan
     self.embed = Embedding(init.child("embed"), vocab_size=config.vocab_size, width=config.width)
     self.positions = (
       Embedding(init.child("positions"), vocab_size=config.max_positions, width=config.width)
@@ -34,7 +34,7 @@ class DecoderModule(nnx.Module):
         Layer(Init(key, repeats=group.repeats, scope=f".groups.{g}.{j}"), layer=layer, config=config)
         for j, layer in enumerate(group.pattern)
       )
-      for g, group in enumerate(groups(config.layers))
+      for g, group in enumerate(plan)
     )
     self.norm = block_norm(init.child("norm"), config=config)
     shape = (config.width, config.vocab_size)
@@ -63,7 +63,7 @@ class DecoderModule(nnx.Module):
     balances = []
     if INPUT in capture:
       captured = captured.at[capture.index(INPUT)].set(x)
-    for group, layers in zip(groups(self.config.layers), self.groups, strict=True):
+    for group, layers in zip(self.plan, self.groups, strict=True):
       places = [[group.layer(repeat, j) for j in range(len(layers))] for repeat in range(group.repeats)]
       # A place beyond the end is dropped.
       slots = [
@@ -104,7 +104,7 @@ class DecoderModule(nnx.Module):
   ) -> tuple[Float[Array, "B T D"], ...]:
     """`run` of each of `layers` on an input of its own; layers that are stacked run in one scan."""
     found: dict[int, Float[Array, "B T D"]] = {}
-    for group, stacked in zip(groups(self.config.layers), self.groups, strict=True):
+    for group, stacked in zip(self.plan, self.groups, strict=True):
       for j, layer in enumerate(stacked):
         repeats = {group.layer(repeat, j): repeat for repeat in range(group.repeats)}
         mine = [place for place, index in enumerate(layers) if index in repeats]
@@ -123,19 +123,22 @@ class DecoderModule(nnx.Module):
     return tuple(found[place] for place in range(len(layers)))
 
   def init_cache(self, batch: int, *, length: int, dtype) -> list[list[Any]]:
-    """An empty cache for every layer, stacked like the parameters."""
+    """An empty cache for every layer, stacked like the parameters where a group repeats.
+
+    A lone layer's is not: XLA's CPU compiler copies what changes in place whenever its shape is cast.
+    """
 
     def stacked(layer: Layer, repeats: int):
       cache = layer.mixer.init_cache(batch, length=length, dtype=layer.mixer_dtype(dtype))
-      return jax.tree.map(lambda x: jnp.broadcast_to(x, (repeats, *x.shape)), cache)
+      return cache if repeats == 1 else jax.tree.map(lambda x: jnp.broadcast_to(x, (repeats, *x.shape)), cache)
 
-    pairs = zip(groups(self.config.layers), self.groups, strict=True)
+    pairs = zip(self.plan, self.groups, strict=True)
     return [[stacked(layer, group.repeats) for layer in layers] for group, layers in pairs]
 
   def _through(self, x, caches, advance):
     """x after advance(layer, x, cache) -> (x, cache) of every layer in turn, and the new caches, stacked."""
     after = []
-    for layers, group in zip(self.groups, caches, strict=True):
+    for group, layers, cache in zip(self.plan, self.groups, caches, strict=True):
       graph, state = nnx.split(layers)
 
       def body(x, xs, graph=graph):
@@ -146,8 +149,11 @@ class DecoderModule(nnx.Module):
           new.append(cache)
         return x, new
 
-      x, group = jax.lax.scan(body, x, (state, group))
-      after.append(group)
+      if group.repeats > 1:
+        x, new = jax.lax.scan(body, x, (state, cache))
+      else:
+        x, new = body(x, (jax.tree.map(lambda y: y[0], state), cache))
+      after.append(new)
     return x, after
 
   def prefill(self, tokens, *, lengths, length, dtype) -> tuple[ModelOutput, list[list[Any]]]:

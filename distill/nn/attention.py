@@ -49,12 +49,14 @@ class Attention:
 class AttentionCache:
   """Keys and values of the latest S positions: slot s holds the last position seen that is s modulo S.
 
+  Rows and heads are one dimension B * K: XLA's CPU products drop a batch of one, and would copy the cache to do so.
+
   Attributes:
     length: Positions of the longest text there is room for; S is less where a window bounds it.
   """
 
-  k: Float[Array, "B K S H"]
-  v: Float[Array, "B K S H"]
+  k: Float[Array, "BK S H"]
+  v: Float[Array, "BK S H"]
   length: int = dataclasses.field(metadata={"static": True})
 
 
@@ -171,8 +173,8 @@ class AttentionMixer(nnx.Module):
 
   def init_cache(self, batch: int, *, length: int, dtype: DTypeLike) -> AttentionCache:
     """An empty cache for texts of `length` positions."""
-    empty = jnp.zeros((batch, self.spec.num_kv_heads, self._slots(length), self.spec.head_dim), dtype)
-    return AttentionCache(k=empty, v=empty, length=length)
+    shape = (batch * self.spec.num_kv_heads, self._slots(length), self.spec.head_dim)
+    return AttentionCache(k=jnp.zeros(shape, dtype), v=jnp.zeros(shape, dtype), length=length)
 
   def prefill(
     self, x: Float[Array, "B T D"], *, lengths: Int[Array, " B"], length: int, dtype: DTypeLike
@@ -189,7 +191,8 @@ class AttentionMixer(nnx.Module):
 
     def place(x_BKTH):
       taken = jnp.take_along_axis(x_BKTH, jnp.clip(held_BS, 0, x.shape[1] - 1)[:, None, :, None], axis=2)
-      return jnp.where((held_BS >= 0)[:, None, :, None], taken, 0)
+      placed = jnp.where((held_BS >= 0)[:, None, :, None], taken, 0)
+      return placed.reshape(-1, *placed.shape[2:])
 
     return y, AttentionCache(k=place(k), v=place(v), length=length)
 
@@ -200,14 +203,21 @@ class AttentionMixer(nnx.Module):
 
     Frequencies that depend on a document's length are those of a document that fills the cache.
     """
-    spec, size = self.spec, cache.k.shape[2]
+    spec, size, heads = self.spec, cache.k.shape[1], self.spec.num_kv_heads
     q_BKGH, k_BKH, v_BKH, gate = self._project(x.astype(dtype), positions, self._full(cache.length))
-    rows, slots = jnp.arange(x.shape[0]), positions % size
-    keys = cache.k.at[rows, :, slots].set(k_BKH.astype(cache.k.dtype))
-    values = cache.v.at[rows, :, slots].set(v_BKH.astype(cache.v.dtype))
-    scores = jnp.einsum("bkgh,bksh->bkgs", q_BKGH, keys.astype(dtype), preferred_element_type=jnp.float32)
+    rows, slots = jnp.arange(len(cache.k)), jnp.repeat(positions % size, heads)
+
+    def put(cache, new):
+      new = new.reshape(-1, spec.head_dim).astype(cache.dtype)
+      return cache.at[rows, slots].set(new, mode="promise_in_bounds", unique_indices=True)
+
+    keys, values = put(cache.k, k_BKH), put(cache.v, v_BKH)
+    q = q_BKGH.reshape(len(rows), -1, spec.head_dim)
+    scores = jnp.einsum("rgh,rsh->rgs", q, keys.astype(dtype), preferred_element_type=jnp.float32)
     # No slot is further back than the window: there are no more slots than that.
-    weights = self._weights(scores, (held(positions, size=size) >= 0)[:, None, None], dtype)
-    y = jnp.einsum("bkgs,bksh->bkgh", weights, values.astype(dtype), preferred_element_type=jnp.float32)
-    y = self._output(y.reshape(x.shape[0], spec.num_heads, spec.head_dim), gate, dtype)
+    seen_BS = held(positions, size=size) >= 0
+    scores = scores.reshape(len(x), heads, -1, size)
+    weights = self._weights(scores, seen_BS[:, None, None], dtype).reshape(len(rows), -1, size)
+    y = jnp.einsum("rgs,rsh->rgh", weights, values.astype(dtype), preferred_element_type=jnp.float32)
+    y = self._output(y.reshape(len(x), spec.num_heads, spec.head_dim), gate, dtype)
     return y, dataclasses.replace(cache, k=keys, v=values)

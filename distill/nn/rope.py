@@ -87,6 +87,11 @@ class Rope:
     """What rotated queries and keys are multiplied by."""
     return self.scaling.attention_factor if isinstance(self.scaling, Yarn | LongRope) else 1.0
 
+  @property
+  def by_length(self) -> bool:
+    """Frequencies depend on the length of a document."""
+    return isinstance(self.scaling, DynamicNtk | LongRope)
+
 
 def frequencies(head_dim: int, *, rope: Rope, length: int) -> tuple[Float[np.ndarray, "Rows Half"], int]:
   """Radians a position for each rotated pair, float32, and the length from which on the rows differ.

@@ -34,19 +34,21 @@ def test_score_of_teacher_and_stack_equals_transformers_with_peft(distill, llama
 def test_generate_equals_transformers(distill, llama_dir, tokenizer_dir):
   tokenizer = transformers.AutoTokenizer.from_pretrained(llama_dir)
   model = transformers.AutoModelForCausalLM.from_pretrained(llama_dir, dtype=torch.float32)
-  prompt = tokenizer("the old model", return_tensors="pt", add_special_tokens=False)
-  with torch.no_grad():
-    ids = model.generate(
-      prompt["input_ids"],
-      attention_mask=prompt["attention_mask"],
-      max_new_tokens=12,
-      do_sample=False,
-      eos_token_id=tokenizer.eos_token_id,
-      pad_token_id=0,
-    )[0, prompt["input_ids"].shape[1] :]
-  ids = [int(i) for i in ids if int(i) != tokenizer.eos_token_id]
-  done = distill("generate", f"--model={llama_dir}", "--prompt=the old model", "--max_tokens=12")
-  assert done.stdout.removesuffix("\n") == tokenizer.decode(ids)
+  texts = []
+  for prompt in ("the old model", "here"):
+    given = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
+    with torch.no_grad():
+      ids = model.generate(
+        given["input_ids"],
+        attention_mask=given["attention_mask"],
+        max_new_tokens=12,
+        do_sample=False,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=0,
+      )[0, given["input_ids"].shape[1] :]
+    texts.append(tokenizer.decode([int(i) for i in ids if int(i) != tokenizer.eos_token_id]) + "\n")
+  done = distill("generate", f"--model={llama_dir}", "--prompt=the old model", "--prompt=here", "--max_tokens=12")
+  assert done.stdout == "".join(texts)
 
 
 def test_export_is_bit_equal(distill, llama_dir, tmp_path):

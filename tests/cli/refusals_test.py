@@ -68,6 +68,11 @@ def model(llama_dir, tmp_path):
     (["generate", "--model=x"], ["--prompt", "missing"]),
     (["generate", "--model=x", "--prompt=a", "--max_tokens=0"], ["--max_tokens=0"]),
     (["generate", "--model=x", "--prompt=a", "--temperature=hot"], ["--temperature=hot"]),
+    (["generate", "--model=x", "--prompt=a", "--temperature=nan"], ["temperature=nan"]),
+    (["generate", "--model=x", "--prompt=a", "--temperature=-1"], ["temperature=-1"]),
+    (["generate", "--model=x", "--prompt=a", "--temperature=1", "--top_k=-2"], ["top_k=-2"]),
+    (["generate", "--model=x", "--prompt=a", "--temperature=1", "--top_p=0"], ["top_p=0"]),
+    (["generate", "--model=x", "--prompt=a", "--top_k=5"], ["--top_k", "--temperature"]),
     (["generate", "--model=nowhere", "--prompt=a"], ["nowhere/config.json", "no such file"]),
     (["export", "--out=x"], ["--model", "--workdir"]),
     (["export", "--out=x", "--model=a", "--workdir=b"], ["--model", "--workdir"]),
@@ -179,6 +184,7 @@ def test_adapters_of_a_kind_that_is_not_understood(score, adapter_dirs, tmp_path
 
 def test_generate(refused, llama_dir, model):
   refused("generate", f"--model={llama_dir}", "--prompt=", says=["--prompt"])
+  refused("generate", f"--model={llama_dir}", "--prompt=old", "--prompt=", says=["--prompt"])
   refused("generate", f"--model={llama_dir}", "--prompt=old", "--max_tokens=99", says=["--max_tokens=99", "64"])
   (model / "tokenizer_config.json").unlink()
   refused("generate", f"--model={model}", "--prompt=old", says=["tokenizer_config.json", "no such file"])

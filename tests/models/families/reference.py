@@ -19,10 +19,11 @@ from distill.models.decoder import Decoder
 from tests.models.families.cases import CASES, LENGTH
 
 
-def build(family: str, case: str, *, directory: pathlib.Path, dtype=torch.float32):
-  """A transformers model with every parameter perturbed, and its directory, whose config.json is the case's own."""
+def build(family: str, case: str, *, directory: pathlib.Path, dtype=torch.float32, **changes):
+  """A transformers model with every parameter perturbed, and its directory, whose config.json is the case's own but
+  for `changes`."""
   torch.manual_seed(0)
-  fields = json.loads(json.dumps(CASES[family][case]))
+  fields = json.loads(json.dumps({**CASES[family][case], **changes}))
   config = transformers.AutoConfig.for_model(family, **json.loads(json.dumps(fields)))
   config._attn_implementation = "eager"
   model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
