@@ -48,7 +48,7 @@ class DecoderModule(nnx.Module):
       vocab_size=self.config.vocab_size,
     )
 
-  def _embed(self, tokens, positions, dtype):
+  def embedded(self, tokens, positions, dtype):
     """Embedded tokens [*B,D], float32."""
     x, scale = self.embed(tokens), self.config.embed_scale
     if scale != 1.0:
@@ -56,7 +56,7 @@ class DecoderModule(nnx.Module):
     return x if self.positions is None else x + self.positions(positions)
 
   def __call__(self, tokens, *, segments, positions, capture, dtype) -> ModelOutput:
-    x = self._embed(tokens, positions, dtype)
+    x = self.embedded(tokens, positions, dtype)
     captured = jnp.zeros((len(capture), *x.shape), x.dtype)
     for group, layers in zip(groups(self.config.layers), self.groups, strict=True):
       slots = [
@@ -88,7 +88,7 @@ class DecoderModule(nnx.Module):
 
   def step(self, tokens, *, cache, positions, dtype) -> tuple[ModelOutput, list[list[Any]]]:
     """Output for one token a row, hidden [B,D], and the cache after it."""
-    x, after = self._embed(tokens, positions, dtype), []
+    x, after = self.embedded(tokens, positions, dtype), []
     for layers, caches in zip(self.groups, cache, strict=True):
       graph, state = nnx.split(layers)
 
