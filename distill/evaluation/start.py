@@ -1,5 +1,6 @@
 """How far students are from their teacher before training."""
 
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,39 +11,34 @@ from jax.sharding import Mesh
 from distill.losses.chunked import chunked_divergence
 from distill.losses.divergences import forward_kl
 from distill.models.decoder import Decoder
-from distill.parallel.mesh import batch_sharding, replicated
+from distill.parallel.mesh import batch_sharding
 from distill.types import Batch, ModelOutput
+
+Weighted = tuple[Decoder, Mapping[str, Any]]
 
 
 def starting_kl(
-  decoder: Decoder,
-  students: Mapping[str, Mapping[str, Any]],
+  students: Mapping[str, Weighted],
   *,
-  teacher: tuple[Decoder, Mapping[str, Any]],
+  teacher: Weighted,
   batches: Iterable[Batch],
   mesh: Mesh,
 ) -> dict[str, float]:
   """KL(teacher ‖ student) in nats a token over all that is learnt in `batches`, with float32 operands.
 
   Args:
-    decoder: The students' architecture.
-    students: Stacked parameters on `mesh` by name.
-    teacher: Its decoder and stacked parameters.
+    students: By name, a decoder and its stacked parameters on `mesh`.
+    teacher: The same of the teacher.
     batches: Rows; they may be those that a student was made from, or others.
     mesh: Where the rows are spread.
   """
-  model, weights = teacher
 
+  @functools.partial(jax.jit, static_argnums=0)
   def output(one: Decoder, params: Mapping[str, Any], batch: Batch) -> ModelOutput:
     return one.apply(params, tokens=batch.tokens, segments=batch.segments, positions=batch.positions, dtype=jnp.float32)
 
   @jax.jit
-  def taught(params, batch):
-    return output(model, params, batch)
-
-  @jax.jit
-  def divergence(params, target, batch):
-    mine = output(decoder, params, batch)
+  def divergence(mine: ModelOutput, target: ModelOutput, batch: Batch):
     return chunked_divergence(
       forward_kl,
       hidden=mine.hidden.reshape(-1, mine.hidden.shape[-1]),
@@ -55,8 +51,8 @@ def starting_kl(
   total, count = dict.fromkeys(students, 0.0), 0.0
   for batch in batches:
     batch = jax.device_put(batch, batch_sharding(mesh))
-    target = taught(dict(weights), batch)
+    target = output(teacher[0], dict(teacher[1]), batch)
     count += float(jnp.sum(batch.loss_mask))
-    for name, params in students.items():
-      total[name] += float(jax.device_put(divergence(dict(params), target, batch), replicated(mesh)))
+    for name, (decoder, params) in students.items():
+      total[name] += float(divergence(output(decoder, dict(params), batch), target, batch))
   return {name: value / max(count, 1.0) for name, value in total.items()}

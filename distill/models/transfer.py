@@ -133,7 +133,12 @@ def from_teacher(
 
 
 def choose_layers(
-  layers: Sequence[int] | str, *, config: DecoderConfig, teacher: DecoderConfig, importance: Importance | None
+  layers: Sequence[int] | str,
+  *,
+  config: DecoderConfig,
+  teacher: DecoderConfig,
+  importance: Importance | None,
+  key: str = "student.layers_from",
 ) -> tuple[int, ...]:
   """The teacher layer that each student layer starts from.
 
@@ -144,7 +149,7 @@ def choose_layers(
   if layers == IMPORTANCE:
     if count > depth:
       raise InputError(
-        f"student.layers_from: 'importance' leaves layers out, but the student has {count}, the teacher {depth}; list "
+        f"{key}: importance leaves layers out, but the student has {count}, the teacher {depth}; list "
         "teacher layers, some of them twice"
       )
     assert importance is not None
@@ -152,8 +157,8 @@ def choose_layers(
   if isinstance(layers, str) or len(layers) != count or not all(0 <= j < depth for j in layers):
     shown = repr(layers) if isinstance(layers, str) else str(tuple(layers))
     raise InputError(
-      f"student.layers_from: {shown} must name one of the teacher's layers 0 to {depth - 1} for each of the student's "
-      f"{count} layers, or be 'importance'"
+      f"{key}: {shown} must name one of the teacher's layers 0 to {depth - 1} for each of the student's "
+      f"{count} layers, or be importance"
     )
   return tuple(layers)
 
