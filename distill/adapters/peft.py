@@ -163,7 +163,7 @@ class _Reader:
       self._refuse(key, "experts that were trained whole are not read; merge the adapter with peft")
       return []
     expected = self._layout.shape(theirs)
-    given = tuple(value.T.shape if entries[0].form == "transpose" else value.shape)
+    given = tuple(value.swapaxes(-1, -2).shape if entries[0].form == "transpose" and value.ndim > 1 else value.shape)
     vocabulary = {EMBEDDING: 0, HEAD: 1}.get(entries[0].ours)
     same = [size for axis, size in enumerate(expected) if axis != vocabulary]
     if entries[0].form != "conv" and (

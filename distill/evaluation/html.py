@@ -6,9 +6,9 @@ from typing import Any
 
 _STYLE = """
 :root{--paper:#fbfaf7;--ink:#1d2126;--soft:#6b7178;--line:#dedbd3;--base:#a7a29a;--student:#d1495b;--stack:#2e6f95;
---second:#3c8d70;--card:#fff}
+--second:#3c8d70;--third:#b07d2b;--card:#fff}
 @media (prefers-color-scheme:dark){:root{--paper:#14171a;--ink:#eceae4;--soft:#9aa0a6;--line:#31363b;--base:#7d7a74;
---student:#ef7686;--stack:#6db3dc;--second:#6cc3a0;--card:#1b1f23}}
+--student:#ef7686;--stack:#6db3dc;--second:#6cc3a0;--third:#d9ab5c;--card:#1b1f23}}
 *{box-sizing:border-box}body{margin:0;background:var(--paper);color:var(--ink);
 font:16px/1.5 ui-sans-serif,system-ui,-apple-system,"Segoe UI",Helvetica,Arial,sans-serif}
 main{max-width:60rem;margin:0 auto;padding:2.5rem 1.25rem 4rem}h1{font-size:1.9rem;line-height:1.2;margin:0 0 .4rem;
@@ -28,7 +28,11 @@ padding:.3rem .8rem;border-bottom:1px solid var(--line)}th:first-child,td:first-
 footer{margin-top:3rem;border-top:1px solid var(--line);padding-top:1rem;color:var(--soft);font-size:.88rem}
 """
 _COLOURS = {"base": "var(--base)", "student": "var(--student)", "stack": "var(--stack)"}
-_MIXERS = {"Attention": ("var(--stack)", "softmax attention"), "GatedDelta": ("var(--second)", "gated delta rule")}
+_MIXERS = {
+  "Attention": ("var(--stack)", "softmax attention"),
+  "GatedDelta": ("var(--second)", "gated delta rule"),
+  "Mamba2": ("var(--third)", "Mamba-2 state space"),
+}
 
 
 def render(report: dict[str, Any]) -> str:

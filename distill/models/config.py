@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from distill.errors import InputError
 from distill.nn.attention import Attention
 from distill.nn.gated_delta import GatedDelta
+from distill.nn.mamba2 import Mamba2
 from distill.nn.mlp import Mlp
 from distill.nn.moe import Moe
 from distill.nn.rope import Rope as Rope
 
-Mixer = Attention | GatedDelta
+Mixer = Attention | GatedDelta | Mamba2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

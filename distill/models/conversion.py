@@ -8,20 +8,26 @@ from jaxtyping import Float
 from distill.models.pruning import Heads, choose_heads, pick
 from distill.nn.attention import Attention
 from distill.nn.gated_delta import GatedDelta
+from distill.nn.mamba2 import Mamba2
 
 Array = np.ndarray
 Get = Callable[[str], Array | None]
 _OPEN = 1.278  # silu of it is one.
+# A linear mixer's kernels that are attention's queries, keys and values.
+_DELTA = {"q": "q", "k": "k", "v": "v"}
+_SPACE = {"c": "q", "b": "k", "x": "v"}
 
 
-def head_shape(mixer: Attention | GatedDelta) -> tuple[int, ...]:
+def head_shape(mixer: Attention | GatedDelta | Mamba2) -> tuple[int, ...]:
   """Number of heads whose outputs stand side by side, of groups that share keys, and widths of what a head reads."""
   if isinstance(mixer, Attention):
     return mixer.num_heads, mixer.num_kv_heads, mixer.head_dim
+  if isinstance(mixer, Mamba2):
+    return mixer.num_heads, mixer.num_groups, mixer.state_size, mixer.head_dim
   return mixer.num_value_heads, mixer.num_key_heads, mixer.key_head_dim, mixer.value_head_dim
 
 
-def regroup(mixer: Attention | GatedDelta, source: Attention, *, scores: Array | None) -> Heads | None:
+def regroup(mixer: Attention | GatedDelta | Mamba2, source: Attention, *, scores: Array | None) -> Heads | None:
   """The teacher's heads that a mixer starts from; None if none of them fits.
 
   Args:
@@ -56,7 +62,7 @@ def to_attention(
 def to_linear(
   rest: str,
   *,
-  mixer: GatedDelta,
+  mixer: GatedDelta | Mamba2,
   source: Attention,
   heads: Heads,
   get: Get,
@@ -88,12 +94,14 @@ def to_linear(
   if rest == "z.kernel":
     size = len(heads.queries) * source.head_dim
     return np.outer(_OPEN * mean / np.dot(mean, mean), np.ones(size)).astype(np.float32)
-  if rest == "conv.kernel":
-    channels = 2 * mixer.num_key_heads * mixer.key_head_dim + mixer.num_value_heads * mixer.value_head_dim
-    return np.eye(mixer.conv_width, dtype=np.float32)[-1:].T.repeat(channels, axis=1)
-  if rest == "qkv.kernel":
-    return np.concatenate([_linear_part(name, source, heads, get) for name in "qkv"], axis=1)
-  return None
+  names = _SPACE if isinstance(mixer, Mamba2) else _DELTA
+  *inside, name, kind = rest.split(".") if "." in rest else ("", rest)
+  if kind != "kernel" or name not in names:
+    return None
+  kernel = _linear_part(names[name], source, heads, get)
+  if inside:
+    return np.eye(mixer.conv_width, dtype=np.float32)[-1:].T.repeat(kernel.shape[1], axis=1)
+  return kernel
 
 
 def _regrouped(rest: str, source: Attention, heads: Heads, get: Get) -> Array | None:

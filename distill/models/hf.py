@@ -16,13 +16,16 @@ from distill.models.blocks import Reader
 from distill.models.config import DecoderConfig
 from distill.models.decoder import Decoder
 from distill.models.families import (
+  bamba,
   gemma,
   gemma2,
   gemma3,
   gpt2,
   gpt_oss,
   granite,
+  granitemoehybrid,
   llama,
+  mamba2,
   mistral,
   mixtral,
   olmo2,
@@ -58,6 +61,9 @@ FAMILIES: dict[str, ModuleType] = {
   "granite": granite,
   "gpt2": gpt2,
   "gpt_oss": gpt_oss,
+  "mamba2": mamba2,
+  "bamba": bamba,
+  "granitemoehybrid": granitemoehybrid,
 }
 TOKENIZER_FILES = (
   "tokenizer.json",

@@ -6,13 +6,14 @@ from flax import nnx
 from distill.models.config import DecoderConfig, LayerConfig
 from distill.nn.attention import Attention, AttentionMixer
 from distill.nn.gated_delta import GatedDelta, GatedDeltaMixer
+from distill.nn.mamba2 import Mamba2, Mamba2Mixer
 from distill.nn.mlp import DenseMlp, Mlp
 from distill.nn.moe import Moe, MoeMlp
 from distill.nn.norm import LayerNorm, RMSNorm
 from distill.nn.param import Init
 
 
-def _mixer(init: Init, *, layer: LayerConfig, config: DecoderConfig) -> AttentionMixer | GatedDeltaMixer:
+def _mixer(init: Init, *, layer: LayerConfig, config: DecoderConfig) -> AttentionMixer | GatedDeltaMixer | Mamba2Mixer:
   mixer = layer.mixer
   if isinstance(mixer, Attention):
     return AttentionMixer(
@@ -20,6 +21,8 @@ def _mixer(init: Init, *, layer: LayerConfig, config: DecoderConfig) -> Attentio
     )
   if isinstance(mixer, GatedDelta):
     return GatedDeltaMixer(init, spec=mixer, width=config.width, norm_eps=config.norm_eps)
+  if isinstance(mixer, Mamba2):
+    return Mamba2Mixer(init, spec=mixer, width=config.width, norm_eps=config.norm_eps)
   raise AssertionError(mixer)
 
 
@@ -42,7 +45,8 @@ class Layer(nnx.Module):
   Two kinds of layer take float32 operands whatever the dtype of the computation. In a model with routers, rounding
   them moves the residual stream enough to flip choices of experts, each an error of order one (gpt-oss of two to four
   layers: 4 to 10 % of the logits' norm with bf16 operands, 1 to 4 % with them in the experts alone, 0.3 % without). A
-  delta rule norms what it reads, however little that is, and with it what was rounded (5 % against 2 % without).
+  delta rule norms what it reads, however little that is, and with it what was rounded (5 % against 2 % without). A
+  state space does not, and rounds like attention (1 %).
   """
 
   def __init__(self, init: Init, *, layer: LayerConfig, config: DecoderConfig):

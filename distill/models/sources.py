@@ -70,7 +70,11 @@ class Source:
 
 def _major(entry: Entry, dimensions: int) -> int:
   """Our axis that is the first of the file's."""
-  return int(entry.expert is not None) if entry.form == "copy" else dimensions - 1
+  if entry.form == "copy":
+    return int(entry.expert is not None)
+  # The transposed matrices of all experts may be one tensor.
+  together = entry.form == "transpose" and entry.expert is None and dimensions > 2
+  return 0 if together else dimensions - 1
 
 
 def _read(reader: Reader, entry: Entry, stored: Stored, *, index: Block) -> np.ndarray:
@@ -83,7 +87,7 @@ def _read(reader: Reader, entry: Entry, stored: Stored, *, index: Block) -> np.n
   if entry.form == "copy":
     value = reader.read(stored, index=cut)
   elif entry.form == "transpose":
-    value = to_ours(reader.read(stored, index=cut[::-1]), entry=whole)
+    value = to_ours(reader.read(stored, index=(*cut[:-2], *cut[:-3:-1])), entry=whole)
   else:
     value = to_ours(reader.read(stored, index=(cut[1], slice(0, 1), cut[0])), entry=whole)
   if not finite(value):
@@ -152,8 +156,10 @@ def pending(table: Iterable[Entry], *, params: Mapping[str, Any]) -> dict[str, P
     shape = list(np.shape(params[entries[0].ours]))[entries[0].expert is not None :]
     if entries[0].part is not None:
       shape[-1] = sum(np.shape(params[entry.ours])[-1] for entry in entries)
-    if entries[0].form != "copy":
-      shape = shape[::-1] if entries[0].form == "transpose" else [shape[1], 1, shape[0]]
+    if entries[0].form == "transpose":
+      shape[-2:] = shape[:-3:-1]
+    elif entries[0].form == "conv":
+      shape = [shape[1], 1, shape[0]]
     return Pending(shape=tuple(shape), dtype=np.dtype(params[entries[0].ours].dtype), make=make)
 
   return {theirs: one(theirs, entries) for theirs, entries in rows.items()}

@@ -44,6 +44,8 @@ def regular(path: pathlib.Path, *, hint: str) -> int:
 def parse(text: bytes, *, where: str) -> dict[str, Any]:
   """A JSON object of standard JSON: no name twice, no NaN, no nesting or number beyond reason.
 
+  Infinity, which is no JSON, stands for no limit in lists called time_step_limit, and is refused anywhere else.
+
   Raises:
     InputError: It is anything else; `where` begins the message.
   """
@@ -54,13 +56,26 @@ def parse(text: bytes, *, where: str) -> dict[str, Any]:
       names = [name for name, _ in pairs]
       twice = next(name for name in names if names.count(name) > 1)
       raise InputError(f"{where}: {twice!r} stands twice; the file is not to be trusted")
+    limits = values.get("time_step_limit")
+    if isinstance(limits, list):
+      del loose[: sum(one is infinity for one in limits)]
     return values
 
   def refuse(word: str):
     raise InputError(f"{where}: holds {word}, which is not JSON; write a number")
 
+  infinity, loose = float("inf"), []
+
+  def constant(word: str) -> float:
+    if word != "Infinity":
+      refuse(word)
+    loose.append(word)
+    return infinity
+
   try:
-    values = json.loads(text.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
+    values = json.loads(text.decode("utf-8"), object_pairs_hook=unique, parse_constant=constant)
+    if loose:
+      refuse(loose[0])
   except InputError:
     raise
   except RecursionError as error:

@@ -1,7 +1,11 @@
 """Causal depthwise convolution that stays within documents."""
 
+import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float, Int
+
+from distill.nn.param import Init, zeros
 
 
 def causal_conv(
@@ -16,3 +20,50 @@ def causal_conv(
     before = jnp.pad(segments, ((0, 0), (back, 0)), constant_values=-1)[:, :length]
     y = y + jnp.where((before == segments)[..., None], shifted, 0.0) * kernel[-1 - back]
   return y
+
+
+class ShortConv(nnx.Module):
+  """A causal depthwise convolution with its parameters, and the window of inputs that decoding carries along.
+
+  Args:
+    init: Maker of the parameters.
+    width: Taps W.
+    channels: I.
+    axis: Logical axis of the channels.
+    use_bias: Whether a bias is added.
+  """
+
+  def __init__(self, init: Init, *, width: int, channels: int, axis: str | None, use_bias: bool):
+    bound = width**-0.5
+    self.kernel = init.param(
+      "kernel",
+      shape=(width, channels),
+      axes=(None, axis),
+      init=lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -bound, bound),
+    )
+    self.bias = init.param("bias", shape=(channels,), axes=(axis,), init=zeros) if use_bias else None
+
+  def _biased(self, y):
+    return y if self.bias is None else y + self.bias[...]
+
+  def __call__(self, x: Float[Array, "B T I"], *, segments: Int[Array, "B T"]) -> Float[Array, "B T I"]:
+    """The convolution within each document, float32."""
+    return self._biased(causal_conv(x, self.kernel[...], segments=segments))
+
+  def empty(self, batch: int) -> Float[Array, "B W I"]:
+    """The W − 1 inputs before a document's first."""
+    width, channels = self.kernel.shape[-2:]
+    return jnp.zeros((batch, width - 1, channels), jnp.float32)
+
+  def window(self, x: Float[Array, "B T I"], *, lengths: Int[Array, " B"]) -> Float[Array, "B W I"]:
+    """The last W − 1 inputs of documents that are the first `lengths` positions of each row."""
+    x = jnp.concatenate([self.empty(x.shape[0]), x.astype(jnp.float32)], axis=1)
+    rows = lengths[:, None] + jnp.arange(self.kernel.shape[-2] - 1)
+    return jnp.take_along_axis(x, rows[..., None], axis=1)
+
+  def step(
+    self, x: Float[Array, "B I"], *, window: Float[Array, "B W I"]
+  ) -> tuple[Float[Array, "B I"], Float[Array, "B W I"]]:
+    """The convolution at one more position, float32, and the window after it."""
+    window = jnp.concatenate([window, x.astype(jnp.float32)[:, None]], axis=1)
+    return self._biased(jnp.einsum("bwi,wi->bi", window, self.kernel[...])), window[:, 1:]

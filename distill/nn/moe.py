@@ -77,12 +77,10 @@ class MoeMlp(nnx.Module):
       up=Experts(experts.child("up"), shape=(count, *wide), use_bias=spec.use_bias),
       down=Experts(experts.child("down"), shape=(count, *narrow), use_bias=spec.use_bias),
     )
-    self.shared = self.shared_gate = None
-    if spec.shared is not None:
-      always = Mlp(width=spec.shared, act=spec.act, use_bias=spec.use_bias)
-      self.shared = DenseMlp(init.child("shared"), spec=always, width=width)
-      if spec.shared_gated:
-        self.shared_gate = Linear(init.child("shared_gate"), shape=(width, 1), axes=("embed", None))
+    always = Mlp(width=spec.shared or 0, act=spec.act, use_bias=spec.use_bias)
+    self.shared = None if spec.shared is None else DenseMlp(init.child("shared"), spec=always, width=width)
+    gated = spec.shared is not None and spec.shared_gated
+    self.shared_gate = Linear(init.child("shared_gate"), shape=(width, 1), axes=("embed", None)) if gated else None
 
   def weights(self, x_TD: Float[Array, "T D"]) -> Float[Array, "T E"]:
     """Weight of every expert for every token, zero for those not chosen, float32."""

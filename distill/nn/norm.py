@@ -16,16 +16,18 @@ class RMSNorm(nnx.Module):
     width: Size of the normalised last axis.
     eps: Added to the mean square.
     offset: 0.0 when the scale is stored as it is, 1.0 when it is stored as a difference from one.
+    groups: Equal parts of the axis, each divided by its own root mean square.
   """
 
-  def __init__(self, init: Init, *, width: int, eps: float, offset: float = 0.0):
+  def __init__(self, init: Init, *, width: int, eps: float, offset: float = 0.0, groups: int = 1):
     self.scale = init.param("scale", shape=(width,), axes=(None,), init=zeros if offset else ones)
-    self.eps, self.offset = eps, offset
+    self.eps, self.offset, self.groups = eps, offset, groups
 
   def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
     """The normalised input, in x's dtype."""
-    x32 = x.astype(jnp.float32)
+    x32 = x.astype(jnp.float32).reshape(*x.shape[:-1], self.groups, -1)
     y = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
+    y = y.reshape(x.shape)
     return (y * (self.offset + self.scale[...])).astype(x.dtype)
 
 

@@ -95,13 +95,18 @@ def test_a_configuration_of_another_kind_or_model(model, refused, changes, says)
     (b'{"model_type": "ll\xff\xfe"}', ["JSON"]),
     (b'{"model_type": "llama", "rms_norm_eps": NaN}', ["NaN"]),
     (b'{"model_type": "llama", "rms_norm_eps": -Infinity}', ["Infinity"]),
+    (b'{"model_type": "mamba2", "time_step_limit": [0.0, Infinity], "layer_norm_epsilon": Infinity}', ["Infinity"]),
+    (b'{"model_type": "mamba2", "time_step_limit": [-Infinity, Infinity]}', ["-Infinity"]),
+    (b'{"model_type": "mamba2", "time_step_limit": [NaN, Infinity]}', ["NaN"]),
+    (b'{"model_type": "mamba2", "time_step_limit": [0.0, [Infinity]]}', ["Infinity"]),
+    (b'{"model_type": "mamba2", "time_step_limit": Infinity}', ["Infinity"]),
     (b'{"model_type": "llama", "model_type": "qwen2"}', ["model_type", "twice"]),
     (b'"llama"', ["JSON object"]),
     (b"", ["JSON"]),
     (b'\xef\xbb\xbf{"model_type": "llama"}', ["JSON"]),
     (b'{"model_type": "\\u001b[2J\\n"}', ["model_type"]),
   ],
-  ids=range(11),
+  ids=range(16),
 )
 def test_text_that_is_not_the_json_of_a_configuration(model, refused, text, says):
   (model / "config.json").write_bytes(text)

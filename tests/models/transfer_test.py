@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from distill.errors import InputError
-from distill.models.config import Attention, DecoderConfig, GatedDelta, LayerConfig, Mlp, Rope
+from distill.models.config import Attention, DecoderConfig, GatedDelta, LayerConfig, Mamba2, Mlp, Rope
 from distill.models.decoder import Decoder
 from distill.models.importance import measure
 from distill.models.transfer import from_teacher
@@ -98,6 +98,20 @@ def test_a_delta_layer_takes_projections_and_mlp_with_key_heads_repeated():
   lengths = np.linalg.norm(params["layers.0.mixer.o.kernel"].reshape(4, -1), axis=1)
   before = np.linalg.norm(teacher["layers.2.mixer.o.kernel"].reshape(4, -1), axis=1)
   np.testing.assert_allclose(lengths, before * np.sqrt(importance.power[2]), rtol=1e-5)
+
+
+def test_a_state_space_takes_projections_with_those_of_key_heads_repeated():
+  new = LayerConfig(mixer=Mamba2(num_heads=4, head_dim=8, state_size=8, num_groups=4), mlp=MLP)
+  config = DecoderConfig(family="bamba", vocab_size=31, width=16, layers=(new,), tie_embeddings=True)
+  teacher = random(TEACHER, 0)
+  params, taken = from_teacher(random(config, 1), config=config, teacher=teacher, teacher_config=TEACHER, layers=(2,))
+  np.testing.assert_array_equal(params["layers.0.mixer.c.kernel"], teacher["layers.2.mixer.q.kernel"])
+  for ours, theirs in (("b", "k"), ("x", "v")):
+    kernel = params[f"layers.0.mixer.{ours}.kernel"]
+    np.testing.assert_array_equal(kernel[:, 8:16], teacher[f"layers.2.mixer.{theirs}.kernel"][:, :8])
+    np.testing.assert_array_equal(params[f"layers.0.mixer.conv.{ours}.kernel"][-1], 1.0)
+  np.testing.assert_array_equal(params["layers.0.mixer.o.kernel"], teacher["layers.2.mixer.o.kernel"])
+  assert not {f"layers.0.mixer.{name}" for name in ("z.kernel", "dt.kernel", "a_log", "skip")} & set(taken)
 
 
 MULTIPLIED = dataclasses.replace(

@@ -15,7 +15,7 @@ class Entry:
   Attributes:
     ours: Canonical name.
     theirs: Name in the HF checkpoint.
-    form: 'copy', 'transpose' (a linear's [out, in] for our [in, out]) or 'conv' ([I, 1, W] for our [W, I]).
+    form: 'copy', 'transpose' ([…, out, in] for our […, in, out]) or 'conv' ([I, 1, W] for our [W, I]).
     part: (start, stop, step) of the checkpoint's tensor along OUR last axis, where it holds several of our parameters
       (fused projections); together the parts cover it.
     expert: Place on our leading axis, where the checkpoint holds one tensor an expert.
@@ -47,7 +47,7 @@ def spellings(found: Iterable[str], *, table: Iterable[Entry]) -> dict[str, str]
 def to_ours(value: np.ndarray, *, entry: Entry) -> np.ndarray:
   """A checkpoint's tensor as the piece of our parameter that `entry` describes."""
   if entry.form == "transpose":
-    value = value.T
+    value = _transposed(value)
   elif entry.form == "conv" and value.ndim == 3:
     value = value[:, 0].T
   return value if entry.part is None else value[..., slice(*entry.part)]
@@ -78,7 +78,11 @@ def _piece(params: Mapping[str, Any], entry: Entry) -> np.ndarray:
 
 def _to_theirs(value: np.ndarray, *, form: str) -> np.ndarray:
   if form == "transpose":
-    value = value.T
+    value = _transposed(value)
   elif form == "conv":
     value = value.T[:, None]
   return np.ascontiguousarray(value)
+
+
+def _transposed(value: np.ndarray) -> np.ndarray:
+  return value.swapaxes(-1, -2) if value.ndim > 1 else value

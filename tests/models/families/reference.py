@@ -47,7 +47,8 @@ def built(family: str, case: str):
 def expected(model, tokens: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
   """Logits and the output of every layer, float32."""
   hidden: list[np.ndarray] = []
-  blocks = model.transformer.h if hasattr(model, "transformer") else model.model.layers
+  places = (("model", "layers"), ("backbone", "layers"), ("transformer", "h"))
+  blocks = next(getattr(getattr(model, one), two) for one, two in places if hasattr(model, one))
   hooks = [
     block.register_forward_hook(
       lambda module, inputs, output: hidden.append((output[0] if isinstance(output, tuple) else output).float().numpy())

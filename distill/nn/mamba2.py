@@ -1,0 +1,260 @@
+"""Mamba-2: a selective state space, chunk-parallel in training and recurrent in decoding."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, Key
+
+from distill.nn.conv import ShortConv
+from distill.nn.linear import Linear
+from distill.nn.norm import RMSNorm
+from distill.nn.param import Init, Initializer, ones
+
+_CHUNK = 64
+# Logarithms of decays are summed in two parts. The coarse one is of multiples of 2⁻¹⁰ not below −100, so that its sums
+# over a chunk are exact.
+_COARSE = 2.0**10
+_STRONGEST = -100.0
+
+
+def _one_chunk(state, xs):
+  """(state after it, output) of one chunk of every row: x [B,G,C,R*P], b and c [B,G,C,H], state [B,G,H,R*P]."""
+  x, b, c, g, docs, previous = xs
+  batch, groups, chunk, _ = x.shape
+  last = docs[:, -1]
+  heads = (batch, groups, chunk, g.shape[2], -1)
+
+  # A strong decay among weak ones would leave nothing of them in differences of one float32 sum.
+  coarse = jax.lax.stop_gradient(jnp.round(g * _COARSE) / _COARSE)
+  high, low = jnp.cumsum(coarse, axis=-1), jnp.cumsum(g - coarse, axis=-1)
+  gap = (high[..., :, None] - high[..., None, :]) + (low[..., :, None] - low[..., None, :])
+  left = (high[..., -1:] - high) + (low[..., -1:] - low)
+  total = high + low
+
+  order = jnp.arange(chunk)
+  not_later = (docs[:, :, None] == docs[:, None, :]) & (order[:, None] >= order)
+  decay_BGRTS = jnp.exp(jnp.where(not_later[:, None, None], gap, -jnp.inf))
+  entering = jnp.where((docs == previous[:, None])[:, None, None], jnp.exp(total), 0.0).swapaxes(2, 3)[..., None]
+  leaving = jnp.where((docs == last[:, None])[:, None, None], jnp.exp(left), 0.0).swapaxes(2, 3)[..., None]
+  keep = jnp.where((previous == last)[:, None, None], jnp.exp(total[..., -1]), 0.0)[:, :, None, :, None]
+
+  scores_BGTS = jnp.einsum("bgth,bgsh->bgts", c, b)
+  near = (scores_BGTS[:, :, None] * decay_BGRTS) @ x.reshape(heads).swapaxes(2, 3)
+  far = (c @ state).reshape(heads) * entering
+  added = b.swapaxes(2, 3) @ (x.reshape(heads) * leaving).reshape(x.shape)
+  kept = (state.reshape(batch, groups, state.shape[2], g.shape[2], -1) * keep).reshape(state.shape)
+  return kept + added, (near.swapaxes(2, 3) + far).reshape(x.shape)
+
+
+def ssd(
+  x: Float[Array, "B T N P"],
+  *,
+  log_decay: Float[Array, "B T N"],
+  b: Float[Array, "B T G H"],
+  c: Float[Array, "B T G H"],
+  segments: Int[Array, "B T"],
+  chunk: int = _CHUNK,
+) -> tuple[Float[Array, "B T N P"], Float[Array, "B N H P"]]:
+  """out_t = S_tᵀ c_t with S_t = e^g_t S_{t−1} + b_t x_tᵀ and S = 0 before each document; and the last S of each row.
+
+  Within a chunk it is masked attention without a softmax, and a scan over chunks carries the state (Dao & Gu 2024,
+  2405.21060, section 6). The way back computes each chunk again from the state that entered it: memory is linear in the
+  length, and on a CPU that is faster than to keep a chunk's squares. Everything is float32.
+
+  Args:
+    x: Inputs, times their time steps.
+    log_decay: g_t, at most 0.
+    b: What writes to the state, one for each of the G groups of neighbouring heads.
+    c: What reads from it.
+    segments: Number of the document of each position; any positions of one number must be neighbours.
+    chunk: Positions a chunk, C; the length need not be a multiple.
+  """
+  batch, length, heads, _ = x.shape
+  groups = b.shape[2]
+  chunk = min(chunk, length)
+  count = -(-length // chunk)
+
+  def cut(y):
+    """[B,T,…] -> [chunks,B,C,G,…]"""
+    y = jnp.pad(y.astype(jnp.float32), [(0, 0), (0, count * chunk - length)] + [(0, 0)] * (y.ndim - 2))
+    return jnp.moveaxis(y.reshape(batch, count, chunk, groups, -1), 1, 0)
+
+  x_chunks, b, c = (cut(y).swapaxes(2, 3) for y in (x, b, c))
+  g = jnp.moveaxis(cut(jnp.maximum(log_decay, _STRONGEST)), 2, 4)
+  # Positions after the last belong to its document, neither decay nor write, and so leave the state as it is.
+  docs = jnp.pad(segments, ((0, 0), (0, count * chunk - length)), mode="edge").reshape(batch, count, chunk)
+  docs = jnp.moveaxis(docs, 1, 0)
+  previous = jnp.concatenate([docs[:1, :, 0], docs[:-1, :, -1]])
+
+  state = jnp.zeros((batch, groups, b.shape[-1], x_chunks.shape[-1]), jnp.float32)
+  state, out = jax.lax.scan(jax.checkpoint(_one_chunk), state, (x_chunks, b, c, g, docs, previous))
+  out = jnp.moveaxis(out, (0, 2), (1, 3)).reshape(batch, count * chunk, heads, -1)[:, :length]
+  state = state.reshape(batch, groups, b.shape[-1], heads // groups, -1).swapaxes(2, 3)
+  return out, state.reshape(batch, heads, b.shape[-1], -1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mamba2:
+  """A selective state space whose decays are scalars (Dao & Gu 2024, 2405.21060), as in Mamba-2, Bamba and Granite 4.
+
+  Attributes:
+    num_heads: N.
+    head_dim: Width of a head P.
+    state_size: H; a head's state is [H, P].
+    num_groups: A divisor of the heads; neighbouring heads of one group write and read by the same b and c, and are
+      normed together.
+    conv_width: Taps of the convolution W.
+    conv_bias: Of the convolution.
+    use_bias: On the projections.
+    min_step: Least time step.
+    max_step: Largest time step, if there is one.
+  """
+
+  num_heads: int
+  head_dim: int
+  state_size: int
+  num_groups: int = 1
+  conv_width: int = 4
+  conv_bias: bool = True
+  use_bias: bool = False
+  min_step: float = 0.0
+  max_step: float | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mamba2Cache:
+  """The last W − 1 inputs of each convolution, and the recurrent state."""
+
+  windows: dict[str, Float[Array, "B W _"]]
+  state: Float[Array, "B N H P"]
+
+
+def _log_rate(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
+  """Logarithm of decay rates uniform from 1 to 16."""
+  return jnp.log(jax.random.uniform(key, shape, jnp.float32, 1.0, 16.0))
+
+
+def _time_step(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
+  """Inverse softplus of time steps log-uniform from 0.001 to 0.1."""
+  steps = jnp.exp(jax.random.uniform(key, shape, jnp.float32, math.log(1e-3), math.log(1e-1)))
+  return steps + jnp.log(-jnp.expm1(-steps))
+
+
+class Mamba2Mixer(nnx.Module):
+  """Short convolutions, selective state space, gated norm (Dao & Gu 2024, 2405.21060).
+
+  Args:
+    init: Maker of the parameters.
+    spec: What it computes.
+    width: Model width D.
+    norm_eps: Of the gated norm.
+  """
+
+  def __init__(self, init: Init, *, spec: Mamba2, width: int, norm_eps: float):
+    self.spec = spec
+    inner, shared = spec.num_heads * spec.head_dim, spec.num_groups * spec.state_size
+
+    def project(name: str, out: int, axis: str | None) -> Linear:
+      return Linear(init.child(name), shape=(width, out), axes=("embed", axis), use_bias=spec.use_bias)
+
+    # What belongs to heads is spread over devices by heads; b and c, which heads share, are whole on each.
+    self.z, self.x = project("z", inner, "heads"), project("x", inner, "heads")
+    self.b, self.c = project("b", shared, None), project("c", shared, None)
+    self.dt = project("dt", spec.num_heads, "heads")
+    self.conv = nnx.Dict(
+      {
+        name: ShortConv(
+          init.child(f"conv.{name}"), width=spec.conv_width, channels=channels, axis=axis, use_bias=spec.conv_bias
+        )
+        for name, channels, axis in (("x", inner, "heads"), ("b", shared, None), ("c", shared, None))
+      }
+    )
+
+    def per_head(name: str, draw: Initializer) -> nnx.Param:
+      return init.param(name, shape=(spec.num_heads,), axes=("heads",), init=draw)
+
+    self.dt_bias, self.a_log = per_head("dt_bias", _time_step), per_head("a_log", _log_rate)
+    self.skip = per_head("skip", ones)
+    self.norm = RMSNorm(init.child("norm"), width=inner, eps=norm_eps, groups=spec.num_groups)
+    self.o = Linear(init.child("o"), shape=(inner, width), axes=("heads", "embed"), use_bias=spec.use_bias)
+
+  def _project(self, x, dtype):
+    """Inputs of the three convolutions, float32."""
+    x = x.astype(dtype)
+    return {name: linear(x, out=jnp.float32) for name, linear in (("x", self.x), ("b", self.b), ("c", self.c))}
+
+  def _split(self, mixed):
+    """Convolved [*B, …] -> (x [*B,N,P], b [*B,G,H], c [*B,G,H])."""
+    lead, groups = mixed["x"].shape[:-1], self.spec.num_groups
+    x, b, c = (jax.nn.silu(mixed[name]) for name in "xbc")
+    return x.reshape(*lead, self.spec.num_heads, -1), b.reshape(*lead, groups, -1), c.reshape(*lead, groups, -1)
+
+  def _steps(self, x):
+    """(time steps, log decay) [*B,N], float32 from an input that was not rounded: decays multiply over documents."""
+    steps = jax.nn.softplus(self.dt(x.astype(jnp.float32)) + self.dt_bias[...])
+    steps = jnp.clip(steps, self.spec.min_step, self.spec.max_step)
+    return steps, -jnp.exp(self.a_log[...]) * steps
+
+  def _output(self, y, inputs, x, dtype):
+    y = (y + self.skip[...][:, None] * inputs).reshape(*x.shape[:-1], -1)
+    y = self.norm(y * jax.nn.silu(self.z(x.astype(dtype), out=jnp.float32)))
+    return self.o(y.astype(dtype), out=jnp.float32)
+
+  def __call__(
+    self, x: Float[Array, "B T D"], *, segments: Int[Array, "B T"], positions: Int[Array, "B T"], dtype: DTypeLike
+  ) -> Float[Array, "B T D"]:
+    """Mixed sequence, float32; operands of projections are `dtype`. Convolutions and state start afresh with every
+    document."""
+    del positions
+    mixed = {name: self.conv[name](y, segments=segments) for name, y in self._project(x, dtype).items()}
+    inputs, b, c = self._split(mixed)
+    steps, log_decay = self._steps(x)
+    y, _ = ssd(inputs * steps[..., None], log_decay=log_decay, b=b, c=c, segments=segments)
+    return self._output(y, inputs, x, dtype)
+
+  def init_cache(self, batch: int, *, length: int, dtype: DTypeLike) -> Mamba2Cache:
+    """An empty cache, float32; its size does not depend on `length`."""
+    del length, dtype
+    spec = self.spec
+    return Mamba2Cache(
+      windows={name: conv.empty(batch) for name, conv in self.conv.items()},
+      state=jnp.zeros((batch, spec.num_heads, spec.state_size, spec.head_dim), jnp.float32),
+    )
+
+  def prefill(
+    self, x: Float[Array, "B T D"], *, lengths: Int[Array, " B"], length: int, dtype: DTypeLike
+  ) -> tuple[Float[Array, "B T D"], Mamba2Cache]:
+    """The first `lengths` positions of each row at once, float32, and the cache after them; the rest is padding.
+
+    The cache's size does not depend on `length`.
+    """
+    del length
+    one = jnp.ones(x.shape[:2], jnp.int32)
+    projected = self._project(x, dtype)
+    inputs, b, c = self._split({name: self.conv[name](y, segments=one) for name, y in projected.items()})
+    real = (jnp.arange(x.shape[1]) < lengths[:, None])[..., None]
+    steps, log_decay = (jnp.where(real, y, 0.0) for y in self._steps(x))
+    y, state = ssd(inputs * steps[..., None], log_decay=log_decay, b=b, c=c, segments=one)
+    windows = {name: self.conv[name].window(y, lengths=lengths) for name, y in projected.items()}
+    return self._output(y, inputs, x, dtype), Mamba2Cache(windows=windows, state=state)
+
+  def step(
+    self, x: Float[Array, "B D"], *, cache: Mamba2Cache, positions: Int[Array, " B"], dtype: DTypeLike
+  ) -> tuple[Float[Array, "B D"], Mamba2Cache]:
+    """One position a row, float32, by the recurrence itself."""
+    del positions
+    mixed, windows = {}, {}
+    for name, y in self._project(x, dtype).items():
+      mixed[name], windows[name] = self.conv[name].step(y, window=cache.windows[name])
+    inputs, b, c = self._split(mixed)
+    steps, log_decay = self._steps(x)
+    b, c = (jnp.repeat(y, self.spec.num_heads // self.spec.num_groups, axis=1) for y in (b, c))
+    written = jnp.einsum("bnh,bnp->bnhp", b, inputs * steps[..., None])
+    state = cache.state * jnp.exp(log_decay)[..., None, None] + written
+    y = jnp.einsum("bnhp,bnh->bnp", state, c)
+    return self._output(y, inputs, x, dtype), Mamba2Cache(windows=windows, state=state)
