@@ -94,14 +94,23 @@ def to_linear(
   if rest == "z.kernel":
     size = len(heads.queries) * source.head_dim
     return np.outer(_OPEN * mean / np.dot(mean, mean), np.ones(size)).astype(np.float32)
+  if isinstance(mixer, GatedDelta) and rest in ("qkv.kernel", "conv.kernel"):
+    parts = [_linear_part(name, source, heads, get) for name in "qkv"]
+    kernel = np.concatenate(parts, axis=1)
+    return _last_tap(mixer.conv_width, kernel.shape[1]) if rest == "conv.kernel" else kernel
   names = _SPACE if isinstance(mixer, Mamba2) else _DELTA
   *inside, name, kind = rest.split(".") if "." in rest else ("", rest)
   if kind != "kernel" or name not in names:
     return None
   kernel = _linear_part(names[name], source, heads, get)
   if inside:
-    return np.eye(mixer.conv_width, dtype=np.float32)[-1:].T.repeat(kernel.shape[1], axis=1)
+    return _last_tap(mixer.conv_width, kernel.shape[1])
   return kernel
+
+
+def _last_tap(width: int, channels: int) -> Array:
+  """A convolution that passes on what it is given."""
+  return np.eye(width, dtype=np.float32)[-1:].T.repeat(channels, axis=1)
 
 
 def _regrouped(rest: str, source: Attention, heads: Heads, get: Get) -> Array | None:
