@@ -84,7 +84,7 @@ def _override(config: ConfigDict, key: str, text: str) -> None:
   except (ValueError, SyntaxError):
     value = text
   try:
-    if _scheduled(node[last]) and _scheduled(value):
+    if (_scheduled(node[last]) and _scheduled(value)) or key == "student.layers_from":
       with node.ignore_type():
         node[last] = value
     else:

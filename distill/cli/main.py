@@ -13,6 +13,7 @@ from distill.errors import InputError
 
 COMMANDS = {
   "train": "distil a teacher into a student, train an adapter or pretrain, as a configuration says",
+  "init": "write a student that starts from its teacher: copied, cut or converted",
   "score": "write logits and hidden states of a model for given tokens",
   "generate": "continue a prompt",
   "compare": "measure a student against its teacher, skill by skill, as a report",
@@ -71,6 +72,10 @@ def _load(name: str) -> ModuleType:
       from distill.cli import train
 
       return train
+    case "init":
+      from distill.cli import init
+
+      return init
     case "score":
       from distill.cli import score
 

@@ -237,6 +237,20 @@ def _not_ours(path: pathlib.Path) -> bool:
   return not known or path.is_symlink() or not path.is_file()
 
 
+def check_replaceable(target: pathlib.Path, *, marker: str) -> None:
+  """Refuses a directory that is neither absent, empty, nor an earlier export.
+
+  Raises:
+    InputError: It holds something else, or is a file.
+  """
+  if target.exists() and not target.is_dir():
+    raise InputError(f"{target}: is a file; name a directory to write to")
+  if target.is_dir() and any(target.iterdir()) and not (target / marker).exists():
+    raise InputError(f"{target}: holds other files and no {marker}; name a new or empty directory")
+  if target.is_dir() and (other := next(filter(_not_ours, sorted(target.iterdir())), None)):
+    raise InputError(f"{target}: holds {other.name}, which is no part of a model; name a new or empty directory")
+
+
 class replacing:
   """Context of a temporary directory that takes the place of `directory` when the block ends well.
 
@@ -251,12 +265,7 @@ class replacing:
   def __enter__(self) -> pathlib.Path:
     target = self._target
     try:
-      if target.exists() and not target.is_dir():
-        raise InputError(f"{target}: is a file; name a directory to write to")
-      if target.is_dir() and any(target.iterdir()) and not (target / self._marker).exists():
-        raise InputError(f"{target}: holds other files and no {self._marker}; name a new or empty directory")
-      if target.is_dir() and (other := next(filter(_not_ours, sorted(target.iterdir())), None)):
-        raise InputError(f"{target}: holds {other.name}, which is no part of a model; name a new or empty directory")
+      check_replaceable(target, marker=self._marker)
       target.parent.mkdir(parents=True, exist_ok=True)
       self._work = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     except OSError as error:

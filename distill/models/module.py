@@ -50,7 +50,7 @@ class DecoderModule(nnx.Module):
       vocab_size=self.config.vocab_size,
     )
 
-  def _embed(self, tokens, positions, dtype):
+  def embedded(self, tokens, positions, dtype):
     """Embedded tokens [*B,D], float32."""
     x, scale = self.embed(tokens), self.config.embed_scale
     if scale != 1.0:
@@ -58,7 +58,7 @@ class DecoderModule(nnx.Module):
     return x if self.positions is None else x + self.positions(positions)
 
   def __call__(self, tokens, *, segments, positions, capture, mixers, dtype) -> ModelOutput:
-    x = self._embed(tokens, positions, dtype)
+    x = self.embedded(tokens, positions, dtype)
     captured, mixed = (jnp.zeros((len(layers), *x.shape), x.dtype) for layers in (capture, mixers))
     balances = []
     if INPUT in capture:
@@ -164,7 +164,7 @@ class DecoderModule(nnx.Module):
       return layer.prefill(x, lengths=lengths, length=length, dtype=dtype)
 
     none = [[None] * len(layers) for layers in self.groups]
-    x, caches = self._through(self._embed(tokens, positions, dtype), none, advance)
+    x, caches = self._through(self.embedded(tokens, positions, dtype), none, advance)
     last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)[:, 0]
     return ModelOutput(hidden=self.norm(last), captured=(), readout=self.readout(dtype)), caches
 
@@ -174,5 +174,5 @@ class DecoderModule(nnx.Module):
     def advance(layer, x, cache):
       return layer.step(x, cache=cache, positions=positions, dtype=dtype)
 
-    x, after = self._through(self._embed(tokens, positions, dtype), cache, advance)
+    x, after = self._through(self.embedded(tokens, positions, dtype), cache, advance)
     return ModelOutput(hidden=self.norm(x), captured=(), readout=self.readout(dtype)), after

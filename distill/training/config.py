@@ -30,6 +30,7 @@ SCHEMA: Mapping[str, Any] = {
     "model": "",
     "config": None,
     "layers_from": (),
+    "calibration_rows": 64,
     "adapters": {"targets": "", "rank": 8, "alpha": 16.0},
   },
   "data": {"sources": REQUIRED, "length": 256, "store": ""},
@@ -71,6 +72,7 @@ def resolve(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
     raise InputError(f"config.training.dtype: {training['dtype']!r}; use 'bfloat16' or 'float32'")
   if resolved["teacher"]["dtype"] not in ("bfloat16", "float16", "float32"):
     raise InputError(f"config.teacher.dtype: {resolved['teacher']['dtype']!r}; use 'bfloat16', 'float16' or 'float32'")
+  _check_start(resolved["student"])
   for name, stage in resolved["stages"].items():
     for key, least in (("steps", 1), ("batch_size", 0), ("length", 0)):
       if not isinstance(stage[key], int) or stage[key] < least:
@@ -79,6 +81,15 @@ def resolve(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
     if rows % training["micro_batches"]:
       raise InputError(f"config.training.micro_batches: {training['micro_batches']} must divide batch_size {rows}")
   return resolved
+
+
+def _check_start(student: Mapping[str, Any]) -> None:
+  layers, rows = student["layers_from"], student["calibration_rows"]
+  listed = isinstance(layers, list | tuple) and all(type(layer) is int for layer in layers)
+  if not listed and layers != "importance":
+    raise InputError(f"config.student.layers_from: {layers!r}; list the teacher's layers, or use 'importance'")
+  if type(rows) is not int or rows < 1:
+    raise InputError(f"config.student.calibration_rows: {rows!r}; use a whole number of at least 1")
 
 
 def fingerprint(resolved: Mapping[str, Any]) -> str:

@@ -13,11 +13,13 @@ from distill.adapters import lora
 from distill.adapters.live import is_live
 from distill.adapters.loading import load_merged, load_routed
 from distill.adapters.stack import Applied, Stack, read_adapters, read_stack, stack_of
+from distill.data.batches import Batches
 from distill.errors import InputError
 from distill.models import hf, sharded
 from distill.models.decoder import Decoder
 from distill.models.hub import locate
-from distill.models.transfer import from_teacher
+from distill.models.importance import measure
+from distill.models.transfer import from_teacher, needs_importance
 from distill.parallel.mesh import replicated
 from distill.parallel.together import together
 from distill.teachers.live import LiveTeacher
@@ -118,8 +120,13 @@ class Models:
   layers_from: tuple[int, ...] = ()
 
 
-def build(resolved: Mapping[str, Any], *, mesh: Mesh) -> Models:
+def build(resolved: Mapping[str, Any], *, mesh: Mesh, batches: Batches) -> Models:
   """Loads the teacher and makes the student that the configuration describes.
+
+  Args:
+    resolved: The configuration.
+    mesh: Where parameters go.
+    batches: The run's data; the first rows say what of the teacher matters where not all of it can be taken over.
 
   Raises:
     InputError: The configuration or a file it names is wrong.
@@ -130,7 +137,7 @@ def build(resolved: Mapping[str, Any], *, mesh: Mesh) -> Models:
     teacher = _teacher(resolved, mesh=mesh)
   elif any(source.get("adapters") is not None for source in resolved["data"]["sources"]):
     raise InputError("config.data.sources: adapters are the teacher's; set config.teacher.model")
-  student, params = _student(resolved, teacher=teacher, mesh=mesh)
+  student, params, layers = _student(resolved, teacher=teacher, mesh=mesh, batches=batches)
   flat = {f"student.{name}": x for name, x in params.items()}
   adapters = resolved["student"]["adapters"]
   if adapters["targets"]:
@@ -142,7 +149,7 @@ def build(resolved: Mapping[str, Any], *, mesh: Mesh) -> Models:
     params=flat,
     teacher=teacher,
     adapter_scale=adapters["alpha"] / adapters["rank"],
-    layers_from=tuple(resolved["student"]["layers_from"]),
+    layers_from=layers,
   )
 
 
@@ -172,19 +179,20 @@ def _start(resolved, *, teacher, mesh) -> tuple[Decoder, Params]:
   return Decoder(config), params
 
 
-def _student(resolved, *, teacher, mesh) -> tuple[Decoder, Params]:
+def _student(resolved, *, teacher, mesh, batches) -> tuple[Decoder, Params, tuple[int, ...]]:
+  """The student, its stacked parameters, and the teacher layer that each of its layers starts from, if any."""
   spec = resolved["student"]
   if bool(spec["model"]) == bool(spec["config"]):
     raise InputError("config.student: give either model (a directory) or config (the keys of an HF config.json)")
   if spec["model"]:
     config, params = sharded.load(locate(spec["model"]), mesh=mesh)
-    return Decoder(config), params
+    return Decoder(config), params, ()
   config = hf.config_from_dict(spec["config"], where="config.student.config")
   hf.check_writable(config, where="config.student.config")
   decoder = Decoder(config)
   fresh = jax.jit(decoder.init, out_shardings=decoder.shardings(mesh))(jax.random.key(resolved["seed"]))
   if not spec["layers_from"]:
-    return decoder, fresh
+    return decoder, fresh, ()
   if teacher is None:
     raise InputError("config.student.layers_from: there is no teacher to copy from; set config.teacher.model")
   if decoder.config.vocab_size != teacher.decoder.config.vocab_size:
@@ -193,11 +201,17 @@ def _student(resolved, *, teacher, mesh) -> tuple[Decoder, Params]:
       f"{teacher.decoder.config.vocab_size}; they must share a vocabulary"
     )
   source, start = _start(resolved, teacher=teacher, mesh=mesh)
-  params, _ = from_teacher(
+  layers = spec["layers_from"]
+  importance = None
+  if needs_importance(config, teacher=source.config, layers=layers):
+    count = -(-spec["calibration_rows"] // resolved["training"]["batch_size"])
+    importance = measure(source, start, batches=(batches[i] for i in range(count)), mesh=mesh)
+  made = from_teacher(
     dict(Canonical(decoder, fresh, mesh=mesh)),
     config=decoder.config,
     teacher=Canonical(source, start, mesh=mesh),
     teacher_config=source.config,
-    layers=tuple(spec["layers_from"]),
+    layers=layers,
+    importance=importance,
   )
-  return decoder, place(decoder, params, mesh=mesh)
+  return decoder, place(decoder, made.params, mesh=mesh), tuple(one.layer for one in made.kept)

@@ -54,7 +54,7 @@ def train(config: Mapping[str, Any], *, workdir: pathlib.Path) -> int:
     raise InputError("config.training.batch_size: a micro-batch must divide among the data and fsdp devices")
   _claim(workdir, resolved)
   tokenizer, batches = data.read(resolved, workdir=workdir)
-  models = build(resolved, mesh=mesh)
+  models = build(resolved, mesh=mesh, batches=next(iter(batches.values())))
   vocab = models.student.config.vocab_size
   if len(tokenizer) > vocab:
     raise InputError(

@@ -1,6 +1,7 @@
 """Commands on a tiny teacher with its stack, against transformers and peft."""
 
 import json
+import re
 
 import numpy as np
 import peft
@@ -62,7 +63,34 @@ def test_inspect_tells_models_from_adapters(distill, llama_dir, adapter_dirs):
   assert "rank 4" in distill("inspect", adapter_dirs[0]).stdout
 
 
+def test_init_writes_a_student_nearer_to_its_teacher_than_a_fresh_one(
+  distill, llama_dir, adapter_dirs, text_file, tmp_path
+):
+  values = json.loads((llama_dir / "config.json").read_text())
+  student = {**values, "num_hidden_layers": 3, "intermediate_size": 48, "hidden_size": 28}
+  (tmp_path / "student.json").write_text(json.dumps(student))
+  stack = ",".join(map(str, adapter_dirs))
+  out = tmp_path / "out"
+  done = distill(
+    "init",
+    f"--teacher={llama_dir}",
+    f"--adapters={stack}",
+    f"--student={tmp_path / 'student.json'}",
+    f"--calibration={text_file}",
+    f"--out={out}",
+    "--rows=12",
+    "--length=32",
+  )
+  started, fresh = (float(one) for one in re.findall(r"(?:rows:|fresh) ([0-9.]+)", done.stdout)[-2:])
+  assert 0.0 < started < fresh
+  for said in ("cut: neurons 48 of 64", "channels 28 of 32", "transformers.LlamaForCausalLM loads it"):
+    assert said in done.stdout
+  _, loaded = transformers.AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+  assert not any(loaded.values())
+  assert transformers.AutoTokenizer.from_pretrained(out)("old")["input_ids"]
+
+
 def test_alone_it_lists_the_commands(distill):
   shown = distill().stdout
-  for name in ("train", "score", "generate", "compare", "export", "merge", "inspect"):
+  for name in ("train", "init", "score", "generate", "compare", "export", "merge", "inspect"):
     assert f"\n  {name} " in shown

@@ -199,6 +199,44 @@ def test_export(refused, llama_dir, model, tmp_path):
   refused("export", f"--model={model}", f"--out={model}", says=[str(model), "name another"])
 
 
+@pytest.fixture
+def student(llama_dir, tmp_path):
+  """Writes a configuration like the teacher's but for the changes."""
+
+  def write(**changes):
+    values = json.loads((llama_dir / "config.json").read_text())
+    (tmp_path / "student.json").write_text(json.dumps({**values, **changes}))
+
+  write()
+  return write
+
+
+def test_init(refused, llama_dir, model, student, text_file, tmp_path):
+  def init(*, says, **changes):
+    flags = {"teacher": llama_dir, "student": tmp_path / "student.json", "calibration": text_file}
+    flags |= {"out": tmp_path / "out", **changes}
+    refused("init", *(f"--{name}={value}" for name, value in flags.items()), says=says)
+
+  refused("init", f"--teacher={llama_dir}", says=["--calibration, --out, --student", "missing"])
+  init(student=tmp_path / "gone.json", says=["gone.json", "no such file"])
+  init(calibration=tmp_path / "gone.jsonl", says=["--calibration", "gone.jsonl"])
+  init(layers_from="0,1,x,3", says=["--layers_from=0,1,x,3", "importance"])
+  init(layers_from="0,1,2", says=["--layers_from", "0 to 3", "4 layers"])
+  init(layers_from="0,1,2,9", says=["--layers_from", "0 to 3"])
+  init(out=llama_dir, says=["--out", "is read", "name another"])
+  (tmp_path / "full").mkdir()
+  (tmp_path / "full/letter.txt").write_text("dear")
+  init(out=tmp_path / "full", says=["full", "holds other files"])
+  for changes, says in (
+    ({"model_type": "mystery"}, ["student.json", "mystery"]),
+    ({"hidden_size": 64}, ["student.json", "hidden_size 64", "32"]),
+    ({"vocab_size": 77}, ["student.json", "vocab_size 77", "304"]),
+    ({"num_hidden_layers": 5}, ["--layers_from", "importance", "5"]),
+  ):
+    student(**changes)
+    init(says=says)
+
+
 def test_inspect(refused, model, tmp_path):
   (tmp_path / "empty").mkdir()
   refused("inspect", tmp_path / "empty", says=["empty", "neither"])

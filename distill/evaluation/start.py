@@ -1,0 +1,58 @@
+"""How far students are from their teacher before training."""
+
+import functools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from distill.losses.chunked import chunked_divergence
+from distill.losses.divergences import forward_kl
+from distill.models.decoder import Decoder
+from distill.parallel.mesh import batch_sharding
+from distill.types import Batch, ModelOutput
+
+Weighted = tuple[Decoder, Mapping[str, Any]]
+
+
+def starting_kl(
+  students: Mapping[str, Weighted], *, teacher: Weighted, batches: Iterable[Batch], mesh: Mesh
+) -> dict[str, float]:
+  """KL(teacher ‖ student) in nats a token over all that is learnt in `batches`, with float32 operands.
+
+  Args:
+    students: By name, a decoder and its stacked parameters on `mesh`.
+    teacher: The same of the teacher.
+    batches: Rows; they may be those that a student was made from, or others.
+    mesh: Where the rows are spread.
+  """
+  total, count = dict.fromkeys(students, 0.0), 0.0
+  for batch in batches:
+    batch = jax.device_put(batch, batch_sharding(mesh))
+    target = _output(teacher[0], dict(teacher[1]), batch)
+    count += float(jnp.sum(batch.loss_mask))
+    for name, (decoder, params) in students.items():
+      total[name] += float(_divergence(_output(decoder, dict(params), batch), target, batch))
+  return {name: value / max(count, 1.0) for name, value in total.items()}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _output(decoder: Decoder, params, batch: Batch) -> ModelOutput:
+  return decoder.apply(
+    params, tokens=batch.tokens, segments=batch.segments, positions=batch.positions, dtype=jnp.float32
+  )
+
+
+@jax.jit
+def _divergence(mine: ModelOutput, target: ModelOutput, batch: Batch) -> Float[Array, ""]:
+  return chunked_divergence(
+    forward_kl,
+    hidden=mine.hidden.reshape(-1, mine.hidden.shape[-1]),
+    readout=mine.readout,
+    target=target.hidden.reshape(-1, target.hidden.shape[-1]),
+    teacher_readout=target.readout,
+    mask=batch.loss_mask.reshape(-1),
+  )
