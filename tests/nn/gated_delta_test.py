@@ -147,3 +147,25 @@ def test_the_convolution_stays_within_documents():
     padded = np.concatenate([np.zeros((3, 2)), x[0, part]])
     expected = [(padded[t : t + 4] * kernel).sum(0) for t in range(part.stop - part.start)]
     np.testing.assert_allclose(got[0, part], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [2, 9])
+def test_gradients_of_the_convolution_are_those_of_its_sum(length):
+  rng = np.random.default_rng(0)
+  x, kernel, weight = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((2, length, 3), (4, 3), (3,)))
+  segments = jnp.asarray(1 + np.cumsum(rng.random((2, length)) < 0.3, axis=1))
+
+  def plain(x, kernel, *, segments):
+    rows = jnp.arange(length)
+    same = (segments[:, :, None] == segments[:, None, :]) & (rows[:, None] - rows >= 0) & (rows[:, None] - rows < 4)
+    taps = jnp.where(same[..., None], kernel[::-1][jnp.clip(rows[:, None] - rows, 0, 3)], 0.0)
+    return jnp.einsum("btsi,bsi->bti", taps, x)
+
+  expected, got = (
+    jax.grad(lambda x, kernel, f=f: jnp.sum(jnp.sin(f(x, kernel, segments=segments)) @ weight), argnums=(0, 1))(
+      x, kernel
+    )
+    for f in (plain, causal_conv)
+  )
+  for a, b in zip(expected, got, strict=True):
+    np.testing.assert_allclose(b, a, atol=1e-5)
