@@ -184,9 +184,10 @@ class Mamba2Mixer(nnx.Module):
     self.o = Linear(init.child("o"), shape=(inner, width), axes=("heads", "embed"), use_bias=spec.use_bias)
 
   def _project(self, x, dtype):
-    """Inputs of the three convolutions, float32."""
-    x = x.astype(dtype)
-    return {name: linear(x, out=jnp.float32) for name, linear in (("x", self.x), ("b", self.b), ("c", self.c))}
+    """Projections, float32. Time steps take an input that was not rounded: decays multiply over documents."""
+    rounded = x.astype(dtype)
+    found = {name: getattr(self, name)(rounded, out=jnp.float32) for name in "zxbc"}
+    return {**found, "dt": self.dt(x.astype(jnp.float32))}
 
   def _split(self, mixed):
     """Convolved [*B, …] -> (x [*B,N,P], b [*B,G,H], c [*B,G,H])."""
@@ -194,16 +195,24 @@ class Mamba2Mixer(nnx.Module):
     x, b, c = (jax.nn.silu(mixed[name]) for name in "xbc")
     return x.reshape(*lead, self.spec.num_heads, -1), b.reshape(*lead, groups, -1), c.reshape(*lead, groups, -1)
 
-  def _steps(self, x):
-    """(time steps, log decay) [*B,N], float32 from an input that was not rounded: decays multiply over documents."""
-    steps = jax.nn.softplus(self.dt(x.astype(jnp.float32)) + self.dt_bias[...])
-    steps = jnp.clip(steps, self.spec.min_step, self.spec.max_step)
+  def _steps(self, dt):
+    """(time steps, log decay) [*B,N]."""
+    steps = jnp.clip(jax.nn.softplus(dt + self.dt_bias[...]), self.spec.min_step, self.spec.max_step)
     return steps, -jnp.exp(self.a_log[...]) * steps
 
-  def _output(self, y, inputs, x, dtype):
-    y = (y + self.skip[...][:, None] * inputs).reshape(*x.shape[:-1], -1)
-    y = self.norm(y * jax.nn.silu(self.z(x.astype(dtype), out=jnp.float32)))
-    return self.o(y.astype(dtype), out=jnp.float32)
+  def _gate(self, y, inputs, z):
+    """What the output projection reads."""
+    y = (y + self.skip[...][:, None] * inputs).reshape(z.shape)
+    return self.norm(y * jax.nn.silu(z))
+
+  def _whole(self, projected, segments, real):
+    """(what the output projection reads, last state) of whole rows, where only `real` positions change the state."""
+    inputs, b, c = self._split({name: self.conv[name](projected[name], segments=segments) for name in "xbc"})
+    steps, log_decay = self._steps(projected["dt"])
+    if real is not None:
+      steps, log_decay = (jnp.where(real[..., None], y, 0.0) for y in (steps, log_decay))
+    y, state = ssd(inputs * steps[..., None], log_decay=log_decay, b=b, c=c, segments=segments)
+    return self._gate(y, inputs, projected["z"]), state
 
   def __call__(
     self, x: Float[Array, "B T D"], *, segments: Int[Array, "B T"], positions: Int[Array, "B T"], dtype: DTypeLike
@@ -211,11 +220,9 @@ class Mamba2Mixer(nnx.Module):
     """Mixed sequence, float32; operands of projections are `dtype`. Convolutions and state start afresh with every
     document."""
     del positions
-    mixed = {name: self.conv[name](y, segments=segments) for name, y in self._project(x, dtype).items()}
-    inputs, b, c = self._split(mixed)
-    steps, log_decay = self._steps(x)
-    y, _ = ssd(inputs * steps[..., None], log_decay=log_decay, b=b, c=c, segments=segments)
-    return self._output(y, inputs, x, dtype)
+    # Of what lies between projections only they are kept for the way back.
+    y, _ = jax.checkpoint(self._whole)(self._project(x, dtype), segments, None)
+    return self.o(y.astype(dtype), out=jnp.float32)
 
   def init_cache(self, batch: int, *, length: int, dtype: DTypeLike) -> Mamba2Cache:
     """An empty cache, float32; its size does not depend on `length`."""
@@ -234,27 +241,23 @@ class Mamba2Mixer(nnx.Module):
     The cache's size does not depend on `length`.
     """
     del length
-    one = jnp.ones(x.shape[:2], jnp.int32)
-    projected = self._project(x, dtype)
-    inputs, b, c = self._split({name: self.conv[name](y, segments=one) for name, y in projected.items()})
-    real = (jnp.arange(x.shape[1]) < lengths[:, None])[..., None]
-    steps, log_decay = (jnp.where(real, y, 0.0) for y in self._steps(x))
-    y, state = ssd(inputs * steps[..., None], log_decay=log_decay, b=b, c=c, segments=one)
-    windows = {name: self.conv[name].window(y, lengths=lengths) for name, y in projected.items()}
-    return self._output(y, inputs, x, dtype), Mamba2Cache(windows=windows, state=state)
+    projected, real = self._project(x, dtype), jnp.arange(x.shape[1]) < lengths[:, None]
+    y, state = self._whole(projected, jnp.ones(x.shape[:2], jnp.int32), real)
+    windows = {name: self.conv[name].window(projected[name], lengths=lengths) for name in "xbc"}
+    return self.o(y.astype(dtype), out=jnp.float32), Mamba2Cache(windows=windows, state=state)
 
   def step(
     self, x: Float[Array, "B D"], *, cache: Mamba2Cache, positions: Int[Array, " B"], dtype: DTypeLike
   ) -> tuple[Float[Array, "B D"], Mamba2Cache]:
     """One position a row, float32, by the recurrence itself."""
     del positions
-    mixed, windows = {}, {}
-    for name, y in self._project(x, dtype).items():
-      mixed[name], windows[name] = self.conv[name].step(y, window=cache.windows[name])
+    projected, mixed, windows = self._project(x, dtype), {}, {}
+    for name in "xbc":
+      mixed[name], windows[name] = self.conv[name].step(projected[name], window=cache.windows[name])
     inputs, b, c = self._split(mixed)
-    steps, log_decay = self._steps(x)
+    steps, log_decay = self._steps(projected["dt"])
     b, c = (jnp.repeat(y, self.spec.num_heads // self.spec.num_groups, axis=1) for y in (b, c))
     written = jnp.einsum("bnh,bnp->bnhp", b, inputs * steps[..., None])
     state = cache.state * jnp.exp(log_decay)[..., None, None] + written
-    y = jnp.einsum("bnhp,bnh->bnp", state, c)
-    return self._output(y, inputs, x, dtype), Mamba2Cache(windows=windows, state=state)
+    y = self._gate(jnp.einsum("bnhp,bnh->bnp", state, c), inputs, projected["z"])
+    return self.o(y.astype(dtype), out=jnp.float32), Mamba2Cache(windows=windows, state=state)

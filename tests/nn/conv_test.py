@@ -6,7 +6,7 @@ import pytest
 from distill.nn.conv import causal_conv
 
 
-@pytest.mark.parametrize("length", [1, 3, 4, 20])
+@pytest.mark.parametrize("length", [1, 3, 9])
 def test_gradients_are_those_of_the_plain_sum_over_taps(length):
   rng = np.random.default_rng(0)
   x, kernel, weights = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((2, length, 3), (4, 3), (3,)))

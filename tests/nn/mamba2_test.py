@@ -121,6 +121,12 @@ def mixed(mixer, state, x, segments):
   return nnx.merge(mixer[0], state)(x, segments=segments, positions=segments, dtype=jnp.float32)
 
 
+def stepper(mixer):
+  """step(x, cache) -> (output, cache), compiled."""
+  module = nnx.merge(*mixer)
+  return jax.jit(lambda x, cache: module.step(x, cache=cache, positions=jnp.zeros(len(x), int), dtype=jnp.float32))
+
+
 def test_documents_in_one_row_are_as_in_rows_of_their_own_with_their_gradients(mixer):
   x = jax.random.normal(jax.random.key(2), (1, 150, 16))
   borders = (0, 3, 70, 128, 150)
@@ -142,29 +148,28 @@ def test_documents_in_one_row_are_as_in_rows_of_their_own_with_their_gradients(m
 
 
 def test_padded_prompts_at_once_and_steps_after_them_equal_whole_rows(mixer):
-  module = nnx.merge(*mixer)
+  module, step = nnx.merge(*mixer), stepper(mixer)
   lengths, length = jnp.asarray([70, 2, 1, 0, 33]), 76
   x = jax.random.normal(jax.random.key(3), (5, length, 16))
-  whole = mixed(mixer, mixer[1], x, np.ones((5, length), int))
+  whole = jax.jit(lambda x: mixed(mixer, mixer[1], x, np.ones((5, length), int)))(x)
   scale = float(jnp.abs(whole).max())
-  y, cache = module.prefill(x[:, :70], lengths=lengths, length=length, dtype=jnp.float32)
+  prefill = jax.jit(lambda x: module.prefill(x, lengths=lengths, length=length, dtype=jnp.float32))
+  y, cache = prefill(x[:, :70])
   for row, count in enumerate(lengths):
     np.testing.assert_allclose(y[row, :count], whole[row, :count], atol=2e-6 * scale)
-  zeros = jax.tree.map(lambda x: np.zeros(x.shape[1:], np.float32), cache)
-  jax.tree.map(np.testing.assert_array_equal, jax.tree.map(lambda x: x[3], cache), zeros)
+  nothing = module.init_cache(1, length=length, dtype=jnp.float32)
+  jax.tree.map(lambda one, none: np.testing.assert_array_equal(one[3:4], none), cache, nothing)
   for ahead in range(6):
-    at = lengths + ahead
-    step, cache = module.step(x[jnp.arange(5), at], cache=cache, positions=at, dtype=jnp.float32)
-    np.testing.assert_allclose(step, whole[jnp.arange(5), at], atol=2e-6 * scale)
+    y, cache = step(x[jnp.arange(5), lengths + ahead], cache)
+    np.testing.assert_allclose(y, whole[jnp.arange(5), lengths + ahead], atol=2e-6 * scale)
 
 
 def test_an_empty_cache_and_steps_equal_the_whole_row(mixer):
-  module = nnx.merge(*mixer)
+  step, cache = stepper(mixer), nnx.merge(*mixer).init_cache(2, length=9, dtype=jnp.float32)
   x = jax.random.normal(jax.random.key(4), (2, 9, 16))
   whole = mixed(mixer, mixer[1], x, np.ones((2, 9), int))
-  cache = module.init_cache(2, length=9, dtype=jnp.float32)
   for t in range(9):
-    y, cache = module.step(x[:, t], cache=cache, positions=jnp.full(2, t), dtype=jnp.float32)
+    y, cache = step(x[:, t], cache)
     np.testing.assert_allclose(y, whole[:, t], atol=2e-6 * float(jnp.abs(whole).max()))
 
 

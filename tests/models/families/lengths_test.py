@@ -1,4 +1,4 @@
-"""Families of linear attention at lengths below, at and beyond a chunk."""
+"""Families of linear attention and of state spaces at lengths below, at and beyond a chunk."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from tests.models.families.cases import CASES, FIRST
 LENGTHS = (1, 7, 64, 65, 300)
 SWEEP = [
   pytest.param(family, case, length, marks=() if (family, case) in FIRST and length == 65 else pytest.mark.slow)
-  for family in ("qwen3_5_text", "qwen3_next")
+  for family in ("qwen3_5_text", "qwen3_next", "mamba2", "bamba", "granitemoehybrid")
   for case in CASES[family]
   for length in LENGTHS
 ]
