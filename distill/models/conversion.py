@@ -1,5 +1,6 @@
-"""A student's mixer from its teacher's attention: the projections carry over, heads grouped as the student has them."""
+"""A student's mixer from its teacher's attention, and its experts from an MLP: projections carry over, regrouped."""
 
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -9,6 +10,8 @@ from distill.models.pruning import Heads, choose_heads, pick
 from distill.nn.attention import Attention
 from distill.nn.gated_delta import GatedDelta
 from distill.nn.mamba2 import Mamba2
+from distill.nn.mlp import Mlp
+from distill.nn.moe import Moe
 
 Array = np.ndarray
 Get = Callable[[str], Array | None]
@@ -102,6 +105,30 @@ def to_linear(
   if inside:
     return _last_tap(mixer.conv_width, kernel.shape[1])
   return kernel
+
+
+def to_experts(rest: str, *, mixture: Moe, source: Mlp, get: Get) -> Array | None:
+  """Kernels of all routed experts from those of a dense MLP, or None for any other parameter of a mixture.
+
+  The experts go round the MLP's neurons, each with the next `mixture.width` of them, so that all are held about equally
+  often; whichever are chosen, they add up to the MLP on average, and to itself where an expert is as wide as it
+  (Komatsuzaki et al. 2023, 2212.05055).
+
+  Args:
+    rest: The parameter's name within the MLP.
+    mixture: The student's.
+    source: The teacher's.
+    get: The teacher's parameters by the names within its MLP, cut to the student's channels.
+  """
+  found = re.fullmatch(r"experts\.(gate|up|down)\.kernel", rest)
+  value = get(f"{found[1]}.kernel") if found else None
+  if found is None or value is None:
+    return None
+  neurons = np.arange(mixture.num_experts * mixture.width).reshape(mixture.num_experts, -1) % source.width
+  if found[1] != "down":
+    return np.moveaxis(value[:, neurons], 0, 1)
+  weight = 1.0 if mixture.renormalise else mixture.top_k / mixture.num_experts
+  return value[neurons] * np.float32(source.width / mixture.width / weight)
 
 
 def _last_tap(width: int, channels: int) -> Array:

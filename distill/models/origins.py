@@ -10,6 +10,7 @@ from distill.models.conversion import head_shape
 from distill.models.transfer import Kept, Start
 from distill.nn.attention import Attention
 from distill.nn.mlp import Mlp
+from distill.nn.moe import Moe
 
 _COLUMNS = ("part", "layers", "of the teacher's", "how")
 
@@ -63,6 +64,8 @@ def _mixer(layer: LayerConfig, source: LayerConfig, kept: Kept) -> str:
 
 
 def _mlp(layer: LayerConfig, source: LayerConfig) -> str:
+  if isinstance(layer.mlp, Moe) and isinstance(source.mlp, Mlp):
+    return f"experts of {layer.mlp.width} of {source.mlp.width} neurons"
   if not isinstance(layer.mlp, Mlp) or not isinstance(source.mlp, Mlp) or layer.mlp.width == source.mlp.width:
     return "copied"
   how = "cut" if layer.mlp.width < source.mlp.width else "widened"

@@ -9,7 +9,7 @@ import numpy as np
 
 from distill.errors import InputError
 from distill.models.config import DecoderConfig, LayerConfig
-from distill.models.conversion import head_shape, regroup, to_attention, to_linear
+from distill.models.conversion import head_shape, regroup, to_attention, to_experts, to_linear
 from distill.models.importance import Importance
 from distill.models.pruning import Heads, cut_channels, most_important, norm_correction, pick
 from distill.nn.attention import Attention
@@ -86,7 +86,7 @@ def from_teacher(
   (`norm_correction`). A wider MLP adds fresh neurons whose outputs start at zero. Attention seeds other mixers by its
   projections (`conversion`). Multipliers of the teacher's configuration (on embeddings, scores, residuals, logits) that
   are not the student's are worked into what is taken, so that it computes the same. A mixer with another width of
-  heads, an MLP of another form and mixtures of other experts stay fresh.
+  heads, an MLP of another form and mixtures of other experts stay fresh; experts take the neurons of a dense MLP.
 
   Args:
     fresh: Freshly initialised canonical parameters of the student.
@@ -163,6 +163,12 @@ def choose_layers(
   return tuple(layers)
 
 
+def upcycles(mixture: Moe, source: Mlp | Moe | None) -> bool:
+  """Whether the experts of a mixture can be made of a teacher's MLP."""
+  plain = not mixture.use_bias and mixture.clamp is None
+  return plain and isinstance(source, Mlp) and source.gated and not source.use_bias
+
+
 def _kept(index, layer, config, teacher, importance) -> Kept:
   student, source = config.layers[index], teacher.layers[layer]
   heads = neurons = None
@@ -195,6 +201,11 @@ class _Start:
     kept = self.kept[index]
     if rest.startswith("mixer."):
       return self._mixer(index, rest.removeprefix("mixer."))
+    mixture, source = self.config.layers[index].mlp, self.teacher_config.layers[kept.layer].mlp
+    if rest.startswith("mlp.") and isinstance(mixture, Moe) and upcycles(mixture, source):
+      assert isinstance(source, Mlp)
+      get = lambda name: self._get(f"layers.{kept.layer}.mlp.{name}")  # noqa: E731
+      return to_experts(rest.removeprefix("mlp."), mixture=mixture, source=source, get=get)
     value = self._get(f"layers.{kept.layer}.{rest}")
     if rest.startswith("mlp.") and value is not None:
       return self._mlp(index, rest.removeprefix("mlp."), value)

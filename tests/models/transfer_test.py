@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from distill.errors import InputError
-from distill.models.config import Attention, DecoderConfig, GatedDelta, LayerConfig, Mamba2, Mlp, Rope
+from distill.models.config import Attention, DecoderConfig, GatedDelta, LayerConfig, Mamba2, Mlp, Moe, Rope
 from distill.models.decoder import Decoder
 from distill.models.importance import measure
 from distill.models.transfer import from_teacher
@@ -287,6 +287,27 @@ def test_a_wider_mlp_computes_the_teachers():
   made = start(TEACHER, teacher, config, (0, 1, 2))
   assert_the_same(config, made.params, TEACHER, teacher)
   assert np.any(made.params["layers.0.mlp.up.kernel"][:, 24:])
+
+
+@pytest.mark.parametrize("renormalise", [True, False])
+def test_experts_as_wide_as_the_mlp_compute_it(renormalise):
+  mixture = Moe(width=24, num_experts=4, top_k=4, renormalise=renormalise)
+  config = dataclasses.replace(TEACHER, layers=(dataclasses.replace(OLD, mlp=mixture),) * 3)
+  teacher = random(TEACHER, 0)
+  params = start(TEACHER, teacher, config, (0, 1, 2)).params
+  assert_the_same(config, params, TEACHER, teacher)
+
+
+def test_narrow_experts_hold_every_neuron_equally_often():
+  config = dataclasses.replace(
+    TEACHER, layers=(dataclasses.replace(OLD, mlp=Moe(width=12, num_experts=4, top_k=2)),) * 3
+  )
+  teacher = random(TEACHER, 0)
+  params = start(TEACHER, teacher, config, (0, 1, 2)).params
+  kernel = params["layers.1.mlp.experts.down.kernel"]
+  whole = 2 * teacher["layers.1.mlp.down.kernel"]
+  np.testing.assert_array_equal(kernel.reshape(2, 24, 16), [whole, whole])
+  np.testing.assert_array_equal(params["layers.1.mlp.experts.up.kernel"][3], teacher["layers.1.mlp.up.kernel"][:, 12:])
 
 
 def test_a_layer_that_adds_nothing_is_the_one_left_out():
