@@ -1,10 +1,11 @@
-"""How near to the embedded teacher students start: writes the tables of docs/starting.md's figures to stdout.
+"""How near to the embedded teacher students start: the tables of docs/starting.md, on stdout.
 
 python -m tools.bench_start [--rows=64] [--only=depth]
 
 The teacher is the demonstration's with its three adapters. Importances are of rows of its training text; the KL is of
-other rows of that text (what its adapters know) and of held-out general text, in nats a token, teacher first.
-Expected: the first lines of each table at most half of the fresh student's; 3 minutes on two idle cores.
+other rows of that text (what its adapters know) and of held-out general text, in nats a token. Expected: the first line
+of each of the first two tables at most half of the fresh student's. Most of the time goes into compiling: half a minute
+a student on two busy cores.
 """
 
 import argparse

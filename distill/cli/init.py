@@ -78,7 +78,8 @@ def main(arguments: Sequence[str]) -> int:
   print(table(start, config=config, teacher=teacher.config))
   both = {"started": (student, place(student, start.params, mesh=mesh)), "fresh": (student, fresh)}
   kl = starting_kl(both, teacher=(teacher, weights), batches=batches, mesh=mesh)
-  print(f"KL to the teacher, nats a token over {_ROWS.value} rows: {kl['started']:.3f}, fresh {kl['fresh']:.3f}")
+  rows = sum(int(batch.segments.any(axis=1).sum()) for batch in batches)
+  print(f"KL to the teacher, nats a token over {rows} rows: {kl['started']:.3f}, fresh {kl['fresh']:.3f}")
   special = {key: value for key, value in hf.read_json(source / "config.json").items() if key in _SPECIAL}
   hf.save(out, config=config, params=start.params, tokenizer_from=source, special=special)
   print(f"wrote {out}: {_loader(config)}")
