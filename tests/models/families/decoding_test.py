@@ -52,7 +52,7 @@ def test_a_document_is_the_same_alone_packed_and_step_by_step(family, case):
   np.testing.assert_allclose(steps(params, second), alone, atol=2e-5 * scale)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3_5_text", "gpt_oss"])
+@pytest.mark.parametrize("family", ["llama", "qwen3_5_text", "gpt_oss", "bamba"])
 def test_parameter_gradients_of_a_packed_document_are_the_same_as_alone(family):
   directory, _ = reference.built(*next(one for one in FIRST if one[0] == family))
   config, params = hf.load(directory)
