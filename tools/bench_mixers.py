@@ -2,8 +2,8 @@
 
 python -m tools.bench_mixers [--width=256] [--lengths=512,1024,…] [--dtype=float32] [--rows=…] [--json=FILE]
 
-Mixers of one width, with projections. Rows that end in `alone` are the delta rule without them, ours and that of
-transformers in torch. What needs more than --memory GiB of temporaries is compiled and not run.
+Mixers of one width, with projections; transformers' are its torch code for machines without its kernels. Rows that end in
+`alone` are the delta rule without projections. What needs more than --memory GiB of temporaries is compiled and not run.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from flax import nnx
 
 from distill.nn.attention import Attention, AttentionMixer
 from distill.nn.gated_delta import GatedDelta, GatedDeltaMixer, gated_delta_rule
+from distill.nn.mamba2 import Mamba2, Mamba2Mixer
 from distill.nn.param import Init
 from distill.nn.rope import Rope
 
@@ -41,8 +42,19 @@ def gated_delta(width: int) -> nnx.Module:
   return GatedDeltaMixer(Init(jax.random.key(0)), spec=spec, width=width, norm_eps=1e-6)
 
 
+def mamba2(width: int) -> nnx.Module:
+  """A state space with as many heads, each with a group of its own."""
+  heads = width // _HEAD
+  spec = Mamba2(num_heads=heads, head_dim=_HEAD, state_size=_HEAD, num_groups=heads)
+  return Mamba2Mixer(Init(jax.random.key(0)), spec=spec, width=width, norm_eps=1e-6)
+
+
 # A mixer that is added here is measured.
-MIXERS: Mapping[str, Callable[[int], nnx.Module]] = {"attention": attention, "gated delta": gated_delta}
+MIXERS: Mapping[str, Callable[[int], nnx.Module]] = {
+  "attention": attention,
+  "gated delta": gated_delta,
+  "mamba2": mamba2,
+}
 
 
 def _compiled(loss: Callable[..., jax.Array], *arguments: Any) -> Step:
@@ -98,10 +110,24 @@ def _torch_rule(options: argparse.Namespace, length: int) -> Step:
   return step, None
 
 
+def _torch_space(options: argparse.Namespace, length: int) -> Step:
+  import torch
+  import transformers
+  from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer as Theirs
+
+  heads = options.width // _HEAD
+  config = transformers.Mamba2Config(
+    hidden_size=options.width, num_heads=heads, head_dim=_HEAD, state_size=_HEAD, n_groups=heads, expand=1
+  )
+  mixer, x = Theirs(config, layer_idx=0), torch.randn(1, length, options.width, requires_grad=True)
+  return lambda: mixer(x).square().mean().backward(), None
+
+
 ROWS: Mapping[str, Callable[[argparse.Namespace, int], Step]] = {
   **{name: (lambda options, length, name=name: _mixer(name, options, length)) for name in MIXERS},
   "gated delta alone": _rule,
   "transformers' gated delta alone": _torch_rule,
+  "transformers' mamba2": _torch_space,
 }
 
 
