@@ -2,8 +2,9 @@
 
 python -m tools.bench_mixers [--width=256] [--lengths=512,1024,…] [--dtype=float32] [--rows=…] [--json=FILE]
 
-Mixers of one width, with projections; transformers' are its torch code for machines without its kernels. Rows that end in
-`alone` are the delta rule without projections. What needs more than --memory GiB of temporaries is compiled and not run.
+Mixers of one width, with projections; transformers' are its torch code for machines without its kernels. Rows that end
+in `alone` are the delta rule without projections. What needs more than --memory GiB of temporaries is compiled and not
+run.
 """
 
 import argparse

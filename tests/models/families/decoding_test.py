@@ -53,6 +53,44 @@ def test_a_document_is_the_same_alone_packed_and_step_by_step(family, case):
   np.testing.assert_allclose(steps(params, second), alone, atol=2e-5 * scale)
 
 
+@pytest.mark.parametrize(("family", "case"), EVERY)
+def test_prompts_of_different_lengths_filled_in_at_once_and_continued_equal_the_whole(family, case):
+  directory, _ = reference.built(family, case)
+  config, params = hf.load(directory)
+  decoder = Decoder(config)
+  params = decoder.stack(params)
+  steps = SECOND_LENGTH - max(PROMPTS)
+
+  @jax.jit
+  def whole(params, tokens):
+    segments = jnp.ones_like(tokens)
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    return decoder.apply(params, tokens=tokens, segments=segments, positions=positions, dtype=jnp.float32).hidden
+
+  @jax.jit
+  def continued(params, tokens, prompts, lengths):
+    first, cache = decoder.prefill(params, tokens=prompts, lengths=lengths, length=SECOND_LENGTH, dtype=jnp.float32)
+
+    def body(cache, back):
+      positions = lengths + back
+      token = jnp.take_along_axis(tokens, positions[:, None], axis=1)[:, 0]
+      output, cache = decoder.step(params, cache=cache, tokens=token, positions=positions, dtype=jnp.float32)
+      return cache, output.hidden
+
+    cache, rest = jax.lax.scan(body, cache, jnp.arange(steps))
+    return jnp.concatenate([first.hidden[None], rest]).swapaxes(0, 1)
+
+  tokens = jnp.asarray(np.random.default_rng(3).integers(0, 97, (len(PROMPTS), SECOND_LENGTH)))
+  lengths = jnp.asarray(PROMPTS)
+  padded = max(PROMPTS) + PADDING
+  prompts = jnp.where(jnp.arange(padded) < lengths[:, None], tokens[:, :padded], 0)
+  expected = whole(params, tokens)
+  index = lengths[:, None] - 1 + jnp.arange(steps + 1)
+  expected = jnp.take_along_axis(expected, index[..., None], axis=1)
+  found = continued(params, tokens, prompts, lengths)
+  np.testing.assert_allclose(found, expected, atol=2e-5 * float(jnp.abs(expected).max()))
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen3_5_text", "qwen3_next", "bamba", "gpt_oss"])
 def test_parameter_gradients_of_a_packed_document_are_the_same_as_alone(family):
   directory, _ = reference.built(*next(one for one in FIRST if one[0] == family))
