@@ -5,7 +5,6 @@ import tempfile
 from collections.abc import Sequence
 
 import jax
-import transformers
 from absl import flags
 
 from distill.cli import models
@@ -82,7 +81,7 @@ def main(arguments: Sequence[str]) -> int:
   print(f"KL to the teacher, nats a token over {rows} rows: {kl['started']:.3f}, fresh {kl['fresh']:.3f}")
   special = {key: value for key, value in hf.read_json(source / "config.json").items() if key in _SPECIAL}
   hf.save(out, config=config, params=start.params, tokenizer_from=source, special=special)
-  print(f"wrote {out}: {_loader(config)}")
+  print(f"wrote {out}: {hf.loader(config)}")
   return 0
 
 
@@ -114,11 +113,3 @@ def _rows(source: pathlib.Path) -> list[Batch]:
   with tempfile.TemporaryDirectory() as scratch:
     store = build(text, tokenizer=load_tokenizer(str(source)), length=_LENGTH.value, directory=scratch)
     return sample(store, rows=_ROWS.value, batch_size=size, seed=_SEED.value)
-
-
-def _loader(config: DecoderConfig) -> str:
-  """Who can load a model of this architecture."""
-  name = hf.FAMILIES[config.family].ARCHITECTURE
-  if hasattr(transformers, name):
-    return f"transformers.{name} loads it"
-  return f"distill alone loads it: transformers {transformers.__version__} has no {name}"

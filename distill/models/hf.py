@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
+import transformers
+
 from distill.errors import InputError
 from distill.models import safetensors_files
 from distill.models.blocks import Reader
@@ -123,6 +125,14 @@ def check_writable(config: DecoderConfig, *, where: str) -> None:
     FAMILIES[config.family].write(config)
   except InputError as error:
     raise InputError(f"{where}: {error}") from error
+
+
+def loader(config: DecoderConfig) -> str:
+  """Who can load a model of this architecture, in a few words."""
+  name = FAMILIES[config.family].ARCHITECTURE
+  if hasattr(transformers, name):
+    return f"transformers.{name} loads it"
+  return f"distill alone loads it: transformers {transformers.__version__} has no {name}"
 
 
 def load(directory: pathlib.Path) -> tuple[DecoderConfig, Params]:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -55,6 +56,7 @@ def train(config: Mapping[str, Any], *, workdir: pathlib.Path) -> int:
   _claim(workdir, resolved)
   tokenizer, batches = data.read(resolved, workdir=workdir)
   models = build(resolved, mesh=mesh, batches=next(iter(batches.values())))
+  print(f"student: {models.student.config.family}; {hf.loader(models.student.config)}", file=sys.stderr, flush=True)
   vocab = models.student.config.vocab_size
   if len(tokenizer) > vocab:
     raise InputError(
