@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from distill.demo import ROOT
 
 SKILLS = {"book": 0.45, "category": 0.25, "class": 0.2}  # and their share of the rows
-ALIGN_STEPS, DISTILL_STEPS = 40, 200
+ALIGN_STEPS, DISTILL_STEPS = 40, 140
 FEW = (0, 3, 6, 10)
 
 _COMMON = {"vocab_size": 4096, "hidden_size": 192, "tie_word_embeddings": True}
