@@ -1,14 +1,17 @@
 """Greedy decoding against transformers' `generate` with its cache, on one machine, in turns.
 
 python -m tools.bench_decode [--kinds=llama,qwen3_5_text] [--batch=1] [--prompt=32] [--tokens=128] [--rounds=7] [--json]
+  [--torch_threads=]
 
 Random models of some 30M parameters, float32, in one process; both are warmed up first. A round times one after the
-other, so that a busy machine slows both alike; printed are the fastest and the median of the rounds, as tokens of all
-rows in a second, prefill included. Expected on two idle cores: at least 3 times as fast, batch 1, each kind.
+other; printed are the fastest and the median of the rounds, as tokens of all rows in a second, prefill included. On a
+busy machine torch's threads wait for each other, which slows it more than us: believe an idle one, or
+--torch_threads=1. Expected on two idle cores: at least 3 times as fast, batch 1, each kind.
 """
 
 import argparse
 import json
+import os
 import pathlib
 import statistics
 import tempfile
@@ -49,14 +52,15 @@ KINDS = {
 def main() -> None:
   """Prints a line a kind, and with --json the figures."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  for name, default in dict(batch=1, prompt=32, tokens=128, rounds=7).items():
+  for name, default in dict(batch=1, prompt=32, tokens=128, rounds=7, torch_threads=torch.get_num_threads()).items():
     parser.add_argument(f"--{name}", type=int, default=default)
   parser.add_argument("--kinds", default=",".join(KINDS))
   parser.add_argument("--json", action="store_true")
   options = parser.parse_args()
+  torch.set_num_threads(options.torch_threads)
   rows = [measure(kind, options) for kind in options.kinds.split(",")]
   if options.json:
-    print(json.dumps({"settings": vars(options), "cores": torch.get_num_threads(), "rows": rows}, indent=2))
+    print(json.dumps({"settings": vars(options), "cores": os.cpu_count(), "rows": rows}, indent=2))
     return
   print(f"{'':<14}{'ours, tokens/s':>20}{'transformers':>20}{'ratio':>16}")
   print(f"{'kind':<14}" + f"{'best':>10}{'median':>10}" * 2 + f"{'best':>8}{'median':>8}")
@@ -70,7 +74,8 @@ def measure(kind: str, options: argparse.Namespace) -> dict:
   with tempfile.TemporaryDirectory() as directory:
     theirs = _transformers(kind, pathlib.Path(directory))
     config, params = hf.load(pathlib.Path(directory))
-  decoder = Decoder(config)
+  # Layers apart, as torch has them.
+  decoder = Decoder(config, scanned=False)
   params = {name: jnp.asarray(x) for name, x in decoder.stack(params).items()}
   prompts = np.random.default_rng(0).integers(3, config.vocab_size, (options.batch, options.prompt))
   given = torch.tensor(prompts)

@@ -114,8 +114,8 @@ def generate(
   """The tokens that follow each prompt; a row's draws depend on the seed, its number and its own text alone.
 
   Args:
-    decoder: Architecture.
-    params: Stacked parameters.
+    decoder: Architecture. One that is `unrolled`, with parameters that are, saves cutting them apart in every call.
+    params: Its parameters.
     prompts: Of any lengths, at least one token each.
     max_tokens: Most tokens to draw for each, at least one.
     temperature: Divides the logits; 0 takes the likeliest token.

@@ -35,7 +35,8 @@ class Decoder:
   """
 
   def __init__(self, config: DecoderConfig, *, scanned: bool = True):
-    self.config, self._groups = config, groups(config.layers) if scanned else singles(config.layers)
+    self.config, self._scanned = config, scanned
+    self._groups = groups(config.layers) if scanned else singles(config.layers)
     self.graph, self._state = nnx.split(nnx.eval_shape(lambda: self._fresh(jax.random.key(0))))
 
   def _fresh(self, key: Key[Array, ""]) -> DecoderModule:
@@ -44,7 +45,7 @@ class Decoder:
   @functools.cached_property
   def unrolled(self) -> "Decoder":
     """The same decoder with every layer in a group of its own, for `unroll`ed parameters."""
-    return Decoder(self.config, scanned=False)
+    return Decoder(self.config, scanned=False) if self._scanned else self
 
   def abstract(self) -> Params:
     """Shape and dtype of every stacked parameter."""
@@ -128,7 +129,7 @@ class Decoder:
 
   def unroll(self, params: Mapping[str, Any]) -> Params:
     """Parameters of `unrolled`; call it jitted and once, outside the loop that decodes."""
-    return self.unrolled.stack(self.unstack(params))
+    return self.unrolled.stack(self.unstack(params)) if self._scanned else dict(params)
 
   def unroll_cache(self, cache: Any) -> list[list[Any]]:
     """Caches of `unrolled`."""

@@ -40,6 +40,12 @@ def test_greedy_texts_are_the_best_tokens_of_the_whole_prefix(hybrid):
     assert text == list(row[len(prompt) - 1 : len(prompt) + 36])
 
 
+def test_layers_cut_apart_beforehand_give_the_same_text(hybrid):
+  decoder, params = hybrid
+  apart = generate(decoder.unrolled, params=decoder.unroll(params), prompts=PROMPTS, max_tokens=5)
+  assert apart == generate(decoder, params=params, prompts=PROMPTS, max_tokens=5)
+
+
 def test_draws_of_a_row_depend_on_the_seed_and_its_own_text_alone(hybrid):
   decoder, params = hybrid
 
