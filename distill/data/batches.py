@@ -68,6 +68,11 @@ class Batches:
     ]
     self._rows = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights=list(map(float, weights)))
 
+  @property
+  def size(self) -> int:
+    """Rows of the global batch."""
+    return self._size
+
   def __getitem__(self, step: int) -> Batch:
     """This host's rows of the global batch of `step`."""
     index, count = self._process

@@ -92,7 +92,7 @@ def to_linear(
   if rest == "o.kernel":
     value = _regrouped(rest, source, heads, get)
     assert value is not None
-    scale = np.sqrt(power[list(heads.queries)]) * (0.5 if source.gated else 1.0)
+    scale = np.sqrt(power[list(heads.queries)])
     return value * np.repeat(scale, source.head_dim)[:, None].astype(np.float32)
   if rest == "z.kernel":
     size = len(heads.queries) * source.head_dim
@@ -111,7 +111,8 @@ def to_experts(rest: str, *, mixture: Moe, source: Mlp, get: Get) -> Array | Non
   """Kernels of all routed experts from those of a dense MLP, or None for any other parameter of a mixture.
 
   The experts go round the MLP's neurons, each with the next `mixture.width` of them, so that all are held about equally
-  often; whichever are chosen, they add up to the MLP on average, and to itself where an expert is as wide as it
+  often; whichever are chosen, they add up to the MLP on average, and to itself where an expert is as wide as it. A
+  shared expert starts by adding nothing
   (Komatsuzaki et al. 2023, 2212.05055).
 
   Args:

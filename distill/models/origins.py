@@ -23,13 +23,14 @@ def table(start: Start, *, config: DecoderConfig, teacher: DecoderConfig) -> str
   found: dict[tuple[str, str], list[int]] = {}
   for i, (layer, kept) in enumerate(zip(config.layers, start.kept, strict=True)):
     source = teacher.layers[kept.layer]
-    found.setdefault((_name(layer.mixer), _mixer(layer, source, kept) + width), []).append(i)
+    how = _mixer(layer, source, kept)
+    how = how if how.startswith("fresh") else how + width
+    found.setdefault((_name(layer.mixer), how), []).append(i)
     if layer.mlp is not None:
       mine = any(name.startswith(f"layers.{i}.mlp.") for name in taken)
       found.setdefault((_name(layer.mlp), _mlp(layer, source) + width if mine else "fresh"), []).append(i)
   for (part, how), layers in found.items():
-    shown = how if how != f"fresh{width}" else "fresh"
-    lines.append((part, _runs(layers), _runs([start.kept[i].layer for i in layers]), shown))
+    lines.append((part, _runs(layers), _runs([start.kept[i].layer for i in layers]), how))
   lines.append(("final norm", "", "", _whole("norm.scale", taken, width)))
   lines.append(("head", "", "", "the embedding" if config.tie_embeddings else _whole("head.kernel", taken, width)))
   sizes = [max(map(len, column)) for column in zip(_COLUMNS, *lines, strict=True)]

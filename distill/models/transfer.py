@@ -67,7 +67,11 @@ def _changed(student: LayerConfig, teacher: LayerConfig) -> bool:
   if not isinstance(teacher.mixer, Attention) or not isinstance(student.mixer, Attention):
     return isinstance(teacher.mixer, Attention)
   heads, keys, *_ = head_shape(student.mixer)
-  return heads < teacher.mixer.num_heads or keys < teacher.mixer.num_kv_heads
+  same = (heads, keys) == (teacher.mixer.num_heads, teacher.mixer.num_kv_heads)
+  # A norm over all heads is corrected for any others.
+  return not same and (
+    teacher.mixer.qk_norm == "full" or heads < teacher.mixer.num_heads or keys < teacher.mixer.num_kv_heads
+  )
 
 
 def from_teacher(
@@ -164,9 +168,15 @@ def choose_layers(
 
 
 def upcycles(mixture: Moe, source: Mlp | Moe | None) -> bool:
-  """Whether the experts of a mixture can be made of a teacher's MLP."""
-  plain = not mixture.use_bias and mixture.clamp is None
-  return plain and isinstance(source, Mlp) and source.gated and not source.use_bias
+  """Whether the experts of a mixture can be made of a teacher's MLP: of its form, and together at least as wide."""
+  if (
+    not isinstance(source, Mlp)
+    or not source.gated
+    or source.use_bias
+    or source.width > mixture.num_experts * mixture.width
+  ):
+    return False
+  return not mixture.use_bias and mixture.clamp is None and mixture.act == source.act
 
 
 def _kept(index, layer, config, teacher, importance) -> Kept:
@@ -204,6 +214,8 @@ class _Start:
     mixture, source = self.config.layers[index].mlp, self.teacher_config.layers[kept.layer].mlp
     if rest.startswith("mlp.") and isinstance(mixture, Moe) and upcycles(mixture, source):
       assert isinstance(source, Mlp)
+      if rest == "mlp.shared.down.kernel":
+        return np.zeros(shape, np.float32)
       get = lambda name: self._get(f"layers.{kept.layer}.mlp.{name}")  # noqa: E731
       return to_experts(rest.removeprefix("mlp."), mixture=mixture, source=source, get=get)
     value = self._get(f"layers.{kept.layer}.{rest}")

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -56,3 +57,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Rows over the data and fsdp axes."""
   return NamedSharding(mesh, PartitionSpec(LOGICAL_TO_MESH["batch"]))
+
+
+def globally(batch: Any, *, mesh: Mesh) -> Any:
+  """Arrays over all processes from each one's own rows, which follow one another in the order of the processes."""
+  rows = batch_sharding(mesh)
+  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, x), batch)

@@ -73,10 +73,14 @@ def resolve(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
   if resolved["teacher"]["dtype"] not in ("bfloat16", "float16", "float32"):
     raise InputError(f"config.teacher.dtype: {resolved['teacher']['dtype']!r}; use 'bfloat16', 'float16' or 'float32'")
   _check_start(resolved["student"])
+  numbers = {f"training.{key}": (training[key], 1) for key in ("batch_size", "micro_batches")}
+  numbers["data.length"] = (resolved["data"]["length"], 2)
   for name, stage in resolved["stages"].items():
-    for key, least in (("steps", 1), ("batch_size", 0), ("length", 0)):
-      if not isinstance(stage[key], int) or stage[key] < least:
-        raise InputError(f"config.stages.{name}.{key}: {stage[key]!r}; use a whole number of at least {least}")
+    numbers |= {f"stages.{name}.{key}": (stage[key], least) for key, least in (("steps", 1), ("batch_size", 0))}
+    numbers[f"stages.{name}.length"] = (stage["length"], 2 if stage["length"] else 0)
+  for key, (value, least) in numbers.items():
+    if type(value) is not int or value < least:
+      raise InputError(f"config.{key}: {value!r}; use a whole number of at least {least}")
   for rows in (training["batch_size"], *(stage["batch_size"] for stage in resolved["stages"].values())):
     if rows % training["micro_batches"]:
       raise InputError(f"config.training.micro_batches: {training['micro_batches']} must divide batch_size {rows}")

@@ -20,7 +20,7 @@ from distill.models.decoder import Decoder
 from distill.models.hub import locate
 from distill.models.importance import measure
 from distill.models.transfer import from_teacher, needs_importance
-from distill.parallel.mesh import replicated
+from distill.parallel.mesh import globally, replicated
 from distill.parallel.together import together
 from distill.teachers.live import LiveTeacher
 from distill.tree import Params
@@ -96,6 +96,9 @@ class Canonical(Mapping[str, np.ndarray]):
 
   def __len__(self) -> int:
     return len(self._places)
+
+  def __contains__(self, name: object) -> bool:
+    return name in self._places
 
 
 def place(decoder: Decoder, params: Mapping[str, Any], *, mesh: Mesh) -> Params:
@@ -185,8 +188,10 @@ def _student(resolved, *, teacher, mesh, batches) -> tuple[Decoder, Params, tupl
   if bool(spec["model"]) == bool(spec["config"]):
     raise InputError("config.student: give either model (a directory) or config (the keys of an HF config.json)")
   if spec["model"]:
+    if isinstance(spec["layers_from"], str):
+      raise InputError("config.student.layers_from: importance is for a student made anew; list the layers of model's")
     config, params = sharded.load(locate(spec["model"]), mesh=mesh)
-    return Decoder(config), params, ()
+    return Decoder(config), params, tuple(spec["layers_from"])
   config = hf.config_from_dict(spec["config"], where="config.student.config")
   hf.check_writable(config, where="config.student.config")
   decoder = Decoder(config)
@@ -201,11 +206,16 @@ def _student(resolved, *, teacher, mesh, batches) -> tuple[Decoder, Params, tupl
       f"{teacher.decoder.config.vocab_size}; they must share a vocabulary"
     )
   source, start = _start(resolved, teacher=teacher, mesh=mesh)
+  if decoder.config.vocab_size != source.config.vocab_size:
+    raise InputError(
+      f"config.student.config.vocab_size: {decoder.config.vocab_size}, the teacher with all its adapters has "
+      f"{source.config.vocab_size}; they must share a vocabulary"
+    )
   layers = spec["layers_from"]
   importance = None
   if needs_importance(config, teacher=source.config, layers=layers):
-    count = -(-spec["calibration_rows"] // resolved["training"]["batch_size"])
-    importance = measure(source, start, batches=(batches[i] for i in range(count)), mesh=mesh)
+    count = -(-spec["calibration_rows"] // batches.size)
+    importance = measure(source, start, batches=(globally(batches[i], mesh=mesh) for i in range(count)), mesh=mesh)
   made = from_teacher(
     dict(Canonical(decoder, fresh, mesh=mesh)),
     config=decoder.config,

@@ -20,7 +20,7 @@ from distill.data.tokenizer import load_tokenizer
 from distill.errors import InputError
 from distill.models import hf
 from distill.nn.moe import Moe
-from distill.parallel.mesh import make_mesh, replicated
+from distill.parallel.mesh import globally, make_mesh, replicated
 from distill.training import data, loop
 from distill.training.checkpoint import Checkpoints, flatten_state, unflatten_state
 from distill.training.config import difference, fingerprint, resolve
@@ -295,7 +295,7 @@ class _Runner:
         state,
         step=step,
         teacher_params=teacher.params if teacher else {},
-        batches=self.batches[stage.name].iterate(stage.first + done),
+        batches=(globally(batch, mesh=self.mesh) for batch in self.batches[stage.name].iterate(stage.first + done)),
         start=done,
         steps=stage.steps,
         hooks=hooks,

@@ -79,14 +79,17 @@ def build_terms(
   """
   terms = []
   for index, spec in enumerate(specs):
-    fields, where = dict(spec), f"{key}[{index}]"
+    where = f"{key}[{index}]"
+    if not isinstance(spec, Mapping):
+      raise InputError(f"{where}: {spec!r}; a term is a dict with a kind")
+    fields = dict(spec)
     kind = fields.pop("kind", None)
-    if kind not in _FIELDS:
+    if not isinstance(kind, str) or kind not in _FIELDS:
       raise InputError(f"{where}.kind: unknown term {kind!r}; use one of {', '.join(_FIELDS)}")
     if unknown := set(fields) - _FIELDS[kind]:
       raise InputError(f"{where}.{min(unknown)}: not a field of {kind}; it has {', '.join(sorted(_FIELDS[kind]))}")
     fields["numbers"] = _numbers(kind, fields, where=where)
-    if fields.get("distance", "mse") not in DISTANCES:
+    if str(fields.get("distance", "mse")) not in DISTANCES:
       raise InputError(f"{where}.distance: {fields['distance']!r}; use one of {', '.join(DISTANCES)}")
     for name in ("weight", "temperature"):
       fields[name] = schedule(fields.get(name, 1.0), key=f"{where}.{name}", steps=steps)
@@ -114,15 +117,17 @@ def _pairs(kind: str, given: Any, *, depths: tuple[int, int], where: str) -> tup
     raise InputError(
       f"{where}: a {kind} term needs ((student layer, teacher layer), …) unless student.layers_from names them in order"
     )
-  try:
-    pairs = tuple(tuple(int(layer) for layer in pair) for pair in given)
-  except (TypeError, ValueError) as error:
-    raise InputError(f"{where}: {given!r}; give ((student layer, teacher layer), …)") from error
+  listed = isinstance(given, list | tuple) and all(isinstance(pair, list | tuple) for pair in given)
+  if not listed or not all(type(layer) is int for pair in given for layer in pair):
+    raise InputError(f"{where}: {given!r}; give ((student layer, teacher layer), …)")
+  pairs = tuple(map(tuple, given))
   for pair in pairs:
     if len(pair) != 2 and not (kind == BLOCK and len(pair) == 3):
       raise InputError(f"{where}: {pair}; give (student layer, teacher layer)")
     inside = 0 <= pair[0] < depths[0] and all(0 <= layer < depths[1] for layer in pair[1:])
-    if not inside or list(pair[1:]) != sorted(pair[1:]):
+    if pair[1] > pair[-1]:
+      raise InputError(f"{where}: {pair} ends at a layer of the teacher's before the one that it begins at")
+    if not inside:
       raise InputError(
         f"{where}: {pair} names a layer that is not there; the student has layers 0 to {depths[0] - 1}, "
         f"the teacher 0 to {depths[1] - 1}"

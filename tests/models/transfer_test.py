@@ -298,6 +298,13 @@ def test_experts_as_wide_as_the_mlp_compute_it(renormalise):
   assert_the_same(config, params, TEACHER, teacher)
 
 
+def test_a_shared_expert_adds_nothing_yet():
+  mixture = Moe(width=24, num_experts=4, top_k=2, shared=8)
+  config = dataclasses.replace(TEACHER, layers=(dataclasses.replace(OLD, mlp=mixture),) * 3)
+  teacher = random(TEACHER, 0)
+  assert_the_same(config, start(TEACHER, teacher, config, (0, 1, 2)).params, TEACHER, teacher)
+
+
 def test_narrow_experts_hold_every_neuron_equally_often():
   config = dataclasses.replace(
     TEACHER, layers=(dataclasses.replace(OLD, mlp=Moe(width=12, num_experts=4, top_k=2)),) * 3
