@@ -121,10 +121,11 @@ CASES: dict[str, dict[str, dict]] = {
       "linear_key_head_dim": 24,
       "linear_value_head_dim": 16,
     },
-    "seven layers, three value heads a key head": {
+    "five layers in threes, three value heads a key head": {
       **_HEADS,
       **_DELTA,
-      "num_hidden_layers": 7,
+      "num_hidden_layers": 5,
+      "full_attention_interval": 3,
       "head_dim": 16,
       "linear_num_value_heads": 9,
     },

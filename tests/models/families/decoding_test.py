@@ -49,8 +49,8 @@ def test_a_document_is_the_same_alone_packed_and_step_by_step(family, case):
   segments = jnp.asarray(np.repeat([[1, 2, 0]], lengths, axis=1))
   positions = jnp.concatenate([jnp.arange(n) for n in lengths])[None]
   together = apply(params, packed, segments, positions)[:, FIRST_LENGTH : FIRST_LENGTH + SECOND_LENGTH]
-  np.testing.assert_allclose(together, alone, atol=2e-5 * scale)
-  np.testing.assert_allclose(steps(params, second), alone, atol=2e-5 * scale)
+  np.testing.assert_allclose(together, alone, atol=5e-5 * scale)
+  np.testing.assert_allclose(steps(params, second), alone, atol=5e-5 * scale)
 
 
 @pytest.mark.parametrize(("family", "case"), EVERY)
@@ -88,7 +88,7 @@ def test_prompts_of_different_lengths_filled_in_at_once_and_continued_equal_the_
   index = lengths[:, None] - 1 + jnp.arange(steps + 1)
   expected = jnp.take_along_axis(expected, index[..., None], axis=1)
   found = continued(params, tokens, prompts, lengths)
-  np.testing.assert_allclose(found, expected, atol=2e-5 * float(jnp.abs(expected).max()))
+  np.testing.assert_allclose(found, expected, atol=5e-5 * float(jnp.abs(expected).max()))
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3_5_text", "qwen3_next", "bamba", "gpt_oss"])
