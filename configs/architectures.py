@@ -3,7 +3,7 @@
     distill train --config=configs/architectures.py:KIND --workdir=WORKDIR          # a key of STUDENTS
     distill train --config=configs/architectures.py:KIND,control --workdir=WORKDIR  # cross-entropy alone
 
-tools/compare_architectures.py runs them all and makes the table of docs/architectures.md.
+`python -m tools.compare_architectures` runs them all and makes one table.
 """
 
 from ml_collections import ConfigDict
