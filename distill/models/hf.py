@@ -130,7 +130,7 @@ def check_writable(config: DecoderConfig, *, where: str) -> None:
 def loader(config: DecoderConfig) -> str:
   """Who can load a model of this architecture, in a few words."""
   name = FAMILIES[config.family].ARCHITECTURE
-  if hasattr(transformers, name):
+  if name in dir(transformers):  # hasattr would import the class.
     return f"transformers.{name} loads it"
   return f"distill alone loads it: transformers {transformers.__version__} has no {name}"
 

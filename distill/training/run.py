@@ -56,7 +56,6 @@ def train(config: Mapping[str, Any], *, workdir: pathlib.Path) -> int:
   _claim(workdir, resolved)
   tokenizer, batches = data.read(resolved, workdir=workdir)
   models = build(resolved, mesh=mesh, batches=next(iter(batches.values())))
-  print(f"student: {models.student.config.family}; {hf.loader(models.student.config)}", file=sys.stderr, flush=True)
   vocab = models.student.config.vocab_size
   if len(tokenizer) > vocab:
     raise InputError(
@@ -66,6 +65,7 @@ def train(config: Mapping[str, Any], *, workdir: pathlib.Path) -> int:
     decoder.check_length(max(length for _, length in shapes.values()), what="config.data.length")
   stages = _stages(resolved, models)
   params = {**models.params, **_projectors(stages, models, resolved["seed"], mesh)}
+  print(f"student: {models.student.config.family}; {hf.loader(models.student.config)}", file=sys.stderr, flush=True)
   checkpoints = Checkpoints(workdir / "checkpoints")
   runner = _Runner(resolved=resolved, workdir=workdir, mesh=mesh, models=models, batches=batches, stages=stages)
   try:
