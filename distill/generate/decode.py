@@ -1,5 +1,6 @@
 """Continuing prompts: filled into the caches at once, then drawn in blocks of tokens that Python does not interrupt."""
 
+import dataclasses
 import functools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Int
 
 from distill.errors import InputError
 from distill.generate.sampling import Sampling, draw
@@ -24,32 +26,52 @@ def _draw(output, *, positions, seed, sampling):
   return draw(logits, keys=keys, sampling=sampling).astype(jnp.int32)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Rows:
+  """Where a batch of texts stands.
+
+  Attributes:
+    cache: Of single layers.
+    last: The last token of each row, which is not in the cache yet.
+    positions: Its position.
+    ended: Whether a row has come to a stop.
+  """
+
+  cache: Any
+  last: Int[Array, " B"]
+  positions: Int[Array, " B"]
+  ended: Bool[Array, " B"]
+
+
 @functools.partial(jax.jit, static_argnames=("decoder", "length", "sampling", "dtype"))
-def _start(params, tokens, lengths, seed, *, decoder, length, sampling, dtype):
-  """(first token of each row, parameters and caches of single layers)."""
+def _start(params, tokens, lengths, stop, seed, *, decoder, length, sampling, dtype):
+  """(parameters of single layers, rows with their first token)."""
   output, cache = decoder.prefill(params, tokens=tokens, lengths=lengths, length=length, dtype=dtype)
   first = _draw(output, positions=lengths, seed=seed, sampling=sampling)
-  return first, decoder.unroll(params), decoder.unroll_cache(cache)
+  rows = _Rows(cache=decoder.unroll_cache(cache), last=first, positions=lengths, ended=jnp.isin(first, stop))
+  return decoder.unroll(params), rows
 
 
-@functools.partial(jax.jit, static_argnames=("decoder", "sampling", "dtype"), donate_argnames=("cache",))
-def _block(params, cache, tokens, *, positions, ended, count, stop, seed, decoder, sampling, dtype):
-  """Up to `count` more tokens of each row, fewer if all have ended: ([B,_BLOCK], how many, cache, ended)."""
-  drawn = jnp.zeros((len(tokens), _BLOCK), jnp.int32)
+@functools.partial(jax.jit, static_argnames=("decoder", "sampling", "dtype"), donate_argnames=("rows",))
+def _block(params, rows, count, stop, seed, *, decoder, sampling, dtype):
+  """Up to `count` more tokens of each row, fewer if all have ended: ([B,_BLOCK], how many, rows)."""
 
   def goes_on(carry):
-    step, _, _, ended, _ = carry
-    return (step < count) & ~jnp.all(ended)
+    step, rows, _ = carry
+    return (step < count) & ~jnp.all(rows.ended)
 
   def body(carry):
-    step, cache, tokens, ended, drawn = carry
-    output, cache = decoder.step(params, cache=cache, tokens=tokens, positions=positions + step, dtype=dtype)
-    tokens = _draw(output, positions=positions + step + 1, seed=seed, sampling=sampling)
-    return step + 1, cache, tokens, ended | jnp.isin(tokens, stop), drawn.at[:, step].set(tokens)
+    step, rows, drawn = carry
+    output, cache = decoder.step(params, cache=rows.cache, tokens=rows.last, positions=rows.positions, dtype=dtype)
+    positions = rows.positions + 1
+    tokens = _draw(output, positions=positions, seed=seed, sampling=sampling)
+    rows = _Rows(cache=cache, last=tokens, positions=positions, ended=rows.ended | jnp.isin(tokens, stop))
+    return step + 1, rows, drawn.at[:, step].set(tokens)
 
-  start = (jnp.zeros((), jnp.int32), cache, tokens, ended | jnp.isin(tokens, stop), drawn)
-  step, cache, _, ended, drawn = jax.lax.while_loop(goes_on, body, start)
-  return drawn, step, cache, ended
+  drawn = jnp.zeros((len(rows.last), _BLOCK), jnp.int32)
+  step, rows, drawn = jax.lax.while_loop(goes_on, body, (jnp.zeros((), jnp.int32), rows, drawn))
+  return drawn, step, rows
 
 
 def stream(
@@ -64,6 +86,8 @@ def stream(
   dtype: Any = jnp.float32,
 ) -> Iterator[list[list[int]]]:
   """What `generate` draws, as it is drawn: the next few tokens of every row, none for a row that has ended."""
+  if max_tokens < 1:
+    raise InputError(f"max_tokens={max_tokens}: expected at least 1")
   if not prompts or not all(map(len, prompts)):
     raise InputError("prompts: expected at least one, of at least one token each")
   longest = max(map(len, prompts))
@@ -76,9 +100,9 @@ def stream(
     tokens[row, : len(prompt)] = prompt
   lengths = np.asarray([len(prompt) for prompt in prompts], np.int32)
   how = dict(seed=jnp.uint32(seed % 2**32), sampling=sampling, dtype=dtype)
-  last, single, cache = _start(params, tokens, lengths, decoder=decoder, length=length, **how)
-  stops, ended = jnp.asarray(sorted(stop), jnp.int32), jnp.zeros(len(prompts), bool)
-  block, done = np.asarray(last)[:, None], 0
+  stops = jnp.asarray(sorted(stop), jnp.int32)
+  single, rows = _start(params, tokens, lengths, stops, decoder=decoder, length=length, **how)
+  block, done = np.asarray(rows.last)[:, None], 0
   going = [True] * len(prompts)
   while True:
     news: list[list[int]] = [[] for _ in prompts]
@@ -92,10 +116,8 @@ def stream(
       return
     # Blocks grow with what there is to read: one token, then two, then twice as many each time.
     count = min(done + 1, _BLOCK, max_tokens - done)
-    at = dict(positions=lengths + np.int32(done - 1), count=jnp.int32(count), stop=stops)
-    drawn, steps, cache, ended = _block(single, cache, last, ended=ended, decoder=decoder.unrolled, **at, **how)
+    drawn, steps, rows = _block(single, rows, jnp.int32(count), stops, decoder=decoder.unrolled, **how)
     block = np.asarray(drawn)[:, : int(steps)]
-    last = block[:, -1]
 
 
 def generate(
@@ -104,31 +126,28 @@ def generate(
   params: Mapping[str, Any],
   prompts: Sequence[Sequence[int]],
   max_tokens: int,
-  temperature: float = 0.0,
-  top_k: int = 0,
-  top_p: float = 1.0,
+  sampling: Sampling = Sampling(),  # noqa: B008 - frozen
   seed: int = 0,
   stop: Collection[int] = (),
   dtype: Any = jnp.float32,
 ) -> list[list[int]]:
   """The tokens that follow each prompt; a row's draws depend on the seed, its number and its own text alone.
 
+  But where rotary frequencies depend on a text's length (dynamic, longrope): all rows have those of the longest.
+
   Args:
     decoder: Architecture. One that is `unrolled`, with parameters that are, saves cutting them apart in every call.
     params: Its parameters.
     prompts: Of any lengths, at least one token each.
     max_tokens: Most tokens to draw for each, at least one.
-    temperature: Divides the logits; 0 takes the likeliest token.
-    top_k: Only this many of the likeliest tokens; 0 for all.
-    top_p: Only the likeliest tokens that reach this probability together.
+    sampling: How a token is drawn; unless given, the likeliest is taken.
     seed: Of the draws.
     stop: Tokens that end a text; they are not in it.
     dtype: Dtype of the operands and caches.
 
   Raises:
-    InputError: A prompt is empty, a value is out of its bounds, or the model has no embedding for so many positions.
+    InputError: A prompt is empty, max_tokens below 1, or the model has no embedding for so many positions.
   """
-  sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
   texts: list[list[int]] = [[] for _ in prompts]
   for news in stream(
     decoder,

@@ -4,7 +4,7 @@ import functools
 import itertools
 import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -93,35 +93,20 @@ class Decoder:
       dtype=dtype,
     )
 
-  def mixers_apart(
+  def apart(
     self,
     params: Mapping[str, Any],
     *,
+    run: Callable[..., Float[Array, "B T D"]],
     inputs: Sequence[Float[Array, "B T D"]],
     layers: Sequence[int],
     segments: Int[Array, "B T"],
     positions: Int[Array, "B T"],
     dtype: Any = jnp.bfloat16,
   ) -> tuple[Float[Array, "B T D"], ...]:
-    """What the mixer of each of `layers` adds to a residual stream of its own."""
-    return self.module(params).apart(
-      inputs, layers=layers, run=lambda layer, x: layer.mix(x, segments=segments, positions=positions, dtype=dtype)
-    )
-
-  def layers_apart(
-    self,
-    params: Mapping[str, Any],
-    *,
-    inputs: Sequence[Float[Array, "B T D"]],
-    layers: Sequence[int],
-    segments: Int[Array, "B T"],
-    positions: Int[Array, "B T"],
-    dtype: Any = jnp.bfloat16,
-  ) -> tuple[Float[Array, "B T D"], ...]:
-    """What each of `layers` makes of an input of its own."""
-    return self.module(params).apart(
-      inputs, layers=layers, run=lambda layer, x: layer(x, segments=segments, positions=positions, dtype=dtype)
-    )
+    """`run`, `Layer.mix` or `Layer.__call__`, of each of `layers` on an input of its own."""
+    run = functools.partial(run, segments=segments, positions=positions, dtype=dtype)
+    return self.module(params).apart(inputs, layers=layers, run=run)
 
   def init_cache(self, params: Mapping[str, Any], *, batch: int, length: int, dtype: Any = jnp.bfloat16) -> Any:
     """Empty caches for decoding `length` positions of `batch` rows.

@@ -1,18 +1,17 @@
 """Gated-delta-rule linear attention, chunk-parallel in training and recurrent in decoding."""
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
 from distill.nn.conv import ShortConv
 from distill.nn.linear import Linear
 from distill.nn.norm import RMSNorm
-from distill.nn.param import Init
+from distill.nn.param import Init, log_rate, time_step
 
 # Positions a chunk, and chunks whose inner quantities exist at one time.
 _CHUNK, _BLOCK = 64, 8
@@ -168,18 +167,6 @@ class DeltaCache:
   state: Float[Array, "B N H P"]
 
 
-def _log_rate(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
-  """Logarithm of decay rates uniform up to 16 (Dao & Gu 2024, 2405.21060)."""
-  return jnp.log(jax.random.uniform(key, shape, jnp.float32, 0.01, 16.0))
-
-
-def _time_step(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
-  """Inverse softplus of time steps log-uniform from 0.001 to 0.1: a fresh layer remembers tens of positions."""
-  low, high = math.log(1e-3), math.log(1e-1)
-  steps = jnp.exp(jax.random.uniform(key, shape, jnp.float32, low, high))
-  return steps + jnp.log(-jnp.expm1(-steps))
-
-
 class GatedDeltaMixer(nnx.Module):
   """Short convolution, gated delta rule, gated norm (Yang et al. 2024, 2412.06464), as in Qwen 3 Next and 3.5.
 
@@ -210,8 +197,8 @@ class GatedDeltaMixer(nnx.Module):
         for name, size in sizes.items()
       }
     )
-    self.dt_bias = init.param("dt_bias", shape=(spec.num_value_heads,), axes=(None,), init=_time_step)
-    self.a_log = init.param("a_log", shape=(spec.num_value_heads,), axes=(None,), init=_log_rate)
+    self.dt_bias = init.param("dt_bias", shape=(spec.num_value_heads,), axes=(None,), init=time_step)
+    self.a_log = init.param("a_log", shape=(spec.num_value_heads,), axes=(None,), init=log_rate(0.01))
     self.norm = RMSNorm(init.child("norm"), width=spec.value_head_dim, eps=norm_eps)
     self.o = Linear(init.child("o"), shape=(values, width), axes=("heads", "embed"))
 

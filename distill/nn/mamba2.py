@@ -1,18 +1,17 @@
 """Mamba-2: a selective state space, chunk-parallel in training and recurrent in decoding."""
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
 from distill.nn.conv import ShortConv
 from distill.nn.linear import Linear
 from distill.nn.norm import RMSNorm
-from distill.nn.param import Init, Initializer, ones
+from distill.nn.param import Init, Initializer, log_rate, ones, time_step
 
 _CHUNK = 64
 # Logarithms of decays are summed in two parts. The coarse one is of multiples of 2⁻¹⁰ not below −100, so that its sums
@@ -134,17 +133,6 @@ class Mamba2Cache:
   state: Float[Array, "B N H P"]
 
 
-def _log_rate(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
-  """Logarithm of decay rates uniform from 1 to 16."""
-  return jnp.log(jax.random.uniform(key, shape, jnp.float32, 1.0, 16.0))
-
-
-def _time_step(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
-  """Inverse softplus of time steps log-uniform from 0.001 to 0.1."""
-  steps = jnp.exp(jax.random.uniform(key, shape, jnp.float32, math.log(1e-3), math.log(1e-1)))
-  return steps + jnp.log(-jnp.expm1(-steps))
-
-
 class Mamba2Mixer(nnx.Module):
   """Short convolutions, selective state space, gated norm (Dao & Gu 2024, 2405.21060).
 
@@ -178,7 +166,7 @@ class Mamba2Mixer(nnx.Module):
     def per_head(name: str, draw: Initializer) -> nnx.Param:
       return init.param(name, shape=(spec.num_heads,), axes=("heads",), init=draw)
 
-    self.dt_bias, self.a_log = per_head("dt_bias", _time_step), per_head("a_log", _log_rate)
+    self.dt_bias, self.a_log = per_head("dt_bias", time_step), per_head("a_log", log_rate(1.0))
     self.skip = per_head("skip", ones)
     self.norm = RMSNorm(init.child("norm"), width=inner, eps=norm_eps, groups=spec.num_groups)
     self.o = Linear(init.child("o"), shape=(inner, width), axes=("heads", "embed"), use_bias=spec.use_bias)

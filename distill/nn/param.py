@@ -1,5 +1,6 @@
 """One description of a parameter: shape, logical axes, initialiser; sharding, loading and export follow from it."""
 
+import math
 import zlib
 from collections.abc import Callable, Sequence
 
@@ -24,6 +25,17 @@ def ones(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
 def normal(stddev: float) -> Initializer:
   """Gaussian of the given standard deviation."""
   return lambda key, shape: stddev * jax.random.normal(key, shape, jnp.float32)
+
+
+def log_rate(low: float) -> Initializer:
+  """Logarithm of decay rates uniform from `low` to 16 (Dao & Gu 2024, 2405.21060)."""
+  return lambda key, shape: jnp.log(jax.random.uniform(key, shape, jnp.float32, low, 16.0))
+
+
+def time_step(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
+  """Inverse softplus of time steps log-uniform from 0.001 to 0.1: a fresh layer remembers tens of positions."""
+  steps = jnp.exp(jax.random.uniform(key, shape, jnp.float32, math.log(1e-3), math.log(1e-1)))
+  return steps + jnp.log(-jnp.expm1(-steps))
 
 
 class Init:

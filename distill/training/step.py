@@ -1,6 +1,7 @@
 """The one training step: pure, jitted once a stage, with explicit shardings and donated state."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,10 +13,11 @@ from jaxtyping import Array, Float, Int
 
 from distill.adapters import lora
 from distill.models.decoder import Decoder
+from distill.models.layer import Layer
 from distill.parallel.mesh import LOGICAL_TO_MESH, batch_sharding, replicated
 from distill.teachers.live import LiveTeacher
 from distill.training.objective import TermStates, counts, loss_sums, next_states
-from distill.training.terms import Demands, Term, before, demands
+from distill.training.terms import Demands, Term, before, demands, needs_teacher
 from distill.tree import Params
 from distill.types import Apart, Batch
 
@@ -81,64 +83,15 @@ def make_step(
   config: StepConfig,
 ) -> Callable[[TrainState, Params, Batch], tuple[TrainState, Metrics]]:
   """step(state, teacher parameters, batch) -> (state, metrics), jitted; the state given is donated."""
-  wanted = demands(config.terms)
-
-  def micro_loss(trained, frozen, teacher_params, batch, step, totals, states):
-    params = {**frozen, **trained}
-    weights, adapters = branch(params, "student"), branch(params, "adapters")
-    if adapters:
-      weights = lora.apply(weights, adapters=adapters, scale=config.adapter_scale)
-    output = signal = None
-    if wanted.output:
-      output = student.apply(
-        weights,
-        tokens=batch.tokens,
-        segments=batch.segments,
-        positions=batch.positions,
-        capture=wanted.student_layers,
-        dtype=config.dtype,
-      )
-    if wanted.teacher:
-      assert teacher is not None
-      signal = teacher.signal(
-        teacher_params,
-        batch=batch,
-        capture=wanted.teacher_layers,
-        mixers=wanted.teacher_mixers,
-        dtype=config.dtype,
-      )
-    return loss_sums(
-      config.terms,
-      output=output,
-      signal=signal,
-      apart=_apart(student, weights, wanted, signal, batch=batch, dtype=config.dtype),
-      batch=batch,
-      projectors=branch(params, "projectors"),
-      step=step,
-      totals=totals,
-      states=states,
-    )
-
-  gradient = jax.value_and_grad(micro_loss, has_aux=True)
-
-  def accumulate(state, teacher_params, batch, totals):
-    def one(micro):
-      return gradient(state.trained, state.frozen, teacher_params, micro, state.step, totals, state.terms)
-
-    if config.micro_batches == 1:
-      return one(batch)
-
-    def body(sums, micro):
-      return jax.tree.map(jnp.add, sums, one(micro)), None
-
-    micros = _split(batch, config.micro_batches, mesh)
-    shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], micros))
-    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    return jax.lax.scan(body, zero, micros)[0]
+  gradient = jax.value_and_grad(functools.partial(_loss, student=student, teacher=teacher, config=config), has_aux=True)
 
   def step(state: TrainState, teacher_params: Params, batch: Batch) -> tuple[TrainState, Metrics]:
     totals = counts(batch)
-    (loss, parts), grads = accumulate(state, teacher_params, batch, totals)
+
+    def one(micro):
+      return gradient(state.trained, state, teacher_params, micro, totals)
+
+    (loss, parts), grads = _accumulated(one, batch, config.micro_batches, mesh)
     updates, optimizer_state = optimizer.update(grads, state.optimizer, state.trained)
     metrics = {"loss": loss, "gradient_norm": optax.tree.norm(grads), "tokens": totals["present"], **parts}
     state = dataclasses.replace(
@@ -150,13 +103,66 @@ def make_step(
     )
     return state, metrics
 
-  teacher_shardings = teacher.shardings(mesh) if teacher and wanted.teacher else {}
+  teacher_shardings = teacher.shardings(mesh) if teacher and needs_teacher(config.terms) else {}
   return jax.jit(
     step,
     in_shardings=(state_shardings, teacher_shardings, batch_sharding(mesh)),
     out_shardings=(state_shardings, replicated(mesh)),
     donate_argnums=0,
   )
+
+
+def _loss(trained, state, teacher_params, batch, totals, *, student, teacher, config):
+  """A micro-batch's share of the loss, and of each term."""
+  wanted = demands(config.terms)
+  params = {**state.frozen, **trained}
+  weights, adapters = branch(params, "student"), branch(params, "adapters")
+  if adapters:
+    weights = lora.apply(weights, adapters=adapters, scale=config.adapter_scale)
+  output = signal = None
+  if wanted.output:
+    output = student.apply(
+      weights,
+      tokens=batch.tokens,
+      segments=batch.segments,
+      positions=batch.positions,
+      capture=wanted.student_layers,
+      dtype=config.dtype,
+    )
+  if wanted.teacher:
+    assert teacher is not None
+    signal = teacher.signal(
+      teacher_params,
+      batch=batch,
+      capture=wanted.teacher_layers,
+      mixers=wanted.teacher_mixers,
+      dtype=config.dtype,
+    )
+  return loss_sums(
+    config.terms,
+    output=output,
+    signal=signal,
+    apart=_apart(student, weights, wanted, signal, batch=batch, dtype=config.dtype),
+    batch=batch,
+    projectors=branch(params, "projectors"),
+    step=state.step,
+    totals=totals,
+    states=state.terms,
+  )
+
+
+def _accumulated(one: Callable[[Batch], Any], batch: Batch, parts: int, mesh: Mesh) -> Any:
+  """The sum of `one` over the parts of a batch, one after another."""
+  if parts == 1:
+    return one(batch)
+
+  def body(sums, micro):
+    return jax.tree.map(jnp.add, sums, one(micro)), None
+
+  micros = _split(batch, parts, mesh)
+  shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], micros))
+  zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  return jax.lax.scan(body, zero, micros)[0]
 
 
 def _apart(student: Decoder, weights: Params, wanted: Demands, signal, *, batch: Batch, dtype: Any) -> Apart:
@@ -168,8 +174,8 @@ def _apart(student: Decoder, weights: Params, wanted: Demands, signal, *, batch:
     return {"inputs": inputs, "layers": [i for i, _ in pairs], **common}
 
   return Apart(
-    mixed=student.mixers_apart(weights, **given(wanted.mixers)) if wanted.mixers else (),
-    blocks=student.layers_apart(weights, **given(wanted.blocks)) if wanted.blocks else (),
+    mixed=student.apart(weights, run=Layer.mix, **given(wanted.mixers)),
+    blocks=student.apart(weights, run=Layer.__call__, **given(wanted.blocks)),
   )
 
 

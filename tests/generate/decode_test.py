@@ -50,8 +50,8 @@ def test_draws_of_a_row_depend_on_the_seed_and_its_own_text_alone(hybrid):
   decoder, params = hybrid
 
   def drawn(prompts, seed=1):
-    how = dict(temperature=1.0, top_k=20, top_p=0.9)
-    return generate(decoder, params=params, prompts=prompts, max_tokens=12, seed=seed, **how)
+    sampling = Sampling(temperature=1.0, top_k=20, top_p=0.9)
+    return generate(decoder, params=params, prompts=prompts, max_tokens=12, sampling=sampling, seed=seed)
 
   texts = drawn(PROMPTS)
   assert drawn(PROMPTS) == texts != drawn(PROMPTS, seed=2)
@@ -104,6 +104,12 @@ def test_prompts_of_nothing_are_refused(hybrid, prompts):
   decoder, params = hybrid
   with pytest.raises(InputError, match="at least one token"):
     generate(decoder, params=params, prompts=prompts, max_tokens=1)
+
+
+def test_nothing_to_draw_is_refused(hybrid):
+  decoder, params = hybrid
+  with pytest.raises(InputError, match="max_tokens=0"):
+    generate(decoder, params=params, prompts=PROMPTS, max_tokens=0)
 
 
 def test_learned_positions_are_used_to_the_last(hybrid):

@@ -8,6 +8,7 @@ import pytest
 from distill.errors import InputError
 from distill.models.config import Attention, DecoderConfig, GatedDelta, LayerConfig, Mlp, Rope
 from distill.models.decoder import Decoder
+from distill.models.layer import Layer
 from distill.parallel.mesh import make_mesh
 from distill.teachers.live import LiveTeacher
 from distill.training.objective import initial_states
@@ -46,8 +47,8 @@ def test_a_layer_fed_what_its_own_model_feeds_it_gives_what_it_gives_there():
   common = {name: value for name, value in run(given).items() if name != "tokens"}
   for layers in (every, (3, 0, 2)):
     inputs = [whole.captured[layer] for layer in layers]
-    mixed = model.mixers_apart(params, inputs=inputs, layers=layers, **common)
-    blocks = model.layers_apart(params, inputs=inputs, layers=layers, **common)
+    mixed = model.apart(params, run=Layer.mix, inputs=inputs, layers=layers, **common)
+    blocks = model.apart(params, run=Layer.__call__, inputs=inputs, layers=layers, **common)
     for place, layer in enumerate(layers):
       np.testing.assert_allclose(mixed[place], whole.mixed[layer], atol=1e-5)
       np.testing.assert_allclose(blocks[place], whole.captured[layer + 1], atol=1e-5)
