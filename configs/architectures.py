@@ -8,9 +8,8 @@
 
 from ml_collections import ConfigDict
 
-from distill.demo import ROOT
+from distill.demo import recipe
 
-SKILLS = {"book": 0.45, "category": 0.25, "class": 0.2}  # and their share of the rows
 ALIGN_STEPS, DISTILL_STEPS = 40, 140
 FEW = (0, 3, 6, 10)
 
@@ -81,17 +80,8 @@ def get_config(variant: str) -> ConfigDict:
   kl, hidden, control_terms = {"kind": "forward_kl"}, {"kind": "hidden"}, [{"kind": "cross_entropy"}]
   return ConfigDict(
     {
-      "seed": 0,
-      "teacher": {"model": str(ROOT / "teacher"), "adapters": tuple(str(ROOT / "adapters" / s) for s in SKILLS)},
+      **recipe(),
       "student": {"config": config, "layers_from": layers},
-      "data": {
-        "sources": [
-          {"kind": "jsonl", "path": str(ROOT / "text" / "general.jsonl"), "weight": 0.1},
-          *({"kind": "jsonl", "path": str(ROOT / "text" / f"{s}.jsonl"), "weight": w} for s, w in SKILLS.items()),
-        ],
-        "length": 128,
-      },
-      "training": {"batch_size": 16, "dtype": "float32", "checkpoint_every": 100},
       "stages": {
         "1_align": {
           "steps": ALIGN_STEPS,
@@ -107,10 +97,6 @@ def get_config(variant: str) -> ConfigDict:
             "decays": ((r".*kernel", 1.0), (r".*", 0.0)),
           },
         },
-      },
-      "evaluation": {
-        "skills": tuple(str(ROOT / "tests" / f"{s}.jsonl") for s in SKILLS),
-        "heldout": {"kind": "jsonl", "path": str(ROOT / "text" / "heldout.jsonl")},
       },
     }
   )

@@ -13,8 +13,8 @@ import pathlib
 import subprocess
 import sys
 
-from configs.architectures import SKILLS, STUDENTS
-from distill.demo import ROOT
+from configs.architectures import STUDENTS
+from distill.demo import ROOT, SKILLS
 
 _CONFIG = "configs/architectures.py"
 
