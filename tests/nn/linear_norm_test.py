@@ -8,10 +8,11 @@ from distill.nn.norm import RMSNorm
 from distill.nn.param import Init, normal
 
 
-def test_linear_equals_float64():
+@pytest.mark.parametrize("rows", [(2, 3), (1,)])
+def test_linear_equals_float64(rows):
   linear = Linear(Init(jax.random.key(0)), shape=(16, 5), axes=("embed", "mlp"), use_bias=True)
   linear.bias[...] = jnp.arange(5.0)
-  x = np.random.default_rng(0).normal(size=(2, 3, 16))
+  x = np.random.default_rng(0).normal(size=(*rows, 16))
   expected = x @ np.asarray(linear.kernel[...], np.float64) + np.arange(5.0)
   np.testing.assert_allclose(linear(jnp.asarray(x, jnp.float32)), expected, rtol=1e-5, atol=1e-5)
 
