@@ -1,6 +1,6 @@
 """Greedy decoding against transformers' `generate` with its cache, on one machine, in turns.
 
-python -m tools.bench_decode [--kinds=llama,qwen3_5_text] [--batch=1] [--prompt=32] [--tokens=128] [--rounds=7] [--json]
+python -m tools.bench_decode [--kinds=llama,bamba] [--batch=1] [--prompt=32] [--tokens=128] [--rounds=7] [--json]
   [--torch_threads=]
 
 Random models of some 30M parameters, float32, in one process; both are warmed up first. A round times one after the
@@ -27,15 +27,15 @@ from distill.generate.decode import generate
 from distill.models import hf
 from distill.models.decoder import Decoder
 
-_COMMON = {
-  "vocab_size": 8192,
-  "hidden_size": 512,
-  "num_hidden_layers": 8,
+_COMMON = {"vocab_size": 8192, "hidden_size": 512, "num_hidden_layers": 8, "initializer_range": 0.05}
+_HEADS = {
+  **_COMMON,
+  "intermediate_size": 1536,
+  "num_attention_heads": 8,
+  "num_key_value_heads": 8,
   "max_position_embeddings": 4096,
-  "initializer_range": 0.05,
 }
-_HEADS = {**_COMMON, "intermediate_size": 1536, "num_attention_heads": 8, "num_key_value_heads": 8}
-# Keys of config.json by model_type: one kind of mixer each.
+# Keys of config.json by model_type: one kind of mixer each, and a mixture.
 KINDS = {
   "llama": _HEADS,
   "qwen3_5_text": {
@@ -45,6 +45,22 @@ KINDS = {
     "linear_num_value_heads": 8,
     "linear_key_head_dim": 64,
     "linear_value_head_dim": 64,
+  },
+  "mamba2": {
+    **_COMMON,
+    "num_hidden_layers": 12,
+    "num_heads": 16,
+    "head_dim": 64,
+    "n_groups": 1,
+    "state_size": 64,
+  },
+  "bamba": {
+    **_HEADS,
+    "mamba_n_heads": 16,
+    "mamba_d_head": 64,
+    "mamba_n_groups": 1,
+    "mamba_d_state": 64,
+    "attn_layer_indices": [3, 7],
   },
 }
 
