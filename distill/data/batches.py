@@ -39,6 +39,7 @@ class Batches:
     batch_size: Rows of the global batch.
     seed: Of the shuffling.
     routes: Number of the adapter set that teaches the rows of each store; all 0 unless given.
+    first: Rows drawn before step 0, by stages that read the same stores.
     process: (index, count): this host's part of each batch, an equal run of consecutive rows.
 
   Raises:
@@ -53,6 +54,7 @@ class Batches:
     batch_size: int,
     seed: int,
     routes: Sequence[int] = (),
+    first: int = 0,
     process: tuple[int, int] = (0, 1),
   ):
     if len({store.length for store in stores}) != 1:
@@ -62,7 +64,7 @@ class Batches:
     if batch_size % process[1]:
       raise InputError(f"training.batch_size: {batch_size} does not divide among {process[1]} hosts")
     self._routes = np.asarray(routes or [0] * len(stores), np.int32)
-    self._stores, self._size, self._process = tuple(stores), batch_size, process
+    self._stores, self._size, self._first, self._process = tuple(stores), batch_size, first, process
     parts = [
       grain.MapDataset.source(_Rows(i, store)).seed(seed + i).shuffle().repeat() for i, store in enumerate(stores)
     ]
@@ -77,7 +79,7 @@ class Batches:
     """This host's rows of the global batch of `step`."""
     index, count = self._process
     share = self._size // count
-    first = step * self._size + index * share
+    first = self._first + step * self._size + index * share
     chosen = [self._rows[i] for i in range(first, first + share)]
     fields: dict[str, Any] = {}
     for number, store in enumerate(self._stores):

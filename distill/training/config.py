@@ -67,6 +67,9 @@ def resolve(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
   resolved["stages"] = {
     name: _fill(stage, STAGE, f"stages.{name}.") for name, stage in sorted(resolved["stages"].items())
   }
+  sources = resolved["data"]["sources"]
+  if not isinstance(sources, list | tuple) or not all(isinstance(source, Mapping) for source in sources):
+    raise InputError(f"config.data.sources: {sources!r}; give a list of dicts, each with a kind")
   training = resolved["training"]
   if training["dtype"] not in ("bfloat16", "float32"):
     raise InputError(f"config.training.dtype: {training['dtype']!r}; use 'bfloat16' or 'float32'")

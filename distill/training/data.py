@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from distill.data.batches import Batches
 from distill.data.sources import open_source
-from distill.data.store import build
+from distill.data.store import TokenStore, build
 from distill.data.tokenizer import load_tokenizer
 from distill.errors import InputError
 from distill.models.hub import locate
@@ -35,36 +35,48 @@ def shape(resolved: Mapping[str, Any], *, stage: str) -> tuple[int, int]:
 
 
 def read(resolved: Mapping[str, Any], *, workdir: pathlib.Path) -> tuple[PreTrainedTokenizerBase, dict[str, Batches]]:
-  """The tokenizer, and batches by the name of their stage; stages of one shape share them.
+  """The tokenizer, and batches by the name of their stage; a stage goes on where the one before it stopped reading.
 
   Raises:
     InputError: A source, the tokenizer or a size is wrong.
   """
   tokenizer = load_tokenizer(tokenizer_path(resolved))
-  if not resolved["data"]["sources"]:
+  sources = resolved["data"]["sources"]
+  if not sources:
     raise InputError("config.data.sources: give at least one source")
+  weights = [source.get("weight", 1.0) for source in sources]
+  for index, weight in enumerate(weights):
+    if isinstance(weight, bool) or not isinstance(weight, int | float):
+      raise InputError(f"config.data.sources[{index}].weight: {weight!r} is not a number")
   shapes = {name: shape(resolved, stage=name) for name in resolved["stages"]}
-  made = {one: _batches(resolved, tokenizer=tokenizer, shape=one, workdir=workdir) for one in set(shapes.values())}
-  return tokenizer, {name: made[one] for name, one in shapes.items()}
+  stores = {
+    length: _stores(resolved, tokenizer=tokenizer, length=length, workdir=workdir)
+    for length in sorted({length for _, length in shapes.values()})
+  }
+  drawn = dict.fromkeys(stores, 0)
+  batches = {}
+  for name, (rows, length) in shapes.items():
+    batches[name] = Batches(
+      stores[length],
+      weights=list(map(float, weights)),
+      batch_size=rows,
+      seed=resolved["seed"],
+      routes=routes(sources)[1],
+      first=drawn[length],
+      process=(jax.process_index(), jax.process_count()),
+    )
+    drawn[length] += rows * resolved["stages"][name]["steps"]
+  return tokenizer, batches
 
 
-def _batches(
-  resolved: Mapping[str, Any], *, tokenizer: PreTrainedTokenizerBase, shape: tuple[int, int], workdir: pathlib.Path
-) -> Batches:
-  data, (rows, length) = resolved["data"], shape
-  stores, weights = [], []
+def _stores(
+  resolved: Mapping[str, Any], *, tokenizer: PreTrainedTokenizerBase, length: int, workdir: pathlib.Path
+) -> list[TokenStore]:
+  """The stores of all sources, in rows of one length."""
+  data = resolved["data"]
+  stores = []
   for index, spec in enumerate(data["sources"]):
-    fields, key = dict(spec), f"config.data.sources[{index}]"
-    fields.pop("adapters", None)
-    weights.append(float(fields.pop("weight", 1.0)))
-    source = open_source(fields, key=key)
-    directory = data["store"] or workdir / "tokens"
-    stores.append(build(source, tokenizer=tokenizer, length=length, directory=directory))
-  return Batches(
-    stores,
-    weights=weights,
-    batch_size=rows,
-    seed=resolved["seed"],
-    routes=routes(data["sources"])[1],
-    process=(jax.process_index(), jax.process_count()),
-  )
+    fields = {name: value for name, value in spec.items() if name not in ("adapters", "weight")}
+    source = open_source(fields, key=f"config.data.sources[{index}]")
+    stores.append(build(source, tokenizer=tokenizer, length=length, directory=data["store"] or workdir / "tokens"))
+  return stores

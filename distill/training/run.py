@@ -295,7 +295,7 @@ class _Runner:
         state,
         step=step,
         teacher_params=teacher.params if teacher else {},
-        batches=(globally(batch, mesh=self.mesh) for batch in self.batches[stage.name].iterate(stage.first + done)),
+        batches=(globally(batch, mesh=self.mesh) for batch in self.batches[stage.name].iterate(done)),
         start=done,
         steps=stage.steps,
         hooks=hooks,

@@ -86,6 +86,12 @@ def test_a_mixture_has_its_proportions_and_shuffles_each_source_by_itself(weight
     assert len(set(second[start : start + ROWS[1]])) == ROWS[1]
 
 
+def test_a_later_stage_goes_on_where_another_stopped(stores):
+  common = {"weights": [3.0, 1.0], "seed": 7}
+  whole, later = Batches(stores, batch_size=4, **common), Batches(stores, batch_size=2, first=12, **common)
+  assert rows(whole[3]) == rows(later[0]) + rows(later[1])
+
+
 def test_reading_ahead_gives_the_same_batches_and_its_thread_ends(stores):
   batches = Batches(stores, weights=[3.0, 1.0], batch_size=4, seed=7)
   before = threading.active_count()
