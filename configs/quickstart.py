@@ -9,9 +9,8 @@ takes files, HF datasets and TFDS (see distill/data/sources.py).
 
 from ml_collections import ConfigDict
 
-from distill.demo import ROOT
+from distill.demo import HYBRID, recipe
 
-SKILLS = {"book": 0.45, "category": 0.25, "class": 0.2}  # and their share of the rows
 ALIGN_STEPS = 40
 DISTILL_STEPS = 240
 
@@ -25,35 +24,8 @@ def get_config(variant: str = "") -> ConfigDict:
     raise ValueError(f"configs/quickstart.py: unknown variant {variant!r}; use none, or control")
   return ConfigDict(
     {
-      "seed": 0,
-      "teacher": {"model": str(ROOT / "teacher"), "adapters": tuple(str(ROOT / "adapters" / s) for s in SKILLS)},
-      "student": {
-        "config": {
-          "model_type": "qwen3_5_text",
-          "vocab_size": 4096,
-          "hidden_size": 192,
-          "intermediate_size": 512,
-          "num_hidden_layers": 4,
-          "num_attention_heads": 3,
-          "num_key_value_heads": 3,
-          "head_dim": 64,
-          "linear_num_key_heads": 3,
-          "linear_num_value_heads": 3,
-          "linear_key_head_dim": 64,
-          "linear_value_head_dim": 64,
-          "rms_norm_eps": 1e-5,
-          "tie_word_embeddings": True,
-        },
-        "layers_from": (0, 3, 6, 10),
-      },
-      "data": {
-        "sources": [
-          {"kind": "jsonl", "path": str(ROOT / "text" / "general.jsonl"), "weight": 0.1},
-          *({"kind": "jsonl", "path": str(ROOT / "text" / f"{s}.jsonl"), "weight": w} for s, w in SKILLS.items()),
-        ],
-        "length": 128,
-      },
-      "training": {"batch_size": 16, "dtype": "float32", "checkpoint_every": 100},
+      **recipe(),
+      "student": HYBRID,
       "stages": {
         "1_align": {
           "steps": ALIGN_STEPS,
@@ -69,10 +41,6 @@ def get_config(variant: str = "") -> ConfigDict:
             "decays": ((r".*kernel", 1.0), (r".*", 0.0)),
           },
         },
-      },
-      "evaluation": {
-        "skills": tuple(str(ROOT / "tests" / f"{s}.jsonl") for s in SKILLS),
-        "heldout": {"kind": "jsonl", "path": str(ROOT / "text" / "heldout.jsonl")},
       },
     }
   )

@@ -17,27 +17,6 @@ INPUT = -1
 
 @_pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Batch:
-  """Packed rows of tokens, cut into documents.
-
-  Attributes:
-    tokens: Token ids.
-    segments: Number of the document within its row, from 1; 0 marks padding.
-    positions: Position within the document, from 0.
-    loss_mask: Weight of PREDICTING `tokens[:, t + 1]` from position t, 0 or 1: the last position of a document
-      and padding have 0.
-    routes: Number of the adapter set that teaches each row; absent: all 0.
-  """
-
-  tokens: Int[Array, "B T"]
-  segments: Int[Array, "B T"]
-  positions: Int[Array, "B T"]
-  loss_mask: Float[Array, "B T"]
-  routes: Int[Array, " B"] | None = None
-
-
-@_pytree
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Readout:
   """How a final hidden state becomes logits: softcap(scale * (hidden @ kernel + bias)).
 
@@ -135,4 +114,37 @@ class DenseSignal:
   mixed: tuple[Float[Array, "B T D"], ...] = ()
 
 
-TeacherSignal = DenseSignal
+@_pytree
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SparseSignal:
+  """What is kept of a teacher's next-token distributions, and the layers and mixers that were asked for."""
+
+  target: SparseTarget
+  captured: tuple[Float[Array, "B T D"], ...] = ()
+  mixed: tuple[Float[Array, "B T D"], ...] = ()
+
+
+TeacherSignal = DenseSignal | SparseSignal
+
+
+@_pytree
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Batch:
+  """Packed rows of tokens, cut into documents.
+
+  Attributes:
+    tokens: Token ids.
+    segments: Number of the document within its row, from 1; 0 marks padding.
+    positions: Position within the document, from 0.
+    loss_mask: Weight of PREDICTING `tokens[:, t + 1]` from position t, 0 or 1: the last position of a document
+      and padding have 0.
+    routes: Number of the adapter set that teaches each row; absent: all 0.
+    cached: What a cache has kept of the teacher for these rows.
+  """
+
+  tokens: Int[Array, "B T"]
+  segments: Int[Array, "B T"]
+  positions: Int[Array, "B T"]
+  loss_mask: Float[Array, "B T"]
+  routes: Int[Array, " B"] | None = None
+  cached: SparseSignal | None = None

@@ -31,25 +31,26 @@ def main() -> None:
   rows = {}
   for number, variant in enumerate(variants, start=1):
     print(f"[{number}/{len(variants)}] {variant}", flush=True)
-    rows[variant] = _report(variant, out=arguments.out / variant.replace(",", "_"), train=train)
+    config, out = f"{_CONFIG}:{variant}", arguments.out / variant.replace(",", "_")
+    rows[variant] = measured(config, out=out, train=train)
   (arguments.out / "table.json").write_text(json.dumps(rows, indent=1) + "\n")
   text = _table(rows)
   (arguments.out / "table.md").write_text(text)
   print(text)
 
 
-def _report(variant: str, *, out: pathlib.Path, train: list[str]) -> dict:
-  """The comparison of one student with the teacher, and what its training took."""
+def measured(config: str, *, out: pathlib.Path, train: list[str]) -> dict:
+  """The comparison of the student of a recipe with the embedded teacher, and what its training took; done once."""
   path = out / "report" / "report.json"
   if not path.exists():
     adapters = ",".join(str(ROOT / "adapters" / skill) for skill in SKILLS)
-    _distill("train", f"--config={_CONFIG}:{variant}", f"--workdir={out}", *train)
-    _distill(
+    distill("train", f"--config={config}", f"--workdir={out}", *train)
+    distill(
       "compare",
       f"--student={out / 'student'}",
       f"--teacher={ROOT / 'teacher'}",
       f"--adapters={adapters}",
-      f"--config={_CONFIG}:{variant}",
+      f"--config={config}",
       f"--out={path.parent}",
     )
   lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -60,24 +61,31 @@ def _report(variant: str, *, out: pathlib.Path, train: list[str]) -> dict:
   }
 
 
-def _distill(*arguments: str) -> None:
+def distill(*arguments: str) -> None:
+  """Runs a command to its end."""
   subprocess.run([sys.executable, "-m", "distill", *arguments], check=True)
+
+
+def kept(report: dict) -> list[str]:
+  """Retention of every skill, and KL and top-1 agreement on held-out text."""
+  skills, far = {skill["name"]: skill["retention"] for skill in report["skills"]}, report["fidelity"]
+  return [
+    *(f"{one['value']:.0%} ({one['low']:.0%} to {one['high']:.0%})" for one in (skills[name] for name in SKILLS)),
+    f"{far['kl']:.3f}",
+    f"{far['top1_agreement']:.1%}",
+  ]
 
 
 def _table(rows: dict[str, dict]) -> str:
   head = ["student", "HF class family", "parameters", *SKILLS, "KL, nats", "top-1", "tokens", "minutes"]
   lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
   for variant, row in rows.items():
-    report = row["report"]
-    student, far = report["models"]["student"], report["fidelity"]
-    kept = {skill["name"]: skill["retention"] for skill in report["skills"]}
+    student = row["report"]["models"]["student"]
     cells = [
       variant.replace("_", " ").replace(",", ", "),
       f"`{student['family']}`",
       f"{student['parameters'] / 1e6:.2f}M",
-      *(f"{one['value']:.0%} ({one['low']:.0%} to {one['high']:.0%})" for one in (kept[name] for name in SKILLS)),
-      f"{far['kl']:.3f}",
-      f"{far['top1_agreement']:.1%}",
+      *kept(row["report"]),
       f"{row['tokens']:,.0f}",
       f"{row['seconds'] / 60:.1f}",
     ]

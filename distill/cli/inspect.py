@@ -1,6 +1,7 @@
 """distill inspect: what a directory is."""
 
 import collections
+import itertools
 import json
 import math
 import pathlib
@@ -16,6 +17,7 @@ from distill.data.store import TokenStore
 from distill.errors import InputError
 from distill.models import hf, safetensors_files
 from distill.models.hub import locate
+from distill.teachers.cache import MANIFEST, Section
 from distill.training.checkpoint import notes_path
 
 FLAGS = flags.FlagValues()
@@ -44,13 +46,18 @@ def _describe(directory: pathlib.Path) -> Iterator[str]:
     return _store(directory)
   if notes_path(directory).is_file():
     return _checkpoint(directory)
+  if (directory / MANIFEST).is_file():
+    return _section(Section(directory))
+  if sections := sorted(path.parent for path in directory.glob(f"*/{MANIFEST}")):
+    return itertools.chain.from_iterable(_section(Section(path)) for path in sections)
   if (directory / "config.json").is_file():
     values = hf.read_json(directory / "config.json")
     return _run(directory, values) if "fingerprint" in values else _model(directory)
   if named(directory):
     return _adapters(directory)
   raise InputError(
-    f"{directory}: neither a model, an adapter, a run, a checkpoint nor a token store (no config.json or its like)"
+    f"{directory}: neither a model, an adapter, a run, a checkpoint, a token store nor a cache "
+    "(no config.json or its like)"
   )
 
 
@@ -94,6 +101,19 @@ def _store(directory: pathlib.Path) -> Iterator[str]:
   yield f"text: {meta['documents']:,} documents, {meta['tokens']:,} tokens, {meta['bytes']:,} bytes"
   yield f"source: {json.dumps(meta['source'])}"
   yield f"fingerprint: {meta['fingerprint']}"
+
+
+def _section(section: Section) -> Iterator[str]:
+  manifest, missing = section.manifest, section.missing()
+  yield f"cache: {section.count:,} rows of {manifest['length']} tokens, of {json.dumps(manifest['source'])}"
+  yield f"in: {section.directory}{f' ({len(missing)} shards missing)' if missing else ''}"
+  kept = [f"{manifest['targets']} {manifest['size']} at temperature {manifest['temperature']}"]
+  kept += [f"{name} {manifest[name]}" for name in ("layers", "mixers") if manifest[name]]
+  size = sum(path.stat().st_size for path in section.directory.glob("[0-9]*.safetensors"))
+  done = section.count - sum(len(section.bounds(shard)) for shard in missing)
+  yield f"kept: {', '.join(kept)}; {size / max(done * manifest['length'], 1):.1f} bytes a token"
+  yield f"teacher: {manifest['teacher']}, {len(manifest['adapters'])} adapters"
+  yield f"identity: {section.identity}"
 
 
 def _checkpoint(directory: pathlib.Path) -> Iterator[str]:

@@ -12,6 +12,7 @@ from distill.cli.parsing import help_text
 from distill.errors import InputError
 
 COMMANDS = {
+  "cache": "keep what a configuration's teacher says on disk, to train from without it",
   "train": "distil a teacher into a student, train an adapter or pretrain, as a configuration says",
   "init": "write a student that starts from its teacher: copied, cut or converted",
   "score": "write logits and hidden states of a model for given tokens",
@@ -19,7 +20,7 @@ COMMANDS = {
   "compare": "measure a student against its teacher, skill by skill, as a report",
   "export": "write a model as a Hugging Face directory",
   "merge": "write a model with its adapters merged into it, or several adapters as one",
-  "inspect": "tell what DIR is: a model, an adapter, a run, a checkpoint or a token store",
+  "inspect": "tell what DIR is: a model, an adapter, a run, a checkpoint, a token store or a cache",
 }
 _LONGEST = 2000
 EXIT_INPUT, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
@@ -68,6 +69,10 @@ def main(arguments: Sequence[str]) -> int:
 def _load(name: str) -> ModuleType:
   """A command's module, imported only when it is asked for: `distill` alone must not wait for jax."""
   match name:
+    case "cache":
+      from distill.cli import cache
+
+      return cache
     case "train":
       from distill.cli import train
 

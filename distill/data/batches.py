@@ -2,17 +2,19 @@
 
 import collections
 import concurrent.futures
+import copy
 import itertools
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import grain
+import jax
 import numpy as np
+from jaxtyping import Int
 
 from distill.data.store import TokenStore
 from distill.errors import InputError
-from distill.types import Batch
+from distill.types import Batch, SparseSignal
 
 _AHEAD = 2
 
@@ -65,10 +67,22 @@ class Batches:
       raise InputError(f"training.batch_size: {batch_size} does not divide among {process[1]} hosts")
     self._routes = np.asarray(routes or [0] * len(stores), np.int32)
     self._stores, self._size, self._first, self._process = tuple(stores), batch_size, first, process
+    self._known: tuple[Callable[[Int[np.ndarray, " N"]], SparseSignal], ...] = ()
     parts = [
       grain.MapDataset.source(_Rows(i, store)).seed(seed + i).shuffle().repeat() for i, store in enumerate(stores)
     ]
     self._rows = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights=list(map(float, weights)))
+
+  @property
+  def stores(self) -> tuple[TokenStore, ...]:
+    """The stores, in the order of the sources."""
+    return self._stores
+
+  def beside(self, known: Sequence[Callable[[Int[np.ndarray, " N"]], SparseSignal]]) -> "Batches":
+    """The same batches with what a cache has for their rows, by the numbers of the rows of each store."""
+    copied = copy.copy(self)
+    copied._known = tuple(known)
+    return copied
 
   @property
   def size(self) -> int:
@@ -81,15 +95,23 @@ class Batches:
     share = self._size // count
     first = self._first + step * self._size + index * share
     chosen = [self._rows[i] for i in range(first, first + share)]
-    fields: dict[str, Any] = {}
+    slots, parts = [], []
     for number, store in enumerate(self._stores):
-      slots = [slot for slot, (owner, _) in enumerate(chosen) if owner == number]
-      if not slots:
+      here = [slot for slot, (owner, _) in enumerate(chosen) if owner == number]
+      if not here:
         continue
-      for name, value in store.read(np.asarray([chosen[slot][1] for slot in slots])).items():
-        fields.setdefault(name, np.zeros((share, store.length), value.dtype))[slots] = value
-    fields["routes"] = self._routes[[owner for owner, _ in chosen]]
-    return Batch(**fields)
+      rows = np.asarray([chosen[slot][1] for slot in here])
+      known = {"cached": self._known[number](rows)} if self._known else {}
+      slots.append(here)
+      parts.append({**store.read(rows), "routes": np.full(len(here), self._routes[number]), **known})
+
+    def joined(*values: np.ndarray) -> np.ndarray:
+      whole = np.zeros((share, *values[0].shape[1:]), values[0].dtype)
+      for here, value in zip(slots, values, strict=True):
+        whole[here] = value
+      return whole
+
+    return Batch(**jax.tree.map(joined, *parts))
 
   def iterate(self, start: int) -> Iterator[Batch]:
     """Batches from step `start` on, read ahead by a thread that ends with the iterator."""

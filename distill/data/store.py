@@ -18,7 +18,7 @@ from distill.data.packing import loss_mask, pack, positions
 from distill.data.sources import Document, Source
 from distill.errors import InputError
 
-VERSION = 3
+VERSION = 4
 _NAMES = ("tokens", "segments", "learnt")
 _GROUP_DOCUMENTS, _GROUP_CHARACTERS = 1000, 1 << 22
 
@@ -30,7 +30,8 @@ class TokenStore:
     rows: Number of rows.
     length: Tokens a row, T.
     fingerprint: Digest of all that the rows depend on.
-    meta: fingerprint, rows, length, tokens, documents, bytes (UTF-8, of the text that is learnt) and source.
+    meta: fingerprint, rows, length, tokens, documents, bytes (UTF-8, of the text that is learnt), source, and the
+      digest of its tokenizer.
   """
 
   def __init__(self, directory: str | os.PathLike[str]):
@@ -107,9 +108,13 @@ def _build(
 def _fingerprint(source: Source, *, tokenizer: PreTrainedTokenizerBase, length: int) -> str:
   # Where the content lies does not matter; what it is, the digest says.
   spec = {key: value for key, value in source.spec.items() if key not in ("path", "data_files", "directory")}
-  words = hashlib.sha256(json.dumps(_words(tokenizer), sort_keys=True).encode()).hexdigest()
-  parts = [VERSION, spec, source.digest, words, tokenizer.eos_token_id, length]
+  parts = [VERSION, spec, source.digest, _digest(tokenizer), length]
   return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _digest(tokenizer: PreTrainedTokenizerBase) -> str:
+  words = json.dumps([_words(tokenizer), tokenizer.eos_token_id], sort_keys=True)
+  return hashlib.sha256(words.encode()).hexdigest()
 
 
 def _words(tokenizer: PreTrainedTokenizerBase) -> Any:
@@ -137,7 +142,7 @@ def _write(work: pathlib.Path, *, source: Source, tokenizer: PreTrainedTokenizer
     for file, dtype in zip(files, dtypes, strict=True):
       file.seek(0)
       _header(file, dtype=dtype, shape=(rows, length))
-  return {"rows": rows, "length": length, **counts, "source": dict(source.spec)}
+  return {"rows": rows, "length": length, **counts, "source": dict(source.spec), "tokenizer": _digest(tokenizer)}
 
 
 def _header(file: BinaryIO, *, dtype: np.dtype, shape: tuple[int, int]) -> None:

@@ -1,10 +1,32 @@
 """The embedded demonstration: a small trained teacher, three adapters, text and tests. CARD.md tells what they are."""
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 ROOT = pathlib.Path(__file__).parent
 SKILLS = {"book": 0.45, "category": 0.25, "class": 0.2}  # And their share of the rows; the rest is general text.
+
+# The quick start's student: three layers of the gated delta rule, one of attention.
+HYBRID: Mapping[str, Any] = {
+  "config": {
+    "model_type": "qwen3_5_text",
+    "vocab_size": 4096,
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 3,
+    "head_dim": 64,
+    "linear_num_key_heads": 3,
+    "linear_num_value_heads": 3,
+    "linear_key_head_dim": 64,
+    "linear_value_head_dim": 64,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": True,
+  },
+  "layers_from": (0, 3, 6, 10),
+}
 
 
 def recipe() -> dict[str, Any]:

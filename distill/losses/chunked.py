@@ -45,14 +45,18 @@ def sparse_pair(
 ) -> tuple[Float[Array, "M K"], Float[Array, "M K"]]:
   """Log-probabilities (teacher, student) of the support, then of all the rest as one bucket.
 
-  The student's come from its full softmax; nothing is renormalised over the support.
+  The student's come from its full softmax; nothing is renormalised over the support. Ids past its vocabulary, which no
+  tokenizer makes, are left out of the teacher's distribution.
   """
-  p = jnp.concatenate([jnp.where(target.ids >= 0, target.log_probs, NOTHING), target.tail[:, None]], axis=-1)
-  return jnp.maximum(p, NOTHING), _buckets(student / temperature, target.ids)
+  shared = target.ids < student.shape[-1]
+  ids = jnp.where(shared, target.ids, -1)
+  left = jnp.log1p(-jnp.sum(jnp.where(shared, 0.0, jnp.exp(target.log_probs)), axis=-1, keepdims=True))
+  p = jnp.concatenate([jnp.where(ids >= 0, target.log_probs, NOTHING), target.tail[:, None]], axis=-1)
+  return jnp.maximum(p - left, NOTHING), buckets(student / temperature, ids)
 
 
 @jax.custom_vjp
-def _buckets(logits: Float[Array, "M V"], ids: Int[Array, "M k"]) -> Float[Array, "M K"]:
+def buckets(logits: Float[Array, "M V"], ids: Int[Array, "M k"]) -> Float[Array, "M K"]:
   """Log-probabilities of `ids` (-1: an unused place) and of everything else."""
   return _buckets_forward(logits, ids)[0]
 
@@ -86,7 +90,7 @@ def _buckets_backward(saved, cotangent):
   return gradient.at[rows, jnp.where(ids >= 0, ids, logits.shape[-1])].set(chosen, mode="drop"), None
 
 
-_buckets.defvjp(_buckets_forward, _buckets_backward)
+buckets.defvjp(_buckets_forward, _buckets_backward)
 
 
 def chunked_divergence(

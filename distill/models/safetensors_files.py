@@ -1,6 +1,8 @@
 """safetensors, one file or several with an index; files from strangers are checked before they are believed."""
 
+import concurrent.futures
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -89,6 +91,25 @@ def stored(directory: pathlib.Path, *, stem: str) -> dict[str, Stored]:
     wrong = min(key for key in {*places, *where} if places.get(key) != where.get(key))
     raise InputError(f"{index}: tensor {wrong!r} is not where the index says; {_AGAIN}")
   return found
+
+
+def digest(directory: pathlib.Path, *, stem: str, settings: str) -> str:
+  """SHA-256 of the JSON file `settings` and of the files with the tensors of `stem`, read side by side.
+
+  Raises:
+    InputError: What `stored` raises.
+  """
+  directory = pathlib.Path(directory)
+  regular(directory / settings, hint="it says what the tensors are of")
+  files = [directory / settings, *sorted({one.path for one in stored(directory, stem=stem).values()})]
+  with concurrent.futures.ThreadPoolExecutor() as threads:
+    sums = list(threads.map(_sum, files))
+  return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
+
+
+def _sum(path: pathlib.Path) -> str:
+  with path.open("rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _header(path: pathlib.Path, *, hint: str = "weights must be in the safetensors format") -> dict[str, Stored]:

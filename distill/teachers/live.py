@@ -20,6 +20,16 @@ class LiveTeacher:
   decoder: Decoder
   params: Mapping[str, Any]
 
+  @property
+  def width(self) -> int:
+    """D of its hidden states."""
+    return self.decoder.config.width
+
+  @property
+  def depth(self) -> int:
+    """Its layers."""
+    return len(self.decoder.config.layers)
+
   def shardings(self, mesh: Mesh) -> dict[str, NamedSharding]:
     """Where every parameter lives on `mesh`."""
     return live.shardings(self.decoder, self.params, mesh=mesh)

@@ -25,7 +25,9 @@ STAGE: Mapping[str, Any] = {
 SCHEMA: Mapping[str, Any] = {
   "seed": 0,
   "tokenizer": "",
-  "teacher": {"model": "", "adapters": (), "adapter_stack": "", "dtype": "float32"},
+  "teacher": {"model": "", "adapters": (), "adapter_stack": "", "dtype": "float32", "cache": ""},
+  # What `distill cache` keeps of the teacher.
+  "cache": {"targets": "top_k", "size": 64, "temperature": 1.0, "layers": (), "mixers": ()},
   "student": {
     "model": "",
     "config": None,
@@ -46,6 +48,8 @@ SCHEMA: Mapping[str, Any] = {
   "evaluation": {"skills": (), "heldout": None},
 }
 
+# What a training does not depend on.
+_APART = ("cache", "evaluation")
 # Free-form values: another room checks their fields.
 _OPEN = {"student.config", "data.sources", "evaluation.heldout"}
 
@@ -100,16 +104,18 @@ def _check_start(student: Mapping[str, Any]) -> None:
 
 
 def fingerprint(resolved: Mapping[str, Any]) -> str:
-  """Digest of everything that shapes the result of a run; evaluation, logging and saving do not."""
-  shaping = {key: value for key, value in resolved.items() if key != "evaluation"}
+  """Digest of everything that shapes the result of a run; evaluation, logging, saving and where a cache is do not."""
+  shaping = {key: value for key, value in resolved.items() if key not in _APART}
+  shaping["teacher"] = {**resolved["teacher"], "cache": bool(resolved["teacher"]["cache"])}
   quiet = ("checkpoint_every", "log_every", "mesh")
   shaping["training"] = {key: value for key, value in resolved["training"].items() if key not in quiet}
   return hashlib.sha256(json.dumps(shaping, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def difference(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-  """First key, in alphabetical order, at which two configurations differ as JSON; empty if they are the same."""
-  plain = [json.loads(json.dumps(one, default=str)) for one in (earlier, now)]
+  """First key, in alphabetical order, at which two runs' configurations differ as JSON; empty if they are the same."""
+  shaping = [{key: value for key, value in one.items() if key not in _APART} for one in (earlier, now)]
+  plain = [json.loads(json.dumps(one, default=str)) for one in shaping]
   return _difference(*plain, key="config")
 
 

@@ -66,36 +66,37 @@ def _lines(path: pathlib.Path) -> list[str]:
 
 
 class Progress:
-  """Loss, tokens a second and time left: a bar on a terminal, a line every ten seconds elsewhere.
+  """How far, tokens a second and time left: a bar on a terminal, a line every ten seconds elsewhere.
 
   Args:
     name: Of the stage.
     done: Steps already done.
-    total: Steps of the stage.
+    total: Steps in all.
+    unit: What is counted.
     stream: Where it goes.
   """
 
-  def __init__(self, name: str, *, done: int, total: int, stream: TextIO = sys.stderr):
-    self._name, self._done, self._total, self._stream = name, done, total, stream
+  def __init__(self, name: str, *, done: int, total: int, unit: str = "step", stream: TextIO = sys.stderr):
+    self._name, self._done, self._total, self._unit, self._stream = name, done, total, unit, stream
     self._first = self._last_done = done
     self._start = self._last = time.monotonic()
     self._tokens = self._last_tokens = 0.0
-    self._bar = tqdm(total=total, initial=done, desc=name, unit="step", file=stream) if stream.isatty() else None
+    self._bar = tqdm(total=total, initial=done, desc=name, unit=unit, file=stream) if stream.isatty() else None
 
-  def update(self, done: int, *, loss: float, tokens: float) -> None:
-    """After every step: steps done, its loss, its tokens."""
+  def update(self, done: int, *, tokens: float, note: str = "") -> None:
+    """After every step: steps done, its tokens, and what else there is to say of it."""
     self._tokens += tokens
     now = time.monotonic()
     rate = self._tokens / max(now - self._start, 1e-9)
     if self._bar is not None:
-      self._bar.set_postfix_str(f"loss {loss:.4f}, {rate:,.0f} tokens/s", refresh=False)
+      self._bar.set_postfix_str(f"{note}{rate:,.0f} tokens/s", refresh=False)
       self._bar.update(done - self._done)
     elif now - self._last >= 10 or done == self._total:
       recent = (self._tokens - self._last_tokens) / max(now - self._last, 1e-9)
       speed = (done - self._last_done) / max(now - self._last, 1e-9)
       left = (self._total - done) / max(speed, 1e-9)
       print(
-        f"{self._name}: step {done}/{self._total}, loss {loss:.4f}, {recent:,.0f} tokens/s, {_clock(left)} left",
+        f"{self._name}: {self._unit} {done}/{self._total}, {note}{recent:,.0f} tokens/s, {_clock(left)} left",
         file=self._stream,
         flush=True,
       )

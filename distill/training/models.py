@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from distill.adapters import lora
 from distill.adapters.live import is_live
 from distill.adapters.loading import load_merged, load_routed
-from distill.adapters.stack import Applied, Stack, read_adapters, read_stack, stack_of
+from distill.adapters.stack import Stack, read_adapters, read_stack, stack_of
 from distill.data.batches import Batches
 from distill.errors import InputError
 from distill.models import hf, sharded
@@ -22,6 +22,7 @@ from distill.models.importance import measure
 from distill.models.transfer import from_teacher, needs_importance
 from distill.parallel.mesh import globally, replicated
 from distill.parallel.together import together
+from distill.teachers.cache import CachedTeacher
 from distill.teachers.live import LiveTeacher
 from distill.tree import Params
 
@@ -50,17 +51,26 @@ def routes(sources: Sequence[Mapping[str, Any]]) -> tuple[list[Route], list[int]
   return found, places
 
 
-def _stack(spec: Mapping[str, Any]) -> Stack:
+def stack(spec: Mapping[str, Any]) -> Stack:
+  """The adapters that `config.teacher` names.
+
+  Raises:
+    InputError: It names them twice over, or a file that is wrong.
+  """
   if spec["adapters"] and spec["adapter_stack"]:
     raise InputError("config.teacher: adapters and adapter_stack: give one of them")
   return read_stack(pathlib.Path(spec["adapter_stack"])) if spec["adapter_stack"] else stack_of(spec["adapters"])
 
 
-def _chosen(stack: Sequence[Applied], route: Route) -> list[Applied]:
-  """The adapters of a route, in the order of the stack."""
+def chosen(stack: Stack, route: Route) -> list[int]:
+  """The places in the stack of a route's adapters.
+
+  Raises:
+    InputError: The route names an adapter that is not there, or is there twice.
+  """
   if route is None:
-    return list(stack)
-  names = [entry.name for entry, _ in stack]
+    return list(range(len(stack)))
+  names = [entry.name for entry in stack]
   for name in route:
     if names.count(name) != 1:
       problem = (
@@ -69,7 +79,7 @@ def _chosen(stack: Sequence[Applied], route: Route) -> list[Applied]:
       raise InputError(
         f"config.data.sources: adapters: {name!r} {problem}; a name is the path's last part, or name in the stack file"
       )
-  return [one for one in stack if one[0].name in route]
+  return [place for place, name in enumerate(names) if name in route]
 
 
 class Canonical(Mapping[str, np.ndarray]):
@@ -118,27 +128,28 @@ class Models:
 
   student: Decoder
   params: Params
-  teacher: LiveTeacher | None
+  teacher: LiveTeacher | CachedTeacher | None
   adapter_scale: float
   layers_from: tuple[int, ...] = ()
 
 
-def build(resolved: Mapping[str, Any], *, mesh: Mesh, batches: Batches) -> Models:
+def build(resolved: Mapping[str, Any], *, mesh: Mesh, batches: Batches, cached: CachedTeacher | None = None) -> Models:
   """Loads the teacher and makes the student that the configuration describes.
 
   Args:
     resolved: The configuration.
     mesh: Where parameters go.
     batches: The run's data; the first rows say what of the teacher matters where not all of it can be taken over.
+    cached: Takes the live teacher's place, which is loaded only where the student starts from it, and not kept.
 
   Raises:
     InputError: The configuration or a file it names is wrong.
   """
   teacher: LiveTeacher | None = None
-  spec = resolved["teacher"]
-  if spec["model"]:
-    teacher = _teacher(resolved, mesh=mesh)
-  elif any(source.get("adapters") is not None for source in resolved["data"]["sources"]):
+  spec, starts = resolved["teacher"], resolved["student"]["config"] and resolved["student"]["layers_from"]
+  if spec["model"] and (cached is None or starts):
+    teacher = live_teacher(resolved, mesh=mesh)
+  elif not spec["model"] and any(source.get("adapters") is not None for source in resolved["data"]["sources"]):
     raise InputError("config.data.sources: adapters are the teacher's; set config.teacher.model")
   student, params, layers = _student(resolved, teacher=teacher, mesh=mesh, batches=batches)
   flat = {f"student.{name}": x for name, x in params.items()}
@@ -150,24 +161,26 @@ def build(resolved: Mapping[str, Any], *, mesh: Mesh, batches: Batches) -> Model
   return Models(
     student=student,
     params=flat,
-    teacher=teacher,
+    teacher=cached or teacher,
     adapter_scale=adapters["alpha"] / adapters["rank"],
     layers_from=layers,
   )
 
 
-def _teacher(resolved: Mapping[str, Any], *, mesh: Mesh) -> LiveTeacher:
+def live_teacher(resolved: Mapping[str, Any], *, mesh: Mesh) -> LiveTeacher:
   """The teacher: merged where all rows have one route, else with the adapters beside it."""
   spec = resolved["teacher"]
   with together("config.teacher"):
     directory = locate(spec["model"])
-    stack = read_adapters(_stack(spec), config=hf.read_config(directory))
-    chosen = [_chosen(stack, route) for route in routes(resolved["data"]["sources"])[0]]
-  if len(chosen) < 2:
-    adapters = chosen[0] if chosen else stack
+    entries = stack(spec)
+    adapters = read_adapters(entries, config=hf.read_config(directory))
+    named = routes(resolved["data"]["sources"])[0]
+    taught = [[adapters[place] for place in chosen(entries, route)] for route in named]
+  if len(taught) < 2:
+    adapters = tuple(taught[0]) if taught else adapters
     config, params = load_merged(directory, adapters=adapters, mesh=mesh, dtype=spec["dtype"])
   else:
-    config, params = load_routed(directory, routes=chosen, mesh=mesh, dtype=spec["dtype"])
+    config, params = load_routed(directory, routes=taught, mesh=mesh, dtype=spec["dtype"])
   return LiveTeacher(decoder=Decoder(config), params=params)
 
 
@@ -177,8 +190,8 @@ def _start(resolved, *, teacher, mesh) -> tuple[Decoder, Params]:
     return teacher.decoder, teacher.params
   with together("config.teacher"):
     directory = locate(resolved["teacher"]["model"])
-    stack = read_adapters(_stack(resolved["teacher"]), config=hf.read_config(directory))
-  config, params = load_merged(directory, adapters=stack, mesh=mesh, dtype=resolved["teacher"]["dtype"])
+    adapters = read_adapters(stack(resolved["teacher"]), config=hf.read_config(directory))
+  config, params = load_merged(directory, adapters=adapters, mesh=mesh, dtype=resolved["teacher"]["dtype"])
   return Decoder(config), params
 
 

@@ -11,7 +11,7 @@ from distill.losses.chunked import chunked_cross_entropy, chunked_divergence, ch
 from distill.losses.divergences import DIVERGENCES, Divergence, decoupled_kl, taid
 from distill.training.terms import BLOCK, DISTANCES, END_TO_END, LAYERWISE, MIXER, Term, demands
 from distill.tree import Params
-from distill.types import Apart, Batch, DenseSignal, ModelOutput
+from distill.types import Apart, Batch, DenseSignal, ModelOutput, TeacherSignal
 
 Sums = dict[str, Float[Array, ""]]
 TermStates = dict[str, dict[str, Float[Array, ""]]]
@@ -52,7 +52,7 @@ def loss_sums(
   terms: Sequence[Term],
   *,
   output: ModelOutput | None,
-  signal: DenseSignal | None,
+  signal: TeacherSignal | None,
   apart: Apart,
   batch: Batch,
   projectors: Params,
@@ -105,13 +105,15 @@ def _token_sum(term, output, signal, batch, step, state):
   divergence, extra = _divergence(term), ()
   if term.kind == "taid":
     extra = (state["t"],)
+  dense = isinstance(signal, DenseSignal)
+  target = signal.hidden if dense else signal.target
   temperature = term.temperature(step)
   value = chunked_divergence(
     divergence,
     hidden=hidden,
     readout=output.readout,
-    target=rows(signal.hidden),
-    teacher_readout=signal.readout,
+    target=jax.tree.map(rows, target),
+    teacher_readout=signal.readout if dense else None,
     labels=labels if term.kind == "dkd" else None,
     mask=mask,
     temperature=temperature,

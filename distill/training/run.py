@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
 
 from distill.adapters import lora
@@ -19,9 +20,10 @@ from distill.data.batches import Batches
 from distill.data.tokenizer import load_tokenizer
 from distill.errors import InputError
 from distill.models import hf
-from distill.nn.moe import Moe
 from distill.parallel.mesh import globally, make_mesh, replicated
-from distill.training import data, loop
+from distill.teachers.cache import CachedTeacher
+from distill.teachers.live import LiveTeacher
+from distill.training import cache, data, loop
 from distill.training.checkpoint import Checkpoints, flatten_state, unflatten_state
 from distill.training.config import difference, fingerprint, resolve
 from distill.training.interrupt import EXIT_INTERRUPTED, Interruption
@@ -29,8 +31,9 @@ from distill.training.metrics import MetricsWriter, Progress
 from distill.training.models import Models, build
 from distill.training.objective import TermStates, initial_states
 from distill.training.optimizer import make_optimizer, multipliers
+from distill.training.stages import Stage, projectors, read_stages
 from distill.training.step import StepConfig, TrainState, branch, canonical_names, make_step
-from distill.training.terms import Term, build_terms, demands, end_to_end, needs_teacher, projector_shapes
+from distill.training.terms import demands, end_to_end, needs_teacher
 from distill.tree import Params
 
 
@@ -47,6 +50,25 @@ def train(config: Mapping[str, Any], *, workdir: pathlib.Path) -> int:
     InputError: The configuration, a file it names, or the workdir is wrong.
   """
   resolved = resolve(config)
+  runner, params = prepared(resolved, workdir=workdir)
+  checkpoints = Checkpoints(workdir / "checkpoints")
+  try:
+    with Interruption() as interruption:
+      params, finished = runner.run(params, checkpoints=checkpoints, interruption=interruption)
+  finally:
+    checkpoints.close()
+  if not finished:
+    return EXIT_INTERRUPTED
+  _write_result(workdir, resolved, runner.models, params)
+  return 0
+
+
+def prepared(resolved: Mapping[str, Any], *, workdir: pathlib.Path) -> tuple["Runner", Params]:
+  """A run, its data read and its models in memory, and its parameters before the first step.
+
+  Raises:
+    InputError: The configuration, a file it names, or the workdir is wrong.
+  """
   mesh = make_mesh(resolved["training"]["mesh"])
   shapes = {name: data.shape(resolved, stage=name) for name in resolved["stages"]}
   if any(
@@ -55,28 +77,26 @@ def train(config: Mapping[str, Any], *, workdir: pathlib.Path) -> int:
     raise InputError("config.training.batch_size: a micro-batch must divide among the data and fsdp devices")
   _claim(workdir, resolved)
   tokenizer, batches = data.read(resolved, workdir=workdir)
-  models = build(resolved, mesh=mesh, batches=next(iter(batches.values())))
+  found = cache.Found(resolved, batches=batches) if resolved["teacher"]["cache"] else None
+  cached = found.teacher if found else None
+  models = build(resolved, mesh=mesh, batches=next(iter(batches.values())), cached=cached)
   vocab = models.student.config.vocab_size
   if len(tokenizer) > vocab:
     raise InputError(
       f"config.tokenizer: {len(tokenizer)} tokens, the student's vocabulary has {vocab}; name the teacher's tokenizer"
     )
-  for decoder in (models.student, models.teacher.decoder) if models.teacher else (models.student,):
+  live = models.teacher.decoder if isinstance(models.teacher, LiveTeacher) else models.student
+  for decoder in (models.student, live):
     decoder.check_length(max(length for _, length in shapes.values()), what="config.data.length")
-  stages = _stages(resolved, models)
-  params = {**models.params, **_projectors(stages, models, resolved["seed"], mesh)}
+  stages = read_stages(resolved, models)
+  if found:
+    batches = {
+      stage.name: found.batches(stage.name, terms=stage.spec["terms"], wanted=demands(stage.terms)) for stage in stages
+    }
+  params = {**models.params, **projectors(stages, models=models, seed=resolved["seed"], mesh=mesh)}
   print(f"student: {models.student.config.family}; {hf.loader(models.student.config)}", file=sys.stderr, flush=True)
-  checkpoints = Checkpoints(workdir / "checkpoints")
-  runner = _Runner(resolved=resolved, workdir=workdir, mesh=mesh, models=models, batches=batches, stages=stages)
-  try:
-    with Interruption() as interruption:
-      params, finished = runner.run(params, checkpoints=checkpoints, interruption=interruption)
-  finally:
-    checkpoints.close()
-  if not finished:
-    return EXIT_INTERRUPTED
-  _write_result(workdir, resolved, models, params)
-  return 0
+  runner = Runner(resolved=resolved, workdir=workdir, mesh=mesh, models=models, batches=batches, stages=stages)
+  return runner, params
 
 
 def _claim(workdir: pathlib.Path, resolved: Mapping[str, Any]) -> None:
@@ -98,66 +118,13 @@ def _claim(workdir: pathlib.Path, resolved: Mapping[str, Any]) -> None:
     raise InputError(f"{workdir}: cannot be written ({error.strerror}); name another --workdir") from error
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Stage:
-  """A stage of a run: its place among all steps, its terms, and how parameters train."""
-
-  name: str
-  first: int
-  steps: int
-  terms: tuple[Term, ...]
-  spec: Mapping[str, Any]
-
-
-def _stages(resolved: Mapping[str, Any], models: Models) -> tuple[Stage, ...]:
-  stages: list[Stage] = []
-  decoders = (models.student, models.teacher.decoder if models.teacher else models.student)
-  student, teacher = (decoder.config for decoder in decoders)
-  for name, spec in resolved["stages"].items():
-    first = stages[-1].first + stages[-1].steps if stages else 0
-    terms = build_terms(
-      spec["terms"],
-      key=f"config.stages.{name}.terms",
-      steps=spec["steps"],
-      layers_from=models.layers_from,
-      depths=(len(student.layers), len(teacher.layers)),
-    )
-    if needs_teacher(terms) and models.teacher is None:
-      raise InputError(f"config.stages.{name}.terms: they need a teacher; set config.teacher.model")
-    wanted = demands(terms)
-    if wanted.mixture and not any(isinstance(layer.mlp, Moe) for layer in student.layers):
-      raise InputError(f"config.stages.{name}.terms: balance is of mixtures of experts, and the student has none")
-    if (wanted.mixers or wanted.blocks) and student.width != teacher.width:
-      raise InputError(
-        f"config.stages.{name}.terms: mixer_output and block_output give the student's layers (width {student.width}) "
-        f"the teacher's inputs (width {teacher.width}); the widths must agree"
-      )
-    stages.append(Stage(name=name, first=first, steps=spec["steps"], terms=terms, spec=spec))
-  return tuple(stages)
-
-
-def _projectors(stages: tuple[Stage, ...], models: Models, seed: int, mesh: Mesh) -> Params:
-  """A trained map from each compared student layer to the teacher's width: the identity where the widths agree."""
-  if models.teacher is None:
-    return {}
-  widths = models.student.config.width, models.teacher.decoder.config.width
-  found: Params = {}
-  for stage in stages:
-    for name, shape in projector_shapes(stage.terms, student_width=widths[0], teacher_width=widths[1]).items():
-      key = jax.random.fold_in(jax.random.key(seed), 2)
-      square = shape[0] == shape[1]
-      value = jnp.eye(shape[0]) if square else jax.random.normal(key, shape) * shape[0] ** -0.5
-      found[f"projectors.{name}"] = jax.device_put(value, replicated(mesh))
-  return found
-
-
 def _carried(stage: Stage, optimizer) -> Callable[[Params], tuple[Any, TermStates]]:
   """From trained parameters to what a stage carries from step to step: the optimizer's state and its terms'."""
   return lambda trained: (optimizer.init(trained), initial_states(stage.terms))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Runner:
+class Runner:
   """The stages of one run, one after another, from wherever the last checkpoint stands."""
 
   resolved: Mapping[str, Any]
@@ -175,13 +142,15 @@ class _Runner:
     done, flat = 0, None
     if restored is not None:
       arrays, extra = restored
+      if extra.get("cache", "") != self._cache:
+        raise InputError(f"{self.workdir}: learns from another config.teacher.cache; name it, or another --workdir")
       params, flat, done = branch(arrays, "params"), branch(arrays, "optimizer"), extra["step"]
     writer = MetricsWriter(self.workdir, step=done)
     try:
       for stage in self.stages:
         if done >= stage.first + stage.steps:
           continue
-        state, optimizer = self._state(stage, params, done=done - stage.first, flat=flat)
+        state, optimizer = self.state(stage, params, done=done - stage.first, flat=flat)
         flat = None
         state, at = self._stage(stage, state, optimizer, checkpoints, interruption, writer)
         params, done = state.params, stage.first + at
@@ -190,6 +159,11 @@ class _Runner:
     finally:
       writer.close()
     return params, True
+
+  @property
+  def _cache(self) -> str:
+    """Which cache the run learns from, if any."""
+    return self.models.teacher.identity if isinstance(self.models.teacher, CachedTeacher) else ""
 
   def _shardings(self, params: Params) -> Params:
     student = {f"student.{name}": x for name, x in self.models.student.shardings(self.mesh).items()}
@@ -234,7 +208,8 @@ class _Runner:
     same = name in shapes and shapes[name].shape == leaf.shape
     return shapes[name].sharding if same else replicated(self.mesh)
 
-  def _state(self, stage: Stage, params: Params, *, done: int, flat: Params | None):
+  def state(self, stage: Stage, params: Params, *, done: int = 0, flat: Params | None = None):
+    """(what a stage's steps change, its optimizer), from so many steps on with the `flat` state of a checkpoint."""
     trained, optimizer = self._optimizer(stage, params)
     mine = {name: params[name] for name in trained}
     rest = {name: x for name, x in params.items() if name not in trained}
@@ -250,9 +225,10 @@ class _Runner:
     step = jax.device_put(jnp.asarray(done, jnp.int32), replicated(self.mesh))
     return TrainState(trained=mine, frozen=rest, optimizer=opt, step=step, terms=terms), optimizer
 
-  def _stage(self, stage, state, optimizer, checkpoints, interruption, writer) -> tuple[TrainState, int]:
+  def step(self, stage: Stage, state: TrainState, optimizer: optax.GradientTransformation):
+    """The jitted step of a stage."""
     training = self.resolved["training"]
-    step = make_step(
+    return make_step(
       self.models.student,
       teacher=self.models.teacher,
       optimizer=optimizer,
@@ -266,6 +242,10 @@ class _Runner:
         adapter_scale=self.models.adapter_scale,
       ),
     )
+
+  def _stage(self, stage, state, optimizer, checkpoints, interruption, writer) -> tuple[TrainState, int]:
+    training = self.resolved["training"]
+    step = self.step(stage, state, optimizer)
     done = int(state.step)
     progress = Progress(stage.name, done=done, total=stage.steps)
     clock = [time.monotonic()]
@@ -274,7 +254,7 @@ class _Runner:
       now = time.monotonic()
       speed, clock[0] = values["tokens"] / max(now - clock[0], 1e-9), now
       writer.write(stage.first + at, {"stage": stage.name, **values, "tokens_per_second": speed})
-      progress.update(at, loss=values["loss"], tokens=values["tokens"])
+      progress.update(at, tokens=values["tokens"], note=f"loss {values['loss']:.4f}, ")
       if not np.isfinite(values["loss"]):
         raise InputError(
           f"config.stages.{stage.name}: loss is {values['loss']} at step {at}; lower the learning rate and run again"
@@ -283,7 +263,8 @@ class _Runner:
     def save(state: TrainState, at: int) -> None:
       arrays = {f"params.{name}": x for name, x in state.params.items()}
       arrays |= {f"optimizer.{name}": x for name, x in flatten_state((state.optimizer, state.terms)).items()}
-      checkpoints.save(stage.first + at, arrays=arrays, extra={"stage": stage.name, "step": stage.first + at})
+      extra = {"stage": stage.name, "step": stage.first + at} | ({"cache": self._cache} if self._cache else {})
+      checkpoints.save(stage.first + at, arrays=arrays, extra=extra)
 
     every = training["checkpoint_every"]
     hooks = loop.Hooks(

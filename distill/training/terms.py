@@ -207,6 +207,18 @@ def needs_teacher(terms: Sequence[Term]) -> bool:
   return any(term.kind not in _ALONE for term in terms)
 
 
+def uses_teacher(specs: Any) -> bool:
+  """The same of terms that are still a configuration; `build_terms` says what is wrong with them."""
+  return isinstance(specs, list | tuple) and any(
+    isinstance(spec, Mapping) and spec.get("kind") not in _ALONE for spec in specs
+  )
+
+
+def uses_logits(spec: Mapping[str, Any]) -> bool:
+  """Whether a term looks at the teacher's logits."""
+  return spec["kind"] not in (*_ALONE, *LAYERWISE)
+
+
 def projector_shapes(terms: Sequence[Term], *, student_width: int, teacher_width: int) -> dict[str, tuple[int, int]]:
   """Shape of the projector from each compared student layer into the teacher's width, where a hidden term compares."""
   return {f"{i}_{j}.kernel": (student_width, teacher_width) for i, j in end_to_end(terms)}

@@ -30,11 +30,11 @@ SPARSE = {
 }
 
 
-def config(llama_dir, text_file, *, student, training):
-  terms = [{"kind": "cross_entropy"}, {"kind": "balance", "weight": 0.5}]
+def config(llama_dir, text_file, *, student, training, terms=()):
+  terms = [{"kind": "cross_entropy"}, {"kind": "balance", "weight": 0.5}, *terms]
   return {
     "tokenizer": str(llama_dir),
-    "teacher": {},
+    "teacher": {"model": str(llama_dir)},
     "student": student,
     "data": {"sources": [{"kind": "jsonl", "path": str(text_file)}], "length": 32},
     "training": {"batch_size": 16, "dtype": "float32", **training},
@@ -42,15 +42,17 @@ def config(llama_dir, text_file, *, student, training):
   }
 
 
-def test_micro_batches_and_a_mesh_give_the_same_balance(llama_dir, text_file, tmp_path):
-  found = []
+def test_micro_batches_and_a_mesh_give_the_same_terms(llama_dir, text_file, tmp_path):
+  found, taught = [], [{"kind": "forward_kl"}, {"kind": "hidden", "pairs": ((0, 1), (1, 3))}]
   for number, training in enumerate(({"mesh": (8, 1, 1)}, {"mesh": (2, 2, 2), "micro_batches": 2})):
-    settings = config(llama_dir, text_file, student={"config": SPARSE}, training=training)
+    settings = config(llama_dir, text_file, student={"config": SPARSE}, training=training, terms=taught)
     train(settings, workdir=tmp_path / str(number))
     lines = (tmp_path / str(number) / "metrics.jsonl").read_text().splitlines()
-    found.append([json.loads(line)["1_balance"] for line in lines])
-  assert found[0] == pytest.approx(found[1], rel=1e-4)
-  assert all(0.9 < value < 3.0 for value in found[0])
+    found.append([json.loads(line) for line in lines])
+  for one, other in zip(*found, strict=True):
+    for name in ("loss", "0_cross_entropy", "1_balance", "2_forward_kl", "3_hidden"):
+      assert one[name] == pytest.approx(other[name], rel=1e-4), name
+    assert 0.9 < one["1_balance"] < 3.0
 
 
 def test_a_student_without_mixtures_is_refused(llama_dir, text_file, tmp_path):

@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+# Runs that are compared with each other compile far longer than they compute.
+ONE = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
+
 
 def losses(workdir):
   return [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
@@ -25,7 +28,7 @@ def weights(workdir):
 @pytest.fixture(scope="module")
 def one_device(cache):
   """Environment of a process with a single CPU device."""
-  return {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1", **cache}
+  return {**os.environ, "XLA_FLAGS": ONE, **cache}
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +58,7 @@ HYBRID = (
 )
 
 
+@pytest.mark.slow
 def test_a_mesh_and_micro_batches_give_the_same_losses(distill, tmp_path):
   for name, devices, change in (
     ("one", 1, ()),

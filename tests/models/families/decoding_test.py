@@ -91,7 +91,10 @@ def test_prompts_of_different_lengths_filled_in_at_once_and_continued_equal_the_
   np.testing.assert_allclose(found, expected, atol=5e-5 * float(jnp.abs(expected).max()))
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3_5_text", "qwen3_next", "bamba", "gpt_oss"])
+@pytest.mark.parametrize(
+  "family",
+  ["llama", "qwen3_5_text", *(pytest.param(one, marks=pytest.mark.slow) for one in ("qwen3_next", "bamba", "gpt_oss"))],
+)
 def test_parameter_gradients_of_a_packed_document_are_the_same_as_alone(family):
   directory, _ = reference.built(*next(one for one in FIRST if one[0] == family))
   config, params = hf.load(directory)

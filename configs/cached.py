@@ -1,0 +1,39 @@
+"""The quick start's student learns from what a cache holds of the embedded teacher, by its logits alone.
+
+    distill cache --config=configs/cached.py --workdir=CACHE                                  # 4 minutes on 2 CPU cores
+    distill train --config=configs/cached.py --workdir=WORKDIR --config.teacher.cache=CACHE   # 3; no teacher in memory
+    distill train --config=configs/cached.py --workdir=WORKDIR                                # the same with it
+    distill train --config=configs/cached.py:control --workdir=WORKDIR                        # cross-entropy alone
+
+`python -m tools.bench_cache` tries several kinds of targets: docs/caching.md.
+"""
+
+from ml_collections import ConfigDict
+
+from distill.demo import HYBRID, recipe
+
+STEPS = 280
+
+
+def get_config(variant: str = "") -> ConfigDict:
+  """The recipe, or with 'control' the same student, data and steps under cross-entropy alone."""
+  if variant not in ("", "control"):
+    raise ValueError(f"configs/cached.py: unknown variant {variant!r}; use none, or control")
+  return ConfigDict(
+    {
+      **recipe(),
+      "student": HYBRID,
+      "cache": {"targets": "top_k", "size": 64},
+      "stages": {
+        "distill": {
+          "steps": STEPS,
+          "terms": [{"kind": "cross_entropy" if variant else "forward_kl"}],
+          "optimizer": {
+            "learning_rate": {"kind": "cosine", "peak": 2e-3, "end": 5e-5, "warmup": 20},
+            "weight_decay": 0.05,
+            "decays": ((r".*kernel", 1.0), (r".*", 0.0)),
+          },
+        },
+      },
+    }
+  )

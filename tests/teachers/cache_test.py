@@ -1,0 +1,151 @@
+import jax
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from distill.errors import InputError
+from distill.teachers import cache
+
+T, D, V, ROWS = 6, 4, 50, 11
+MANIFEST = {
+  "format": cache.FORMAT,
+  "teacher": "a" * 64,
+  "adapters": [["b" * 64, 1.0, "sequential"]],
+  "tokenizer": "c" * 64,
+  "length": T,
+  "store": "d" * 64,
+  "rows": ROWS,
+  "source": {"kind": "text"},
+  "width": D,
+  "depth": 3,
+  "vocab_size": V,
+  "dtype": "float32",
+  "teacher_dtype": "float32",
+  "seed": 0,
+  "targets": "top_k",
+  "size": 3,
+  "temperature": 1.0,
+  "layers": [-1, 2],
+  "mixers": [1],
+  "shard_rows": 4,
+}
+SUBJECT = {key: MANIFEST[key] for key in cache.SUBJECT}
+
+
+def rows(section, seed=0):
+  """Packed rows, and (ids, log_probs, tail, three states) of each."""
+  rng, packed, kept = np.random.default_rng(seed), [], []
+  for _ in range(ROWS):
+    ids = rng.integers(0, V, (T, 3)).astype(np.int32)
+    log_probs, tail = (-rng.exponential(size=shape).astype(np.float16) for shape in ((T, 3), (T,)))
+    states = [rng.integers(-8, 8, (T, D)).astype(np.float32) for _ in range(3)]
+    packed.append(section.rows.pack((ids, log_probs, tail), states))
+    kept.append((ids, log_probs, tail, *states))
+  return packed, kept
+
+
+def made(directory, manifest=MANIFEST):
+  section = cache.claim(directory, manifest)
+  packed, kept = rows(section)
+  for shard in section.missing():
+    section.write(shard, [packed[row] for row in section.bounds(shard)])
+  return section, kept
+
+
+def test_rows_come_back_in_any_order_with_the_states_asked_for(tmp_path):
+  _, kept = made(tmp_path)
+  found = cache.find(tmp_path, SUBJECT, what="rows")
+  signal = found.read(np.asarray([9, 0, 9, 4]), layers=(2,), mixers=(1,))
+  for place, row in enumerate((9, 0, 9, 4)):
+    ids, log_probs, tail, _, layer, mixer = kept[row]
+    np.testing.assert_array_equal(signal.target.ids[place], ids)
+    np.testing.assert_array_equal(signal.target.log_probs[place], log_probs.astype(np.float32))
+    np.testing.assert_array_equal(signal.target.tail[place], tail.astype(np.float32))
+    np.testing.assert_array_equal(np.asarray(signal.captured[0][place], np.float32), layer)
+    np.testing.assert_array_equal(np.asarray(signal.mixed[0][place], np.float32), mixer)
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_a_flipped_bit_is_named_and_never_read(tmp_path, data):
+  section, _ = made(tmp_path)
+  path = section.path(data.draw(st.integers(0, 2)))
+  everything = np.arange(ROWS)
+  expected, whole = section.read(everything), path.read_bytes()
+  place, bit = data.draw(st.integers(0, len(whole) - 1)), data.draw(st.integers(0, 7))
+  path.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << bit)]) + whole[place + 1 :])
+  try:
+    found = cache.find(tmp_path, SUBJECT, what="rows").read(everything)
+    # In the header there are names of no consequence.
+    assert place < 8 + int.from_bytes(whole[:8], "little")
+    assert all(map(np.array_equal, jax.tree.leaves(found), jax.tree.leaves(expected)))
+  except InputError as error:
+    assert path.name in str(error)
+  finally:
+    path.write_bytes(whole)
+
+
+def test_what_is_not_finished_is_told_and_gone_on_with(tmp_path):
+  section, _ = made(tmp_path)
+  whole = {path.name: path.read_bytes() for path in section.directory.iterdir()}
+  section.path(1).unlink()
+  with pytest.raises(InputError, match=r"00001\.safetensors: missing, 1 shards"):
+    cache.find(tmp_path, SUBJECT, what="rows")
+  (section.directory / ".00001.safetensors").write_bytes(b"begun")
+  assert section.missing() == [1]
+  made(tmp_path)
+  assert {path.name: path.read_bytes() for path in section.directory.iterdir()} == whole
+
+
+@pytest.mark.parametrize(
+  ("key", "says"),
+  [
+    ("teacher", "another teacher"),
+    ("adapters", "other adapters"),
+    ("tokenizer", "another tokenizer"),
+    ("length", "rows of another length"),
+    ("store", "other text"),
+  ],
+)
+def test_a_cache_of_something_else_is_refused_by_name(tmp_path, key, says):
+  made(tmp_path)
+  other = {**SUBJECT, key: 7 if key == "length" else [] if key == "adapters" else "e" * 64, "store": "f" * 64}
+  with pytest.raises(InputError, match=f"manifest.json: {key}: of {says}"):
+    cache.find(tmp_path, other, what="rows")
+
+
+def test_without_the_teachers_name_there_must_be_one_teacher(tmp_path):
+  made(tmp_path)
+  subject = {key: SUBJECT[key] for key in ("tokenizer", "length", "store")}
+  assert cache.find(tmp_path, subject, what="rows").count == ROWS
+  made(tmp_path, {**MANIFEST, "teacher": "e" * 64})
+  with pytest.raises(InputError, match="several teachers"):
+    cache.find(tmp_path, subject, what="rows")
+
+
+def test_other_settings_do_not_mix_into_a_cache(tmp_path):
+  made(tmp_path)
+  with pytest.raises(InputError, match=r"manifest\.json: size is 3, this configuration's 4"):
+    cache.claim(tmp_path, {**MANIFEST, "size": 4})
+
+
+def test_a_shard_of_another_cache_is_not_read(tmp_path):
+  section, _ = made(tmp_path / "one")
+  other, _ = made(tmp_path / "other", {**MANIFEST, "seed": 1})
+  section.path(0).write_bytes(other.path(0).read_bytes())
+  with pytest.raises(InputError, match=r"00000\.safetensors: of another cache"):
+    cache.find(tmp_path / "one", SUBJECT, what="rows").read(np.arange(2))
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"format": 1}', "[1]"])
+def test_a_damaged_manifest_is_named(tmp_path, text):
+  section, _ = made(tmp_path)
+  (section.directory / cache.MANIFEST).write_text(text)
+  with pytest.raises(InputError, match=r"manifest\.json"):
+    cache.find(tmp_path, SUBJECT, what="rows")
+
+
+def test_an_empty_directory_says_what_to_run(tmp_path):
+  with pytest.raises(InputError, match="run distill cache"):
+    cache.find(tmp_path, SUBJECT, what="rows")

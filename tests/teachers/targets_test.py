@@ -1,0 +1,131 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distill.errors import InputError
+from distill.losses.chunked import chunked_divergence
+from distill.losses.divergences import forward_kl
+from distill.teachers.targets import Sampled, TopK, pack, targets, unpack
+from distill.types import Readout
+
+B, T, D, V, PADDED = 3, 7, 16, 97, 104
+
+
+@pytest.fixture(scope="module")
+def teacher():
+  """(hidden, readout with softcap, bias and padding columns, log-probabilities in float64)."""
+  rng = np.random.default_rng(0)
+  hidden, kernel = rng.normal(size=(B, T, D)), rng.normal(size=(D, PADDED)) * 0.8
+  bias = rng.normal(size=PADDED)
+  logits = 9 * np.tanh((0.7 * (hidden @ kernel + bias)) / 9)[..., :V]
+  log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+  f32 = jnp.float32
+  readout = Readout(kernel=jnp.asarray(kernel, f32), bias=jnp.asarray(bias, f32), softcap=9.0, scale=0.7, vocab_size=V)
+  return jnp.asarray(hidden, f32), readout, log_probs
+
+
+def keys(seed):
+  return jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(jnp.arange(B, dtype=jnp.uint32))
+
+
+def host(kept, row):
+  return tuple(np.asarray(x[row]) for x in kept)
+
+
+@given(st.integers(1, 20), st.integers(0, 40), st.integers(0, 2**31))
+def test_packed_integers_come_back(bits, count, seed):
+  values = np.random.default_rng(seed).integers(0, 2**bits, count)
+  packed = pack(values, bits=bits)
+  assert packed.nbytes == -(-bits * count // 8)
+  np.testing.assert_array_equal(unpack(packed, bits=bits, count=count), values)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_top_k_is_the_whole_distributions_head_and_the_rest_of_its_mass(teacher, temperature):
+  hidden, readout, log_probs = teacher
+  log_probs = log_probs / temperature
+  log_probs -= np.log(np.exp(log_probs).sum(-1, keepdims=True))
+  kept = TopK(size=5, temperature=temperature)
+  ids, found, tail = jax.jit(lambda: kept.keep(hidden, readout, keys=keys(0)))()
+  order = np.argsort(-log_probs, axis=-1)[..., :5]
+  np.testing.assert_array_equal(ids, order)
+  expected = np.take_along_axis(log_probs, order, axis=-1)
+  np.testing.assert_allclose(found, expected, rtol=6e-4)
+  np.testing.assert_allclose(tail, np.log1p(-np.exp(expected).sum(-1)), rtol=6e-4, atol=1e-6)
+  for row in range(B):
+    target = kept.unpack(kept.pack(host((ids, found, tail), row), bits=7), length=T, bits=7)
+    np.testing.assert_array_equal(target.ids, ids[row])
+    np.testing.assert_array_equal(target.log_probs, np.asarray(found[row], np.float32))
+    np.testing.assert_array_equal(target.tail, np.asarray(tail[row], np.float32))
+
+
+def test_draws_have_the_teachers_shares_and_depend_on_the_row_alone(teacher):
+  hidden, readout, log_probs = teacher
+  kept = Sampled(size=20)
+  draw = jax.jit(lambda seed: kept.keep(hidden, readout, keys=keys(seed))[0])
+  shares = np.zeros((B, T, V))
+  for seed in range(400):
+    ids = np.asarray(draw(seed))
+    assert (np.diff(ids, axis=-1) >= 0).all() and ids.min() >= 0 and ids.max() < V
+    counts = (ids[..., None] == np.arange(V)).sum(-2)
+    # Systematic: never a whole draw away from what is expected.
+    assert (np.abs(counts - 20 * np.exp(log_probs)) < 1 + 1e-3).all()
+    shares += counts / 20 / 400
+  np.testing.assert_allclose(shares, np.exp(log_probs), atol=0.01)
+  alone = kept.keep(hidden[1:2], readout, keys=keys(3)[1:2])[0]
+  np.testing.assert_array_equal(alone[0], draw(3)[1])
+
+
+@settings(deadline=None)
+@given(st.integers(1, 9), st.integers(1, 30), st.integers(0, 2**31))
+def test_packed_draws_come_back_as_counts(length, size, seed):
+  ids = np.sort(np.random.default_rng(seed).zipf(1.5, (length, size)) % 50, axis=-1).astype(np.int32)
+  kept = Sampled(size=size)
+  target = kept.unpack(kept.pack((ids,), bits=6), length=length, bits=6)
+  for row, found, log_probs, tail in zip(ids, target.ids, target.log_probs, target.tail, strict=True):
+    names, counts = np.unique(row, return_counts=True)
+    np.testing.assert_array_equal(found[: len(names)], names)
+    np.testing.assert_allclose(np.exp(log_probs[: len(names)]), counts / size, rtol=1e-6)
+    assert (found[len(names) :] == -1).all() and tail == -np.inf
+
+
+def test_the_mean_gradient_of_draws_is_that_of_the_whole_distribution(teacher):
+  hidden, readout, _ = teacher
+  rng = np.random.default_rng(1)
+  mine = jnp.asarray(rng.normal(size=(B * T, D)), jnp.float32)
+  student = Readout(kernel=jnp.asarray(rng.normal(size=(D, V)), jnp.float32), vocab_size=V)
+  mask, kept = jnp.ones(B * T), Sampled(size=10)
+
+  def loss(mine, target, theirs):
+    return chunked_divergence(
+      forward_kl, hidden=mine, readout=student, target=target, teacher_readout=theirs, mask=mask
+    )
+
+  whole = jax.grad(loss)(mine, hidden.reshape(-1, D), readout)
+  gradient, draw = jax.jit(jax.grad(loss)), jax.jit(lambda seed: kept.keep(hidden, readout, keys=keys(seed)))
+  mean, count = np.zeros_like(whole), 300
+  for seed in range(count):
+    drawn = draw(seed)
+    rows = [kept.unpack(kept.pack(host(drawn, row), bits=7), length=T, bits=7) for row in range(B)]
+    mean += np.asarray(gradient(mine, jax.tree.map(lambda *x: jnp.concatenate(x), *rows), None)) / count
+  assert np.linalg.norm(mean - whole) < 0.02 * np.linalg.norm(whole)
+
+
+@pytest.mark.parametrize(
+  ("changed", "key"),
+  [
+    ({"targets": "all"}, "targets"),
+    ({"size": 97}, "size"),
+    ({"size": 0}, "size"),
+    ({"size": 2.5}, "size"),
+    ({"targets": "sampled", "size": 256}, "size"),
+    ({"temperature": 0}, "temperature"),
+    ({"temperature": {"kind": "linear"}}, "temperature"),
+  ],
+)
+def test_targets_that_are_none_are_refused_by_their_key(changed, key):
+  with pytest.raises(InputError, match=rf"config\.cache\.{key}"):
+    targets({"targets": "top_k", "size": 8, "temperature": 1.0, **changed}, where="config.cache", vocab=97)

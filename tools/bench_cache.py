@@ -1,0 +1,140 @@
+"""Caches of the embedded teacher: size on disk against what a student keeps, and what a step costs.
+
+    python -m tools.bench_cache [--out=runs/cache] [--kinds=live,top_k-64,sampled-50] [--rounds=6] [--steps=10]
+
+The same student learns by forward KL from the live teacher, from each cache, and by cross-entropy (control). Caches and
+runs that are finished are not made again. Then steps of the first cache and of cross-entropy are timed in turn, reading
+included. The table, `table.md`, has its figures in `table.json` beside it. Expected: at k = 64 what the live teacher
+gives, within the intervals, at no more than 1.10 times the time of cross-entropy.
+"""
+
+import argparse
+import datetime
+import itertools
+import json
+import pathlib
+import statistics
+import time
+from collections.abc import Callable
+
+import jax
+
+from distill.cli.configuration import load
+from distill.demo import SKILLS
+from distill.parallel.mesh import globally
+from distill.teachers.cache import Section
+from distill.training import loop
+from distill.training.run import prepared
+from tools.compare_architectures import distill, kept, measured
+
+_CONFIG = "configs/cached.py"
+_KINDS = ("live", "top_k-64", "top_k-16", "sampled-50", "sampled-12", "control")
+
+
+def main() -> None:
+  """Makes what is missing, times steps, writes the table."""
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/cache"))
+  parser.add_argument("--kinds", type=lambda text: text.split(","), default=list(_KINDS))
+  parser.add_argument("--rounds", type=int, default=6)
+  parser.add_argument("--steps", type=int, default=10, help="of each in a round")
+  arguments = parser.parse_args()
+  rows = {}
+  for number, kind in enumerate(arguments.kinds, start=1):
+    print(f"[{number}/{len(arguments.kinds)}] {kind}", flush=True)
+    rows[kind] = _row(kind, out=arguments.out)
+  cache = next((arguments.out / kind / "cache" for kind in arguments.kinds if "-" in kind), None)
+  times = _times(cache, rounds=arguments.rounds, steps=arguments.steps) if cache else {}
+  text = _table(rows) + (_ratio(times) if times else "")
+  (arguments.out / "table.json").write_text(json.dumps({"rows": rows, "seconds": times}, indent=1) + "\n")
+  (arguments.out / "table.md").write_text(text)
+  print(text)
+
+
+def _row(kind: str, *, out: pathlib.Path) -> dict:
+  store = f"--config.data.store={out / 'tokens'}"
+  if "-" not in kind:
+    variant = ":control" if kind == "control" else ""
+    return {"bytes": 0.0, **measured(f"{_CONFIG}{variant}", out=out / kind / "run", train=[store])}
+  targets, size = kind.rsplit("-", 1)
+  cache = out / kind / "cache"
+  distill(
+    "cache",
+    f"--config={_CONFIG}",
+    f"--workdir={cache}",
+    f"--config.cache.targets={targets}",
+    f"--config.cache.size={size}",
+    store,
+  )
+  row = measured(_CONFIG, out=out / kind / "run", train=[store, f"--config.teacher.cache={cache}"])
+  return {"bytes": _bytes(cache), **row}
+
+
+def _bytes(cache: pathlib.Path) -> float:
+  """On disk, a token."""
+  sections = [Section(path.parent) for path in cache.glob("*/manifest.json")]
+  size = sum(path.stat().st_size for section in sections for path in section.directory.iterdir())
+  return size / sum(section.count * section.manifest["length"] for section in sections)
+
+
+def _times(cache: pathlib.Path, *, rounds: int, steps: int) -> dict[str, list[float]]:
+  """Seconds of so many steps, from the cache and with cross-entropy in turn, reading included."""
+  store = str(cache.parent.parent / "tokens")
+  overrides = {"cached": {"teacher.cache": str(cache)}, "cross_entropy": {}}
+  advance: dict[str, Callable[[int], None]] = {}
+  for name, change in overrides.items():
+    config = f"{_CONFIG}{':control' if name == 'cross_entropy' else ''}"
+    resolved = load(config, overrides={"data.store": store, **change})
+    advance[name] = _advance(resolved, workdir=cache.parent.parent / f"timed_{name}")
+  times: dict[str, list[float]] = {name: [] for name in advance}
+  for turn in range(rounds + 1):
+    for name, run in advance.items():
+      start = time.perf_counter()
+      run(steps)
+      if turn:  # The first compiles.
+        times[name].append(time.perf_counter() - start)
+  return times
+
+
+def _advance(resolved: dict, *, workdir: pathlib.Path) -> Callable[[int], None]:
+  """A run that goes on by so many steps whenever it is called."""
+  runner, params = prepared(resolved, workdir=workdir)
+  (stage,) = runner.stages
+  state, optimizer = runner.state(stage, params)
+  step = runner.step(stage, state, optimizer)
+  batches = (globally(batch, mesh=runner.mesh) for batch in runner.batches[stage.name].iterate(0))
+  quiet = loop.Hooks(log=lambda at, values: None, save=lambda state, at: None, save_after=lambda at: False, stop=bool)
+  done = 0
+
+  def advance(steps: int) -> None:
+    nonlocal state, done
+    teacher = runner.models.teacher.params if runner.models.teacher else {}
+    state, done = loop.run(
+      state, step=step, teacher_params=teacher, batches=batches, start=done, steps=done + steps, hooks=quiet
+    )
+    jax.block_until_ready(state.trained)
+
+  return advance
+
+
+def _ratio(times: dict[str, list[float]]) -> str:
+  pairs = zip(times["cached"], times["cross_entropy"], strict=True)
+  ratio = statistics.median(itertools.starmap(lambda one, other: one / other, pairs))
+  medians = {name: statistics.median(values) for name, values in times.items()}
+  return (
+    f"\nSteps from the cache take {ratio:.3f} times those of cross-entropy "
+    f"({len(times['cached'])} rounds in turn; medians {medians['cached']:.2f} and {medians['cross_entropy']:.2f} s).\n"
+  )
+
+
+def _table(rows: dict[str, dict]) -> str:
+  head = ["targets", "bytes a token", *SKILLS, "KL, nats", "top-1", "minutes"]
+  lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+  for kind, row in rows.items():
+    size = f"{row['bytes']:.1f}" if row["bytes"] else "none"
+    lines.append("| " + " | ".join([kind, size, *kept(row["report"]), f"{row['seconds'] / 60:.1f}"]) + " |")
+  return "\n".join([*lines, "", f"{datetime.date.today().isoformat()}.", ""])
+
+
+if __name__ == "__main__":
+  main()
