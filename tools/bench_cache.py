@@ -22,7 +22,7 @@ import jax
 from distill.cli.configuration import load
 from distill.demo import SKILLS
 from distill.parallel.mesh import globally
-from distill.teachers.cache import Section
+from distill.teachers.cache import sections
 from distill.training import loop
 from distill.training.run import prepared
 from tools.compare_architectures import distill, kept, measured
@@ -43,6 +43,7 @@ def main() -> None:
   for number, kind in enumerate(arguments.kinds, start=1):
     print(f"[{number}/{len(arguments.kinds)}] {kind}", flush=True)
     rows[kind] = _row(kind, out=arguments.out)
+  (arguments.out / "table.md").write_text(_table(rows))
   cache = next((arguments.out / kind / "cache" for kind in arguments.kinds if "-" in kind), None)
   times = _times(cache, rounds=arguments.rounds, steps=arguments.steps) if cache else {}
   text = _table(rows) + (_ratio(times) if times else "")
@@ -58,29 +59,25 @@ def _row(kind: str, *, out: pathlib.Path) -> dict:
     return {"bytes": 0.0, **measured(f"{_CONFIG}{variant}", out=out / kind / "run", train=[store])}
   targets, size = kind.rsplit("-", 1)
   cache = out / kind / "cache"
-  distill(
-    "cache",
-    f"--config={_CONFIG}",
-    f"--workdir={cache}",
-    f"--config.cache.targets={targets}",
-    f"--config.cache.size={size}",
-    store,
-  )
-  row = measured(_CONFIG, out=out / kind / "run", train=[store, f"--config.teacher.cache={cache}"])
+  kept = [f"--config.cache.targets={targets}", f"--config.cache.size={size}", store]
+  distill("cache", f"--config={_CONFIG}", f"--workdir={cache}", *kept)
+  row = measured(_CONFIG, out=out / kind / "run", train=[*kept, f"--config.teacher.cache={cache}"])
   return {"bytes": _bytes(cache), **row}
 
 
 def _bytes(cache: pathlib.Path) -> float:
   """On disk, a token."""
-  sections = [Section(path.parent) for path in cache.glob("*/manifest.json")]
-  size = sum(path.stat().st_size for section in sections for path in section.directory.iterdir())
-  return size / sum(section.count * section.manifest["length"] for section in sections)
+  found = sections(cache)
+  size = sum(path.stat().st_size for section in found for path in section.directory.iterdir())
+  return size / sum(section.count * section.manifest["length"] for section in found)
 
 
 def _times(cache: pathlib.Path, *, rounds: int, steps: int) -> dict[str, list[float]]:
   """Seconds of so many steps, from the cache and with cross-entropy in turn, reading included."""
   store = str(cache.parent.parent / "tokens")
-  overrides = {"cached": {"teacher.cache": str(cache)}, "cross_entropy": {}}
+  targets, size = cache.parent.name.rsplit("-", 1)
+  made = {"teacher.cache": str(cache), "cache.targets": targets, "cache.size": size}
+  overrides: dict[str, dict[str, str]] = {"cached": made, "cross_entropy": {}}
   advance: dict[str, Callable[[int], None]] = {}
   for name, change in overrides.items():
     config = f"{_CONFIG}{':control' if name == 'cross_entropy' else ''}"
@@ -108,9 +105,14 @@ def _advance(resolved: dict, *, workdir: pathlib.Path) -> Callable[[int], None]:
 
   def advance(steps: int) -> None:
     nonlocal state, done
-    teacher = runner.models.teacher.params if runner.models.teacher else {}
     state, done = loop.run(
-      state, step=step, teacher_params=teacher, batches=batches, start=done, steps=done + steps, hooks=quiet
+      state,
+      step=step,
+      teacher_params=runner.teacher_params(stage),
+      batches=batches,
+      start=done,
+      steps=done + steps,
+      hooks=quiet,
     )
     jax.block_until_ready(state.trained)
 

@@ -17,7 +17,7 @@ from distill.data.store import TokenStore
 from distill.errors import InputError
 from distill.models import hf, safetensors_files
 from distill.models.hub import locate
-from distill.teachers.cache import MANIFEST, Section
+from distill.teachers.cache import MANIFEST, Section, sections
 from distill.training.checkpoint import notes_path
 
 FLAGS = flags.FlagValues()
@@ -46,15 +46,15 @@ def _describe(directory: pathlib.Path) -> Iterator[str]:
     return _store(directory)
   if notes_path(directory).is_file():
     return _checkpoint(directory)
-  if (directory / MANIFEST).is_file():
-    return _section(Section(directory))
-  if sections := sorted(path.parent for path in directory.glob(f"*/{MANIFEST}")):
-    return itertools.chain.from_iterable(_section(Section(path)) for path in sections)
   if (directory / "config.json").is_file():
     values = hf.read_json(directory / "config.json")
     return _run(directory, values) if "fingerprint" in values else _model(directory)
   if named(directory):
     return _adapters(directory)
+  if (directory / MANIFEST).is_file():
+    return _section(Section(directory))
+  if any(directory.glob(f"*/{MANIFEST}")):
+    return itertools.chain.from_iterable(map(_section, sections(directory)))
   raise InputError(
     f"{directory}: neither a model, an adapter, a run, a checkpoint, a token store nor a cache "
     "(no config.json or its like)"

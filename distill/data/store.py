@@ -19,6 +19,8 @@ from distill.data.sources import Document, Source
 from distill.errors import InputError
 
 VERSION = 4
+# Where the content of a source lies does not matter; what it is, the digest says.
+PLACES = ("path", "data_files", "directory")
 _NAMES = ("tokens", "segments", "learnt")
 _GROUP_DOCUMENTS, _GROUP_CHARACTERS = 1000, 1 << 22
 
@@ -106,8 +108,7 @@ def _build(
 
 
 def _fingerprint(source: Source, *, tokenizer: PreTrainedTokenizerBase, length: int) -> str:
-  # Where the content lies does not matter; what it is, the digest says.
-  spec = {key: value for key, value in source.spec.items() if key not in ("path", "data_files", "directory")}
+  spec = {key: value for key, value in source.spec.items() if key not in PLACES}
   parts = [VERSION, spec, source.digest, _digest(tokenizer), length]
   return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

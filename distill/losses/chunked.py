@@ -45,14 +45,16 @@ def sparse_pair(
 ) -> tuple[Float[Array, "M K"], Float[Array, "M K"]]:
   """Log-probabilities (teacher, student) of the support, then of all the rest as one bucket.
 
-  The student's come from its full softmax; nothing is renormalised over the support. Ids past its vocabulary, which no
-  tokenizer makes, are left out of the teacher's distribution.
+  The student's come from its full softmax; nothing is renormalised over the support. Ids past its vocabulary are left
+  out of the teacher's distribution, which is that of the others then; where nothing else was kept, it has no mass.
   """
-  shared = target.ids < student.shape[-1]
-  ids = jnp.where(shared, target.ids, -1)
-  left = jnp.log1p(-jnp.sum(jnp.where(shared, 0.0, jnp.exp(target.log_probs)), axis=-1, keepdims=True))
+  ids = jnp.where(target.ids < student.shape[-1], target.ids, -1)
   p = jnp.concatenate([jnp.where(ids >= 0, target.log_probs, NOTHING), target.tail[:, None]], axis=-1)
-  return jnp.maximum(p - left, NOTHING), buckets(student / temperature, ids)
+  p = jnp.maximum(p, NOTHING)
+  cut = jnp.any(ids != target.ids, axis=-1, keepdims=True)
+  left = jnp.where(cut, jax.nn.logsumexp(p, axis=-1, keepdims=True), 0.0)
+  p = jnp.where(left > NOTHING / 2, jnp.maximum(p - left, NOTHING), NOTHING)
+  return p, buckets(student / temperature, ids)
 
 
 @jax.custom_vjp

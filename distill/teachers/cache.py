@@ -41,9 +41,11 @@ SUBJECT: Mapping[str, str] = {
   "store": "other text",
 }
 _KEYS = frozenset(
-  {*SUBJECT, "format", "rows", "source", "width", "depth", "vocab_size", "dtype", "teacher_dtype", "seed"}
+  {*SUBJECT, "format", "rows", "source", "width", "depth", "vocab_size", "dtype", "teacher_dtype", "seed", "batch_size"}
   | {"targets", "size", "temperature", "layers", "mixers", "shard_rows"}
 )
+_COUNTS = ("rows", "length", "width", "depth", "vocab_size", "batch_size", "shard_rows")
+_LISTS = ("adapters", "layers", "mixers")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,6 +100,7 @@ class Section:
 
   Args:
     directory: That holds its manifest.
+    pool: Shards that are open, of this and other sections; the least used are closed.
 
   Attributes:
     manifest: What the rows depend on.
@@ -107,19 +110,23 @@ class Section:
     InputError: The manifest is missing, damaged or of another version.
   """
 
-  def __init__(self, directory: pathlib.Path):
+  def __init__(self, directory: pathlib.Path, *, pool: "Pool | None" = None):
     self.directory = pathlib.Path(directory)
     path = self.directory / MANIFEST
     self.manifest = read_json(path, hint="give a directory that distill cache has written")
+    again = f"delete {self.directory} and run distill cache again"
     if self.manifest.get("format") != FORMAT or set(self.manifest) != _KEYS:
-      raise InputError(f"{path}: damaged, or of another version; delete {self.directory} and run distill cache again")
+      raise InputError(f"{path}: damaged, or of another version; {again}")
+    for key in _KEYS:
+      value = self.manifest[key]
+      if key in _COUNTS and not (type(value) is int and 0 < value < 2**48):
+        raise InputError(f"{path}: {key}: {value!r} is not a number of anything; {again}")
+      if key in _LISTS and not isinstance(value, list):
+        raise InputError(f"{path}: {key}: {value!r} is not a list; {again}")
     self.identity = identity(self.manifest)
-    try:
-      self.rows = rows_of(self.manifest, where=str(path))
-      self.shard_rows, self.count = int(self.manifest["shard_rows"]), int(self.manifest["rows"])
-    except (TypeError, ValueError) as error:
-      raise InputError(f"{path}: damaged ({error}); delete {self.directory} and run distill cache again") from error
-    self._open: collections.OrderedDict[int, _Shard] = collections.OrderedDict()
+    self.rows = rows_of(self.manifest, where=str(path))
+    self.shard_rows, self.count = self.manifest["shard_rows"], self.manifest["rows"]
+    self._pool: Pool = collections.OrderedDict() if pool is None else pool
 
   def missing(self) -> list[int]:
     """Numbers of the shards that are not there yet."""
@@ -139,12 +146,19 @@ class Section:
     tensors: dict[str, np.ndarray] = {
       "rows": np.frombuffer(b"".join(rows), np.uint8),
       "ends": np.cumsum([len(row) for row in rows]).astype(np.uint64),
-      "sums": np.asarray([zlib.crc32(row) for row in rows], np.uint32),
+      "sums": np.asarray([_sum(row, at) for at, row in zip(self.bounds(shard), rows, strict=True)], np.uint32),
       "identity": np.frombuffer(bytes.fromhex(self.identity), np.uint8),
     }
-    work = self.path(shard).with_name(f".{shard:05}")
-    safetensors_files.write(self.directory, tensors, stem=work.name, max_file_bytes=2**62)
-    os.replace(work.with_name(f"{work.name}.safetensors"), self.path(shard))
+    stem = f".{shard:05}-{os.getpid()}"
+    safetensors_files.write(self.directory, tensors, stem=stem, max_file_bytes=2**62)
+    try:
+      os.replace(self.directory / f"{stem}.safetensors", self.path(shard))
+    except FileNotFoundError:
+      # Another process has written the same shard, and removed what was begun of it.
+      if not self.path(shard).is_file():
+        raise
+    for begun in self.directory.glob(f".{shard:05}-*"):
+      begun.unlink(missing_ok=True)
 
   def read(
     self, rows: Int[np.ndarray, " N"], *, layers: Sequence[int] = (), mixers: Sequence[int] = ()
@@ -159,13 +173,14 @@ class Section:
 
   def _read(self, row: int) -> bytes:
     number, place = divmod(row, self.shard_rows)
-    if number in self._open:
-      self._open.move_to_end(number)
+    path = self.path(number)
+    if path in self._pool:
+      self._pool.move_to_end(path)
     else:
-      self._open[number] = _Shard(self.path(number), identity=self.identity, rows=len(self.bounds(number)))
-      if len(self._open) > _OPEN_SHARDS:
-        self._open.popitem(last=False)
-    return self._open[number].read(place, row)
+      self._pool[path] = _Shard(path, identity=self.identity, rows=len(self.bounds(number)))
+      if len(self._pool) > _OPEN_SHARDS:
+        self._pool.popitem(last=False)
+    return self._pool[path].read(place, row)
 
 
 class _Shard:
@@ -197,9 +212,17 @@ class _Shard:
     """The bytes of the row at `place`, which is number `row` of the store."""
     begin, end = int(self._ends[place - 1]) if place else 0, int(self._ends[place])
     data = self._rows[begin:end].tobytes() if begin <= end <= len(self._rows) else b""
-    if zlib.crc32(data) != int(self._sums[place]):
+    if _sum(data, row) != int(self._sums[place]):
       raise InputError(f"{self._path}: row {row} of the store is damaged, its checksum differs; {_AGAIN}")
     return data
+
+
+Pool = collections.OrderedDict[pathlib.Path, _Shard]
+
+
+def _sum(data: bytes, row: int) -> int:
+  """Checksum of a row at its place, so that it is not taken for another."""
+  return zlib.crc32(data, row & 0xFFFFFFFF)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -254,9 +277,9 @@ def rows_of(manifest: Mapping[str, Any], *, where: str) -> Rows:
   )
 
 
-def shard_rows(rows: Rows) -> int:
-  """Rows a shard: a power of two, of some 64 MiB."""
-  return 1 << max(0, (_SHARD_BYTES // rows.nbytes).bit_length() - 1)
+def shard_rows(rows: Rows, *, batch_size: int) -> int:
+  """Rows a shard: as many batches as take some 64 MiB, at least one."""
+  return batch_size * max(1, _SHARD_BYTES // (rows.nbytes * batch_size))
 
 
 def claim(directory: pathlib.Path, manifest: Mapping[str, Any]) -> Section:
@@ -287,20 +310,30 @@ def claim(directory: pathlib.Path, manifest: Mapping[str, Any]) -> Section:
   return section
 
 
-def find(directory: pathlib.Path, subject: Mapping[str, Any], *, what: str) -> Section:
+def sections(directory: str | os.PathLike[str]) -> list[Section]:
+  """All sections of a cache, which share what they hold open.
+
+  Raises:
+    InputError: There are none, or a manifest is damaged.
+  """
+  pool: Pool = collections.OrderedDict()
+  found = [Section(path.parent, pool=pool) for path in sorted(pathlib.Path(directory).glob(f"*/{MANIFEST}"))]
+  if not found:
+    raise InputError(f"config.teacher.cache: nothing in {directory}; run distill cache with --workdir={directory}")
+  return found
+
+
+def find(sections: Sequence[Section], subject: Mapping[str, Any], *, what: str) -> Section:
   """The whole section of a cache that is of `subject`: the keys of `SUBJECT` that are known.
 
   Args:
-    directory: The cache.
+    sections: Of the cache.
     subject: What the section has to be of.
     what: Whose rows they are, for messages.
 
   Raises:
     InputError: None is; the message says in what the nearest differs. Or it lacks shards.
   """
-  sections = [Section(path.parent) for path in sorted(pathlib.Path(directory).glob(f"*/{MANIFEST}"))]
-  if not sections:
-    raise InputError(f"config.teacher.cache: nothing in {directory}; run distill cache with --workdir={directory}")
 
   def wrong(section: Section) -> list[str]:
     return [key for key in SUBJECT if key in subject and section.manifest[key] != subject[key]]
@@ -312,7 +345,9 @@ def find(directory: pathlib.Path, subject: Mapping[str, Any], *, what: str) -> S
       "run distill cache with this configuration"
     )
   if [one for one in sections if not wrong(one)] != [nearest]:
-    raise InputError(f"config.teacher.cache: {directory} has {what} of several teachers; set config.teacher.model")
+    raise InputError(
+      f"config.teacher.cache: {nearest.directory.parent} has {what} of several teachers; set config.teacher.model"
+    )
   if missing := nearest.missing():
     raise InputError(
       f"{nearest.path(missing[0])}: missing, {len(missing)} shards in all; run distill cache again to finish"

@@ -1,6 +1,5 @@
-"""Runs a teacher over a token store, once, and keeps what it says."""
+"""Runs a teacher over token stores, once, and keeps what it says."""
 
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,70 +8,101 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from jaxtyping import UInt32
+from jaxtyping import Key, UInt32
 
 from distill.data.store import TokenStore
 from distill.parallel.mesh import batch_sharding, globally, replicated
+from distill.parallel.together import together
 from distill.teachers.cache import Rows, Section
 from distill.teachers.live import LiveTeacher
 from distill.types import Batch
 
 
-def fill(
-  section: Section,
-  *,
-  store: TokenStore,
-  teacher: LiveTeacher,
-  route: int,
-  batch_size: int,
-  mesh: Mesh,
-  dtype: Any,
-  stop: Callable[[], bool],
-  report: Callable[[int], None],
-) -> bool:
-  """Makes the shards of `section` that are missing; processes share them out.
+class Filler:
+  """Fills sections of a cache from a live teacher.
 
   Args:
-    section: To fill; all processes see its directory.
-    store: Whose rows they are.
-    teacher: Live, with its parameters on `mesh`.
-    route: Number of the adapter set that teaches the rows.
-    batch_size: Rows the teacher runs at a time, of all processes together.
+    teacher: With its parameters on `mesh`.
+    rows: How rows of all sections are packed.
     mesh: Over all devices.
     dtype: Of the operands.
-    stop: Whether somebody asked to stop; all processes ask at the same times.
-    report: Told the number of rows after every batch.
-
-  Returns:
-    Whether everything is there; when stopped, whole shards are kept and the others begun anew the next time.
   """
-  index, count = jax.process_index(), jax.process_count()
-  share = batch_size // count
-  run = _run(
-    teacher, rows=section.rows, seed=section.manifest["seed"], fingerprint=store.fingerprint, dtype=dtype, mesh=mesh
-  )
-  missing = _agreed(section.missing())
-  for first in range(0, len(missing), count):
-    turn = missing[first : first + count]
-    # Processes without a shard of their own run along with the last one's.
-    bounds = [section.bounds(shard) for shard in turn]
-    mine = bounds[min(index, len(turn) - 1)]
-    packed: list[bytes] = []
-    waiting: Any = None
-    for at in range(0, max(map(len, bounds)), share):
+
+  def __init__(self, teacher: LiveTeacher, *, rows: Rows, mesh: Mesh, dtype: Any):
+    self._teacher, self._rows, self._mesh = teacher, rows, mesh
+
+    def run(params, batch: Batch, numbers: UInt32[jax.Array, " B"], key: Key[jax.Array, ""]):
+      signal = teacher.signal(params, batch=batch, capture=rows.layers, mixers=rows.mixers, dtype=dtype)
+      keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
+      kept = rows.targets.keep(signal.hidden, signal.readout, keys=keys)
+      return kept, tuple(state.astype(jnp.bfloat16) for state in (*signal.captured, *signal.mixed))
+
+    here = batch_sharding(mesh)
+    self._run = jax.jit(run, in_shardings=(teacher.shardings(mesh), here, here, replicated(mesh)), out_shardings=here)
+
+  def fill(
+    self,
+    section: Section,
+    *,
+    store: TokenStore,
+    route: int,
+    stop: Callable[[], bool],
+    report: Callable[[int], None],
+  ) -> bool:
+    """Makes the shards of `section` that are missing; processes share them out.
+
+    Args:
+      section: To fill; all processes see its directory.
+      store: Whose rows they are.
+      route: Number of the adapter set that teaches them.
+      stop: Whether somebody asked to stop; all processes ask at the same times.
+      report: Told the number of rows after every batch.
+
+    Returns:
+      Whether everything is there; when stopped, whole shards are kept and the others begun anew the next time.
+    """
+    index, count = jax.process_index(), jax.process_count()
+    missing = _agreed(section.missing())
+    for first in range(0, len(missing), count):
+      turn = missing[first : first + count]
+      bounds = [section.bounds(shard) for shard in turn]
+      # Processes without a shard of their own run along with the last one's.
+      mine = bounds[min(index, len(turn) - 1)]
+      packed: list[bytes] = []
+      for at, rows in self._packed(section, store, route, mine, steps=max(map(len, bounds))):
+        packed += rows
+        report(sum(max(0, min(len(rows), len(one) - at)) for one in bounds))
+        if len(packed) < max(map(len, bounds)) and stop():
+          return False
+      with together(str(section.directory)):
+        if index < len(turn):
+          section.write(turn[index], packed[: len(mine)])
+    return True
+
+  def _packed(self, section, store, route, mine: range, *, steps: int) -> Iterator[tuple[int, list[bytes]]]:
+    """(first row within the shard, packed rows) of each batch; the next one runs while one is packed."""
+    share = section.manifest["batch_size"] // jax.process_count()
+    key = jax.random.fold_in(jax.random.key(section.manifest["seed"]), int(store.fingerprint[:8], 16))
+    before: Any = None
+    for at in range(0, steps, share):
       rows = np.minimum(mine.start + at + np.arange(share), mine.stop - 1)
-      taught: Any = np.full(share, route, np.int32)
-      batch = Batch(**store.read(rows), routes=taught)
-      ahead = run(teacher.params, globally(batch, mesh=mesh), globally(rows.astype(np.uint32), mesh=mesh))
-      packed += _packed(waiting, section.rows)
-      waiting = ahead
-      report(sum(max(0, min(share, len(one) - at)) for one in bounds))
-      if stop():
-        return False
-    packed += _packed(waiting, section.rows)
-    if index < len(turn):
-      section.write(turn[index], packed[: len(mine)])
-  return True
+      routes: Any = np.full(share, route, np.int32)
+      batch, numbers = globally((Batch(**store.read(rows), routes=routes), rows.astype(np.uint32)), mesh=self._mesh)
+      found = self._run(self._teacher.params, batch, numbers, key)
+      if before is not None:
+        yield at - share, self._bytes(before)
+      before = found
+    yield at, self._bytes(before)
+
+  def _bytes(self, found: Any) -> list[bytes]:
+    kept, states = jax.tree.map(_here, found)
+    return [self._rows.pack(tuple(x[place] for x in kept), [x[place] for x in states]) for place in range(len(kept[0]))]
+
+
+def _here(x: jax.Array) -> np.ndarray:
+  """The rows that this process's devices hold, in order."""
+  parts = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
+  return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
 
 
 def _agreed(missing: list[int]) -> list[int]:
@@ -84,36 +114,3 @@ def _agreed(missing: list[int]) -> list[int]:
   if jax.process_index() == 0:
     padded[:] = missing
   return multihost_utils.broadcast_one_to_all(padded).tolist()
-
-
-def _run(teacher: LiveTeacher, *, rows: Rows, seed: int, fingerprint: str, dtype: Any, mesh: Mesh):
-  """(parameters, batch, numbers of its rows) -> (what is kept of the distributions, hidden states), jitted."""
-
-  def run(params, batch: Batch, numbers: UInt32[jax.Array, " B"]):
-    signal = teacher.signal(params, batch=batch, capture=rows.layers, mixers=rows.mixers, dtype=dtype)
-    key = jax.random.fold_in(jax.random.key(seed), int(fingerprint[:8], 16))
-    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(numbers)
-    kept = rows.targets.keep(signal.hidden, signal.readout, keys=keys)
-    return kept, tuple(state.astype(jnp.bfloat16) for state in (*signal.captured, *signal.mixed))
-
-  here = batch_sharding(mesh)
-  # Where one process holds all, nothing has to be gathered.
-  out = here if jax.process_count() == 1 else replicated(mesh)
-  return jax.jit(run, in_shardings=(teacher.shardings(mesh), here, here), out_shardings=out)
-
-
-def _packed(found: Any, rows: Rows) -> Iterator[bytes]:
-  """This process's rows of a batch, as bytes."""
-  if found is None:
-    return
-  kept, states = jax.tree.map(_mine, found)
-  for place in range(len(kept[0])):
-    yield rows.pack(tuple(x[place] for x in kept), [x[place] for x in states])
-
-
-def _mine(x: jax.Array) -> np.ndarray:
-  if jax.process_count() == 1:
-    return np.asarray(x)
-  whole = np.asarray(x.addressable_data(0))
-  share = len(whole) // jax.process_count()
-  return whole[jax.process_index() * share :][:share]

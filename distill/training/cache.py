@@ -14,15 +14,15 @@ import jax.numpy as jnp
 from distill.adapters import peft
 from distill.adapters.stack import Entry
 from distill.data.batches import Batches
-from distill.data.store import TokenStore
+from distill.data.store import PLACES, TokenStore
 from distill.errors import InputError
 from distill.models import hf, safetensors_files
 from distill.models.hub import locate
 from distill.parallel.mesh import make_mesh
 from distill.parallel.together import together
 from distill.teachers import cache
-from distill.teachers.cache import CachedTeacher, Section
-from distill.teachers.caching import fill
+from distill.teachers.cache import CachedTeacher, Rows, Section
+from distill.teachers.caching import Filler
 from distill.teachers.live import LiveTeacher
 from distill.teachers.targets import targets
 from distill.training import data
@@ -30,7 +30,7 @@ from distill.training.config import resolve
 from distill.training.interrupt import EXIT_INTERRUPTED, Interruption
 from distill.training.metrics import Progress
 from distill.training.models import chosen, live_teacher, routes, stack
-from distill.training.terms import Demands, build_terms, demands, uses_logits, uses_teacher
+from distill.training.terms import Demands, build_terms, demands, is_divergence, pairs_missing, uses_teacher
 from distill.types import INPUT
 
 
@@ -49,24 +49,25 @@ def make(config: Mapping[str, Any], *, workdir: pathlib.Path) -> int:
     raise InputError("config.training.batch_size: must divide among the data and fsdp devices")
   if not resolved["teacher"]["model"]:
     raise InputError("config.teacher.model: a cache is of a teacher; give a directory")
+  if not _taught(resolved):
+    raise InputError("config.stages: no term of any stage looks at a teacher, so there is nothing to cache")
+  base = hf.read_config(locate(resolved["teacher"]["model"]))
+  targets(resolved["cache"], where="config.cache", vocab=base.vocab_size)
+  _states(resolved, depth=len(base.layers))
   _, batches = data.read(resolved, workdir=workdir)
   teacher = live_teacher(resolved, mesh=mesh)
   sections = _claimed(resolved, batches, teacher=teacher, workdir=workdir)
+  fillers: dict[Rows, Filler] = {}
   with Interruption() as interruption:
     for number, (section, store, route) in enumerate(sections, start=1):
+      if section.rows not in fillers:
+        dtype = jnp.dtype(resolved["training"]["dtype"])
+        fillers[section.rows] = Filler(teacher, rows=section.rows, mesh=mesh, dtype=dtype)
       done = store.rows - sum(len(section.bounds(shard)) for shard in section.missing())
-      rows = _Rows(f"[{number}/{len(sections)}]", done=done, store=store)
+      rows = _Progress(f"[{number}/{len(sections)}]", done=done, store=store)
       try:
-        whole = fill(
-          section,
-          store=store,
-          teacher=teacher,
-          route=route,
-          batch_size=resolved["training"]["batch_size"],
-          mesh=mesh,
-          dtype=jnp.dtype(resolved["training"]["dtype"]),
-          stop=interruption.requested,
-          report=rows.report,
+        whole = fillers[section.rows].fill(
+          section, store=store, route=route, stop=interruption.requested, report=rows.report
         )
       finally:
         rows.close()
@@ -87,7 +88,8 @@ def _claimed(
   for name in _taught(resolved):
     for number, store in enumerate(batches[name].stores):
       manifest = {**_manifest(resolved, teacher=teacher, store=store), **states, **subjects(number, store)}
-      manifest["shard_rows"] = cache.shard_rows(cache.rows_of(manifest, where="config.cache"))
+      rows = cache.rows_of(manifest, where="config.cache")
+      manifest["shard_rows"] = cache.shard_rows(rows, batch_size=manifest["batch_size"])
       with together("--workdir"):
         section = cache.claim(workdir, manifest)
       found[section.identity] = section, store, places[number]
@@ -99,7 +101,7 @@ def _taught(resolved: Mapping[str, Any]) -> list[str]:
   return [name for name, stage in resolved["stages"].items() if uses_teacher(stage["terms"])]
 
 
-class _Rows:
+class _Progress:
   """Progress in rows of one store."""
 
   def __init__(self, name: str, *, done: int, store: TokenStore):
@@ -126,13 +128,15 @@ def _manifest(resolved: Mapping[str, Any], *, teacher: LiveTeacher, store: Token
   return {
     "format": cache.FORMAT,
     "rows": store.rows,
-    "source": store.meta["source"],
+    "source": {key: value for key, value in store.meta["source"].items() if key not in PLACES},
     "width": teacher.width,
     "depth": teacher.depth,
     "vocab_size": vocab,
     "dtype": resolved["training"]["dtype"],
     "teacher_dtype": resolved["teacher"]["dtype"],
-    "seed": resolved["seed"],
+    "batch_size": resolved["training"]["batch_size"],
+    # Nothing else depends on it.
+    "seed": resolved["seed"] if resolved["cache"]["targets"] == "sampled" else 0,
     "targets": resolved["cache"]["targets"],
     "size": kept.size,
     "temperature": kept.temperature,
@@ -156,11 +160,16 @@ def _states(resolved: Mapping[str, Any], *, depth: int) -> dict[str, list[int]]:
       if student["model"]
       else hf.config_from_dict(student["config"], where="config.student.config")
     )
-    layers = () if isinstance(student["layers_from"], str) else student["layers_from"]
+    # Which layers importance will choose is not known yet; config.cache has to name those.
+    chosen_later = isinstance(student["layers_from"], str)
+    layers = () if chosen_later else student["layers_from"]
     for name in _taught(resolved):
       stage, key = resolved["stages"][name], f"config.stages.{name}.terms"
+      terms = [term for term in stage["terms"] if not (chosen_later and pairs_missing(term))]
+      if not terms:
+        continue
       depths = len(config.layers), depth
-      wanted = demands(build_terms(stage["terms"], key=key, steps=stage["steps"], layers_from=layers, depths=depths))
+      wanted = demands(build_terms(terms, key=key, steps=stage["steps"], layers_from=layers, depths=depths))
       found["layers"] |= set(wanted.teacher_layers)
       found["mixers"] |= set(wanted.teacher_mixers)
   return {name: sorted(states) for name, states in found.items()}
@@ -182,23 +191,31 @@ class Found:
 
   def __init__(self, resolved: Mapping[str, Any], *, batches: Mapping[str, Batches]):
     self._batches = batches
-    subjects, directory = _subjects(resolved), pathlib.Path(resolved["teacher"]["cache"])
-    self._sections = {
-      name: [
-        cache.find(directory, subjects(number, store), what=f"config.data.sources[{number}]")
-        for number, store in enumerate(batches[name].stores)
-      ]
-      for name in _taught(resolved)
-    }
-    sections = {section.identity: section for one in self._sections.values() for section in one}
-    if not sections:
+    with together("config.teacher.cache"):
+      subjects, sections = _subjects(resolved), cache.sections(resolved["teacher"]["cache"])
+      self._sections = {
+        name: [
+          cache.find(sections, subjects(number, store), what=f"config.data.sources[{number}]")
+          for number, store in enumerate(batches[name].stores)
+        ]
+        for name in _taught(resolved)
+      }
+    used = {section.identity: section for one in self._sections.values() for section in one}
+    if not used:
       raise InputError("config.teacher.cache: no term of any stage looks at a teacher; leave it out")
-    self._one = next(iter(sections.values())).manifest
-    for section in sections.values():
-      for key in ("width", "depth", "vocab_size", "targets", "size", "temperature"):
+    self._one = next(iter(used.values())).manifest
+    settings = {f"cache.{key}": resolved["cache"][key] for key in ("targets", "size", "temperature")}
+    if resolved["teacher"]["model"]:
+      settings["teacher.dtype"] = resolved["teacher"]["dtype"]
+    for section in used.values():
+      where = section.directory / cache.MANIFEST
+      for key in ("teacher", "width", "depth", "vocab_size"):
         if section.manifest[key] != self._one[key]:
-          raise InputError(f"{section.directory / cache.MANIFEST}: {key} is not that of the other sections")
-    digest = hashlib.sha256(json.dumps(sorted(sections)).encode()).hexdigest()
+          raise InputError(f"{where}: {key} is not that of the other sections; set config.teacher.model")
+      for key, value in settings.items():
+        if (found := section.manifest[key.removeprefix("cache.").replace(".", "_")]) != value:
+          raise InputError(f"{where}: made with {key} {found!r}, config.{key} is {value!r}; make them agree")
+    digest = hashlib.sha256(json.dumps(sorted(used)).encode()).hexdigest()
     self.teacher = CachedTeacher(width=self._one["width"], depth=self._one["depth"], identity=digest)
 
   def batches(self, stage: str, *, terms: Sequence[Mapping[str, Any]], wanted: Demands) -> Batches:
@@ -223,7 +240,7 @@ class Found:
   def _check(self, terms: Sequence[Mapping[str, Any]], *, key: str) -> None:
     kept = targets(self._one, where=str(cache.MANIFEST), vocab=self._one["vocab_size"])
     for index, term in enumerate(terms):
-      if not uses_logits(term):
+      if not is_divergence(term["kind"]):
         continue
       if kept.divergences is not None and term["kind"] not in kept.divergences:
         raise InputError(

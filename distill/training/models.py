@@ -133,7 +133,14 @@ class Models:
   layers_from: tuple[int, ...] = ()
 
 
-def build(resolved: Mapping[str, Any], *, mesh: Mesh, batches: Batches, cached: CachedTeacher | None = None) -> Models:
+def build(
+  resolved: Mapping[str, Any],
+  *,
+  mesh: Mesh,
+  batches: Batches,
+  cached: CachedTeacher | None = None,
+  resumes: bool = False,
+) -> Models:
   """Loads the teacher and makes the student that the configuration describes.
 
   Args:
@@ -141,17 +148,19 @@ def build(resolved: Mapping[str, Any], *, mesh: Mesh, batches: Batches, cached: 
     mesh: Where parameters go.
     batches: The run's data; the first rows say what of the teacher matters where not all of it can be taken over.
     cached: Takes the live teacher's place, which is loaded only where the student starts from it, and not kept.
+    resumes: A checkpoint will take the place of the parameters, so that where the student starts from does not matter.
 
   Raises:
     InputError: The configuration or a file it names is wrong.
   """
   teacher: LiveTeacher | None = None
-  spec, starts = resolved["teacher"], resolved["student"]["config"] and resolved["student"]["layers_from"]
+  spec, layers = resolved["teacher"], resolved["student"]["layers_from"]
+  starts = resolved["student"]["config"] and layers and not (resumes and not isinstance(layers, str))
   if spec["model"] and (cached is None or starts):
     teacher = live_teacher(resolved, mesh=mesh)
   elif not spec["model"] and any(source.get("adapters") is not None for source in resolved["data"]["sources"]):
     raise InputError("config.data.sources: adapters are the teacher's; set config.teacher.model")
-  student, params, layers = _student(resolved, teacher=teacher, mesh=mesh, batches=batches)
+  student, params, layers = _student(resolved, teacher=teacher, mesh=mesh, batches=batches, resumes=resumes)
   flat = {f"student.{name}": x for name, x in params.items()}
   adapters = resolved["student"]["adapters"]
   if adapters["targets"]:
@@ -195,7 +204,7 @@ def _start(resolved, *, teacher, mesh) -> tuple[Decoder, Params]:
   return Decoder(config), params
 
 
-def _student(resolved, *, teacher, mesh, batches) -> tuple[Decoder, Params, tuple[int, ...]]:
+def _student(resolved, *, teacher, mesh, batches, resumes) -> tuple[Decoder, Params, tuple[int, ...]]:
   """The student, its stacked parameters, and the teacher layer that each of its layers starts from, if any."""
   spec = resolved["student"]
   if bool(spec["model"]) == bool(spec["config"]):
@@ -211,6 +220,8 @@ def _student(resolved, *, teacher, mesh, batches) -> tuple[Decoder, Params, tupl
   fresh = jax.jit(decoder.init, out_shardings=decoder.shardings(mesh))(jax.random.key(resolved["seed"]))
   if not spec["layers_from"]:
     return decoder, fresh, ()
+  if teacher is None and resumes:
+    return decoder, fresh, tuple(spec["layers_from"])
   if teacher is None:
     raise InputError("config.student.layers_from: there is no teacher to copy from; set config.teacher.model")
   if decoder.config.vocab_size != teacher.decoder.config.vocab_size:

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from distill.losses.chunked import chunked_cross_entropy, chunked_divergence, chunked_z_loss
 from distill.losses.divergences import DIVERGENCES, Divergence, decoupled_kl, taid
-from distill.training.terms import BLOCK, DISTANCES, END_TO_END, LAYERWISE, MIXER, Term, demands
+from distill.training.terms import BLOCK, DISTANCES, END_TO_END, LAYERWISE, MIXER, Term, demands, is_logits
 from distill.tree import Params
 from distill.types import Apart, Batch, DenseSignal, ModelOutput, TeacherSignal
 
@@ -18,22 +18,40 @@ TermStates = dict[str, dict[str, Float[Array, ""]]]
 
 
 def initial_states(terms: Sequence[Term]) -> TermStates:
-  """What terms carry from step to step, before the first: TAID's t, momentum m and the last value."""
-  return {
-    str(index): {"t": jnp.float32(term.numbers["t_start"]), "momentum": jnp.float32(0.0), "last": jnp.float32(jnp.inf)}
-    for index, term in enumerate(terms)
-    if term.kind == "taid"
-  }
+  """What terms carry from step to step, before the first: TAID's t, momentum m and last value; a balance's ratio."""
+  states = {}
+  for index, term in enumerate(terms):
+    if term.kind == "taid":
+      start = jnp.float32(term.numbers["t_start"])
+      states[str(index)] = {"t": start, "momentum": jnp.float32(0.0), "last": jnp.float32(jnp.inf)}
+    if term.balanced:
+      states[str(index)] = {"ratio": jnp.float32(1.0)}
+  return states
 
 
-def next_states(terms: Sequence[Term], states: TermStates, *, parts: Sums, progress: Float[Array, ""]) -> TermStates:
-  """States after a step whose global term means are `parts`, with `progress` of the stage, 0 to 1, behind it.
+def next_states(
+  terms: Sequence[Term],
+  states: TermStates,
+  *,
+  parts: Sums,
+  step: Float[Array, ""] | Int[Array, ""],
+  progress: Float[Array, ""],
+) -> TermStates:
+  """States after step `step` of a stage, whose global term means are `parts`, with `progress` of it, 0 to 1, behind.
 
-  t never falls behind a straight line, and runs ahead of it while the loss falls (2501.16937, algorithm 1).
+  TAID's t never falls behind a straight line, and runs ahead of it while the loss falls (2501.16937, algorithm 1).
   """
   after = {}
+  logits = sum(
+    term.weight(step) * parts[f"{index}_{term.kind}"] for index, term in enumerate(terms) if is_logits(term.kind)
+  )
   for key, state in states.items():
-    numbers, value = terms[int(key)].numbers, parts[f"{key}_taid"]
+    term = terms[int(key)]
+    numbers, value = term.numbers, parts[f"{key}_{term.kind}"]
+    if term.balanced:
+      ratio = logits / value
+      after[key] = {"ratio": jnp.where(jnp.isfinite(ratio), ratio, state["ratio"])}
+      continue
     fallen = jnp.where(jnp.isfinite(state["last"]), (state["last"] - value) / state["last"], 0.0)
     momentum = 0.99 * state["momentum"] + 0.01 * fallen
     line = numbers["t_start"] + (numbers["t_end"] - numbers["t_start"]) * progress
@@ -74,7 +92,7 @@ def loss_sums(
     states: What terms carry from step to step (`initial_states`).
 
   Returns:
-    Σ weight · sum / count, and per term sum / count.
+    Σ weight · ratio · sum / count, ratio 1 unless a term is balanced, and per term sum / count.
   """
   total, parts = jnp.zeros((), jnp.float32), {}
   for index, term in enumerate(terms):
@@ -87,7 +105,8 @@ def loss_sums(
       value = _token_sum(term, output, signal, batch, step, states.get(str(index))) / jnp.maximum(
         totals["predicted"], 1.0
       )
-    total = total + term.weight(step) * value
+    weight = term.weight(step) * (states[str(index)]["ratio"] if term.balanced else 1.0)
+    total = total + weight * value
     parts[f"{index}_{term.kind}"] = value
   return total, parts
 

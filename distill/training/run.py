@@ -79,7 +79,8 @@ def prepared(resolved: Mapping[str, Any], *, workdir: pathlib.Path) -> tuple["Ru
   tokenizer, batches = data.read(resolved, workdir=workdir)
   found = cache.Found(resolved, batches=batches) if resolved["teacher"]["cache"] else None
   cached = found.teacher if found else None
-  models = build(resolved, mesh=mesh, batches=next(iter(batches.values())), cached=cached)
+  resumes = any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
+  models = build(resolved, mesh=mesh, batches=next(iter(batches.values())), cached=cached, resumes=resumes)
   vocab = models.student.config.vocab_size
   if len(tokenizer) > vocab:
     raise InputError(
@@ -95,7 +96,9 @@ def prepared(resolved: Mapping[str, Any], *, workdir: pathlib.Path) -> tuple["Ru
     }
   params = {**models.params, **projectors(stages, models=models, seed=resolved["seed"], mesh=mesh)}
   print(f"student: {models.student.config.family}; {hf.loader(models.student.config)}", file=sys.stderr, flush=True)
-  runner = Runner(resolved=resolved, workdir=workdir, mesh=mesh, models=models, batches=batches, stages=stages)
+  runner = Runner(
+    resolved=resolved, workdir=workdir, mesh=mesh, models=models, batches=batches, stages=stages, resumes=resumes
+  )
   return runner, params
 
 
@@ -133,6 +136,7 @@ class Runner:
   models: Models
   batches: Mapping[str, Batches]
   stages: tuple[Stage, ...]
+  resumes: bool
 
   def run(self, params: Params, *, checkpoints: Checkpoints, interruption: Interruption) -> tuple[Params, bool]:
     """All parameters after the last stage, and whether it was reached."""
@@ -140,6 +144,8 @@ class Runner:
     shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[name]) for name, x in params.items()}
     restored = checkpoints.restore(lambda extra: self._abstract(shapes, extra))
     done, flat = 0, None
+    if restored is None and self.resumes:
+      raise InputError(f"{checkpoints.directory}: its checkpoints are gone; run the command again")
     if restored is not None:
       arrays, extra = restored
       if extra.get("cache", "") != self._cache:
@@ -225,6 +231,10 @@ class Runner:
     step = jax.device_put(jnp.asarray(done, jnp.int32), replicated(self.mesh))
     return TrainState(trained=mine, frozen=rest, optimizer=opt, step=step, terms=terms), optimizer
 
+  def teacher_params(self, stage: Stage) -> Mapping[str, Any]:
+    """What the step of a stage is given of the teacher."""
+    return self.models.teacher.params if self.models.teacher and needs_teacher(stage.terms) else {}
+
   def step(self, stage: Stage, state: TrainState, optimizer: optax.GradientTransformation):
     """The jitted step of a stage."""
     training = self.resolved["training"]
@@ -270,12 +280,11 @@ class Runner:
     hooks = loop.Hooks(
       log=log, save=save, save_after=lambda at: at % every == 0 or at == stage.steps, stop=interruption.requested
     )
-    teacher = self.models.teacher if needs_teacher(stage.terms) else None
     try:
       return loop.run(
         state,
         step=step,
-        teacher_params=teacher.params if teacher else {},
+        teacher_params=self.teacher_params(stage),
         batches=(globally(batch, mesh=self.mesh) for batch in self.batches[stage.name].iterate(done)),
         start=done,
         steps=stage.steps,

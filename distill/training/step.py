@@ -100,7 +100,9 @@ def make_step(
       trained=optax.apply_updates(state.trained, updates),
       optimizer=optimizer_state,
       step=state.step + 1,
-      terms=next_states(config.terms, state.terms, parts=parts, progress=(state.step + 1) / config.steps),
+      terms=next_states(
+        config.terms, state.terms, parts=parts, step=state.step, progress=(state.step + 1) / config.steps
+      ),
     )
     return state, metrics
 

@@ -25,7 +25,7 @@ _FIELDS = {
   "cross_entropy": {"weight"},
   "z_loss": {"weight"},
   "balance": {"weight"},
-  **{name: {"weight", "pairs", "distance"} for name in LAYERWISE},
+  **{name: {"weight", "pairs", "distance", "balanced"} for name in LAYERWISE},
 }
 _ALONE = ("cross_entropy", "z_loss", "balance")
 
@@ -44,7 +44,10 @@ class Term:
       both models run end to end. For the other two the student's layer is given the teacher's input of that layer:
       `mixer_output` compares what the mixers add to the residual stream, `block_output` what comes out of the layer and
       of the teacher's; there a third number names a later layer of the teacher's that the student's stands for as well.
+      In a configuration also 'uniform': each layer of the student with its share of the teacher's; or {'last': k}.
     distance: 'mse' relative to the teacher's norm, or 'cosine'.
+    balanced: Multiply the weight by the loss of the stage's terms of logits over this one's value, as they were a step
+      before (at the first step by 1), so that the two pull alike.
     numbers: What a divergence calls alpha, beta and the like.
   """
 
@@ -54,6 +57,7 @@ class Term:
   temperature_squared: bool = True
   pairs: tuple[tuple[int, ...], ...] = ()
   distance: str = "mse"
+  balanced: bool = False
   numbers: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
@@ -94,11 +98,16 @@ def build_terms(
     for name in ("weight", "temperature"):
       fields[name] = schedule(fields.get(name, 1.0), key=f"{where}.{name}", steps=steps)
     if kind in LAYERWISE:
-      given = fields.get("pairs") or _default_pairs(kind, layers_from, depth=depths[1])
+      given = _spread(kind, fields.get("pairs"), depths=depths) or _default_pairs(kind, layers_from, depth=depths[1])
       fields["pairs"] = _pairs(kind, given, depths=depths, where=f"{where}.pairs")
     terms.append(Term(kind=kind, **fields))
   if not terms:
     raise InputError(f"{key}: a stage needs at least one term")
+  for index, term in enumerate(terms):
+    if type(term.balanced) is not bool:
+      raise InputError(f"{key}[{index}].balanced: {term.balanced!r}; use True or False")
+    if term.balanced and not any(is_logits(one.kind) for one in terms):
+      raise InputError(f"{key}[{index}].balanced: the stage has no term of logits to balance it with")
   return tuple(terms)
 
 
@@ -112,6 +121,19 @@ def _default_pairs(kind: str, layers_from: Sequence[int], *, depth: int) -> list
   return [(i, *(span if kind == BLOCK else span[1:])) for i, span in enumerate(zip(first, last, strict=True))]
 
 
+def _spread(kind: str, given: Any, *, depths: tuple[int, int]) -> Any:
+  """Pairs that are named by how layers spread, listed; any others as they are."""
+  student, teacher = depths
+  if given == "uniform":
+    firsts = [i * teacher // student for i in range(student)]
+    lasts = [max(first, (i + 1) * teacher // student - 1) for i, first in enumerate(firsts)]
+    chosen = {MIXER: (firsts,), BLOCK: (firsts, lasts), END_TO_END: (lasts,)}[kind]
+    return list(zip(range(student), *chosen, strict=True))
+  if isinstance(given, Mapping) and set(given) == {"last"} and type(given["last"]) is int and given["last"] > 0:
+    return [(student - k, teacher - k) for k in range(given["last"], 0, -1)]
+  return given
+
+
 def _pairs(kind: str, given: Any, *, depths: tuple[int, int], where: str) -> tuple[tuple[int, ...], ...]:
   if not given:
     raise InputError(
@@ -119,7 +141,7 @@ def _pairs(kind: str, given: Any, *, depths: tuple[int, int], where: str) -> tup
     )
   listed = isinstance(given, list | tuple) and all(isinstance(pair, list | tuple) for pair in given)
   if not listed or not all(type(layer) is int for pair in given for layer in pair):
-    raise InputError(f"{where}: {given!r}; give ((student layer, teacher layer), …)")
+    raise InputError(f"{where}: {given!r}; give ((student layer, teacher layer), …), 'uniform' or {{'last': k}}")
   pairs = tuple(map(tuple, given))
   for pair in pairs:
     if len(pair) != 2 and not (kind == BLOCK and len(pair) == 3):
@@ -214,9 +236,19 @@ def uses_teacher(specs: Any) -> bool:
   )
 
 
-def uses_logits(spec: Mapping[str, Any]) -> bool:
-  """Whether a term looks at the teacher's logits."""
-  return spec["kind"] not in (*_ALONE, *LAYERWISE)
+def is_divergence(kind: str) -> bool:
+  """Whether terms of this kind compare logits with the teacher's."""
+  return kind in _NUMBERS
+
+
+def is_logits(kind: str) -> bool:
+  """Whether terms of this kind learn from logits: the teacher's, or the text's tokens."""
+  return is_divergence(kind) or kind == "cross_entropy"
+
+
+def pairs_missing(spec: Any) -> bool:
+  """Whether a term that compares layers leaves the pairs to `layers_from`."""
+  return isinstance(spec, Mapping) and spec.get("kind") in LAYERWISE and not spec.get("pairs")
 
 
 def projector_shapes(terms: Sequence[Term], *, student_width: int, teacher_width: int) -> dict[str, tuple[int, int]]:

@@ -11,6 +11,7 @@ from distill.data.sources import Document, Source
 from distill.data.store import build
 from distill.data.tokenizer import load_tokenizer
 from distill.errors import InputError
+from distill.types import SparseSignal, SparseTarget
 
 FIELDS = ("tokens", "segments", "positions", "loss_mask")
 ROWS = (23, 11)
@@ -90,6 +91,22 @@ def test_a_later_stage_goes_on_where_another_stopped(stores):
   common = {"weights": [3.0, 1.0], "seed": 7}
   whole, later = Batches(stores, batch_size=4, **common), Batches(stores, batch_size=2, first=12, **common)
   assert rows(whole[3]) == rows(later[0]) + rows(later[1])
+
+
+def test_what_a_cache_has_goes_to_its_rows(stores):
+  def known(number):
+    return lambda rows: SparseSignal(
+      target=SparseTarget(
+        ids=np.stack([rows, np.full_like(rows, number)], -1)[:, None], log_probs=rows[:, None, None], tail=rows[:, None]
+      )
+    )
+
+  batches = Batches(stores, weights=[3.0, 1.0], batch_size=8, seed=7)
+  batch = batches.beside([known(0), known(1)])[2]
+  assert equal(batch, batches[2]) and batches[2].cached is None
+  for tokens, (row, number) in zip(batch.tokens, batch.cached.target.ids[:, 0], strict=True):
+    assert np.array_equal(tokens, stores[number].read(np.asarray([row]))["tokens"][0])
+  assert {0, 1} == set(batch.cached.target.ids[:, 0, 1])
 
 
 def test_reading_ahead_gives_the_same_batches_and_its_thread_ends(stores):

@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill.losses.chunked import chunked_cross_entropy, chunked_divergence, chunked_z_loss
+from distill.losses.chunked import chunked_cross_entropy, chunked_divergence, chunked_z_loss, sparse_pair
 from distill.losses.divergences import forward_kl
-from distill.types import Readout
+from distill.types import Readout, SparseTarget
 
 
 def problem(vocab, *, tokens=40, width=16, pad=(0, 0), seed=0):
@@ -53,6 +53,29 @@ def test_value_and_gradients_equal_the_plain_formula(vocab, temperature):
 def test_equal_distributions_have_no_divergence():
   hidden, readout, _, _, mask = problem(257)
   assert abs(float(chunked(hidden, readout, hidden, readout, mask))) < 1e-5
+
+
+@pytest.mark.parametrize("inside", [0.0, 0.3])
+def test_kept_tokens_past_the_students_vocabulary_are_left_out(inside):
+  rng = np.random.default_rng(0)
+  logits = jnp.asarray(rng.normal(size=(2, 20)), jnp.float32)
+  ids, probs = np.asarray([[3, 25, 7, 21]] * 2), np.asarray([[0.5, 0.2, 0.2, 0.1], [0.5, 0.2, 0.2, 0.1]])
+  probs[1, [0, 2]] *= inside
+  probs[1, [1, 3]] /= probs[1].sum() / 1.0
+  tail = np.asarray([0.0, 0.0])
+  with np.errstate(divide="ignore"):
+    target = SparseTarget(
+      ids=jnp.asarray(ids), log_probs=jnp.log(jnp.asarray(probs, jnp.float32)), tail=jnp.log(jnp.asarray(tail))
+    )
+  p, q = sparse_pair(logits, target, temperature=1.0)
+  kept = probs[:, [0, 2]]
+  expected = kept / np.maximum(kept.sum(-1, keepdims=True), 1e-30)
+  np.testing.assert_allclose(np.exp(p)[:, [0, 2]], expected, rtol=1e-5)
+  assert (np.exp(p)[:, [1, 3, 4]] == 0).all() and (np.exp(q)[:, [1, 3]] == 0).all()
+  gradient = jax.grad(lambda x: jnp.sum(forward_kl(*sparse_pair(x, target, temperature=1.0))))(logits)
+  assert jnp.isfinite(gradient).all()
+  if not inside:
+    np.testing.assert_allclose(gradient[1], 0.0, atol=1e-6)
 
 
 def test_masked_positions_and_appended_padding_change_nothing():

@@ -1,3 +1,5 @@
+import tempfile
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,11 +7,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distill.adapters.loading import load_merged
+from distill.adapters.stack import read_adapters, stack_of
+from distill.data.sources import open_source
+from distill.data.store import build
+from distill.data.tokenizer import load_tokenizer
+from distill.demo import ROOT, SKILLS
 from distill.errors import InputError
 from distill.losses.chunked import chunked_divergence
 from distill.losses.divergences import forward_kl
+from distill.models import hf, sharded
+from distill.models.decoder import Decoder
+from distill.parallel.mesh import make_mesh
+from distill.teachers.live import LiveTeacher
 from distill.teachers.targets import Sampled, TopK, pack, targets, unpack
-from distill.types import Readout
+from distill.types import Batch, Readout
 
 B, T, D, V, PADDED = 3, 7, 16, 97, 104
 
@@ -112,6 +124,59 @@ def test_the_mean_gradient_of_draws_is_that_of_the_whole_distribution(teacher):
     rows = [kept.unpack(kept.pack(host(drawn, row), bits=7), length=T, bits=7) for row in range(B)]
     mean += np.asarray(gradient(mine, jax.tree.map(lambda *x: jnp.concatenate(x), *rows), None)) / count
   assert np.linalg.norm(mean - whole) < 0.02 * np.linalg.norm(whole)
+
+
+def test_bytes_a_token_stay_within_what_is_published():
+  # A vocabulary of 32k and about a dozen different ids in 50 draws, as language models give.
+  logits = -1.9 * np.log(np.arange(1, 32_769)) + np.random.default_rng(0).normal(size=32_768)
+  readout = Readout(kernel=jnp.asarray(logits[None], jnp.float32), vocab_size=32_768)
+  kept = Sampled(size=50)
+  (ids,) = kept.keep(jnp.ones((1, 64, 1)), readout, keys=keys(0)[:1])
+  unique = np.mean([len(np.unique(row)) for row in np.asarray(ids[0])])
+  assert 11 < unique < 17
+  assert len(kept.pack(host((ids,), 0), bits=15)) / 64 <= 40
+  assert TopK(size=64).bytes_a_token(18) <= 330
+
+
+@pytest.mark.slow
+def test_the_gradient_of_50_draws_of_the_embedded_teacher_is_within_6_degrees():
+  """Of all parameters of its base, over 2,048 tokens; the teacher is it with its adapters."""
+  base, rows = ROOT / "teacher", 16
+  adapters = read_adapters(stack_of([ROOT / "adapters" / name for name in SKILLS]), config=hf.read_config(base))
+  mesh = make_mesh((1, 8, 1))
+  config, params = load_merged(base, adapters=adapters, mesh=mesh, dtype="float32")
+  teacher, (_, mine) = LiveTeacher(decoder=Decoder(config), params=params), sharded.load(base, mesh=mesh)
+  source = open_source({"kind": "jsonl", "path": str(ROOT / "text" / "book.jsonl")}, key="text")
+  with tempfile.TemporaryDirectory() as directory:
+    store = build(source, tokenizer=load_tokenizer(base), length=128, directory=directory)
+    batch = Batch(**jax.tree.map(jnp.asarray, store.read(np.arange(rows))))
+  signal = jax.jit(lambda: teacher.signal(params, batch=batch, dtype=jnp.float32))()
+
+  def loss(mine, target, theirs):
+    output = teacher.decoder.apply(
+      mine, tokens=batch.tokens, segments=batch.segments, positions=batch.positions, dtype=jnp.float32
+    )
+    return chunked_divergence(
+      forward_kl,
+      hidden=output.hidden.reshape(rows * 128, -1),
+      readout=output.readout,
+      target=target,
+      teacher_readout=theirs,
+      mask=batch.loss_mask.reshape(-1),
+    )
+
+  def gradient(*given):
+    found = jax.device_get(jax.jit(jax.grad(loss))(mine, *given))
+    return np.concatenate([np.ravel(found[name]) for name in sorted(found)])
+
+  whole = gradient(signal.hidden.reshape(rows * 128, -1), signal.readout)
+  kept = Sampled(size=50)
+  row_keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.key(0), row))(jnp.arange(rows, dtype=jnp.uint32))
+  drawn = kept.keep(signal.hidden, signal.readout, keys=row_keys)
+  targets = [kept.unpack(kept.pack(host(drawn, row), bits=12), length=128, bits=12) for row in range(rows)]
+  sampled = gradient(jax.tree.map(lambda *x: jnp.concatenate(x), *targets), None)
+  angle = np.degrees(np.arccos(whole @ sampled / np.linalg.norm(whole) / np.linalg.norm(sampled)))
+  assert 0.1 < angle <= 6.0
 
 
 @pytest.mark.parametrize(

@@ -96,9 +96,51 @@ def test_every_divergence_is_a_term_and_taid_moves_towards_its_teacher():
   assert parts["8_taid"] < parts["0_forward_kl"]
   seen = []
   for step in range(4):
-    states = next_states(terms, states, parts=parts, progress=jnp.float32((step + 1) / 4))
+    states = next_states(terms, states, parts=parts, step=jnp.int32(step), progress=jnp.float32((step + 1) / 4))
     seen.append(float(states["8"]["t"]))
   np.testing.assert_allclose(seen, [0.55, 0.7, 0.85, 1.0], atol=1e-3)
+
+
+def test_a_balanced_term_pulls_as_much_as_the_logits_did_a_step_before():
+  output, signal, batch, projectors = problem(2)
+  specs = [{"kind": "forward_kl", "weight": 3.0}, {"kind": "z_loss"}, {**TERMS[2], "balanced": True}]
+  terms = build_terms(specs, key="terms", steps=10, depths=(1, 3))
+
+  def loss(states):
+    return loss_sums(
+      terms,
+      output=output,
+      signal=signal,
+      apart=Apart(),
+      batch=batch,
+      projectors=projectors,
+      step=jnp.zeros(()),
+      totals=counts(batch),
+      states=states,
+    )
+
+  states = initial_states(terms)
+  first, parts = loss(states)
+  kl, z, hidden = parts.values()
+  np.testing.assert_allclose(first, 3.0 * kl + z + 0.5 * hidden, rtol=1e-6)
+  states = next_states(terms, states, parts=parts, step=jnp.int32(0), progress=jnp.float32(0.1))
+  np.testing.assert_allclose(loss(states)[0], 3.0 * kl + z + 0.5 * 3.0 * kl, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("kind", "pairs", "depths", "expected"),
+  [
+    ("hidden", "uniform", (3, 9), ((0, 2), (1, 5), (2, 8))),
+    ("hidden", "uniform", (4, 11), ((0, 1), (1, 4), (2, 7), (3, 10))),
+    ("hidden", "uniform", (3, 2), ((0, 0), (1, 0), (2, 1))),
+    ("mixer_output", "uniform", (3, 8), ((0, 0), (1, 2), (2, 5))),
+    ("block_output", "uniform", (3, 8), ((0, 0, 1), (1, 2, 4), (2, 5, 7))),
+    ("hidden", {"last": 2}, (4, 11), ((2, 9), (3, 10))),
+  ],
+)
+def test_pairs_may_be_named_by_how_layers_spread(kind, pairs, depths, expected):
+  (term,) = build_terms([{"kind": kind, "pairs": pairs}], key="terms", steps=1, depths=depths)
+  assert term.pairs == expected
 
 
 def test_balance_counts_each_row_by_its_tokens_and_shares_of_it_add_up():
@@ -161,6 +203,10 @@ def test_shares_of_micro_batches_add_up():
     ([{"kind": "jsd", "beta": "half"}], "beta"),
     ([{"kind": "skew_kl", "alpha": 1.0}], "alpha"),
     ([{"kind": "alpha_beta", "alpha": 1.0, "beta": -1.0}], "must not be 0"),
+    ([{"kind": "hidden", "pairs": "even"}], "'uniform' or {'last': k}"),
+    ([{"kind": "hidden", "pairs": {"last": 2}}], "names a layer that is not there"),
+    ([{"kind": "hidden", "pairs": "uniform", "balanced": True}], "no term of logits"),
+    ([{"kind": "forward_kl"}, {"kind": "hidden", "pairs": "uniform", "balanced": 1}], "use True or False"),
     ([], "at least one"),
   ],
 )
