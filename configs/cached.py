@@ -1,7 +1,7 @@
 """The quick start's student learns from what a cache holds of the embedded teacher, by its logits alone.
 
     distill cache --config=configs/cached.py --workdir=CACHE                                  # 4 minutes on 2 CPU cores
-    distill train --config=configs/cached.py --workdir=WORKDIR --config.teacher.cache=CACHE   # 3; no teacher in memory
+    distill train --config=configs/cached.py --workdir=WORKDIR --config.teacher.cache=CACHE   # 3
     distill train --config=configs/cached.py --workdir=WORKDIR                                # the same with it
     distill train --config=configs/cached.py:control --workdir=WORKDIR                        # cross-entropy alone
 
