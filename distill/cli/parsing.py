@@ -37,7 +37,7 @@ def help_text(values: flags.FlagValues) -> str:
   for name in sorted(values, key=lambda name: (f"--{name}" not in missing, name)):
     flag = values[name]
     note = "required" if f"--{name}" in missing else f"default {flag.default}" if flag.default not in ("", []) else ""
-    lines.append(f"\n  --{name:<15}{flag.help}{f' ({note})' if note else ''}")
+    lines.append(f"\n  --{name:<19}{flag.help}{f' ({note})' if note else ''}")
   return "".join(lines)
 
 

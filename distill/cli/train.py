@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from distill.cli import configuration
+from distill.cli import compilation, configuration
 from distill.cli.parsing import parse
 from distill.evaluation.skills import read_skill
 from distill.training.interrupt import EXIT_INTERRUPTED
@@ -18,12 +18,14 @@ _CONFIG = flags.DEFINE_string(
   "config", None, "FILE.py or FILE.py:variant; --config.path.to.key=value overrides.", required=True, flag_values=FLAGS
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True, flag_values=FLAGS)
+compilation.define(FLAGS)
 
 
 def main(arguments: Sequence[str]) -> int:
   """Trains; the same command resumes. --config.path.to.key=value overrides a key."""
   rest, overrides = configuration.split(arguments)
   parse(FLAGS, rest)
+  compilation.start(FLAGS)
   resolved = configuration.load(_CONFIG.value, overrides=overrides)
   for path in resolved["evaluation"]["skills"]:
     read_skill(pathlib.Path(path))  # Wrong ones would be found only when the run is over.

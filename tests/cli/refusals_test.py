@@ -255,3 +255,11 @@ def test_inspect(refused, model, tmp_path):
 def test_configurations(refused, tmp_path, text, says):
   (tmp_path / "config.py").write_text(text)
   refused("train", f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'run'}", says=says)
+
+
+@pytest.mark.parametrize("command", ["train", "cache"])
+def test_a_compilation_cache_that_others_can_write_to(refused, recipe, tmp_path, command):
+  (tmp_path / "compiled").mkdir()
+  (tmp_path / "compiled").chmod(0o777)
+  flags = [f"--config={recipe}", f"--workdir={tmp_path / 'run'}", f"--compilation_cache={tmp_path / 'compiled'}"]
+  refused(command, *flags, says=["--compilation_cache", "chmod 700"])

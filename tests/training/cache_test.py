@@ -123,8 +123,11 @@ def test_killed_while_caching_it_goes_on_to_the_same_bytes(command, tmp_path):
 @pytest.mark.slow
 def test_killed_while_learning_from_it_it_ends_bit_equal(cached, command, tmp_path):
   straight, cut = tmp_path / "straight", tmp_path / "cut"
-  subprocess.run(**command("train", straight, f"--config.teacher.cache={cached}"), check=True)
-  process = subprocess.Popen(**command("train", cut, f"--config.teacher.cache={cached}"))
+  compiled = tmp_path / "compiled"
+  cache_flag = f"--compilation_cache={compiled}"
+  subprocess.run(**command("train", straight, f"--config.teacher.cache={cached}", cache_flag), check=True)
+  assert any(compiled.iterdir()) and compiled.stat().st_mode & 0o777 == 0o700
+  process = subprocess.Popen(**command("train", cut, f"--config.teacher.cache={cached}", cache_flag))
   while process.poll() is None and not ((cut / "metrics.jsonl").exists() and len(losses(cut)) > 5):
     time.sleep(0.01)
   process.kill()
