@@ -18,14 +18,13 @@ from typing import Any
 import jax
 import ml_dtypes
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Int
 
 from distill.errors import InputError
 from distill.models import safetensors_files
 from distill.models.values import read_json
 from distill.teachers.targets import Targets, targets
-from distill.types import Batch, SparseSignal
+from distill.types import SparseSignal
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -223,36 +222,6 @@ Pool = collections.OrderedDict[pathlib.Path, _Shard]
 def _sum(data: bytes, row: int) -> int:
   """Checksum of a row at its place, so that it is not taken for another."""
   return zlib.crc32(data, row & 0xFFFFFFFF)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CachedTeacher:
-  """A teacher of which there is nothing in memory: its signal comes with each batch.
-
-  Attributes:
-    width: D of its hidden states.
-    depth: Its layers.
-    identity: Digest of all that was kept.
-  """
-
-  width: int
-  depth: int
-  identity: str
-  params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-  def shardings(self, mesh: Mesh) -> dict[str, Any]:
-    """Of no parameters."""
-    del mesh
-    return {}
-
-  def signal(
-    self, params: Mapping[str, Any], *, batch: Batch, capture: tuple[int, ...], mixers: tuple[int, ...], dtype: Any
-  ) -> SparseSignal:
-    """What the cache has for `batch`, which was read with these layers and mixers."""
-    del params, dtype
-    assert batch.cached is not None, "a batch without what the cache has for it"
-    assert (len(batch.cached.captured), len(batch.cached.mixed)) == (len(capture), len(mixers))
-    return batch.cached
 
 
 def identity(manifest: Mapping[str, Any]) -> str:

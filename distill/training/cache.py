@@ -21,7 +21,8 @@ from distill.models.hub import locate
 from distill.parallel.mesh import make_mesh
 from distill.parallel.together import together
 from distill.teachers import cache
-from distill.teachers.cache import CachedTeacher, Rows, Section
+from distill.teachers.cache import Rows, Section
+from distill.teachers.cached import CachedTeacher
 from distill.teachers.caching import Filler
 from distill.teachers.live import LiveTeacher
 from distill.teachers.targets import targets
@@ -53,10 +54,10 @@ def make(config: Mapping[str, Any], *, workdir: pathlib.Path) -> int:
     raise InputError("config.stages: no term of any stage looks at a teacher, so there is nothing to cache")
   base = hf.read_config(locate(resolved["teacher"]["model"]))
   targets(resolved["cache"], where="config.cache", vocab=base.vocab_size)
-  _states(resolved, depth=len(base.layers))
+  states = _states(resolved, depth=len(base.layers))
   _, batches = data.read(resolved, workdir=workdir)
   teacher = live_teacher(resolved, mesh=mesh)
-  sections = _claimed(resolved, batches, teacher=teacher, workdir=workdir)
+  sections = _claimed(resolved, batches, teacher=teacher, states=states, workdir=workdir)
   fillers: dict[Rows, Filler] = {}
   with Interruption() as interruption:
     for number, (section, store, route) in enumerate(sections, start=1):
@@ -79,10 +80,15 @@ def make(config: Mapping[str, Any], *, workdir: pathlib.Path) -> int:
 
 
 def _claimed(
-  resolved: Mapping[str, Any], batches: Mapping[str, Batches], *, teacher: LiveTeacher, workdir: pathlib.Path
+  resolved: Mapping[str, Any],
+  batches: Mapping[str, Batches],
+  *,
+  teacher: LiveTeacher,
+  states: Mapping[str, list[int]],
+  workdir: pathlib.Path,
 ) -> list[tuple[Section, TokenStore, int]]:
   """A section for each store of each stage with a teacher, with the route that teaches its rows."""
-  subjects, states = _subjects(resolved), _states(resolved, depth=teacher.depth)
+  subjects = _subjects(resolved)
   places = routes(resolved["data"]["sources"])[1]
   found: dict[str, tuple[Section, TokenStore, int]] = {}
   for name in _taught(resolved):

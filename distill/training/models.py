@@ -22,7 +22,7 @@ from distill.models.importance import measure
 from distill.models.transfer import from_teacher, needs_importance
 from distill.parallel.mesh import globally, replicated
 from distill.parallel.together import together
-from distill.teachers.cache import CachedTeacher
+from distill.teachers.cached import CachedTeacher
 from distill.teachers.live import LiveTeacher
 from distill.tree import Params
 

@@ -21,7 +21,7 @@ from distill.data.tokenizer import load_tokenizer
 from distill.errors import InputError
 from distill.models import hf
 from distill.parallel.mesh import globally, make_mesh, replicated
-from distill.teachers.cache import CachedTeacher
+from distill.teachers.cached import CachedTeacher
 from distill.teachers.live import LiveTeacher
 from distill.training import cache, data, loop
 from distill.training.checkpoint import Checkpoints, flatten_state, unflatten_state
@@ -86,8 +86,8 @@ def prepared(resolved: Mapping[str, Any], *, workdir: pathlib.Path) -> tuple["Ru
     raise InputError(
       f"config.tokenizer: {len(tokenizer)} tokens, the student's vocabulary has {vocab}; name the teacher's tokenizer"
     )
-  live = models.teacher.decoder if isinstance(models.teacher, LiveTeacher) else models.student
-  for decoder in (models.student, live):
+  live = (models.teacher.decoder,) if isinstance(models.teacher, LiveTeacher) else ()
+  for decoder in (models.student, *live):
     decoder.check_length(max(length for _, length in shapes.values()), what="config.data.length")
   stages = read_stages(resolved, models)
   if found:

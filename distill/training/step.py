@@ -15,7 +15,7 @@ from distill.adapters import lora
 from distill.models.decoder import Decoder
 from distill.models.layer import Layer
 from distill.parallel.mesh import LOGICAL_TO_MESH, batch_sharding, replicated
-from distill.teachers.cache import CachedTeacher
+from distill.teachers.cached import CachedTeacher
 from distill.teachers.live import LiveTeacher
 from distill.training.objective import TermStates, counts, loss_sums, next_states
 from distill.training.terms import Demands, Term, before, demands, needs_teacher

@@ -32,17 +32,8 @@ def problem(rows):
   return output, signal, batch, {"0_2.kernel": array(6, 5)}
 
 
-TERMS = (
-  {"kind": "forward_kl", "weight": 0.7, "temperature": 2.0},
-  {"kind": "cross_entropy", "weight": 0.2},
-  {"kind": "hidden", "weight": 0.5, "pairs": ((0, 2),)},
-)
-
-
-def test_the_loss_is_the_sum_of_plain_means_over_valid_tokens():
-  output, signal, batch, projectors = problem(3)
-  terms = build_terms(TERMS, key="terms", steps=10, depths=(1, 3))
-  got, parts = loss_sums(
+def sums(terms, output, signal, batch, projectors, *, states=None):
+  return loss_sums(
     terms,
     output=output,
     signal=signal,
@@ -51,8 +42,21 @@ def test_the_loss_is_the_sum_of_plain_means_over_valid_tokens():
     projectors=projectors,
     step=jnp.zeros(()),
     totals=counts(batch),
-    states={},
+    states=states or {},
   )
+
+
+TERMS = (
+  {"kind": "forward_kl", "weight": 0.7, "temperature": 2.0},
+  {"kind": "cross_entropy", "weight": 0.2},
+  {"kind": "hidden", "weight": 0.5, "pairs": ((0, 2),)},
+)
+
+
+def test_the_loss_is_the_sum_of_plain_means_over_valid_tokens():
+  given = output, signal, batch, projectors = problem(3)
+  terms = build_terms(TERMS, key="terms", steps=10, depths=(1, 3))
+  got, parts = sums(terms, *given)
   student, teacher = (np.asarray(x.readout.logits(x.hidden), np.float64) for x in (output, signal))
 
   def softmax(x):
@@ -75,23 +79,13 @@ def test_the_loss_is_the_sum_of_plain_means_over_valid_tokens():
 
 
 def test_every_divergence_is_a_term_and_taid_moves_towards_its_teacher():
-  output, signal, batch, projectors = problem(2)
+  given = problem(2)
   kinds = ["forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "total_variation", "alpha_beta"]
   specs = [{"kind": kind} for kind in [*kinds, "dkd", "taid", "z_loss"]]
   terms = build_terms(specs, key="terms", steps=10, depths=(1, 3))
   states = initial_states(terms)
   assert list(states) == ["8"]
-  total, parts = loss_sums(
-    terms,
-    output=output,
-    signal=signal,
-    apart=Apart(),
-    batch=batch,
-    projectors=projectors,
-    step=jnp.zeros(()),
-    totals=counts(batch),
-    states=states,
-  )
+  total, parts = sums(terms, *given, states=states)
   assert all(float(value) > 0 for value in parts.values()) and np.isclose(total, sum(parts.values()))
   assert parts["8_taid"] < parts["0_forward_kl"]
   seen = []
@@ -102,29 +96,15 @@ def test_every_divergence_is_a_term_and_taid_moves_towards_its_teacher():
 
 
 def test_a_balanced_term_pulls_as_much_as_the_logits_did_a_step_before():
-  output, signal, batch, projectors = problem(2)
+  given = problem(2)
   specs = [{"kind": "forward_kl", "weight": 3.0}, {"kind": "z_loss"}, {**TERMS[2], "balanced": True}]
   terms = build_terms(specs, key="terms", steps=10, depths=(1, 3))
-
-  def loss(states):
-    return loss_sums(
-      terms,
-      output=output,
-      signal=signal,
-      apart=Apart(),
-      batch=batch,
-      projectors=projectors,
-      step=jnp.zeros(()),
-      totals=counts(batch),
-      states=states,
-    )
-
   states = initial_states(terms)
-  first, parts = loss(states)
+  first, parts = sums(terms, *given, states=states)
   kl, z, hidden = parts.values()
   np.testing.assert_allclose(first, 3.0 * kl + z + 0.5 * hidden, rtol=1e-6)
   states = next_states(terms, states, parts=parts, step=jnp.int32(0), progress=jnp.float32(0.1))
-  np.testing.assert_allclose(loss(states)[0], 3.0 * kl + z + 0.5 * 3.0 * kl, rtol=1e-6)
+  np.testing.assert_allclose(sums(terms, *given, states=states)[0], 3.0 * kl + z + 0.5 * 3.0 * kl, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,52 @@
+"""The flags of commands that run a recipe."""
+
+import os
+import pathlib
+import stat
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from absl import flags
+
+from distill.cli import configuration
+from distill.cli.parsing import parse
+from distill.errors import InputError
+
+
+def define(values: flags.FlagValues, *, workdir: str) -> None:
+  """Adds --config, --workdir, with `workdir` as its help, and --compilation_cache."""
+  config = "FILE.py or FILE.py:variant; --config.path.to.key=value overrides."
+  flags.DEFINE_string("config", None, config, required=True, flag_values=values)
+  flags.DEFINE_string("workdir", None, workdir, required=True, flag_values=values)
+  flags.DEFINE_string(
+    "compilation_cache", "", "Directory that keeps compiled programs for the next run; yours alone.", flag_values=values
+  )
+
+
+def read(values: flags.FlagValues, arguments: Sequence[str]) -> tuple[dict[str, Any], pathlib.Path]:
+  """The resolved configuration and the workdir of a command line, whose compilation cache is in use from here on.
+
+  Raises:
+    InputError: A flag, the configuration or the cache's directory is wrong.
+  """
+  rest, overrides = configuration.split(arguments)
+  parse(values, rest)
+  _use(values.compilation_cache)
+  return configuration.load(values.config, overrides=overrides), pathlib.Path(values.workdir)
+
+
+def _use(directory: str) -> None:
+  """Keeps compiled programs in a directory, made if it is not there: what lies in it is run, so only we may write."""
+  if not directory:
+    return
+  path = pathlib.Path(directory).absolute()
+  try:
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    found = path.stat()
+  except OSError as error:
+    raise InputError(f"--compilation_cache={path}: cannot be made ({error.strerror}); name another") from error
+  if not path.is_dir() or found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    raise InputError(f"--compilation_cache={path}: others can write to it, and what is in it is run; `chmod 700` it")
+  jax.config.update("jax_compilation_cache_dir", str(path))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
