@@ -10,9 +10,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from distill.product import product
+
 _pytree = jax.tree_util.register_dataclass
 # The number, among captured layers, of what the first one is given.
 INPUT = -1
+
+
+def before(layer: int) -> int:
+  """The layer whose output `layer` is given."""
+  return layer - 1 if layer else INPUT
 
 
 @_pytree
@@ -39,7 +46,10 @@ class Readout:
 
     Operands keep the kernel's dtype after casting `hidden` to it; sums are float32.
     """
-    logits = jnp.matmul(hidden.astype(self.kernel.dtype), self.kernel, preferred_element_type=jnp.float32)
+    return self.finish(product(hidden.astype(self.kernel.dtype), jnp.asarray(self.kernel)))
+
+  def finish(self, logits: Float[Array, "*B V"]) -> Float[Array, "*B V"]:
+    """Logits from hidden @ kernel: bias, scale, softcap and padding."""
     if self.bias is not None:
       logits = logits + self.bias.astype(jnp.float32)
     logits = logits * self.scale
@@ -73,18 +83,24 @@ class ModelOutput:
   balance: Float[Array, " B"] | None = None
 
 
+# Queries, keys and values of a layer, all heads side by side, or what stands for them in other mixers.
+Related = tuple[Float[Array, "B T I"], ...]
+
+
 @_pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Apart:
-  """Layers that were each given an input of the teacher's instead of the layer's before.
+  """Layers that were run by themselves, the first two each on an input of the teacher's.
 
   Attributes:
     mixed: What mixers add to the residual stream.
     blocks: Outputs of whole layers.
+    related: Queries, keys and values, on what the layer is given when the student runs end to end.
   """
 
   mixed: tuple[Float[Array, "B T D"], ...] = ()
   blocks: tuple[Float[Array, "B T D"], ...] = ()
+  related: tuple[Related, ...] = ()
 
 
 @_pytree
@@ -112,6 +128,7 @@ class DenseSignal:
   readout: Readout
   captured: tuple[Float[Array, "B T D"], ...] = ()
   mixed: tuple[Float[Array, "B T D"], ...] = ()
+  related: tuple[Related, ...] = ()
 
 
 @_pytree

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tools.build_files import FLOORS
+from tools.build_files import FLOORS, PEERS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TOPS = ("distill", "tests", "configs", "tools")
@@ -123,7 +123,7 @@ def test_deps_are_the_imports(rule):
     names |= {"pytest"}
     deps |= {"@pypi//pytest"}
   assert {one for one in deps if one.startswith("//")} == ours
-  tops = {name.split(".")[0] for name in names} - set(TOPS) - sys.stdlib_module_names
+  tops = {name.split(".")[0] for name in names} - set(TOPS) - PEERS - sys.stdlib_module_names
   theirs = [{name.lower().replace("-", "_") for name in INSTALLED[top]} for top in tops]
   named = {one.removeprefix("@pypi//") for one in deps if one.startswith("@pypi//")}
   assert len(named) == len(theirs) and all(named & one for one in theirs), f"{named} for {tops}"

@@ -235,7 +235,7 @@ def wrapped(function, **changes):
 
 
 def _all_count(patch):
-  patch.setattr(objective, "chunked_divergence", wrapped(objective.chunked_divergence, mask=jnp.ones_like))
+  patch.setattr(objective, "chunked_losses", wrapped(objective.chunked_losses, mask=jnp.ones_like))
 
 
 def _mean_over_everything(patch):
@@ -243,18 +243,14 @@ def _mean_over_everything(patch):
 
 
 def _mask_off_by_one(patch):
-  patch.setattr(
-    objective, "chunked_divergence", wrapped(objective.chunked_divergence, mask=lambda mask: jnp.roll(mask, 1))
-  )
+  patch.setattr(objective, "chunked_losses", wrapped(objective.chunked_losses, mask=lambda mask: jnp.roll(mask, 1)))
 
 
 def _labels_not_shifted(patch):
-  right = objective.chunked_cross_entropy
-  patch.setattr(
-    objective,
-    "chunked_cross_entropy",
-    lambda hidden, head, labels, mask: right(hidden, head, jnp.roll(labels.reshape(-1, T), 1, axis=1).ravel(), mask),
-  )
+  def unshifted(labels):
+    return jnp.roll(labels.reshape(-1, T), 1, axis=1).ravel()
+
+  patch.setattr(objective, "chunked_losses", wrapped(objective.chunked_losses, labels=unshifted))
 
 
 def _every_axis(patch):
@@ -277,7 +273,7 @@ def _summed_squares(patch):
 
 
 def _all_at_once(patch):
-  patch.setattr(chunked, "chunk_tokens", lambda vocab, *, tokens: tokens)
+  patch.setattr(chunked, "chunk_tokens", lambda vocab, *, tokens, width: tokens)
 
 
 def _each_by_itself(patch):

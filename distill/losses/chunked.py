@@ -1,24 +1,35 @@
 """Losses from (hidden, readout) pairs, a chunk of tokens at a time: logits of all tokens never exist."""
 
+import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from distill.losses.divergences import NOTHING, Divergence
+from distill.product import product
 from distill.types import Readout, SparseTarget
 
-_CHUNK_BYTES = 32 * 2**20
+_CHUNK_BYTES = 8 * 2**20
+_LEAST = 128
+_LANES = 16
+_BLOCK_BYTES = 8 * 2**20
 
-PerToken = Callable[[Any, Any, Any], Float[Array, " M"]]
+Scalar = float | Float[Array, ""]
 
 
-def chunk_tokens(vocab: int, *, tokens: int) -> int:
-  """Tokens a chunk: as many as keep one float32 chunk of logits within 32 MiB, at least 16, at most all."""
-  return min(tokens, max(16, _CHUNK_BYTES // (4 * vocab)))
+def chunk_tokens(vocab: int, *, tokens: int, width: int = 0) -> int:
+  """Tokens a chunk: as many as keep one float32 chunk of logits within 8 MiB, at least 128, at most all.
+
+  Where each chunk adds to the gradient of a kernel of `width` rows, nearly half of that many: with fewer, the
+  kernel is read and written more often than the logits are.
+  """
+  return min(tokens, max(_LEAST, 7 * width // 16, _CHUNK_BYTES // (4 * vocab)))
+
+
+Teacher = Float[Array, "M W"] | SparseTarget | None
 
 
 def cross_entropy(logits: Float[Array, "M V"], labels: Int[Array, " M"]) -> Float[Array, " M"]:
@@ -95,6 +106,70 @@ def _buckets_backward(saved, cotangent):
 buckets.defvjp(_buckets_forward, _buckets_backward)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenLoss:
+  """One summand of a loss over tokens.
+
+  Attributes:
+    per_token: (student logits [M, V], teacher, labels [M], temperature, extra) -> [M]; the teacher's logits or sparse
+      knowledge.
+    weight: Its factor in the total.
+    temperature: Divides logits, for a divergence.
+    extra: Scalars that it takes besides, such as TAID's t.
+  """
+
+  per_token: Callable[..., Float[Array, " M"]]
+  weight: Scalar = 1.0
+  temperature: Scalar = 1.0
+  extra: tuple[Scalar, ...] = ()
+
+
+def cross_entropy_loss(*, weight: Scalar = 1.0) -> TokenLoss:
+  """`cross_entropy` with the labels."""
+  return TokenLoss(per_token=lambda logits, teacher, labels, *_: cross_entropy(logits, labels), weight=weight)
+
+
+def normaliser_loss(*, weight: Scalar = 1.0) -> TokenLoss:
+  """`z_loss` of the student."""
+  return TokenLoss(per_token=lambda logits, *_: z_loss(logits), weight=weight)
+
+
+def divergence_loss(
+  divergence: Divergence,
+  *,
+  labelled: bool = False,
+  weight: Scalar = 1.0,
+  temperature: Scalar = 1.0,
+  extra: tuple[Scalar, ...] = (),
+) -> TokenLoss:
+  """A divergence of the student from the teacher, not multiplied by the square of the temperature.
+
+  Args:
+    divergence: (p, q, *extra) of log-probabilities [M, K], as in `divergences`; (p, q, buckets, *extra) if `labelled`.
+    labelled: Whether it asks for the buckets that hold the labels.
+    weight: Its factor.
+    temperature: Divides both logits; a sparse teacher's knowledge was made at the same.
+    extra: What the divergence takes last.
+  """
+
+  def per_token(logits_MV, teacher, labels_M, temperature, extra):
+    if isinstance(teacher, SparseTarget):
+      p, q = sparse_pair(logits_MV, teacher, temperature=temperature)
+    else:
+      p, q = dense_pair(logits_MV, teacher, temperature=temperature)
+    return divergence(p, q, _bucket(labels_M, teacher), *extra) if labelled else divergence(p, q, *extra)
+
+  return TokenLoss(per_token=per_token, weight=weight, temperature=temperature, extra=extra)
+
+
+def _bucket(labels_M, teacher):
+  """Which bucket holds each label: the token's own, or its place in the support, or the tail."""
+  if not isinstance(teacher, SparseTarget):
+    return labels_M
+  inside = teacher.ids == labels_M[:, None]
+  return jnp.where(inside.any(-1), jnp.argmax(inside, axis=-1), teacher.ids.shape[-1])
+
+
 def chunked_divergence(
   divergence: Divergence,
   *,
@@ -102,101 +177,169 @@ def chunked_divergence(
   readout: Readout,
   target: Float[Array, "M W"] | SparseTarget,
   teacher_readout: Readout | None = None,
+  mask: Float[Array, " M"],
+) -> Float[Array, ""]:
+  """Sum over tokens of mask * divergence(teacher, student) at temperature 1, as `chunked_losses`."""
+  return chunked_losses(
+    [divergence_loss(divergence)],
+    hidden=hidden,
+    readout=readout,
+    target=target,
+    teacher_readout=teacher_readout,
+    mask=mask,
+  )[0]
+
+
+def chunked_losses(
+  losses: Sequence[TokenLoss],
+  *,
+  hidden: Float[Array, "M D"],
+  readout: Readout,
+  target: Float[Array, "M W"] | SparseTarget | None = None,
+  teacher_readout: Readout | None = None,
   labels: Int[Array, " M"] | None = None,
   mask: Float[Array, " M"],
-  temperature: float | Float[Array, ""] = 1.0,
-  extra: Any = (),
-) -> Float[Array, ""]:
-  """Sum over tokens of mask * divergence(teacher, student); the caller divides by the count of the global batch.
+  shards: int = 1,
+) -> tuple[Float[Array, ""], Float[Array, " N"]]:
+  """Σ weight · sum of several losses that share the logits, and each one's sum over tokens of mask * loss.
+
+  The caller divides by the count of the global batch. Gradients flow into `hidden` and `readout` from the total alone.
 
   Args:
-    divergence: (p, q, *extra) of log-probabilities [M, K], as in `divergences`; with `labels`, (p, q, labels, *extra).
-    hidden: The student's final hidden states; they and `readout` get gradients, nothing else does.
+    losses: What is summed.
+    hidden: The student's final hidden states.
     readout: The student's.
-    target: The teacher's hidden states, or its sparse knowledge at the same temperature.
+    target: The teacher's hidden states, or its sparse knowledge, if a loss asks for a teacher.
     teacher_readout: With hidden states, how they become logits. Padded widths, and vocabularies whose extra ids no
       tokenizer makes, may differ: the shared ids count.
-    labels: Target tokens, for a divergence that asks for them.
+    labels: Target tokens, if a loss asks for them.
     mask: Weight of each token, 0 or 1.
-    temperature: Divides both logits; the result is not multiplied by its square.
-    extra: Scalars that the divergence takes last, such as TAID's t.
+    shards: Over how many parts of a mesh the tokens are spread, in order; each works through its own chunks, and the
+      gradients of their readouts are added up once.
   """
-  shared = (teacher_readout, jnp.asarray(temperature, jnp.float32), extra)
-  return _chunked_sum(functools.partial(_divergence_chunk, divergence), hidden, readout, (target, labels), shared, mask)
-
-
-def _divergence_chunk(divergence, logits_MV, target, shared):
-  (target, labels), (readout, temperature, extra) = target, shared
-  if isinstance(target, SparseTarget):
-    p, q = sparse_pair(logits_MV, target, temperature=temperature)
-    if labels is not None:
-      inside = target.ids == labels[:, None]
-      labels = jnp.where(inside.any(-1), jnp.argmax(inside, axis=-1), target.ids.shape[-1])
-  else:
-    teacher = readout.logits(target)[:, : readout.vocab_size]
-    p, q = dense_pair(logits_MV, teacher, temperature=temperature)
-  return divergence(p, q, *extra) if labels is None else divergence(p, q, labels, *extra)
-
-
-def chunked_z_loss(hidden: Float[Array, "M D"], readout: Readout, mask: Float[Array, " M"]) -> Float[Array, ""]:
-  """Sum over tokens of mask * z-loss; `hidden` and `readout` get gradients."""
-  return _chunked_sum(lambda logits, _, __: z_loss(logits), hidden, readout, (), (), mask)
-
-
-def chunked_cross_entropy(
-  hidden: Float[Array, "M D"], readout: Readout, labels: Int[Array, " M"], mask: Float[Array, " M"]
-) -> Float[Array, ""]:
-  """Sum over tokens of mask * cross-entropy with `labels`; `hidden` and `readout` get gradients."""
-  return _chunked_sum(lambda logits, labels, _: cross_entropy(logits, labels), hidden, readout, labels, (), mask)
+  count = hidden.shape[0]
+  labels = jnp.zeros(count, jnp.int32) if labels is None else labels
+  numbers = [(loss.weight, loss.temperature, loss.extra) for loss in losses]
+  functions = tuple(loss.per_token for loss in losses)
+  shared = (jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), numbers), teacher_readout)
+  shards = shards if count % shards == 0 else 1
+  return _total((functions, shards), hidden, readout, (target, labels, mask), shared)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _chunked_sum(per_token: PerToken, hidden, readout, target, shared, mask):
-  """Sum of mask * per_token(logits, target, shared), gradients formed on the way so that no chunk runs twice."""
-  return _walk(per_token, hidden, readout, target, shared, mask, grads=False)[0]
+def _total(fixed, hidden, readout, tokens, shared):
+  """The total and the sums; gradients are formed on the way, so that no chunk runs twice."""
+  return _walk(fixed, hidden, readout, tokens, shared, grads=False)[0]
 
 
-def _walk(per_token, hidden, readout, target, shared, mask, *, grads):
-  count, vocab = hidden.shape[0], readout.vocab_size
-  size = chunk_tokens(readout.kernel.shape[-1], tokens=count)
-  chunks = -(-count // size)
+def _chunk(functions, raw_MV, readout, tokens, shared):
+  """(total, sums) of one chunk, from hidden @ kernel."""
+  (target, labels_M, mask_M), (numbers, teacher_readout) = tokens, shared
+  logits_MV = readout.finish(raw_MV)[:, : readout.vocab_size]
+  if teacher_readout is not None:
+    target = teacher_readout.logits(target)[:, : teacher_readout.vocab_size]
+  total, sums = jnp.zeros((), jnp.float32), []
+  for per_token, (weight, temperature, extra) in zip(functions, numbers, strict=True):
+    loss_M = per_token(logits_MV, target, labels_M, temperature, extra)
+    sums.append(jnp.sum(jnp.where(mask_M > 0, mask_M * loss_M, 0.0)))
+    total = total + weight * sums[-1]
+  return total, jnp.stack(sums)
 
-  def cut(x):
-    x = jnp.pad(x, [(0, chunks * size - count)] + [(0, 0)] * (x.ndim - 1))
-    return x.reshape(chunks, size, *x.shape[1:])
 
-  def chunk_sum(hidden_MD, readout, target, mask_M):
-    loss_M = per_token(readout.logits(hidden_MD)[:, :vocab], target, shared)
-    return jnp.sum(jnp.where(mask_M > 0, mask_M * loss_M, 0.0))
+def _walk(fixed, hidden, readout, tokens, shared, *, grads):
+  """((total, sums), gradient of hidden, gradient of readout)."""
+  (functions, shards), (count, width) = fixed, hidden.shape
+  each = count // shards
+  size = chunk_tokens(readout.kernel.shape[-1], tokens=each, width=width if grads else 0)
+  # As even as whole vectors allow: what the last chunk has over again is work for nothing.
+  even = -(-each // -(-each // size))
+  size = min(size, -(-even // _LANES) * _LANES)
+  starts = jnp.arange(-(-each // size)) * size
+  apart = (lambda x: x) if shards == 1 else (lambda x: x.reshape(shards, each, *x.shape[1:]))
+  hidden, tokens = apart(hidden), jax.tree.map(apart, tokens)
+  axis, lead = (0, ()) if shards == 1 else (1, (shards,))
+  kernel = jnp.asarray(readout.kernel)
 
-  def value_only(total, chunk):
-    hidden_MD, target, mask_M = chunk
-    return total + chunk_sum(hidden_MD, readout, target, mask_M), None
+  def spread(function, *axes):
+    return function if shards == 1 else jax.vmap(function, in_axes=axes)
 
-  def value_and_grads(carry, chunk):
-    total, readout_grad = carry
-    hidden_MD, target, mask_M = chunk
-    value, (hidden_grad, grad) = jax.value_and_grad(chunk_sum, argnums=(0, 1))(hidden_MD, readout, target, mask_M)
-    readout_grad = jax.tree.map(lambda sum_, new: sum_ + new.astype(jnp.float32), readout_grad, grad)
-    return (total + value, readout_grad), hidden_grad
+  def chunk(start):
+    """(where it begins, hidden, tokens): the last ends where the tokens do, and what it has over again is masked."""
+    begin = jnp.minimum(start, each - size)
+    cut = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=begin, slice_size=size, axis=axis)
+    hidden_MD, (target, labels_M, mask_M) = cut(hidden), jax.tree.map(cut, tokens)
+    mask_M = jnp.where(begin + jnp.arange(size) >= start, mask_M, 0.0)
+    return begin, hidden_MD, (target, labels_M, mask_M)
 
-  xs = (cut(hidden), jax.tree.map(cut, target), cut(mask))
-  total = jnp.zeros((), jnp.float32)
+  def value(raw_MV, readout, tokens):
+    return _chunk(functions, raw_MV, readout, tokens, shared)
+
+  def value_only(sums, start):
+    _, hidden_MD, tokens = chunk(start)
+    raw_MV = product(hidden_MD.astype(kernel.dtype), kernel)
+    return jax.tree.map(jnp.add, sums, spread(value, 0, None, 0)(raw_MV, readout, tokens)), None
+
+  def value_and_grads(carry, start):
+    sums, hidden_grad, kernel_grad, bias_grad = carry
+    begin, hidden_MD, tokens = chunk(start)
+    operand_MD = hidden_MD.astype(kernel.dtype)
+    grad = spread(jax.value_and_grad(value, argnums=(0, 1), has_aux=True), 0, None, 0)
+    found, (raw_grad, rest) = grad(product(operand_MD, kernel), readout, tokens)
+    new = jnp.matmul(raw_grad.astype(kernel.dtype), kernel.T, preferred_element_type=jnp.float32)
+    old = jax.lax.dynamic_slice_in_dim(hidden_grad, begin, size, axis=axis)
+    new = old + new.astype(hidden_grad.dtype)
+    hidden_grad = jax.lax.dynamic_update_slice_in_dim(hidden_grad, new, begin, axis=axis)
+    kernel_grad = spread(_with_product, 0, 0, 0)(kernel_grad, operand_MD, raw_grad)
+    bias_grad = jax.tree.map(lambda sum_, new: sum_ + new.astype(jnp.float32), bias_grad, rest.bias)
+    return (jax.tree.map(jnp.add, sums, found), hidden_grad, kernel_grad, bias_grad), None
+
+  def joined(x):
+    return x if shards == 1 else jnp.sum(x, axis=0)
+
+  sums = (jnp.zeros(lead, jnp.float32), jnp.zeros((*lead, len(functions)), jnp.float32))
   if not grads:
-    return jax.lax.scan(value_only, total, xs)
-  zero = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), readout)
-  (total, readout_grad), hidden_grad = jax.lax.scan(value_and_grads, (total, zero), xs)
-  return total, hidden_grad.reshape(-1, hidden.shape[-1])[:count], readout_grad
+    return jax.tree.map(joined, jax.lax.scan(value_only, sums, starts)[0]), None, None
+  zero = jax.tree.map(lambda x: jnp.zeros((*lead, *x.shape), jnp.float32), (readout.kernel, readout.bias))
+  carry = (sums, jnp.zeros_like(hidden), *zero)
+  (sums, hidden_grad, kernel_grad, bias_grad), _ = jax.lax.scan(value_and_grads, carry, starts)
+  readout_grad = dataclasses.replace(readout, kernel=joined(kernel_grad), bias=jax.tree.map(joined, bias_grad))
+  return jax.tree.map(joined, sums), hidden_grad.reshape(count, width), readout_grad
 
 
-def _forward(per_token, hidden, readout, target, shared, mask):
-  total, hidden_grad, readout_grad = _walk(per_token, hidden, readout, target, shared, mask, grads=True)
-  return total, (hidden_grad, jax.tree.map(lambda grad, x: grad.astype(x.dtype), readout_grad, readout))
+def _with_product(total_DV, hidden_MD, grad_MV):
+  """total + hiddenᵀ @ grad, float32."""
+  return jax.lax.platform_dependent(total_DV, hidden_MD, grad_MV, cpu=_in_blocks, default=_at_once)
 
 
-def _backward(per_token, saved, cotangent):
-  hidden_grad, readout_grad = jax.tree.map(lambda grad: (cotangent * grad).astype(grad.dtype), saved)
-  return hidden_grad, readout_grad, None, None, None
+def _at_once(total_DV, hidden_MD, grad_MV):
+  return total_DV + jnp.matmul(hidden_MD.T, grad_MV.astype(hidden_MD.dtype), preferred_element_type=jnp.float32)
 
 
-_chunked_sum.defvjp(_forward, _backward)
+def _in_blocks(total_DV, hidden_MD, grad_MV):
+  """A block of columns at a time, which stays in a CPU's cache until it is added."""
+  (width, vocab), hidden_DM = total_DV.shape, hidden_MD.T.astype(jnp.float32)
+  size = min(vocab, max(_LEAST, _BLOCK_BYTES // (4 * width)))
+
+  def add(total_DV, start, size):
+    grad = jax.lax.dynamic_slice_in_dim(grad_MV, start, size, axis=1)
+    old = jax.lax.dynamic_slice_in_dim(total_DV, start, size, axis=1)
+    new = old + jnp.matmul(hidden_DM, grad, preferred_element_type=jnp.float32)
+    return jax.lax.dynamic_update_slice_in_dim(total_DV, new, start, axis=1)
+
+  whole = vocab // size
+  total_DV = jax.lax.fori_loop(0, whole, lambda i, total: add(total, i * size, size), total_DV)
+  return add(total_DV, whole * size, vocab - whole * size) if whole * size < vocab else total_DV
+
+
+def _forward(fixed, hidden, readout, tokens, shared):
+  found, hidden_grad, readout_grad = _walk(fixed, hidden, readout, tokens, shared, grads=True)
+  return found, (hidden_grad, jax.tree.map(lambda grad, x: grad.astype(x.dtype), readout_grad, readout))
+
+
+def _backward(fixed, saved, cotangent):
+  del fixed
+  hidden_grad, readout_grad = jax.tree.map(lambda grad: (cotangent[0] * grad).astype(grad.dtype), saved)
+  return hidden_grad, readout_grad, None, None
+
+
+_total.defvjp(_forward, _backward)

@@ -79,10 +79,12 @@ class Decoder:
     capture: tuple[int, ...] = (),
     mixers: tuple[int, ...] = (),
     dtype: Any = jnp.bfloat16,
+    kept: str = "projections",
   ) -> ModelOutput:
     """Final hidden states, outputs of the layers in `capture`, what those in `mixers` mix in, and the readout.
 
-    Operands of projections are `dtype`.
+    Operands of projections are `dtype`. A backward pass finds what projections gave and computes the rest of each layer
+    again, or with `kept` "layers" all of it from what the layer was given.
     """
     return self.module(params)(
       tokens,
@@ -91,20 +93,21 @@ class Decoder:
       capture=tuple(capture),
       mixers=tuple(mixers),
       dtype=dtype,
+      kept=kept,
     )
 
   def apart(
     self,
     params: Mapping[str, Any],
     *,
-    run: Callable[..., Float[Array, "B T D"]],
+    run: Callable[..., Any],
     inputs: Sequence[Float[Array, "B T D"]],
     layers: Sequence[int],
     segments: Int[Array, "B T"],
     positions: Int[Array, "B T"],
     dtype: Any = jnp.bfloat16,
-  ) -> tuple[Float[Array, "B T D"], ...]:
-    """`run`, `Layer.mix` or `Layer.__call__`, of each of `layers` on an input of its own."""
+  ) -> tuple[Any, ...]:
+    """`run`, a method of `Layer`, of each of `layers` on an input of its own."""
     run = functools.partial(run, segments=segments, positions=positions, dtype=dtype)
     return self.module(params).apart(inputs, layers=layers, run=run)
 

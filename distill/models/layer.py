@@ -26,6 +26,18 @@ def _mixer(init: Init, *, layer: LayerConfig, config: DecoderConfig) -> Attentio
   raise AssertionError(mixer)
 
 
+def related_widths(mixer: Attention | GatedDelta | Mamba2) -> tuple[int, int, int]:
+  """Widths of what `Layer.relate` gives of a layer with this mixer."""
+  if isinstance(mixer, Attention):
+    keys = mixer.num_kv_heads * mixer.head_dim
+    return mixer.num_heads * mixer.head_dim, keys, keys
+  if isinstance(mixer, GatedDelta):
+    keys = mixer.num_key_heads * mixer.key_head_dim
+    return keys, keys, mixer.num_value_heads * mixer.value_head_dim
+  shared = mixer.num_groups * mixer.state_size
+  return shared, shared, mixer.num_heads * mixer.head_dim
+
+
 def block_norm(init: Init, *, config: DecoderConfig) -> RMSNorm | LayerNorm:
   """A norm of the residual stream."""
   if config.norm == "layer":
@@ -83,6 +95,11 @@ class Layer(nnx.Module):
     """What the mixer adds to the residual stream; operands of projections are `dtype`."""
     mixed = self.mixer(self._inner(x), segments=segments, positions=positions, dtype=self.mixer_dtype(dtype))
     return self._scaled(mixed, self.mixer_post_norm)
+
+  def relate(self, x, *, segments, positions, dtype):
+    """The mixer's queries, keys and values of what the layer is given, float32."""
+    del segments, positions
+    return self.mixer.related(self._inner(x), dtype=self.mixer_dtype(dtype))
 
   def feed(self, x, *, dtype):
     """The stream with what the MLP adds to it."""

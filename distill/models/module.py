@@ -1,5 +1,6 @@
 """The modules of a whole decoder: repeated patterns of layers are stacked and scanned."""
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,9 +13,15 @@ from jaxtyping import Array, Float, Key
 from distill.models.config import DecoderConfig, Group
 from distill.models.layer import Layer, block_norm
 from distill.nn.embedding import Embedding
-from distill.nn.linear import Linear
+from distill.nn.linear import PROJECTION, Linear
 from distill.nn.param import Init
 from distill.types import INPUT, ModelOutput, Readout
+
+# What the backward pass finds of the forward pass, the most first; everything else is computed again.
+KEPT = {
+  "projections": jax.checkpoint_policies.save_only_these_names(PROJECTION),
+  "layers": jax.checkpoint_policies.nothing_saveable,
+}
 
 
 class DecoderModule(nnx.Module):
@@ -57,7 +64,7 @@ class DecoderModule(nnx.Module):
       x = x * (jnp.asarray(scale, dtype).astype(x.dtype) if self.config.round_embed_scale else scale)
     return x if self.positions is None else x + self.positions(positions)
 
-  def __call__(self, tokens, *, segments, positions, capture, mixers, dtype) -> ModelOutput:
+  def __call__(self, tokens, *, segments, positions, capture, mixers, dtype, kept) -> ModelOutput:
     x = self.embedded(tokens, positions, dtype)
     captured, mixed = (jnp.zeros((len(layers), *x.shape), x.dtype) for layers in (capture, mixers))
     balances = []
@@ -85,6 +92,7 @@ class DecoderModule(nnx.Module):
           mixed = mixed.at[mixer_slots[j]].set(added, mode="drop") if mixers else mixed
         return (x, captured, mixed), found
 
+      body = jax.checkpoint(body, policy=KEPT[kept], prevent_cse=False)
       (x, captured, mixed), found = jax.lax.scan(body, (x, captured, mixed), (state, slots))
       balances += found
     return ModelOutput(
@@ -100,10 +108,10 @@ class DecoderModule(nnx.Module):
     inputs: Sequence[Float[Array, "B T D"]],
     *,
     layers: Sequence[int],
-    run: Callable[[Layer, Float[Array, "B T D"]], Float[Array, "B T D"]],
-  ) -> tuple[Float[Array, "B T D"], ...]:
+    run: Callable[[Layer, Float[Array, "B T D"]], Any],
+  ) -> tuple[Any, ...]:
     """`run` of each of `layers` on an input of its own; layers that are stacked run in one scan."""
-    found: dict[int, Float[Array, "B T D"]] = {}
+    found: dict[int, Any] = {}
     for group, stacked in zip(self.plan, self.groups, strict=True):
       for j, layer in enumerate(stacked):
         repeats = {group.layer(repeat, j): repeat for repeat in range(group.repeats)}
@@ -119,7 +127,7 @@ class DecoderModule(nnx.Module):
           return carry, run(nnx.merge(graph, xs[0]), xs[1])
 
         _, out = jax.lax.scan(body, None, (state, jnp.stack([inputs[place] for place in mine])))
-        found |= {place: out[i] for i, place in enumerate(mine)}
+        found |= {place: jax.tree.map(operator.itemgetter(i), out) for i, place in enumerate(mine)}
     return tuple(found[place] for place in range(len(layers)))
 
   def init_cache(self, batch: int, *, length: int, dtype) -> list[list[Any]]:

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from distill.product import product
+
 _HALVES = 2
 
 Matrix = Float[Array | np.ndarray, "I O"]
@@ -52,14 +54,9 @@ def project(x: Float[Array, "B I"], matrix: Matrix | Adapted) -> Float[Array, "B
   """x @ matrix, with operands in x's dtype and a float32 sum."""
   if isinstance(matrix, Adapted):
     return matrix.project(x)
-  matrix = matrix.astype(x.dtype)
   if x.shape[0] == 1 and x.shape[1] % _HALVES == 0:
-    return jax.lax.platform_dependent(x, matrix, cpu=_in_halves, default=_product)
-  return _product(x, matrix)
-
-
-def _product(x, matrix):
-  return jnp.matmul(x, matrix, preferred_element_type=jnp.float32)
+    return jax.lax.platform_dependent(x, matrix.astype(x.dtype), cpu=_in_halves, default=product)
+  return product(x, jnp.asarray(matrix))
 
 
 def _in_halves(x, matrix):
@@ -68,7 +65,7 @@ def _in_halves(x, matrix):
   XLA's CPU code for one row keeps one core busy, for a batch of two products both.
   """
   parts = x.reshape(_HALVES, 1, -1), matrix.reshape(_HALVES, -1, matrix.shape[1])
-  return jnp.sum(_product(*parts), axis=0)
+  return jnp.sum(jnp.matmul(*parts, preferred_element_type=jnp.float32), axis=0)
 
 
 def take(matrix: Matrix | Adapted, rows: Int[Array, "*B"]) -> Float[Array, "*B O"]:

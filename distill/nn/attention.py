@@ -8,6 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from distill.nn.attend import Scoring, attend
 from distill.nn.linear import Linear
 from distill.nn.norm import RMSNorm
 from distill.nn.param import Init, zeros
@@ -122,9 +123,15 @@ class AttentionMixer(nnx.Module):
     row = jnp.clip(document_lengths(segments, positions=positions) - first, 0, len(inverse) - 1)
     return jnp.asarray(inverse)[row]
 
+  @property
+  def _scoring(self) -> Scoring:
+    spec = self.spec
+    scale = spec.head_dim**-0.5 if spec.scale is None else spec.scale
+    return Scoring(scale=scale, softcap=spec.softcap, window=spec.window)
+
   def _weights(self, scores, mask, dtype):
     """Softmax of float32 scores [B,K,G,…,S] where the mask lets them through."""
-    scores = scores * (self.spec.head_dim**-0.5 if self.spec.scale is None else self.spec.scale)
+    scores = scores * self._scoring.scale
     if self.spec.softcap is not None:
       scores = self.spec.softcap * jnp.tanh(scores / self.spec.softcap)
     scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
@@ -142,17 +149,12 @@ class AttentionMixer(nnx.Module):
 
   def _mix(self, x, *, segments, positions, inverse, dtype):
     """(mixed sequence [B,T,D], keys [B,K,T,H], values [B,K,T,H])."""
-    spec, length = self.spec, x.shape[1]
+    spec = self.spec
     q_BTKGH, k_BSKH, v_BSKH, gate = self._project(x.astype(dtype), positions, inverse)
     q_BKGTH = q_BTKGH.transpose(0, 2, 3, 1, 4)
     k_BKSH, v_BKSH = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
-    # Documents are runs of neighbours, so distances within one are distances within the row.
-    back_TS = jnp.arange(length)[:, None] - jnp.arange(length)
-    near_TS = (back_TS >= 0) if spec.window is None else (back_TS >= 0) & (back_TS < spec.window)
-    mask_BTS = near_TS & (segments[:, :, None] == segments[:, None, :])
-    scores = jnp.einsum("bkgth,bksh->bkgts", q_BKGTH, k_BKSH, preferred_element_type=jnp.float32)
-    weights = self._weights(scores, mask_BTS[:, None, None], dtype)
-    y = jnp.einsum("bkgts,bksh->bkgth", weights, v_BKSH, preferred_element_type=jnp.float32)
+    sinks = None if self.sinks is None else self.sinks[...].reshape(spec.num_kv_heads, -1)
+    y = attend(self._scoring, q_BKGTH, k_BKSH, v_BKSH, segments, sinks)
     y = self._output(y.transpose(0, 3, 1, 2, 4).reshape(*x.shape[:2], spec.num_heads, -1), gate, dtype)
     return y, k_BKSH, v_BKSH
 
@@ -162,6 +164,14 @@ class AttentionMixer(nnx.Module):
     """Mixed sequence, float32; operands are `dtype`, scores and softmax float32."""
     inverse = self._inverse(segments, positions)
     return self._mix(x, segments=segments, positions=positions, inverse=inverse, dtype=dtype)[0]
+
+  def related(self, x: Float[Array, "B T D"], *, dtype: DTypeLike) -> tuple[Float[Array, "B T I"], ...]:
+    """Queries, keys and values of all heads side by side, float32, as projected: neither normalised nor rotated."""
+    x = x.astype(dtype)
+    q, k, v = (project(x, out=jnp.float32) for project in (self.q, self.k, self.v))
+    if self.spec.gated:
+      q = q.reshape(*q.shape[:-1], self.spec.num_heads, -1)[..., : self.spec.head_dim].reshape(*q.shape[:-1], -1)
+    return q, k, v
 
   def _slots(self, length: int) -> int:
     return length if self.spec.window is None else min(length, self.spec.window)

@@ -238,6 +238,10 @@ class GatedDeltaMixer(nnx.Module):
     y, state = gated_delta_rule(q, k, v, log_decay=log_decay, beta=beta, segments=segments)
     return self._output(y, x, dtype), inputs, state
 
+  def related(self, x: Float[Array, "B T D"], *, dtype: DTypeLike) -> tuple[Float[Array, "B T I"], ...]:
+    """Queries, keys and values of all heads side by side, float32, as projected: not convolved."""
+    return tuple(self._inputs(x, dtype)[name] for name in "qkv")
+
   def __call__(
     self, x: Float[Array, "B T D"], *, segments: Int[Array, "B T"], positions: Int[Array, "B T"], dtype: DTypeLike
   ) -> Float[Array, "B T D"]:

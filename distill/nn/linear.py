@@ -2,11 +2,15 @@
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from distill.nn.adapted import project
 from distill.nn.param import Init, Initializer, normal, zeros
+
+# What projections give, for a policy of what the backward pass finds and what it computes again.
+PROJECTION = "projection"
 
 
 class Linear(nnx.Module):
@@ -40,4 +44,5 @@ class Linear(nnx.Module):
     y = project(rows, self.kernel.get_value())
     if self.bias is not None:
       y = y + self.bias[...].astype(jnp.float32)
-    return y.astype(out or x.dtype).reshape(*x.shape[:-1], -1)
+    y = y.astype(out or x.dtype).reshape(*x.shape[:-1], -1)
+    return checkpoint_name(y, PROJECTION)

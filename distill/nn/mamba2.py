@@ -202,6 +202,11 @@ class Mamba2Mixer(nnx.Module):
     y, state = ssd(inputs * steps[..., None], log_decay=log_decay, b=b, c=c, segments=segments)
     return self._gate(y, inputs, projected["z"]), state
 
+  def related(self, x: Float[Array, "B T D"], *, dtype: DTypeLike) -> tuple[Float[Array, "B T I"], ...]:
+    """What stands for queries, keys and values: c, b and x as projected, float32, not convolved."""
+    x = x.astype(dtype)
+    return tuple(project(x, out=jnp.float32) for project in (self.c, self.b, self.x))
+
   def __call__(
     self, x: Float[Array, "B T D"], *, segments: Int[Array, "B T"], positions: Int[Array, "B T"], dtype: DTypeLike
   ) -> Float[Array, "B T D"]:

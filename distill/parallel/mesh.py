@@ -59,6 +59,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(LOGICAL_TO_MESH["batch"]))
 
 
+def batch_shards(mesh: Mesh) -> int:
+  """Over how many parts of the mesh rows are spread."""
+  return math.prod(mesh.shape[name] for name in LOGICAL_TO_MESH["batch"] or ())
+
+
 def globally(batch: Any, *, mesh: Mesh) -> Any:
   """Arrays over all processes from each one's own rows, which follow one another in the order of the processes."""
   rows = batch_sharding(mesh)

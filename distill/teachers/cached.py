@@ -30,10 +30,18 @@ class CachedTeacher:
     return {}
 
   def signal(
-    self, params: Mapping[str, Any], *, batch: Batch, capture: tuple[int, ...], mixers: tuple[int, ...], dtype: Any
+    self,
+    params: Mapping[str, Any],
+    *,
+    batch: Batch,
+    capture: tuple[int, ...],
+    mixers: tuple[int, ...],
+    related: tuple[int, ...],
+    dtype: Any,
   ) -> SparseSignal:
     """What the cache has for `batch`, which was read with these layers and mixers."""
     del params, dtype
+    assert not related, "relations of a cached teacher"
     assert batch.cached is not None, "a batch without what the cache has for it"
     assert (len(batch.cached.captured), len(batch.cached.mixed)) == (len(capture), len(mixers))
     return batch.cached

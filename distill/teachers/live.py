@@ -10,7 +10,8 @@ from jax.sharding import Mesh, NamedSharding
 
 from distill.adapters import live
 from distill.models.decoder import Decoder
-from distill.types import Batch, DenseSignal
+from distill.models.layer import Layer
+from distill.types import Batch, DenseSignal, ModelOutput, Related, before
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,7 @@ class LiveTeacher:
     batch: Batch,
     capture: tuple[int, ...] = (),
     mixers: tuple[int, ...] = (),
+    related: tuple[int, ...] = (),
     dtype: Any = jnp.bfloat16,
   ) -> DenseSignal:
     """What the teacher says of `batch`, each row under its route; no gradient flows into it.
@@ -49,35 +51,49 @@ class LiveTeacher:
     """
     params = jax.lax.stop_gradient(dict(params))
     if live.is_live(params):
-      return self._routed(params, batch, capture, mixers, dtype)
-    output = self.decoder.apply(
+      return self._routed(params, batch, capture, mixers, related, dtype)
+    output, found = self._run(
       params,
       tokens=batch.tokens,
       segments=batch.segments,
       positions=batch.positions,
       capture=capture,
       mixers=mixers,
+      related=related,
       dtype=dtype,
     )
-    return DenseSignal(hidden=output.hidden, readout=output.readout, captured=output.captured, mixed=output.mixed)
+    return DenseSignal(
+      hidden=output.hidden, readout=output.readout, captured=output.captured, mixed=output.mixed, related=found
+    )
 
-  def _routed(self, params, batch, capture, mixers, dtype) -> DenseSignal:
+  def _run(self, params, *, capture, mixers, related, dtype, **rows) -> tuple[ModelOutput, tuple[Related, ...]]:
+    """The output, and queries, keys and values of the layers in `related`."""
+    asked = tuple(sorted({*capture, *map(before, related)}))
+    output = self.decoder.apply(params, **rows, capture=asked, mixers=mixers, dtype=dtype)
+    captured = tuple(output.captured[asked.index(layer)] for layer in capture)
+    inputs = [output.captured[asked.index(before(layer))] for layer in related]
+    places = {"segments": rows["segments"], "positions": rows["positions"]}
+    found = self.decoder.apart(params, run=Layer.relate, inputs=inputs, layers=related, dtype=dtype, **places)
+    return dataclasses.replace(output, captured=captured), found
+
+  def _routed(self, params, batch, capture, mixers, related, dtype) -> DenseSignal:
     routes = jnp.zeros(batch.tokens.shape[:1], jnp.int32) if batch.routes is None else batch.routes
 
     def row(tokens, segments, positions, route):
       chosen, tokens = live.choose(params, tokens=tokens, route=route)
-      output = self.decoder.apply(
+      output, found = self._run(
         chosen,
         tokens=tokens[None],
         segments=segments[None],
         positions=positions[None],
         capture=capture,
         mixers=mixers,
+        related=related,
         dtype=dtype,
       )
-      return jax.tree.map(lambda x: x[0], (output.hidden, output.captured, output.mixed))
+      return jax.tree.map(lambda x: x[0], (output.hidden, output.captured, output.mixed, found))
 
-    hidden, captured, mixed = jax.vmap(row)(batch.tokens, batch.segments, batch.positions, routes)
+    hidden, captured, mixed, found = jax.vmap(row)(batch.tokens, batch.segments, batch.positions, routes)
     base = {name: x for name, x in params.items() if not name.endswith(live.SUFFIXES)}
     hidden, readout = live.widen(params, hidden=hidden, readout=self.decoder.module(base).readout(dtype), routes=routes)
-    return DenseSignal(hidden=hidden, readout=readout, captured=captured, mixed=mixed)
+    return DenseSignal(hidden=hidden, readout=readout, captured=captured, mixed=mixed, related=found)

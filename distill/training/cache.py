@@ -233,6 +233,11 @@ class Found:
     if stage not in self._sections:
       return self._batches[stage]
     self._check(terms, key=f"config.stages.{stage}.terms")
+    if wanted.teacher_related:
+      raise InputError(
+        f"config.stages.{stage}.terms: a cache holds no queries, keys and values for relations; leave out "
+        "these, or config.teacher.cache"
+      )
     for section in self._sections[stage]:
       for name, asked in (("layers", wanted.teacher_layers), ("mixers", wanted.teacher_mixers)):
         if lacks := sorted(set(asked) - set(section.manifest[name])):

@@ -7,9 +7,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from distill.losses.chunked import chunked_cross_entropy, chunked_divergence, chunked_z_loss
+from distill.losses.chunked import TokenLoss, chunked_losses, cross_entropy_loss, divergence_loss, normaliser_loss
 from distill.losses.divergences import DIVERGENCES, Divergence, decoupled_kl, taid
-from distill.training.terms import BLOCK, DISTANCES, END_TO_END, LAYERWISE, MIXER, Term, demands, is_logits
+from distill.losses.hidden import relation_kl
+from distill.training.terms import (
+  BLOCK,
+  DISTANCES,
+  END_TO_END,
+  LAYERWISE,
+  MIXER,
+  RELATIONS,
+  Term,
+  demands,
+  is_divergence,
+  is_logits,
+)
 from distill.tree import Params
 from distill.types import Apart, Batch, DenseSignal, ModelOutput, TeacherSignal
 
@@ -77,6 +89,7 @@ def loss_sums(
   step: Float[Array, ""] | Int[Array, ""],
   totals: Sums,
   states: TermStates,
+  shards: int = 1,
 ) -> tuple[Float[Array, ""], Sums]:
   """This micro-batch's share of the loss, and of each term's mean.
 
@@ -90,55 +103,74 @@ def loss_sums(
     step: Step within the stage.
     totals: `counts` of the GLOBAL batch, so that shares of micro-batches, devices and hosts simply add up.
     states: What terms carry from step to step (`initial_states`).
+    shards: Over how many parts of a mesh the rows are spread.
 
   Returns:
     Σ weight · ratio · sum / count, ratio 1 unless a term is balanced, and per term sum / count.
   """
   total, parts = jnp.zeros((), jnp.float32), {}
+  from_logits, values = _from_logits(terms, output, signal, batch, step, totals, states, shards)
   for index, term in enumerate(terms):
+    name = f"{index}_{term.kind}"
     if term.kind in LAYERWISE:
-      value = _layer_sum(term, terms, output, signal, apart, batch, projectors) / totals["present"]
+      parts[name] = _layer_sum(term, terms, output, signal, apart, batch, projectors) / totals["present"]
     elif term.kind == "balance":
       assert output is not None and output.balance is not None, "a student without mixtures"
-      value = jnp.sum(output.balance * jnp.sum(batch.segments > 0, axis=1)) / totals["present"]
+      parts[name] = jnp.sum(output.balance * jnp.sum(batch.segments > 0, axis=1)) / totals["present"]
     else:
-      value = _token_sum(term, output, signal, batch, step, states.get(str(index))) / jnp.maximum(
-        totals["predicted"], 1.0
-      )
+      parts[name] = values[index]
+      continue
     weight = term.weight(step) * (states[str(index)]["ratio"] if term.balanced else 1.0)
-    total = total + weight * value
-    parts[f"{index}_{term.kind}"] = value
-  return total, parts
+    total = total + weight * parts[name]
+  return total + from_logits, parts
 
 
-def _token_sum(term, output, signal, batch, step, state):
+def _from_logits(terms, output, signal, batch, step, totals, states, shards):
+  """(weighted sum, {index: value}) of the terms that learn from logits, which share one walk over them."""
+  places = [
+    index for index, term in enumerate(terms) if term.kind in ("cross_entropy", "z_loss") or is_divergence(term.kind)
+  ]
+  if not places:
+    return jnp.zeros((), jnp.float32), {}
+  # What each term's sum over tokens is multiplied by to become its value.
+  scales = [1.0 / jnp.maximum(totals["predicted"], 1.0)] * len(places)
+  losses = []
+  for place, index in enumerate(places):
+    term = terms[index]
+    if is_divergence(term.kind) and term.temperature_squared:
+      scales[place] *= jnp.square(term.temperature(step))
+    losses.append(_token_loss(term, weight=term.weight(step) * scales[place], step=step, state=states.get(str(index))))
+
   def rows(x):
     return x.reshape(-1, *x.shape[2:])
 
-  hidden, mask = rows(output.hidden), rows(batch.loss_mask)
-  labels = rows(jnp.roll(batch.tokens, -1, axis=1))
-  if term.kind == "cross_entropy":
-    return chunked_cross_entropy(hidden, output.readout, labels, mask)
-  if term.kind == "z_loss":
-    return chunked_z_loss(hidden, output.readout, mask)
-  divergence, extra = _divergence(term), ()
-  if term.kind == "taid":
-    extra = (state["t"],)
   dense = isinstance(signal, DenseSignal)
-  target = signal.hidden if dense else signal.target
-  temperature = term.temperature(step)
-  value = chunked_divergence(
-    divergence,
-    hidden=hidden,
+  target = None if signal is None else signal.hidden if dense else signal.target
+  total, sums = chunked_losses(
+    losses,
+    hidden=rows(output.hidden),
     readout=output.readout,
     target=jax.tree.map(rows, target),
     teacher_readout=signal.readout if dense else None,
-    labels=labels if term.kind == "dkd" else None,
-    mask=mask,
-    temperature=temperature,
-    extra=extra,
+    labels=rows(jnp.roll(batch.tokens, -1, axis=1)),
+    mask=rows(batch.loss_mask),
+    shards=shards,
   )
-  return value * jnp.square(temperature) if term.temperature_squared else value
+  return total, {index: sums[place] * scales[place] for place, index in enumerate(places)}
+
+
+def _token_loss(term, *, weight, step, state) -> TokenLoss:
+  if term.kind == "cross_entropy":
+    return cross_entropy_loss(weight=weight)
+  if term.kind == "z_loss":
+    return normaliser_loss(weight=weight)
+  return divergence_loss(
+    _divergence(term),
+    labelled=term.kind == "dkd",
+    weight=weight,
+    temperature=term.temperature(step),
+    extra=(state["t"],) if term.kind == "taid" else (),
+  )
 
 
 def _divergence(term: Term):
@@ -154,6 +186,12 @@ def _layer_sum(term, terms, output, signal, apart, batch, projectors):
   total = jnp.zeros((), jnp.float32)
   for pair in term.pairs:
     i, j = pair[:2]
+    if term.kind == RELATIONS:
+      mine, theirs = apart.related[wanted.related.index(i)], signal.related[wanted.teacher_related.index(j)]
+      for student, teacher in zip(mine, theirs, strict=True):
+        distance = relation_kl(student, jax.lax.stop_gradient(teacher), segments=batch.segments, heads=term.heads)
+        total = total + jnp.sum(present * distance) / len(mine)
+      continue
     if term.kind == MIXER:
       student, teacher = apart.mixed[wanted.mixers.index((i, j))], signal.mixed[wanted.teacher_mixers.index(j)]
     else:

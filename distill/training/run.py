@@ -20,6 +20,7 @@ from distill.data.batches import Batches
 from distill.data.tokenizer import load_tokenizer
 from distill.errors import InputError
 from distill.models import hf
+from distill.models.module import KEPT
 from distill.parallel.mesh import globally, make_mesh, replicated
 from distill.teachers.cached import CachedTeacher
 from distill.teachers.live import LiveTeacher
@@ -27,6 +28,7 @@ from distill.training import cache, data, loop
 from distill.training.checkpoint import Checkpoints, flatten_state, unflatten_state
 from distill.training.config import difference, fingerprint, resolve
 from distill.training.interrupt import EXIT_INTERRUPTED, Interruption
+from distill.training.memory import first_that_fits
 from distill.training.metrics import MetricsWriter, Progress
 from distill.training.models import Models, build
 from distill.training.objective import TermStates, initial_states
@@ -236,22 +238,27 @@ class Runner:
     return self.models.teacher.params if self.models.teacher and needs_teacher(stage.terms) else {}
 
   def step(self, stage: Stage, state: TrainState, optimizer: optax.GradientTransformation):
-    """The jitted step of a stage."""
+    """The jitted step of a stage, which keeps as much of the forward pass as there is memory for."""
     training = self.resolved["training"]
-    return make_step(
-      self.models.student,
-      teacher=self.models.teacher,
-      optimizer=optimizer,
-      mesh=self.mesh,
-      state_shardings=jax.tree.map(lambda x: x.sharding, state),
-      config=StepConfig(
-        terms=stage.terms,
-        steps=stage.steps,
-        micro_batches=training["micro_batches"],
-        dtype=jnp.dtype(training["dtype"]),
-        adapter_scale=self.models.adapter_scale,
-      ),
+    config = StepConfig(
+      terms=stage.terms,
+      steps=stage.steps,
+      micro_batches=training["micro_batches"],
+      dtype=jnp.dtype(training["dtype"]),
+      adapter_scale=self.models.adapter_scale,
     )
+    steps = [
+      make_step(
+        self.models.student,
+        teacher=self.models.teacher,
+        optimizer=optimizer,
+        mesh=self.mesh,
+        state_shardings=jax.tree.map(lambda x: x.sharding, state),
+        config=dataclasses.replace(config, kept=kept),
+      )
+      for kept in KEPT
+    ]
+    return first_that_fits(steps, report=lambda text: print(f"{stage.name}: {text}", file=sys.stderr))
 
   def _stage(self, stage, state, optimizer, checkpoints, interruption, writer) -> tuple[TrainState, int]:
     training = self.resolved["training"]

@@ -9,10 +9,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from distill.errors import InputError
+from distill.models.layer import related_widths
 from distill.nn.moe import Moe
 from distill.parallel.mesh import replicated
+from distill.teachers.cached import CachedTeacher
+from distill.teachers.live import LiveTeacher
 from distill.training.models import Models
-from distill.training.terms import Term, build_terms, demands, needs_teacher, projector_shapes
+from distill.training.terms import RELATIONS, Term, build_terms, demands, needs_teacher, projector_shapes
 from distill.tree import Params
 
 
@@ -54,8 +57,23 @@ def read_stages(resolved: Mapping[str, Any], models: Models) -> tuple[Stage, ...
         f"config.stages.{name}.terms: mixer_output and block_output give the student's layers (width {student.width}) "
         f"the teacher's inputs (width {teacher.width}); the widths must agree"
       )
+    for index, term in enumerate(terms):
+      for i, j in term.pairs if term.kind == RELATIONS else ():
+        _check_heads(term.heads, models, (i, j), key=f"config.stages.{name}.terms[{index}].heads")
     stages.append(Stage(name=name, first=first, steps=spec["steps"], terms=terms, spec=spec))
   return tuple(stages)
+
+
+def _check_heads(heads: int, models: Models, pair: tuple[int, int], *, key: str) -> None:
+  assert isinstance(models.teacher, LiveTeacher | CachedTeacher)
+  theirs = models.teacher.decoder if isinstance(models.teacher, LiveTeacher) else None
+  for whose, decoder, layer in (("student", models.student, pair[0]), ("teacher", theirs, pair[1])):
+    widths = related_widths(decoder.config.layers[layer].mixer) if decoder else ()
+    if bad := [width for width in widths if width % heads]:
+      raise InputError(
+        f"{key}: {heads} relation heads do not divide the {whose}'s queries, keys and values in layer {layer}, "
+        f"{', '.join(map(str, widths))} wide ({bad[0]} is no multiple)"
+      )
 
 
 def projectors(stages: Sequence[Stage], *, models: Models, seed: int, mesh: Mesh) -> Params:

@@ -14,13 +14,13 @@ from jaxtyping import Array, Float, Int
 from distill.adapters import lora
 from distill.models.decoder import Decoder
 from distill.models.layer import Layer
-from distill.parallel.mesh import LOGICAL_TO_MESH, batch_sharding, replicated
+from distill.parallel.mesh import LOGICAL_TO_MESH, batch_sharding, batch_shards, replicated
 from distill.teachers.cached import CachedTeacher
 from distill.teachers.live import LiveTeacher
 from distill.training.objective import TermStates, counts, loss_sums, next_states
-from distill.training.terms import Demands, Term, before, demands, needs_teacher
+from distill.training.terms import Demands, Term, demands, needs_teacher
 from distill.tree import Params
-from distill.types import Apart, Batch
+from distill.types import Apart, Batch, before
 
 Metrics = dict[str, Float[Array, ""]]
 
@@ -65,6 +65,7 @@ class StepConfig:
     micro_batches: Parts of a batch whose gradients are added up before the update.
     dtype: Dtype of the operands; sums and parameters are float32.
     adapter_scale: alpha / rank of the adapters that train, if any do.
+    kept: What of the student's forward pass the backward pass finds: 'projections' or 'layers' (`Decoder.apply`).
   """
 
   terms: tuple[Term, ...]
@@ -72,6 +73,7 @@ class StepConfig:
   micro_batches: int = 1
   dtype: Any = jnp.bfloat16
   adapter_scale: float = 1.0
+  kept: str = "projections"
 
 
 def make_step(
@@ -84,7 +86,8 @@ def make_step(
   config: StepConfig,
 ) -> Callable[[TrainState, Params, Batch], tuple[TrainState, Metrics]]:
   """step(state, teacher parameters, batch) -> (state, metrics), jitted; the state given is donated."""
-  gradient = jax.value_and_grad(functools.partial(_loss, student=student, teacher=teacher, config=config), has_aux=True)
+  loss = functools.partial(_loss, student=student, teacher=teacher, config=config, shards=batch_shards(mesh))
+  gradient = jax.value_and_grad(loss, has_aux=True)
 
   def step(state: TrainState, teacher_params: Params, batch: Batch) -> tuple[TrainState, Metrics]:
     totals = counts(batch)
@@ -92,9 +95,9 @@ def make_step(
     def one(micro):
       return gradient(state.trained, state, teacher_params, micro, totals)
 
-    (loss, parts), grads = _accumulated(one, batch, config.micro_batches, mesh)
+    (value, parts), grads = _accumulated(one, batch, config.micro_batches, mesh)
     updates, optimizer_state = optimizer.update(grads, state.optimizer, state.trained)
-    metrics = {"loss": loss, "gradient_norm": optax.tree.norm(grads), "tokens": totals["present"], **parts}
+    metrics = {"loss": value, "gradient_norm": optax.tree.norm(grads), "tokens": totals["present"], **parts}
     state = dataclasses.replace(
       state,
       trained=optax.apply_updates(state.trained, updates),
@@ -115,7 +118,7 @@ def make_step(
   )
 
 
-def _loss(trained, state, teacher_params, batch, totals, *, student, teacher, config):
+def _loss(trained, state, teacher_params, batch, totals, *, student, teacher, config, shards):
   """A micro-batch's share of the loss, and of each term."""
   wanted = demands(config.terms)
   params = {**state.frozen, **trained}
@@ -131,6 +134,7 @@ def _loss(trained, state, teacher_params, batch, totals, *, student, teacher, co
       positions=batch.positions,
       capture=wanted.student_layers,
       dtype=config.dtype,
+      kept=config.kept,
     )
   if wanted.teacher:
     assert teacher is not None
@@ -139,18 +143,20 @@ def _loss(trained, state, teacher_params, batch, totals, *, student, teacher, co
       batch=batch,
       capture=wanted.teacher_layers,
       mixers=wanted.teacher_mixers,
+      related=wanted.teacher_related,
       dtype=config.dtype,
     )
   return loss_sums(
     config.terms,
     output=output,
     signal=signal,
-    apart=_apart(student, weights, wanted, signal, batch=batch, dtype=config.dtype),
+    apart=_apart(student, weights, wanted, signal, output=output, batch=batch, dtype=config.dtype),
     batch=batch,
     projectors=branch(params, "projectors"),
     step=state.step,
     totals=totals,
     states=state.terms,
+    shards=shards,
   )
 
 
@@ -168,17 +174,19 @@ def _accumulated(one: Callable[[Batch], Any], batch: Batch, parts: int, mesh: Me
   return jax.lax.scan(body, zero, micros)[0]
 
 
-def _apart(student: Decoder, weights: Params, wanted: Demands, signal, *, batch: Batch, dtype: Any) -> Apart:
-  """Student layers on the teacher's inputs of layers."""
+def _apart(student: Decoder, weights: Params, wanted: Demands, signal, *, output, batch: Batch, dtype: Any) -> Apart:
+  """Student layers by themselves: on the teacher's inputs of layers, and on their own."""
+  common = {"segments": batch.segments, "positions": batch.positions, "dtype": dtype}
 
   def given(pairs: Sequence[tuple[int, int]]) -> dict[str, Any]:
     inputs = [jax.lax.stop_gradient(signal.captured[wanted.teacher_layers.index(before(j))]) for _, j in pairs]
-    common = {"segments": batch.segments, "positions": batch.positions, "dtype": dtype}
     return {"inputs": inputs, "layers": [i for i, _ in pairs], **common}
 
+  own = [output.captured[wanted.student_layers.index(before(i))] for i in wanted.related]
   return Apart(
     mixed=student.apart(weights, run=Layer.mix, **given(wanted.mixers)),
     blocks=student.apart(weights, run=Layer.__call__, **given(wanted.blocks)),
+    related=student.apart(weights, run=Layer.relate, inputs=own, layers=wanted.related, **common),
   )
 
 

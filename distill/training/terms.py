@@ -9,12 +9,12 @@ from distill.errors import InputError
 from distill.losses.divergences import DIVERGENCES
 from distill.losses.hidden import cosine, relative_mse
 from distill.schedules import Schedule, schedule
-from distill.types import INPUT
+from distill.types import before
 
 DISTANCES = {"mse": relative_mse, "cosine": cosine}
-# Terms that compare layers by pairs: one end to end, the others fed the teacher's input of the layer.
-END_TO_END, MIXER, BLOCK = "hidden", "mixer_output", "block_output"
-LAYERWISE = (END_TO_END, MIXER, BLOCK)
+# Terms that compare layers by pairs: the first and last end to end, the others fed the teacher's input of the layer.
+END_TO_END, MIXER, BLOCK, RELATIONS = "hidden", "mixer_output", "block_output", "relations"
+LAYERWISE = (END_TO_END, MIXER, BLOCK, RELATIONS)
 _LOGITS = {"weight", "temperature", "temperature_squared"}
 _DECOUPLED = {"alpha": 1.0, "beta": 1.0}
 _TAID = {"t_start": 0.4, "t_end": 1.0, "alpha": 5e-4}
@@ -25,7 +25,8 @@ _FIELDS = {
   "cross_entropy": {"weight"},
   "z_loss": {"weight"},
   "balance": {"weight"},
-  **{name: {"weight", "pairs", "distance", "balanced"} for name in LAYERWISE},
+  **{name: {"weight", "pairs", "distance", "balanced"} for name in (END_TO_END, MIXER, BLOCK)},
+  RELATIONS: {"weight", "pairs", "heads", "balanced"},
 }
 _ALONE = ("cross_entropy", "z_loss", "balance")
 
@@ -36,15 +37,17 @@ class Term:
 
   Attributes:
     kind: A divergence (losses/divergences.py, dkd, taid), cross_entropy, z_loss, balance (of mixtures), hidden,
-      mixer_output or block_output.
+      mixer_output, block_output or relations.
     weight: Factor of the term's mean over valid tokens.
     temperature: Divides both logits of a divergence.
     temperature_squared: Multiply the divergence by the temperature's square (Hinton et al. 2015, 1503.02531).
     pairs: (student layer, teacher layer) of each comparison, whose mean counts. `hidden` compares their outputs when
-      both models run end to end. For the other two the student's layer is given the teacher's input of that layer:
+      both models run end to end, `relations` the relations among their positions (`losses.hidden.relation_kl`). For the
+      other two the student's layer is given the teacher's input of that layer:
       `mixer_output` compares what the mixers add to the residual stream, `block_output` what comes out of the layer and
       of the teacher's; there a third number names a later layer of the teacher's that the student's stands for as well.
       In a configuration also 'uniform': each layer of the student with its share of the teacher's; or {'last': k}.
+    heads: Relation heads that queries, keys and values of both models are cut into.
     distance: 'mse' relative to the teacher's norm, or 'cosine'.
     balanced: Multiply the weight by the loss of the stage's terms of logits over this one's value, as they were a step
       before (at the first step by 1), so that the two pull alike.
@@ -56,6 +59,7 @@ class Term:
   temperature: Schedule
   temperature_squared: bool = True
   pairs: tuple[tuple[int, ...], ...] = ()
+  heads: int = 8
   distance: str = "mse"
   balanced: bool = False
   numbers: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -95,6 +99,9 @@ def build_terms(
     fields["numbers"] = _numbers(kind, fields, where=where)
     if str(fields.get("distance", "mse")) not in DISTANCES:
       raise InputError(f"{where}.distance: {fields['distance']!r}; use one of {', '.join(DISTANCES)}")
+    heads = fields.get("heads", 1)
+    if type(heads) is not int or heads < 1:
+      raise InputError(f"{where}.heads: {heads!r}; give the number of relation heads")
     for name in ("weight", "temperature"):
       fields[name] = schedule(fields.get(name, 1.0), key=f"{where}.{name}", steps=steps)
     if kind in LAYERWISE:
@@ -115,7 +122,7 @@ def _default_pairs(kind: str, layers_from: Sequence[int], *, depth: int) -> list
   """Each student layer with the teacher's that it starts from; outputs, with all those up to the next one's."""
   if not layers_from or any(b <= a for a, b in zip(layers_from, layers_from[1:], strict=False)):
     return []
-  if kind == MIXER:
+  if kind in (MIXER, RELATIONS):
     return list(enumerate(layers_from))
   first, last = (0, *layers_from[1:]), (*(j - 1 for j in layers_from[1:]), depth - 1)
   return [(i, *(span if kind == BLOCK else span[1:])) for i, span in enumerate(zip(first, last, strict=True))]
@@ -127,7 +134,7 @@ def _spread(kind: str, given: Any, *, depths: tuple[int, int]) -> Any:
   if given == "uniform":
     firsts = [i * teacher // student for i in range(student)]
     lasts = [max(first, (i + 1) * teacher // student - 1) for i, first in enumerate(firsts)]
-    chosen = {MIXER: (firsts,), BLOCK: (firsts, lasts), END_TO_END: (lasts,)}[kind]
+    chosen = {MIXER: (firsts,), RELATIONS: (firsts,), BLOCK: (firsts, lasts), END_TO_END: (lasts,)}[kind]
     return list(zip(range(student), *chosen, strict=True))
   if isinstance(given, Mapping) and set(given) == {"last"} and type(given["last"]) is int and given["last"] > 0:
     return [(student - k, teacher - k) for k in range(given["last"], 0, -1)]
@@ -185,6 +192,8 @@ class Demands:
     student_layers: Outputs of its layers, in order.
     teacher_layers: Outputs of the teacher's layers, in order, `INPUT` among them.
     teacher_mixers: What its mixers add to the residual stream.
+    related: Layers of the student's whose queries, keys and values are compared, in order.
+    teacher_related: The same of the teacher's.
     mixers: (student layer, teacher layer whose input it is given) of mixers that run apart.
     blocks: The same of whole layers.
   """
@@ -195,6 +204,8 @@ class Demands:
   student_layers: tuple[int, ...]
   teacher_layers: tuple[int, ...]
   teacher_mixers: tuple[int, ...]
+  related: tuple[int, ...]
+  teacher_related: tuple[int, ...]
   mixers: tuple[tuple[int, int], ...]
   blocks: tuple[tuple[int, int], ...]
 
@@ -211,17 +222,14 @@ def demands(terms: Sequence[Term]) -> Demands:
     teacher=needs_teacher(terms),
     mixture=any(term.kind == "balance" for term in terms),
     output=any(term.kind not in (MIXER, BLOCK) for term in terms),
-    student_layers=tuple(sorted({pair[0] for pair in pairs(END_TO_END)})),
+    student_layers=tuple(sorted({pair[0] for pair in pairs(END_TO_END)} | {before(i) for i, _ in pairs(RELATIONS)})),
     teacher_layers=tuple(sorted({*given, *compared})),
     teacher_mixers=tuple(sorted({pair[1] for pair in pairs(MIXER)})),
+    related=tuple(sorted({pair[0] for pair in pairs(RELATIONS)})),
+    teacher_related=tuple(sorted({pair[1] for pair in pairs(RELATIONS)})),
     mixers=tuple(sorted({pair[:2] for pair in pairs(MIXER)})),  # type: ignore[misc]
     blocks=tuple(sorted({pair[:2] for pair in pairs(BLOCK)})),  # type: ignore[misc]
   )
-
-
-def before(layer: int) -> int:
-  """The layer whose output `layer` is given."""
-  return layer - 1 if layer else INPUT
 
 
 def needs_teacher(terms: Sequence[Term]) -> bool:

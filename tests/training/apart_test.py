@@ -9,6 +9,7 @@ from distill.errors import InputError
 from distill.models.config import Attention, DecoderConfig, GatedDelta, LayerConfig, Mlp, Rope
 from distill.models.decoder import Decoder
 from distill.models.layer import Layer
+from distill.nn.mamba2 import Mamba2
 from distill.parallel.mesh import make_mesh
 from distill.teachers.live import LiveTeacher
 from distill.training.objective import initial_states
@@ -108,11 +109,44 @@ def test_a_student_that_is_its_teacher_is_aligned():
   model = decoder(SOFT, SOFT, SOFT)
   weights = model.init(jax.random.key(1))
   terms = build_terms(
-    [{"kind": "mixer_output"}, {"kind": "block_output"}], key="terms", steps=1, layers_from=(0, 1, 2), depths=(3, 3)
+    [{"kind": "mixer_output"}, {"kind": "block_output"}, {"kind": "relations", "heads": 4}],
+    key="terms",
+    steps=1,
+    layers_from=(0, 1, 2),
+    depths=(3, 3),
   )
   params = {f"student.{name}": x for name, x in weights.items()}
   _, losses = trained(model, params, terms=terms, teacher=LiveTeacher(decoder=model, params=weights), steps=1)
   assert losses[0] < 1e-9
+
+
+@pytest.mark.parametrize("mixer", ["attention", "gated_delta", "mamba2"])
+def test_relations_train_a_student_of_other_widths_and_other_mixers(mixer):
+  state_space = LayerConfig(mixer=Mamba2(num_heads=2, head_dim=8, state_size=8), mlp=MLP)
+  layer = {"attention": SOFT, "gated_delta": DELTA, "mamba2": state_space}[mixer]
+  student = decoder(layer, layer)
+  model = Decoder(DecoderConfig(family="llama", vocab_size=31, width=24, layers=(SOFT, SOFT, SOFT)))
+  teacher = LiveTeacher(decoder=model, params=model.init(jax.random.key(1)))
+  terms = build_terms([{"kind": "relations", "pairs": ((1, 2),), "heads": 4}], key="terms", steps=40, depths=(2, 3))
+  params = {f"student.{name}": x for name, x in student.init(jax.random.key(0)).items()}
+  after, losses = trained(student, params, terms=terms, teacher=teacher, steps=40)
+  assert losses[-1] < 0.5 * losses[0]
+  # What comes after the compared layer's projections has no part in it.
+  untouched = [name for name in params if ".mlp." in name or name.endswith("o.kernel")]
+  assert untouched and all(np.array_equal(params[name][1], after[name][1]) for name in untouched)
+
+
+def test_what_relates_are_the_projections_of_what_a_layer_is_given():
+  model = decoder(SOFT, SOFT)
+  params, given = model.init(jax.random.key(0)), batch()
+  output = model.apply(params, capture=(0,), **run(given))
+  common = {name: value for name, value in run(given).items() if name != "tokens"}
+  ((q, k, v),) = model.apart(params, run=Layer.relate, inputs=output.captured, layers=(1,), **common)
+  one = model.unstack(params)
+  x = output.captured[0]
+  x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6) * one["layers.1.mixer_norm.scale"]
+  for name, found in zip("qkv", (q, k, v), strict=True):
+    np.testing.assert_allclose(found, x @ one[f"layers.1.mixer.{name}.kernel"], atol=1e-5)
 
 
 def test_pairs_follow_from_the_layers_that_the_student_starts_from():

@@ -1,0 +1,55 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from distill.models.config import Attention, DecoderConfig, LayerConfig, Mlp, Rope
+from distill.models.decoder import Decoder
+from distill.models.module import KEPT
+from distill.training import memory
+from distill.training.memory import first_that_fits, needed
+
+SOFT = LayerConfig(mixer=Attention(num_heads=2, num_kv_heads=1, head_dim=8, rope=Rope(theta=1e4)), mlp=Mlp(width=48))
+MODEL = Decoder(DecoderConfig(family="llama", vocab_size=31, width=16, layers=(SOFT,) * 6))
+TOKENS = jnp.zeros((4, 64), jnp.int32)
+
+
+def steps():
+  """The gradient of a model by what of its forward pass is kept, and the names of those that were compiled."""
+  compiled = []
+
+  def of(kept):
+    def loss(params):
+      compiled.append(kept)
+      positions = jnp.broadcast_to(jnp.arange(64), TOKENS.shape)
+      output = MODEL.apply(
+        params, tokens=TOKENS, segments=TOKENS + 1, positions=positions, dtype=jnp.float32, kept=kept
+      )
+      return jnp.sum(jnp.square(output.hidden))
+
+    return jax.jit(jax.grad(loss))
+
+  return [of(kept) for kept in KEPT], compiled
+
+
+def test_the_leaner_step_needs_less_and_gives_the_same():
+  params = MODEL.init(jax.random.key(0))
+  both, _ = steps()
+  sizes = [needed(step.lower(params).compile()) for step in both]
+  assert sizes[1] < 0.8 * sizes[0]
+  for one, other in zip(*(jax.tree.leaves(step(params)) for step in both), strict=True):
+    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_the_first_that_fits_runs_and_is_compiled_once(monkeypatch):
+  params = MODEL.init(jax.random.key(0))
+  both, compiled = steps()
+  said = []
+  step = first_that_fits(both, report=said.append)
+  step(params), step(params)
+  assert compiled == ["projections"] and not said
+  monkeypatch.setattr(memory, "device_memory", lambda: needed(both[0].lower(params).compile()) - 1)
+  both, compiled = steps()
+  step = first_that_fits(both, report=said.append)
+  step(params), step(params)
+  assert compiled == ["projections", "layers"]
+  assert len(said) == 1 and "computed again" in said[0]
