@@ -1,55 +1,111 @@
-"""Chunked against plain forward KL from hidden states: time and compiled temporaries, side by side in one run.
+"""Losses over a large vocabulary, forward and backward: ours against plain jax, Liger and TRL, in turns.
 
-python tools/bench_loss.py [--tokens=4096] [--vocab=32768] [--width=256]
+    tools/bench_peers.sh torch
+    python -m tools.bench_loss [--vocabs=32768,128256] [--tokens=4096] [--width=1024] [--dtypes=float32,bfloat16]
+      [--rounds=3] [--out=PATH] [--no-peers]
+
+From hidden states and heads to the mean of the divergence, its gradient by the student's hidden states and by its head;
+the same numbers for all, each in a process of its own. Forward KL is compared with plain jax, JSD(0.5) besides with
+Liger's chunked loss and TRL's GKD loss on torch's CPU, as they come. Values and norms of the gradients must agree; what
+does not fit into memory is left out. `temporaries` are those of XLA's compiled program, for --tokens and for twice as
+many; `peak` is what the process held at most over what it held before, gradients included. Tables to stdout, and with
+--out the figures as JSON. Expected on two idle cores: at most an eighth of the plain loss's temporaries in no more of
+its time, and 1.5 times as fast as Liger and TRL.
 """
 
 import argparse
-import time
+import datetime
+import itertools
+import json
+import math
+import pathlib
+import sys
 
-import jax
-import jax.numpy as jnp
+from tools.workers.serve import Worker, cores, environment, in_turns, median
 
-from distill.losses.chunked import chunked_divergence
-from distill.losses.divergences import forward_kl
-from distill.types import Readout
-
-
-def chunked(hidden, readout, teacher_hidden, teacher_readout, mask):
-  """Forward KL as training computes it."""
-  return chunked_divergence(
-    forward_kl, hidden=hidden, readout=readout, target=teacher_hidden, teacher_readout=teacher_readout, mask=mask
-  )
-
-
-def plain(hidden, readout, teacher_hidden, teacher_readout, mask):
-  """The same sum with the logits of all tokens at once, as one writes it down."""
-  q, p = (jax.nn.log_softmax(x) for x in (readout.logits(hidden), teacher_readout.logits(teacher_hidden)))
-  return jnp.sum(mask * jnp.sum(jnp.exp(p) * (p - q), axis=-1))
+# Programs by the divergence they compute.
+FORMS = {"forward_kl": ("chunked", "plain"), "jsd": ("chunked", "plain", "liger", "trl")}
+_TORCH = ("liger", "trl")
+# How far values and norms may lie apart; torch rounds logits and log-probabilities to bfloat16 as well.
+_AGREE = {"float32": 1e-3, "bfloat16": 0.15}
 
 
 def main() -> None:
-  """Prints one line a form, and the ratios."""
-  parser = argparse.ArgumentParser(description=__doc__)
-  for name, default in (("tokens", 4096), ("vocab", 32768), ("width", 256), ("repeats", 3)):
+  """Prints a table, and writes the figures."""
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--vocabs", type=lambda text: [int(one) for one in text.split(",")], default=[32768, 128256])
+  parser.add_argument("--dtypes", type=lambda text: text.split(","), default=["float32", "bfloat16"])
+  parser.add_argument("--losses", type=lambda text: text.split(","), default=list(FORMS))
+  parser.add_argument("--no-peers", dest="peers", action="store_false")
+  parser.add_argument("--out", type=pathlib.Path)
+  for name, default in dict(tokens=4096, width=1024, rounds=3).items():
     parser.add_argument(f"--{name}", type=int, default=default)
   options = parser.parse_args()
-  keys = jax.random.split(jax.random.key(0), 4)
-  hidden = [jax.random.normal(key, (options.tokens, options.width)) for key in keys[:2]]
-  kernels = [jax.random.normal(key, (options.width, options.vocab)) * options.width**-0.5 for key in keys[2:]]
-  student, teacher = (Readout(kernel=kernel, vocab_size=options.vocab) for kernel in kernels)
-  arguments = (hidden[0], student, hidden[1], teacher, jnp.ones(options.tokens))
-  figures = {}
-  for name, loss in (("chunked", chunked), ("plain", plain)):
-    step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(*arguments).compile()
-    jax.block_until_ready(step(*arguments))
-    start = time.perf_counter()
-    for _ in range(options.repeats):
-      jax.block_until_ready(step(*arguments))
-    seconds = (time.perf_counter() - start) / options.repeats
-    figures[name] = seconds, step.memory_analysis().temp_size_in_bytes / 2**20
-    print(f"{name:<8} {seconds:6.2f} s   {figures[name][1]:8.0f} MiB of temporaries")
-  time_ratio, memory_ratio = (figures["chunked"][i] / figures["plain"][i] for i in (0, 1))
-  print(f"chunked / plain: time {time_ratio:.2f}, memory {memory_ratio:.3f}")
+  rows = []
+  for vocab, dtype, loss in itertools.product(options.vocabs, options.dtypes, options.losses):
+    rows += _measure(vocab, dtype, loss, options)
+    print(table(rows), flush=True)
+    if options.out:
+      settings = {key: value for key, value in vars(options).items() if key != "out"}
+      figures = {"date": datetime.date.today().isoformat(), "cores": cores(), "settings": settings, "rows": rows}
+      options.out.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def _measure(vocab: int, dtype: str, loss: str, options: argparse.Namespace) -> list[dict]:
+  """Figures of every program that computes `loss`, in turns."""
+  print(f"{loss}, {vocab} ids, {dtype}", file=sys.stderr)
+  common = {"vocab": vocab, "dtype": dtype, "loss": loss, "tokens": options.tokens, "width": options.width}
+  forms = [form for form in FORMS[loss] if options.peers or form not in _TORCH]
+  workers: dict[str, Worker] = {}
+  try:
+    for form in forms:
+      theirs = {"module": "tools.workers.losses_torch", "python": environment("torch")}
+      ours = {"module": "tools.workers.losses"}
+      workers[form] = Worker(**(theirs if form in _TORCH else ours), settings={**common, "form": form})
+      if not workers[form].ready["fits"]:
+        workers.pop(form).close()
+        print(f"  {form} does not fit", file=sys.stderr)
+        continue
+      _check(workers[form].ready, workers["chunked"].ready, within=_AGREE[dtype], what=f"{form}, {loss}, {dtype}")
+    found = in_turns(workers, rounds=options.rounds)
+  finally:
+    for worker in workers.values():
+      worker.close()
+  ours = found["chunked"]
+  return [
+    {
+      **common,
+      "form": form,
+      "value": workers[form].ready["value"],
+      "seconds": median([one["seconds"] for one in rounds]),
+      "slower": median([one["seconds"] / mine["seconds"] for mine, one in zip(ours, rounds, strict=True)]),
+      "temporaries": [workers[form].ready.get(name) for name in ("temporaries", "temporaries_twice")],
+      "peak": max(one["bytes"] for one in rounds),
+      "rounds": rounds,
+    }
+    for form, rounds in found.items()
+  ]
+
+
+def _check(ready: dict, expected: dict, *, within: float, what: str) -> None:
+  pairs = zip([ready["value"], *ready["norms"]], [expected["value"], *expected["norms"]], strict=True)
+  if not all(math.isclose(one, other, rel_tol=within) for one, other in pairs):
+    sys.exit(f"{what}: value and norms {ready['value']}, {ready['norms']}, ours {expected}: not the same work")
+
+
+def table(rows: list[dict]) -> str:
+  """The figures as Markdown."""
+  lines = [
+    "| loss | V | dtype | program | seconds | of ours | temporaries, MiB: tokens, twice | peak, MiB |",
+    "|---|---|---|---|---|---|---|---|",
+  ]
+  for row in rows:
+    temporaries = ", ".join(f"{size / 2**20:,.0f}" for size in row["temporaries"] if size is not None)
+    lines.append(
+      f"| {row['loss']} | {row['vocab']:,} | {row['dtype']} | {row['form']} | {row['seconds']:.2f} "
+      f"| {row['slower']:.2f} × | {temporaries} | {row['peak'] / 2**20:,.0f} |"
+    )
+  return "\n".join(lines)
 
 
 if __name__ == "__main__":

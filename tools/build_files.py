@@ -11,6 +11,7 @@ from collections.abc import Iterator
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FLOORS = {
   "errors": 0,
+  "product": 0,
   "types": 0,
   "tree": 0,
   "schedules": 0,
@@ -30,6 +31,8 @@ FLOORS = {
 }
 TOP = max(FLOORS.values()) + 1  # What stands on the house: recipes, tests, tools and the entry point.
 OUTSIDE = ("configs", "tests", "tools")
+# Those that benchmarks are measured against: in environments of their own, which tools/bench_peers.sh makes.
+PEERS = {"liger_kernel", "trl", "tunix"}
 DISTRIBUTIONS = {"absl": "absl_py", "orbax": "orbax_checkpoint", "tensorboardX": "tensorboardx"}
 
 
@@ -60,7 +63,7 @@ def deps(path: pathlib.Path) -> Iterator[str]:
         # A package's empty __init__.py comes with every import below it and needs no naming.
         if one.is_file() and one != path and (one.name != "__init__.py" or one.read_text().strip()):
           yield label(one)
-    elif top not in sys.stdlib_module_names:
+    elif top not in sys.stdlib_module_names and top not in PEERS:
       yield f"@pypi//{DISTRIBUTIONS.get(top, top)}"
 
 

@@ -1,0 +1,150 @@
+"""How much of a training step its matrix products take: its FLOP/s over those of the same products alone.
+
+    python -m tools.bench_efficiency [--pairs=5.5M,14M] [--dtypes=float32,bfloat16] [--rounds=5] [--out=PATH]
+
+The step is that of tools/bench_step.py, teacher and optimizer included. Its products are read from its jaxpr, those of
+loops as often as they run; each is then timed by itself, between steps, in the same process: same shapes, dtypes and
+dimensions. What the step does besides (norms, softmaxes, the optimizer) has no FLOPs here, so 1 is the roof. Expected
+on two idle cores: at least 0.7.
+"""
+
+import argparse
+import collections
+import datetime
+import json
+import math
+import pathlib
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tools.bench_step import PAIRS, write
+from tools.workers.serve import cores, median
+from tools.workers.step import from_checkpoints
+
+_REPEATS = 3
+
+
+def main() -> None:
+  """Prints a table, and writes the figures."""
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--pairs", type=lambda text: text.split(","), default=list(PAIRS))
+  parser.add_argument("--dtypes", type=lambda text: text.split(","), default=["float32", "bfloat16"])
+  parser.add_argument("--rounds", type=int, default=5)
+  parser.add_argument("--out", type=pathlib.Path)
+  options = parser.parse_args()
+  rows = [measure(pair, dtype, options.rounds) for pair in options.pairs for dtype in options.dtypes]
+  print(table(rows))
+  if options.out:
+    figures = {"date": datetime.date.today().isoformat(), "cores": cores(), "rows": rows}
+    options.out.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def measure(pair: str, dtype: str, rounds: int) -> dict[str, Any]:
+  """The step's time and that of its products, medians of rounds in which one follows the other."""
+  with tempfile.TemporaryDirectory() as directory:
+    for seed, name in enumerate(("student", "teacher")):
+      write(pathlib.Path(directory) / name, pair, seed)
+    steps = from_checkpoints(
+      {
+        "directory": directory,
+        "vocab": PAIRS[pair]["vocab_size"],
+        "batch": 8,
+        "length": 256,
+        "learning_rate": 1e-4,
+        "dtype": dtype,
+      }
+    )
+  counted = collections.Counter(products(steps.jaxpr()))
+  runs = {product: _alone(product) for product in counted}
+  whole, parts = [], []
+  for _ in range(rounds):
+    start = time.perf_counter()
+    steps.advance(1)
+    whole.append(time.perf_counter() - start)
+    parts.append(sum(times * _seconds(runs[product]) for product, times in counted.items()))
+  flops = sum(times * product.flops for product, times in counted.items())
+  share = median([alone / step for alone, step in zip(parts, whole, strict=True)])
+  seconds = {"step": median(whole), "products": median(parts)}
+  return {"pair": pair, "dtype": dtype, "flops": flops, "seconds": seconds, "share": share}
+
+
+class Product(collections.namedtuple("Product", ("lhs", "rhs", "dimensions", "out"))):
+  """One matrix product: (shape, dtype) of both operands, dimension numbers, dtype of the result."""
+
+  @property
+  def flops(self) -> int:
+    """Multiplications and additions."""
+    (_, contracted), (_, batch) = self.dimensions
+    shared = math.prod(self.rhs[0][axis] for axis in (*contracted, *batch))
+    return 2 * math.prod(self.lhs[0]) * math.prod(self.rhs[0]) // shared
+
+
+def products(jaxpr: Any) -> Iterator[Product]:
+  """Every product that a run of `jaxpr` makes."""
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == "dot_general":
+      lhs, rhs = ((x.aval.shape, x.aval.dtype.name) for x in equation.invars)
+      out = equation.outvars[0].aval.dtype.name
+      yield Product(lhs, rhs, equation.params["dimension_numbers"], out)
+      continue
+    times = equation.params["length"] if equation.primitive.name == "scan" else 1
+    for inner in _inner(equation):
+      yield from list(products(inner)) * times
+
+
+def _inner(equation: Any) -> list[Any]:
+  """The jaxprs that an equation runs; of branches the first, which is the CPU's."""
+  params = equation.params
+  if "branches" in params:
+    return [params["branches"][0].jaxpr]
+  name = next((name for name in ("jaxpr", "call_jaxpr") if name in params), None)
+  if name is None:
+    return []
+  found = params[name]
+  return [getattr(found, "jaxpr", found)]
+
+
+def _alone(product: Product) -> Callable[[], Any]:
+  """A call that makes the product and nothing else."""
+  lhs, rhs = (jnp.ones(*operand) for operand in (product.lhs, product.rhs))
+
+  def run(lhs, rhs):
+    return jax.lax.dot_general(lhs, rhs, product.dimensions, preferred_element_type=product.out)
+
+  compiled = jax.jit(run).lower(lhs, rhs).compile()
+  jax.block_until_ready(compiled(lhs, rhs))
+  return lambda: compiled(lhs, rhs)
+
+
+def _seconds(run: Callable[[], Any]) -> float:
+  """The fastest of a few calls."""
+  times = []
+  for _ in range(_REPEATS):
+    start = time.perf_counter()
+    jax.block_until_ready(run())
+    times.append(time.perf_counter() - start)
+  return min(times)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+  """The figures as Markdown."""
+  lines = [
+    "| pair | operands | GFLOP a step | step, GFLOP/s | its products alone | share |",
+    "|---|---|---|---|---|---|",
+  ]
+  for row in rows:
+    speeds = {name: row["flops"] / seconds / 1e9 for name, seconds in row["seconds"].items()}
+    lines.append(
+      f"| {row['pair']} | {row['dtype']} | {row['flops'] / 1e9:.1f} | {speeds['step']:.0f} "
+      f"| {speeds['products']:.0f} | {row['share']:.2f} |"
+    )
+  return "\n".join(lines)
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,75 @@
+"""Writes the tables of README.md and docs/performance.md from the figures that the benchmarks left.
+
+python -m tools.bench_step --out=docs/figures/step.json
+python -m tools.bench_efficiency --out=docs/figures/efficiency.json
+python -m tools.bench_loss --out=docs/figures/loss.json     # or several loss*.json
+python -m tools.performance_table
+"""
+
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+from tools import bench_efficiency, bench_loss, bench_step
+
+_ROOT = pathlib.Path(__file__).resolve().parent.parent
+_FIGURES = _ROOT / "docs" / "figures"
+_PEERS = {"plain": "plain jax", "liger": "Liger 0.8.5", "trl": "TRL 1.16.0"}
+
+
+def main() -> None:
+  """Rewrites what stands between the markers."""
+  step, efficiency, losses = (_figures(name) for name in ("step", "efficiency", "loss"))
+  _write(_ROOT / "README.md", "performance", _summary(step["rows"], losses["rows"]))
+  page = _ROOT / "docs" / "performance.md"
+  _write(page, "step", bench_step.table(step["rows"]) + _dated(step))
+  _write(page, "efficiency", bench_efficiency.table(efficiency["rows"]) + _dated(efficiency))
+  _write(page, "losses", bench_loss.table(losses["rows"]) + _dated(losses))
+
+
+def _figures(name: str) -> dict[str, Any]:
+  """What the files of one benchmark hold, their rows one after the other."""
+  found = [json.loads(path.read_text()) for path in sorted(_FIGURES.glob(f"{name}*.json"))]
+  return {**found[-1], "rows": [row for one in found for row in one["rows"]]}
+
+
+def _dated(figures: dict[str, Any]) -> str:
+  return f"\n\n{figures['cores']} cores, {figures['date']}."
+
+
+def _summary(steps: list[dict[str, Any]], losses: list[dict[str, Any]]) -> str:
+  rows = [*_of_steps(steps), *_of_losses(losses)]
+  lines = [f"| {what} | {peer} | {faster:.2f} × | {memory:.2f} × |" for what, peer, faster, memory in rows]
+  return "\n".join(["| what | against | speed | memory |", "|---|---|---|---|", *lines])
+
+
+def _of_steps(rows: list[dict[str, Any]]) -> Iterator[tuple[str, str, float, float]]:
+  for row in rows:
+    if row["program"] != "Tunix":
+      operands = row["program"].removeprefix("distill, ")
+      yield f"step, {row['pair']} pair, {operands}", "Tunix 0.1.7, float32", row["faster"], row["memory"]
+
+
+def _of_losses(rows: list[dict[str, Any]]) -> Iterator[tuple[str, str, float, float]]:
+  """Memory is the compiler's temporaries against plain jax, and the peak against torch."""
+  ours = None
+  for row in rows:
+    if row["form"] == "chunked":
+      ours = row
+      continue
+    assert ours is not None
+    plain = row["form"] == "plain"
+    memory = ours["temporaries"][0] / row["temporaries"][0] if plain else ours["peak"] / row["peak"]
+    what = f"{row['loss']}, {row['vocab']:,} ids, {row['dtype']}"
+    yield what, _PEERS[row["form"]], row["slower"], memory
+
+
+def _write(path: pathlib.Path, name: str, text: str) -> None:
+  begin, end = f"<!-- {name}: tools/performance_table.py writes this -->", f"<!-- end of {name} -->"
+  before, rest = path.read_text().split(begin)
+  path.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.split(end)[1]}")
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,138 @@
+"""Programs in environments of their own that time a round whenever they are asked, so that peers run in turns.
+
+Nothing but the standard library: the environments hold what the peers need and no more.
+"""
+
+import contextlib
+import ctypes
+import gc
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+_ROOT = pathlib.Path(__file__).parents[2]
+_STATUS = pathlib.Path("/proc/self/status")
+
+
+class Worker:
+  """A program that has set itself up with `settings` and waits for `round`.
+
+  Args:
+    module: Module to run, which calls `serve`.
+    python: Interpreter of its environment; a missing one ends the program, which then names what makes it.
+    settings: What it gets.
+  """
+
+  def __init__(self, module: str, *, python: pathlib.Path | str = sys.executable, settings: Mapping[str, Any]):
+    self._process = subprocess.Popen(
+      [str(python), "-m", module, json.dumps(settings)],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+      cwd=_ROOT,
+    )
+    self.ready = self._read()
+
+  def round(self) -> dict[str, Any]:
+    """What one round measured."""
+    assert self._process.stdin is not None
+    self._process.stdin.write("\n")
+    self._process.stdin.flush()
+    return self._read()
+
+  def close(self) -> None:
+    """Ends the program."""
+    self._process.kill()
+    self._process.wait()
+
+  def _read(self) -> dict[str, Any]:
+    assert self._process.stdout is not None
+    line = self._process.stdout.readline()
+    if not line:
+      raise SystemExit(f"{self._process.args[2]} ended with exit code {self._process.wait()}")
+    return json.loads(line)
+
+
+def environment(name: str) -> pathlib.Path:
+  """The interpreter of a peer's environment.
+
+  Raises:
+    SystemExit: There is none.
+  """
+  python = _ROOT / ".peers" / name / "bin" / "python"
+  if not python.exists():
+    print(f"{python.relative_to(_ROOT)}: not there; make it: tools/bench_peers.sh {name}", file=sys.stderr)
+    raise SystemExit(2)
+  return python
+
+
+def serve(prepare: Callable[[Mapping[str, Any]], tuple[dict[str, Any], Callable[[], dict[str, Any]]]]) -> None:
+  """Runs a worker: `prepare(settings)` gives what is told once, and the round; libraries print to stderr."""
+  with contextlib.redirect_stdout(sys.stderr):
+    ready, run = prepare(json.loads(sys.argv[1]))
+    _say(ready)
+    for _ in sys.stdin:
+      _say(run())
+
+
+def _say(values: Mapping[str, Any]) -> None:
+  assert sys.__stdout__ is not None
+  print(json.dumps(values), file=sys.__stdout__, flush=True)
+
+
+def resident() -> int:
+  """Bytes of this process in memory, after what is free was given back."""
+  gc.collect()
+  with contextlib.suppress(OSError, AttributeError):
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+  return _status("VmRSS")
+
+
+def forget_peak() -> None:
+  """Starts the peak anew from what the process holds now."""
+  resident()
+  pathlib.Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak() -> int:
+  """Most bytes of this process in memory at once since `forget_peak`."""
+  return _status("VmHWM")
+
+
+def available() -> int:
+  """Bytes that a process could still take without driving others out."""
+  line = next(
+    line for line in pathlib.Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable")
+  )
+  return int(line.split()[1]) * 1024
+
+
+def _status(key: str) -> int:
+  line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(key))
+  return int(line.split()[1]) * 1024
+
+
+def in_turns(workers: Mapping[str, Worker], *, rounds: int) -> dict[str, list[dict[str, Any]]]:
+  """What `rounds` rounds of each measured, one worker after the other in each round; progress on stderr."""
+  found: dict[str, list[dict[str, Any]]] = {name: [] for name in workers}
+  for turn in range(rounds):
+    for name, worker in workers.items():
+      found[name].append(worker.round())
+      print(f"  round {turn + 1}/{rounds}  {name:<12} {found[name][-1]['seconds']:8.3f} s", file=sys.stderr)
+  return found
+
+
+def median(values: Sequence[float]) -> float:
+  """The middle one."""
+  ordered = sorted(values)
+  half = len(ordered) // 2
+  return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
+
+
+def cores() -> int:
+  """That this process may use."""
+  return len(os.sched_getaffinity(0))
