@@ -5,6 +5,7 @@ resuming bit-equal after a kill (training/run_test.py), teachers over two proces
 teacher with adapters for a student without (training/routes_test.py).
 """
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -53,9 +54,7 @@ def loss(spec, given, *, student=None, teacher=None, rows=slice(None), totals=No
     apart=Apart(),
     batch=part,
     projectors={},
-    step=jnp.zeros(()),
-    totals=totals or objective.counts(given),
-    states={},
+    moment=objective.Moment(step=jnp.zeros(()), totals=totals or objective.counts(given), states={}, shards=1),
   )
   return float(value)
 
@@ -278,9 +277,12 @@ def _all_at_once(patch):
 
 def _each_by_itself(patch):
   right = objective.loss_sums
-  patch.setattr(
-    objective, "loss_sums", lambda *a, batch, totals, **k: right(*a, batch=batch, totals=objective.counts(batch), **k)
-  )
+
+  def alone(*arguments, batch, moment, **others):
+    moment = dataclasses.replace(moment, totals=objective.counts(batch))
+    return right(*arguments, batch=batch, moment=moment, **others)
+
+  patch.setattr(objective, "loss_sums", alone)
 
 
 def _plain_product(**kept):

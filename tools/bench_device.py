@@ -8,8 +8,8 @@ the student's; milliseconds, and GiB that the compiled program takes at most, wh
 shapes with random weights, the teacher in bf16, the student in float32 with bf16 operands and AdamW; tokens a second,
 and what share of --peak, the device's TFLOP/s in bf16 (989 for an H100 or H200), the models' own FLOPs come to: 6 a
 parameter and token of the student, 2 of the teacher, and causal attention; nothing that is computed again counts.
---small shrinks all shapes, to try the script on a CPU. Expected on one H200: losses within 60 ms and 9 GiB, the step
-above 45 %.
+--small shrinks all shapes, to try the script on a CPU. No accelerator has been measured yet; what one
+H200 should show: losses within 60 ms and 9 GiB, the step above 45 %.
 """
 
 import argparse

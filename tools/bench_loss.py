@@ -9,8 +9,8 @@ the same numbers for all, each in a process of its own. Forward KL is compared w
 Liger's chunked loss and TRL's GKD loss on torch's CPU, as they come. Values and norms of the gradients must agree; what
 does not fit into memory is left out. `temporaries` are those of XLA's compiled program, for --tokens and for twice as
 many; `peak` is what the process held at most over what it held before, gradients included. Tables to stdout, and with
---out the figures as JSON. Expected on two idle cores: at most an eighth of the plain loss's temporaries in no more of
-its time, and 1.5 times as fast as Liger and TRL.
+--out the figures as JSON. Found on two idle cores at 32,768 ids, float32: a tenth of the plain loss's
+temporaries, in 1.13 of its time for forward KL and 0.93 for JSD; 1.8 times as fast as Liger, 2.7 times as TRL.
 """
 
 import argparse
@@ -19,9 +19,10 @@ import itertools
 import json
 import math
 import pathlib
+import statistics
 import sys
 
-from tools.workers.serve import Worker, cores, environment, in_turns, median
+from tools.workers.serve import Worker, cores, environment, in_turns
 
 # Programs by the divergence they compute.
 FORMS = {"forward_kl": ("chunked", "plain"), "jsd": ("chunked", "plain", "liger", "trl")}
@@ -77,8 +78,8 @@ def _measure(vocab: int, dtype: str, loss: str, options: argparse.Namespace) -> 
       **common,
       "form": form,
       "value": workers[form].ready["value"],
-      "seconds": median([one["seconds"] for one in rounds]),
-      "slower": median([one["seconds"] / mine["seconds"] for mine, one in zip(ours, rounds, strict=True)]),
+      "seconds": statistics.median([one["seconds"] for one in rounds]),
+      "slower": statistics.median([one["seconds"] / mine["seconds"] for mine, one in zip(ours, rounds, strict=True)]),
       "temporaries": [workers[form].ready.get(name) for name in ("temporaries", "temporaries_twice")],
       "peak": max(one["bytes"] for one in rounds),
       "rounds": rounds,

@@ -29,9 +29,6 @@ def chunk_tokens(vocab: int, *, tokens: int, width: int = 0) -> int:
   return min(tokens, max(_LEAST, 7 * width // 16, _CHUNK_BYTES // (4 * vocab)))
 
 
-Teacher = Float[Array, "M W"] | SparseTarget | None
-
-
 def cross_entropy(logits: Float[Array, "M V"], labels: Int[Array, " M"]) -> Float[Array, " M"]:
   """−log softmax(logits)[label] per token, in nats."""
   return jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]

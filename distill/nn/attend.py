@@ -39,8 +39,8 @@ def attend(
 ) -> Float[Array, "B K G T H"]:
   """Causal attention within each segment, float32; operands stay in q's dtype, scores and softmax are float32.
 
-  Blocks see the keys before their end alone, so that half of the products are never made, and nothing of [T, T] is
-  kept: the backward pass computes a block's weights again (Dao et al. 2022, 2205.14135).
+  Blocks see the keys before their end alone, so that of long rows nearly half of the products are never made, and
+  nothing of [T, T] is kept: the backward pass computes a block's weights again (Dao et al. 2022, 2205.14135).
 
   Args:
     scoring: How scores are made.

@@ -1,5 +1,6 @@
 """The objective: the only file that knows about distillation as a whole."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 
@@ -78,6 +79,23 @@ def counts(batch: Batch) -> Sums:
   return {"predicted": jnp.sum(batch.loss_mask), "present": jnp.sum(batch.segments > 0).astype(jnp.float32)}
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Moment:
+  """Where a stage stands when a loss is computed.
+
+  Attributes:
+    step: Step within the stage.
+    totals: `counts` of the GLOBAL batch, so that shares of micro-batches, devices and hosts simply add up.
+    states: What terms carry from step to step (`initial_states`).
+    shards: Over how many parts of a mesh the rows are spread.
+  """
+
+  step: Float[Array, ""] | Int[Array, ""]
+  totals: Sums
+  states: TermStates
+  shards: int
+
+
 def loss_sums(
   terms: Sequence[Term],
   *,
@@ -86,10 +104,7 @@ def loss_sums(
   apart: Apart,
   batch: Batch,
   projectors: Params,
-  step: Float[Array, ""] | Int[Array, ""],
-  totals: Sums,
-  states: TermStates,
-  shards: int = 1,
+  moment: Moment,
 ) -> tuple[Float[Array, ""], Sums]:
   """This micro-batch's share of the loss, and of each term's mean.
 
@@ -100,46 +115,41 @@ def loss_sums(
     apart: Student layers given the teacher's inputs, as `demands` lists them.
     batch: The micro-batch.
     projectors: `{i}_{j}.kernel` [D_s, D_t] for each compared pair; none where the widths agree and none is trained.
-    step: Step within the stage.
-    totals: `counts` of the GLOBAL batch, so that shares of micro-batches, devices and hosts simply add up.
-    states: What terms carry from step to step (`initial_states`).
-    shards: Over how many parts of a mesh the rows are spread.
+    moment: Where the stage stands.
 
   Returns:
     Σ weight · ratio · sum / count, ratio 1 unless a term is balanced, and per term sum / count.
   """
   total, parts = jnp.zeros((), jnp.float32), {}
-  from_logits, values = _from_logits(terms, output, signal, batch, step, totals, states, shards)
+  from_logits, values = _from_logits(terms, output, signal, batch, moment)
   for index, term in enumerate(terms):
     name = f"{index}_{term.kind}"
     if term.kind in LAYERWISE:
-      parts[name] = _layer_sum(term, terms, output, signal, apart, batch, projectors) / totals["present"]
+      parts[name] = _layer_sum(term, terms, output, signal, apart, batch, projectors) / moment.totals["present"]
     elif term.kind == "balance":
       assert output is not None and output.balance is not None, "a student without mixtures"
-      parts[name] = jnp.sum(output.balance * jnp.sum(batch.segments > 0, axis=1)) / totals["present"]
+      parts[name] = jnp.sum(output.balance * jnp.sum(batch.segments > 0, axis=1)) / moment.totals["present"]
     else:
       parts[name] = values[index]
       continue
-    weight = term.weight(step) * (states[str(index)]["ratio"] if term.balanced else 1.0)
+    weight = term.weight(moment.step) * (moment.states[str(index)]["ratio"] if term.balanced else 1.0)
     total = total + weight * parts[name]
   return total + from_logits, parts
 
 
-def _from_logits(terms, output, signal, batch, step, totals, states, shards):
+def _from_logits(terms, output, signal, batch, moment):
   """(weighted sum, {index: value}) of the terms that learn from logits, which share one walk over them."""
-  places = [
-    index for index, term in enumerate(terms) if term.kind in ("cross_entropy", "z_loss") or is_divergence(term.kind)
-  ]
+  places = [index for index, term in enumerate(terms) if term.kind not in (*LAYERWISE, "balance")]
   if not places:
     return jnp.zeros((), jnp.float32), {}
   # What each term's sum over tokens is multiplied by to become its value.
-  scales = [1.0 / jnp.maximum(totals["predicted"], 1.0)] * len(places)
+  scales = [1.0 / jnp.maximum(moment.totals["predicted"], 1.0)] * len(places)
   losses = []
   for place, index in enumerate(places):
     term = terms[index]
     if is_divergence(term.kind) and term.temperature_squared:
-      scales[place] *= jnp.square(term.temperature(step))
-    losses.append(_token_loss(term, weight=term.weight(step) * scales[place], step=step, state=states.get(str(index))))
+      scales[place] *= jnp.square(term.temperature(moment.step))
+    losses.append(_token_loss(term, scale=scales[place], step=moment.step, state=moment.states.get(str(index))))
 
   def rows(x):
     return x.reshape(-1, *x.shape[2:])
@@ -154,12 +164,13 @@ def _from_logits(terms, output, signal, batch, step, totals, states, shards):
     teacher_readout=signal.readout if dense else None,
     labels=rows(jnp.roll(batch.tokens, -1, axis=1)),
     mask=rows(batch.loss_mask),
-    shards=shards,
+    shards=moment.shards,
   )
   return total, {index: sums[place] * scales[place] for place, index in enumerate(places)}
 
 
-def _token_loss(term, *, weight, step, state) -> TokenLoss:
+def _token_loss(term, *, scale, step, state) -> TokenLoss:
+  weight = term.weight(step) * scale
   if term.kind == "cross_entropy":
     return cross_entropy_loss(weight=weight)
   if term.kind == "z_loss":

@@ -12,8 +12,10 @@ from distill.models.layer import Layer
 from distill.nn.mamba2 import Mamba2
 from distill.parallel.mesh import make_mesh
 from distill.teachers.live import LiveTeacher
+from distill.training.models import Models
 from distill.training.objective import initial_states
 from distill.training.optimizer import make_optimizer, multipliers
+from distill.training.stages import read_stages
 from distill.training.step import StepConfig, TrainState, canonical_names, make_step
 from distill.training.terms import build_terms, demands
 from distill.types import INPUT, Batch
@@ -134,6 +136,17 @@ def test_relations_train_a_student_of_other_widths_and_other_mixers(mixer):
   # What comes after the compared layer's projections has no part in it.
   untouched = [name for name in params if ".mlp." in name or name.endswith("o.kernel")]
   assert untouched and all(np.array_equal(params[name][1], after[name][1]) for name in untouched)
+
+
+def test_relation_heads_divide_what_both_models_project():
+  model = decoder(SOFT, SOFT)
+  models = Models(student=decoder(DELTA), params={}, teacher=LiveTeacher(decoder=model, params={}), adapter_scale=1.0)
+  terms = [{"kind": "relations", "pairs": ((0, 1),), "heads": 16}]
+  resolved = {"stages": {"one": {"steps": 1, "terms": terms}}}
+  with pytest.raises(
+    InputError, match=r"terms\[0\]\.heads: 16 relation heads do not divide the teacher's .* 16, 8, 8 wide"
+  ):
+    read_stages(resolved, models)
 
 
 def test_what_relates_are_the_projections_of_what_a_layer_is_given():

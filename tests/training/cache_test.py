@@ -229,6 +229,13 @@ def test_there_must_be_something_to_cache(config, tmp_path):
     make(changed(config, terms=[{"kind": "cross_entropy"}]), workdir=tmp_path)
 
 
+def test_relations_are_not_in_a_cache(config, cached, tmp_path):
+  terms = [{"kind": "forward_kl"}, {"kind": "relations", "pairs": ((0, 0),)}]
+  run = changed(config, teacher={"cache": str(cached)}, terms=terms)
+  with pytest.raises(InputError, match=r"terms: a cache holds no queries, keys and values for relations"):
+    train(run, workdir=tmp_path / "run")
+
+
 def test_two_processes_share_the_work_of_a_cache(cached, command, tmp_path):
   (_, _, program, *arguments) = command("cache", tmp_path / "two")["args"]
   for code, _, errors in two(program.replace("sys.argv[1:]", repr(arguments))):

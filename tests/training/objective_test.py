@@ -6,7 +6,7 @@ import pytest
 
 from distill.errors import InputError
 from distill.training.config import difference, resolve
-from distill.training.objective import counts, initial_states, loss_sums, next_states
+from distill.training.objective import Moment, counts, initial_states, loss_sums, next_states
 from distill.training.optimizer import make_optimizer, multipliers
 from distill.training.terms import build_terms
 from distill.types import Apart, Batch, DenseSignal, ModelOutput, Readout
@@ -40,9 +40,7 @@ def sums(terms, output, signal, batch, projectors, *, states=None):
     apart=Apart(),
     batch=batch,
     projectors=projectors,
-    step=jnp.zeros(()),
-    totals=counts(batch),
-    states=states or {},
+    moment=Moment(step=jnp.zeros(()), totals=counts(batch), states=states or {}, shards=1),
   )
 
 
@@ -141,9 +139,7 @@ def test_balance_counts_each_row_by_its_tokens_and_shares_of_it_add_up():
       apart=Apart(),
       batch=Batch(**share, segments=segments[rows]),
       projectors={},
-      step=jnp.zeros(()),
-      totals=totals,
-      states={},
+      moment=Moment(step=jnp.zeros(()), totals=totals, states={}, shards=1),
     )[0]
 
   expected = 0.1 * (9 * 1.0 + 4 * 1.5 + 2 * 2.0) / 15
@@ -165,9 +161,7 @@ def test_shares_of_micro_batches_add_up():
       apart=Apart(),
       batch=Batch(**{name: cut(getattr(batch, name)) for name in ("tokens", "segments", "positions", "loss_mask")}),
       projectors=projectors,
-      step=jnp.zeros(()),
-      totals=counts(batch),
-      states={},
+      moment=Moment(step=jnp.zeros(()), totals=counts(batch), states={}, shards=1),
     )[0]
 
   np.testing.assert_allclose(part(slice(0, 1)) + part(slice(1, 4)), part(slice(0, 4)), rtol=1e-5)

@@ -32,7 +32,7 @@ _PLAIN = {"forward_kl": _plain_kl, "jsd": _plain_jsd}
 
 def main() -> None:
   """Serves rounds."""
-  serve(prepare)
+  serve(_prepare)
 
 
 def function(settings: Mapping[str, Any]) -> Callable[..., Any]:
@@ -57,7 +57,7 @@ def function(settings: Mapping[str, Any]) -> Callable[..., Any]:
   return mean
 
 
-def prepare(settings: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[[], dict[str, Any]]]:
+def _prepare(settings: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[[], dict[str, Any]]]:
   """Compiles the loss with its gradients; temporaries are the compiler's, for so many tokens and for twice as many."""
   step = jax.jit(jax.value_and_grad(function(settings), argnums=(0, 1)))
   width, vocab = settings["width"], settings["vocab"]

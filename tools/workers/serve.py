@@ -11,7 +11,7 @@ import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 _ROOT = pathlib.Path(__file__).parents[2]
@@ -124,13 +124,6 @@ def in_turns(workers: Mapping[str, Worker], *, rounds: int) -> dict[str, list[di
       found[name].append(worker.round())
       print(f"  round {turn + 1}/{rounds}  {name:<12} {found[name][-1]['seconds']:8.3f} s", file=sys.stderr)
   return found
-
-
-def median(values: Sequence[float]) -> float:
-  """The middle one."""
-  ordered = sorted(values)
-  half = len(ordered) // 2
-  return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
 
 
 def cores() -> int:
