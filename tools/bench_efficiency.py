@@ -63,6 +63,7 @@ def measure(pair: str, dtype: str, rounds: int) -> dict[str, Any]:
   counted = collections.Counter(products(steps.jaxpr()))
   runs = {product: _alone(product) for product in counted}
   whole, parts = [], []
+  steps.advance(1)  # Compiles.
   for _ in range(rounds):
     start = time.perf_counter()
     steps.advance(1)
