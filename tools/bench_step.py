@@ -7,8 +7,8 @@ Teacher and student are two random Llamas of one size, written once and loaded b
 forward KL and cross-entropy, half and half; AdamW. Tunix runs its own `DistillationTrainer` and its own Llama, in
 float32, parameters and operands; ours has float32 parameters and operands of the dtype named. The losses of the first
 step must agree. Memory is the most that the process holds during steps, less what it held before the models were
-loaded. Tables to stdout, and with --out the figures as JSON. Found on two idle cores: 1.5 (float32) to
-1.8 times (bfloat16) the tokens of Tunix, in less than a third of its memory.
+loaded. Tables to stdout, and with --out the figures as JSON. Found on two idle cores: 1.4 to 1.6 times the
+tokens of Tunix with float32 operands, 1.65 to 1.8 with bfloat16, in less than a third of its memory.
 """
 
 import argparse

@@ -117,12 +117,17 @@ def _status(key: str) -> int:
 
 
 def in_turns(workers: Mapping[str, Worker], *, rounds: int) -> dict[str, list[dict[str, Any]]]:
-  """What `rounds` rounds of each measured, one worker after the other in each round; progress on stderr."""
+  """What `rounds` rounds of each measured, one worker after the other in each; one more before them does not count.
+
+  Some compile again in their first round. Progress goes to stderr.
+  """
   found: dict[str, list[dict[str, Any]]] = {name: [] for name in workers}
-  for turn in range(rounds):
+  for turn in range(rounds + 1):
     for name, worker in workers.items():
-      found[name].append(worker.round())
-      print(f"  round {turn + 1}/{rounds}  {name:<12} {found[name][-1]['seconds']:8.3f} s", file=sys.stderr)
+      measured = worker.round()
+      print(f"  round {turn}/{rounds}  {name:<12} {measured['seconds']:8.3f} s", file=sys.stderr)
+      if turn:
+        found[name].append(measured)
   return found
 
 
