@@ -1,8 +1,8 @@
 """Faults that public distillation frameworks have had: each is told from the right thing by a check that it fails.
 
 A check passes as the code is, and no longer once the fault is put in. Faults of whole runs have tests of their own:
-resuming bit-equal after a kill (training/run_test.py), teachers over two processes (training/cache_test.py), and a
-teacher with adapters for a student without (training/routes_test.py).
+resuming bit-equal after a kill (training/run_test.py), teachers over two processes and an export that fails
+(training/jobs_test.py), and a teacher with adapters for a student without (training/routes_test.py).
 """
 
 import dataclasses
@@ -309,10 +309,10 @@ def _padding_of_zeros(patch):
 
 
 def _same_width(patch):
-  def pair(student, teacher, *, temperature):
-    return tuple(jax.nn.log_softmax(x / temperature, axis=-1) for x in (teacher, student))
+  def whole(student, teacher, *, temperature):
+    return teacher / temperature, student / temperature
 
-  patch.setattr(chunked, "dense_pair", pair)
+  patch.setattr(chunked, "shared_logits", whole)
 
 
 FAULTS = {

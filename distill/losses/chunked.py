@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from distill.losses.divergences import NOTHING, Divergence
-from distill.product import product
+from distill.losses.divergences import NOTHING, OF_LOGITS, Divergence, normalisers
+from distill.product import product, transposed
 from distill.types import Readout, SparseTarget
 
 _CHUNK_BYTES = 8 * 2**20
@@ -29,9 +29,26 @@ def chunk_tokens(vocab: int, *, tokens: int, width: int = 0) -> int:
   return min(tokens, max(_LEAST, 7 * width // 16, _CHUNK_BYTES // (4 * vocab)))
 
 
+@jax.custom_vjp
 def cross_entropy(logits: Float[Array, "M V"], labels: Int[Array, " M"]) -> Float[Array, " M"]:
-  """−log softmax(logits)[label] per token, in nats."""
-  return jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
+  """−log softmax(logits)[label] per token, in nats; labels are ids of the vocabulary."""
+  return _cross_entropy_forward(logits, labels)[0]
+
+
+def _cross_entropy_forward(logits, labels):
+  most, log_sum = normalisers(logits)
+  chosen = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+  return (log_sum - (chosen - most))[:, 0], (logits, labels, most, log_sum)
+
+
+def _cross_entropy_backward(saved, cotangent):
+  """From the logits again, so that exponentials of all of them are not kept."""
+  logits, labels, most, log_sum = saved
+  chosen = jnp.arange(logits.shape[-1]) == labels[:, None]
+  return cotangent[:, None] * (jnp.exp(logits - most - log_sum) - chosen), None
+
+
+cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
 
 
 def z_loss(logits: Float[Array, "M V"]) -> Float[Array, " M"]:
@@ -39,12 +56,20 @@ def z_loss(logits: Float[Array, "M V"]) -> Float[Array, " M"]:
   return jnp.square(jax.nn.logsumexp(logits, axis=-1))
 
 
+def shared_logits(
+  student: Float[Array, "M V"], teacher: Float[Array, "M W"], *, temperature: float | Float[Array, ""]
+) -> tuple[Float[Array, "M K"], Float[Array, "M K"]]:
+  """Logits (teacher, student) of the vocabulary both have, divided by `temperature`."""
+  shared = min(student.shape[-1], teacher.shape[-1])
+  return teacher[:, :shared] / temperature, student[:, :shared] / temperature
+
+
 def dense_pair(
   student: Float[Array, "M V"], teacher: Float[Array, "M W"], *, temperature: float | Float[Array, ""]
 ) -> tuple[Float[Array, "M K"], Float[Array, "M K"]]:
   """Log-probabilities (teacher, student) over the vocabulary both have, logits divided by `temperature`."""
-  shared = min(student.shape[-1], teacher.shape[-1])
-  p, q = (jnp.maximum(jax.nn.log_softmax(x[:, :shared] / temperature, axis=-1), NOTHING) for x in (teacher, student))
+  logits = shared_logits(student, teacher, temperature=temperature)
+  p, q = (jnp.maximum(jax.nn.log_softmax(x, axis=-1), NOTHING) for x in logits)
   return p, q
 
 
@@ -149,11 +174,13 @@ def divergence_loss(
     extra: What the divergence takes last.
   """
 
+  of_logits = OF_LOGITS.get(divergence)
+
   def per_token(logits_MV, teacher, labels_M, temperature, extra):
-    if isinstance(teacher, SparseTarget):
-      p, q = sparse_pair(logits_MV, teacher, temperature=temperature)
-    else:
-      p, q = dense_pair(logits_MV, teacher, temperature=temperature)
+    sparse = isinstance(teacher, SparseTarget)
+    if of_logits and not sparse:
+      return of_logits(*shared_logits(logits_MV, teacher, temperature=temperature))
+    p, q = (sparse_pair if sparse else dense_pair)(logits_MV, teacher, temperature=temperature)
     return divergence(p, q, _bucket(labels_M, teacher), *extra) if labelled else divergence(p, q, *extra)
 
   return TokenLoss(per_token=per_token, weight=weight, temperature=temperature, extra=extra)
@@ -282,7 +309,8 @@ def _walk(fixed, hidden, readout, tokens, shared, *, grads):
     operand_MD = hidden_MD.astype(kernel.dtype)
     grad = spread(jax.value_and_grad(value, argnums=(0, 1), has_aux=True), 0, None, 0)
     found, (raw_grad, rest) = grad(product(operand_MD, kernel), readout, tokens)
-    new = jnp.matmul(raw_grad.astype(kernel.dtype), kernel.T, preferred_element_type=jnp.float32)
+    # Transposed here, where float32 products do it on the way: before the loop it would be a second head in memory.
+    new = jnp.matmul(raw_grad.astype(kernel.dtype), transposed(kernel), preferred_element_type=jnp.float32)
     old = jax.lax.dynamic_slice_in_dim(hidden_grad, begin, size, axis=axis)
     new = old + new.astype(hidden_grad.dtype)
     hidden_grad = jax.lax.dynamic_update_slice_in_dim(hidden_grad, new, begin, axis=axis)
@@ -305,27 +333,39 @@ def _walk(fixed, hidden, readout, tokens, shared, *, grads):
 
 def _with_product(total_DV, hidden_MD, grad_MV):
   """total + hiddenᵀ @ grad, float32."""
-  return jax.lax.platform_dependent(total_DV, hidden_MD, grad_MV, cpu=_in_blocks, default=_at_once)
+  operands = total_DV, transposed(hidden_MD, left=True), grad_MV.astype(hidden_MD.dtype)
+  return jax.lax.platform_dependent(*operands, cpu=_in_blocks, default=_at_once)
 
 
-def _at_once(total_DV, hidden_MD, grad_MV):
-  return total_DV + jnp.matmul(hidden_MD.T, grad_MV.astype(hidden_MD.dtype), preferred_element_type=jnp.float32)
+def _at_once(total_DV, hidden_DM, grad_MV):
+  return total_DV + jnp.matmul(hidden_DM, grad_MV, preferred_element_type=jnp.float32)
 
 
-def _in_blocks(total_DV, hidden_MD, grad_MV):
-  """A block of columns at a time, which stays in a CPU's cache until it is added."""
-  (width, vocab), hidden_DM = total_DV.shape, hidden_MD.T.astype(jnp.float32)
-  size = min(vocab, max(_LEAST, _BLOCK_BYTES // (4 * width)))
+def _in_blocks(total_DV, hidden_DM, grad_MV):
+  """A block of columns at a time, which stays in a CPU's cache until it is added.
 
-  def add(total_DV, start, size):
-    grad = jax.lax.dynamic_slice_in_dim(grad_MV, start, size, axis=1)
-    old = jax.lax.dynamic_slice_in_dim(total_DV, start, size, axis=1)
-    new = old + jnp.matmul(hidden_DM, grad, preferred_element_type=jnp.float32)
-    return jax.lax.dynamic_update_slice_in_dim(total_DV, new, start, axis=1)
+  The last ends where the columns do, and what it has over again is masked: a block of another size would be added in a
+  copy of the total.
+  """
+  width, vocab = total_DV.shape
+  blocks = -(-vocab // max(_LEAST, _BLOCK_BYTES // (4 * width)))
+  size = min(vocab, -(-vocab // (blocks * _LANES)) * _LANES)
+  grad_MV = _bits(grad_MV)
 
-  whole = vocab // size
-  total_DV = jax.lax.fori_loop(0, whole, lambda i, total: add(total, i * size, size), total_DV)
-  return add(total_DV, whole * size, vocab - whole * size) if whole * size < vocab else total_DV
+  def add(i, total_DV):
+    begin = jnp.minimum(i * size, vocab - size)
+    old, grad = (jax.lax.dynamic_slice_in_dim(x, begin, size, axis=1) for x in (total_DV, grad_MV))
+    if size * blocks != vocab:
+      grad = jnp.where(begin + jnp.arange(size) >= i * size, grad, 0)
+    new = _at_once(old, hidden_DM, jax.lax.bitcast_convert_type(grad, hidden_DM.dtype))
+    return jax.lax.dynamic_update_slice_in_dim(total_DV, new, begin, axis=1)
+
+  return jax.lax.fori_loop(0, blocks, add, total_DV)
+
+
+def _bits(x):
+  """bfloat16 as integers: of the numbers themselves XLA's CPU code makes float32 ones before it slices them."""
+  return jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
 
 
 def _forward(fixed, hidden, readout, tokens, shared):

@@ -18,7 +18,9 @@ NOTHING = -1e4
 _FAR = -1.0
 
 LogProbs = Float[Array, "M K"]
+Logits = Float[Array, "M K"]
 PerToken = Float[Array, " M"]
+Normaliser = Float[Array, "M 1"]
 
 
 @jax.custom_vjp
@@ -40,12 +42,57 @@ def _kl_backward(saved, cotangent):
   # Made again from p and q: shared with the value, the exponentials would stay in memory, four times [M, K] in place of
   # two.
   p, q = jax.lax.optimization_barrier(saved)
+  return cotangent[..., None] * jnp.exp(p) * (p - q), cotangent[..., None] * _excess(p, q)
+
+
+def _excess(p, q):
+  """exp(q) − exp(p), precise where they are close: the slope of KL(p ‖ q) in q, and in logits that q comes from."""
   x, mass = p - q, jnp.exp(p)
-  of_q = jnp.where(x > _FAR, mass * jnp.expm1(-jnp.maximum(x, _FAR)), jnp.exp(q) - mass)
-  return cotangent[..., None] * mass * x, cotangent[..., None] * of_q
+  return jnp.where(x > _FAR, mass * jnp.expm1(-jnp.maximum(x, _FAR)), jnp.exp(q) - mass)
 
 
 forward_kl.defvjp(_kl_forward, _kl_backward)
+
+
+def normalisers(logits: Logits) -> tuple[Normaliser, Normaliser]:
+  """What is taken from logits, first one and then the other, to make them log-probabilities: the largest, log Σ exp.
+
+  As one number, logsumexp, they would be rounded to the size of the largest.
+  """
+  most = jnp.max(logits, axis=-1, keepdims=True)
+  # Without a barrier logits − most, which log-probabilities begin with as well, would stay in memory for them.
+  raised = jnp.exp(logits - jax.lax.optimization_barrier(most))
+  return most, jnp.log(jnp.sum(raised, axis=-1, keepdims=True))
+
+
+@jax.custom_vjp
+def forward_kl_of_logits(teacher: Logits, student: Logits) -> PerToken:
+  """`forward_kl` of two softmaxes over the same ids, with a slope in the student's logits alone.
+
+  The slope, the student's less the teacher's probability, needs neither a sum over the vocabulary nor an array of its
+  size beside the logits. It holds as well where the student's probability is below exp(NOTHING), where `forward_kl` is
+  flat.
+  """
+  return _kl_of_logits_forward(teacher, student)[0]
+
+
+def _kl_of_logits_forward(teacher, student):
+  saved = [(x, normalisers(x)) for x in (teacher, student)]
+  return forward_kl(*map(_log_probs, saved)), saved
+
+
+def _log_probs(saved):
+  logits, (most, log_sum) = saved
+  return jnp.maximum(logits - most - log_sum, NOTHING)
+
+
+def _kl_of_logits_backward(saved, cotangent):
+  # Behind a barrier for the reason of `_kl_backward`.
+  p, q = map(_log_probs, jax.lax.optimization_barrier(saved))
+  return None, cotangent[..., None] * _excess(p, q)
+
+
+forward_kl_of_logits.defvjp(_kl_of_logits_forward, _kl_of_logits_backward)
 
 
 def reverse_kl(p: LogProbs, q: LogProbs) -> PerToken:
@@ -127,3 +174,6 @@ DIVERGENCES: Mapping[str, tuple[Divergence, Mapping[str, float]]] = {
   "alpha_beta": (alpha_beta, {"alpha": 0.5, "beta": 0.5}),
 }
 """Name -> (function, its numbers and their defaults), for those that need nothing but p and q."""
+
+OF_LOGITS: Mapping[Divergence, Callable[[Logits, Logits], PerToken]] = {forward_kl: forward_kl_of_logits}
+"""The same from (teacher's, student's) dense logits, for those that have a cheaper slope there."""

@@ -188,7 +188,7 @@ def _divergence(term: Term):
   if term.kind == "taid":
     return lambda p, q, t: taid(p, q, t=t)
   function: Divergence = decoupled_kl if term.kind == "dkd" else DIVERGENCES[term.kind][0]
-  return functools.partial(function, **term.numbers)
+  return functools.partial(function, **term.numbers) if term.numbers else function  # As itself for `OF_LOGITS`.
 
 
 def _layer_sum(term, terms, output, signal, apart, batch, projectors):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from distill.losses import divergences
-from distill.losses.chunked import chunked_losses, divergence_loss
+from distill.losses.chunked import chunked_losses, cross_entropy, divergence_loss
 from distill.types import Readout, SparseTarget
 
 WIDTH = 6
@@ -211,3 +211,25 @@ def test_value_and_gradients_equal_float64(kind, vocab, temperature):
       scale = np.linalg.norm(np.asarray(got, np.float64)) * np.linalg.norm(direction) * direction.size**-0.5
       got_slope = np.sum(np.asarray(got, np.float64) * direction)
       np.testing.assert_allclose(got_slope, slope, atol=1e-5 * scale, rtol=1e-5, err_msg=name)
+
+
+def test_kl_of_logits_is_finite_where_logits_are_the_lowest_float():
+  logits = jnp.asarray([[0.0, 1.0, jnp.finfo(jnp.float32).min], [2.0, -3e38, jnp.finfo(jnp.float32).min]])
+  student, teacher = logits[:1] / 0.5, logits[1:] / 0.5
+  value, slope = jax.value_and_grad(lambda x: divergences.forward_kl_of_logits(teacher, x)[0])(student)
+  q, p = (jax.nn.softmax(jnp.asarray(x)) for x in ([0.0, 2.0], [4.0, -1e9]))
+  np.testing.assert_allclose(value, -jnp.log(q[0]), rtol=1e-6)
+  np.testing.assert_allclose(slope, [[*(q - p), 0.0]], rtol=1e-6)
+
+
+def test_slopes_keep_their_precision_where_logits_are_large():
+  random = np.random.default_rng(0)
+  teacher = random.normal(size=(4, 300)).astype(np.float32) + np.float32(1000)
+  student = teacher + random.normal(size=(4, 300)).astype(np.float32) * np.float32(0.01)
+  labels = jnp.asarray([1, 2, 3, 4])
+  raised = (np.exp(np.asarray(x, np.float64) - 1000) for x in (teacher, student))
+  p, q = (x / x.sum(-1, keepdims=True) for x in raised)
+  of_kl = jax.grad(lambda x: divergences.forward_kl_of_logits(jnp.asarray(teacher), x).sum())(jnp.asarray(student))
+  np.testing.assert_allclose(of_kl, q - p, atol=1e-4 * np.abs(q - p).max())
+  of_ce = jax.grad(lambda x: cross_entropy(x, labels).sum())(jnp.asarray(student))
+  np.testing.assert_allclose(of_ce, q - np.eye(300)[labels], rtol=2e-6)

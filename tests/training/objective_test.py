@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from distill.errors import InputError
+from distill.losses.divergences import OF_LOGITS, forward_kl
 from distill.training.config import difference, resolve
 from distill.training.objective import Moment, counts, initial_states, loss_sums, next_states
 from distill.training.optimizer import make_optimizer, multipliers
@@ -91,6 +92,14 @@ def test_every_divergence_is_a_term_and_taid_moves_towards_its_teacher():
     states = next_states(terms, states, parts=parts, step=jnp.int32(step), progress=jnp.float32((step + 1) / 4))
     seen.append(float(states["8"]["t"]))
   np.testing.assert_allclose(seen, [0.55, 0.7, 0.85, 1.0], atol=1e-3)
+
+
+def test_forward_kl_is_formed_from_logits(monkeypatch):
+  right, seen = OF_LOGITS[forward_kl], []
+  monkeypatch.setitem(OF_LOGITS, forward_kl, lambda *logits: (seen.append(logits), right(*logits))[1])
+  terms = build_terms([{"kind": "forward_kl"}], key="terms", steps=1, depths=(1, 3))
+  sums(terms, *problem(2))
+  assert seen
 
 
 def test_a_balanced_term_pulls_as_much_as_the_logits_did_a_step_before():
