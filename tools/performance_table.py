@@ -45,10 +45,14 @@ def _summary(steps: list[dict[str, Any]], losses: list[dict[str, Any]]) -> str:
 
 
 def _of_steps(rows: list[dict[str, Any]]) -> Iterator[tuple[str, str, float, float]]:
+  """Ours against Tunix with float32 weights as ours, and where operands are bfloat16 against Tunix all in that."""
   for row in rows:
-    if row["program"] != "Tunix":
-      operands = row["program"].removeprefix("distill, ")
-      yield f"step, {row['pair']} pair, {operands}", "Tunix 0.1.7, float32", row["faster"], row["memory"]
+    program, dtype = row["program"].split(", ")
+    if program == "Tunix":
+      continue
+    for peer in dict.fromkeys((bench_step.REFERENCE, f"Tunix, {dtype}")):
+      what, against = f"step, {row['pair']} pair, {dtype} operands", peer.replace("Tunix", "Tunix 0.1.7")
+      yield what, against, row["faster"][peer], row["memory"][peer]
 
 
 def _of_losses(rows: list[dict[str, Any]]) -> Iterator[tuple[str, str, float, float]]:

@@ -30,7 +30,9 @@ def _prepare(settings: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[[], 
   jax.block_until_ready(jnp.zeros(8))
   before = resident()
   mesh = jax.make_mesh((1, 1), ("fsdp", "tp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-  student, teacher = (_model(pathlib.Path(settings["directory"]) / name, mesh) for name in ("student", "teacher"))
+  student, teacher = (
+    _model(pathlib.Path(settings["directory"]) / name, mesh, settings["dtype"]) for name in ("student", "teacher")
+  )
   losses: list[Any] = []
 
   def labels(input_tokens, **_):
@@ -89,7 +91,7 @@ def _batches(settings: Mapping[str, Any]) -> Iterator[distillation_trainer.Train
     yield distillation_trainer.TrainingInput(input_tokens=tokens, input_mask=np.ones(shape, bool))
 
 
-def _model(directory: pathlib.Path, mesh) -> llama.Llama3:
+def _model(directory: pathlib.Path, mesh, dtype: str) -> llama.Llama3:
   found = json.loads((directory / "config.json").read_text())
   config = llama.ModelConfig(
     num_layers=found["num_hidden_layers"],
@@ -103,7 +105,7 @@ def _model(directory: pathlib.Path, mesh) -> llama.Llama3:
     norm_eps=found["rms_norm_eps"],
     weight_tying=found["tie_word_embeddings"],
   )
-  return llama_params.create_model_from_safe_tensors(str(directory), config, mesh, dtype=jnp.float32)
+  return llama_params.create_model_from_safe_tensors(str(directory), config, mesh, dtype=jnp.dtype(dtype))
 
 
 if __name__ == "__main__":
