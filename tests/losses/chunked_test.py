@@ -1,9 +1,12 @@
+import dataclasses
+import math
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from distill.losses import chunked as module
 from distill.losses.chunked import (
@@ -14,7 +17,7 @@ from distill.losses.chunked import (
   sparse_pair,
 )
 from distill.losses.divergences import forward_kl
-from distill.parallel.mesh import batch_sharding, make_mesh, replicated
+from distill.parallel.mesh import batch_sharding, batch_shards, make_mesh, replicated
 from distill.types import Readout, SparseTarget
 
 
@@ -189,24 +192,42 @@ def test_losses_that_share_a_walk_add_up_with_their_weights():
     assert jnp.linalg.norm(got - want) <= 1e-5 * jnp.linalg.norm(want)
 
 
-def test_shards_add_up_their_gradients_once(monkeypatch):
-  monkeypatch.setattr(module, "chunk_tokens", lambda vocab, *, tokens, width: 50)
-  mesh = make_mesh()
-  shards = mesh.size
-  hidden, readout, teacher_hidden, teacher_readout, mask = problem(2050, tokens=shards * 300)
-  rows = batch_sharding(mesh)
-  spread = [jax.device_put(x, rows) for x in (hidden, teacher_hidden, mask)]
+COLLECTIVE = r"= (\(?\w+\[.*?) (?:all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)\("
 
-  def loss(hidden, readout, teacher_hidden, mask):
-    return chunked(hidden, readout, teacher_hidden, teacher_readout, mask, shards=shards)
 
-  step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)), out_shardings=(replicated(mesh), (rows, replicated(mesh))))
-  text = step.lower(spread[0], jax.device_put(readout, replicated(mesh)), *spread[1:]).compile().as_text()
+def in_loops(text):
+  """Shapes of what collectives in the loops of a compiled program give, as lists of dimensions."""
   computations = dict(re.findall(r"^(?:ENTRY )?%?([\w.\-]+) \(.*?\{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL))
   bodies = re.findall(r"body=%?([\w.\-]+)", text)
-  assert shards > 1 and bodies and "all-reduce" in text
-  for body in bodies:
-    assert not re.search(r" (all-reduce|all-gather|all-to-all|collective-permute)", computations[body])
+  assert bodies
+  results = [one for body in bodies for one in re.findall(COLLECTIVE, computations[body])]
+  return [list(map(int, shape.split(","))) for one in results for shape in re.findall(r"\[([\d,]+)\]", one)]
+
+
+@pytest.mark.parametrize("shape", [(-1, 1, 1), (2, 2, 2)])
+def test_shards_add_up_their_gradients_and_fetch_their_heads_once(monkeypatch, shape):
+  monkeypatch.setattr(module, "chunk_tokens", lambda vocab, *, tokens, width: 50)
+  mesh = make_mesh(shape)
+  shards = batch_shards(mesh)
+  hidden, readout, teacher_hidden, teacher_readout, mask = problem(2048, tokens=shards * 300)
+  rows, head = batch_sharding(mesh), NamedSharding(mesh, PartitionSpec("fsdp", "tensor"))
+
+  def loss(hidden, kernel, teacher_hidden, teacher_kernel, mask):
+    ours, theirs = (
+      dataclasses.replace(one, kernel=x, bias=None) for one, x in ((readout, kernel), (teacher_readout, teacher_kernel))
+    )
+    return chunked(hidden, ours, teacher_hidden, theirs, mask, shards=shards)
+
+  step = jax.jit(
+    jax.value_and_grad(loss, argnums=(0, 1)),
+    in_shardings=(rows, head, rows, head, rows),
+    out_shardings=(replicated(mesh), (rows, head)),
+  )
+  text = step.lower(hidden, readout.kernel, teacher_hidden, teacher_readout.kernel, mask).compile().as_text()
+  assert shards > 1 and re.search(COLLECTIVE, text)
+  # Over a vocabulary in parts, numbers and hidden gradients of a chunk's tokens; nothing where each has all of it.
+  assert all(math.prod(dimensions) <= 50 * 16 for dimensions in in_loops(text))
+  assert bool(in_loops(text)) == (mesh.shape["tensor"] > 1)
 
 
 @pytest.mark.parametrize(("tokens", "shards"), [(600, 4), (601, 4), (64, 8), (8, 8)])
