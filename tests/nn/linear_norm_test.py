@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill.nn.linear import Linear
+from distill.nn.linear import PROJECTION, Linear
 from distill.nn.norm import RMSNorm
 from distill.nn.param import Init, normal
 
@@ -35,3 +35,17 @@ def test_a_parameter_depends_on_its_name_only_and_repeats_stack():
   )
   assert stacked[...].shape == (3, 4, 3)
   assert not (stacked[...][0] == stacked[...][1]).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_a_projection_gave_is_kept_once_and_found_again(dtype):
+  linear = Linear(Init(jax.random.key(0)), shape=(6, 8), axes=("embed", "mlp"))
+  x = jax.random.normal(jax.random.key(1), (2, 3, 6)).astype(dtype)
+
+  def loss(x):
+    return jnp.sum(jnp.sin(linear(x).astype(jnp.float32)))
+
+  kept = jax.checkpoint(loss, policy=jax.checkpoint_policies.save_only_these_names(PROJECTION))
+  np.testing.assert_array_equal(jax.grad(kept)(x), jax.grad(loss)(x))
+  saved = [leaf for leaf in jax.tree.leaves(jax.vjp(kept, x)[1]) if leaf.shape == (2, 3, 8)]
+  assert [leaf.dtype.itemsize for leaf in saved] == [x.dtype.itemsize]
