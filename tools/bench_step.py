@@ -8,8 +8,8 @@ forward KL and cross-entropy, half and half; AdamW. Tunix runs its own `Distilla
 has one dtype for all: weights, moments, operands and losses; ours has float32 weights, moments and losses, and operands
 of the dtype named. The losses of the first step must agree. Memory is the most that the process holds during steps,
 less what it held before the models were loaded. Tables to stdout, and with --out the figures as JSON. Found on two idle
-cores: with float32 operands 1.5 to 1.6 times the tokens of Tunix in float32; with bfloat16 ones 2.3 to 2.4 times those,
-and 1.9 to 2.0 times those of Tunix in bfloat16; in 0.18 to 0.35 of its memory.
+cores: with float32 operands 1.4 to 1.5 times the tokens of Tunix in float32; with bfloat16 ones 2.3 to 2.5 times those,
+and 1.9 to 2.2 times those of Tunix in bfloat16, in 0.17 to 0.32 of the memory.
 """
 
 import argparse
