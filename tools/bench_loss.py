@@ -9,9 +9,8 @@ the same numbers for all, each in a process of its own. Forward KL is compared w
 Liger's chunked loss and TRL's GKD loss on torch's CPU, as they come. Values and norms of the gradients must agree; what
 does not fit into memory is left out. `temporaries` are those of XLA's compiled program, for --tokens and for twice as
 many; `peak` is what the process held at most over what it held before, gradients included. Tables to stdout, and with
---out the figures as JSON. Found on two idle cores, float32: a twelfth of the
-plain loss's temporaries or less, in 0.97 to 1.0 of its time for forward KL and 0.7 to 1.0 for JSD; 1.8 times as fast as
-Liger, 2.6 times as TRL.
+--out the figures as JSON. Found on two idle cores, float32: a twelfth of the plain loss's temporaries or less, in 0.97
+to 1.0 of its time for forward KL and 0.7 to 1.0 for JSD; 1.8 times as fast as Liger, 2.6 times as TRL.
 """
 
 import argparse
