@@ -5,7 +5,7 @@
 The step is that of tools/bench_step.py, teacher and optimizer included. Its products are read from its jaxpr, those of
 loops as often as they run; each is then timed by itself, between steps, in the same process: same shapes, dtypes and
 dimensions. What the step does besides (norms, softmaxes, the optimizer) has no FLOPs here, so 1 is the roof. Found
-on two idle cores: at least 0.7 with float32 operands, 0.6 with bfloat16.
+on two idle cores: over 0.7 with float32 operands, over 0.6 with bfloat16.
 """
 
 import argparse
