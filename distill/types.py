@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from distill.product import product
+from distill.kernels.matmul import matmul
 
 _pytree = jax.tree_util.register_dataclass
 # The number, among captured layers, of what the first one is given.
@@ -46,7 +46,7 @@ class Readout:
 
     Operands keep the kernel's dtype after casting `hidden` to it; sums are float32.
     """
-    return self.finish(product(hidden.astype(self.kernel.dtype), jnp.asarray(self.kernel)))
+    return self.finish(matmul(hidden.astype(self.kernel.dtype), jnp.asarray(self.kernel)))
 
   def finish(self, logits: Float[Array, "*B V"]) -> Float[Array, "*B V"]:
     """Logits from hidden @ kernel: bias, scale, softcap and padding."""

@@ -30,7 +30,7 @@ WORDS = TEXT.split()
 
 def pytest_collection_modifyitems(items):
   """Whole runs first: they take longest, and would leave one worker idle at the end."""
-  items.sort(key=lambda item: "training/run_test.py" not in item.nodeid)
+  items.sort(key=lambda item: "jobs/train_test.py" not in item.nodeid)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """Faults that public distillation frameworks have had: each is told from the right thing by a check that it fails.
 
 A check passes as the code is, and no longer once the fault is put in. Faults of whole runs have tests of their own:
-resuming bit-equal after a kill (training/run_test.py), teachers over two processes and an export that fails
+resuming bit-equal after a kill (jobs/train_test.py), teachers over two processes and an export that fails
 (training/jobs_test.py), and a teacher with adapters for a student without (training/routes_test.py).
 """
 
@@ -17,7 +17,8 @@ import pytest
 
 from distill.errors import InputError
 from distill.losses import chunked, divergences
-from distill.training import checkpoint, objective, terms
+from distill.objectives import objective, terms
+from distill.training import checkpoint
 from distill.types import Apart, Batch, DenseSignal, ModelOutput, Readout
 
 ROWS, T, D, V = 3, 8, 6, 11
@@ -54,7 +55,7 @@ def loss(spec, given, *, student=None, teacher=None, rows=slice(None), totals=No
     apart=Apart(),
     batch=part,
     projectors={},
-    moment=objective.Moment(step=jnp.zeros(()), totals=totals or objective.counts(given), states={}, shards=1),
+    moment=objective.LossContext(step=jnp.zeros(()), totals=totals or objective.counts(given), states={}, shards=1),
   )
   return float(value)
 

@@ -21,10 +21,10 @@ import jax
 
 from distill.cli.configuration import load
 from distill.demo import SKILLS
-from distill.parallel.mesh import globally
+from distill.jobs.train import prepared
+from distill.parallel.mesh import to_global_batch
 from distill.teachers.cache import sections
 from distill.training import loop
-from distill.training.run import prepared
 from tools.compare_architectures import distill, kept, measured
 
 _CONFIG = "configs/cached.py"
@@ -99,7 +99,7 @@ def _advance(resolved: dict, *, workdir: pathlib.Path) -> Callable[[int], None]:
   (stage,) = runner.stages
   state, optimizer = runner.state(stage, params)
   step = runner.step(stage, state, optimizer)
-  batches = (globally(batch, mesh=runner.mesh) for batch in runner.batches[stage.name].iterate(0))
+  batches = (to_global_batch(batch, mesh=runner.mesh) for batch in runner.batches[stage.name].iterate(0))
   quiet = loop.Hooks(log=lambda at, values: None, save=lambda state, at: None, save_after=lambda at: False, stop=bool)
   done = 0
 

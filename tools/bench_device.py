@@ -26,7 +26,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from distill.models import hf
+from distill.checkpoints import hf
 from distill.models.decoder import Decoder
 from distill.parallel.mesh import make_mesh
 from distill.teachers.live import LiveTeacher

@@ -25,8 +25,9 @@ WIDTH, MLP, VOCAB = 2048, 5632, 32_000
 
 def make(directory: pathlib.Path, *, size: int) -> int:
   """Writes a Llama of about `size` bytes of float32; returns their exact number."""
-  from distill.models import hf, safetensors_files
-  from distill.models.blocks import Pending
+  from distill.checkpoints import hf
+  from distill.files import safetensors_files
+  from distill.files.tensors import Pending
 
   layer = 4 * (4 * WIDTH * WIDTH + 3 * WIDTH * MLP + 2 * WIDTH)
   config = {
@@ -56,7 +57,7 @@ def load(directory: pathlib.Path, *, dtype: str, rank: int, processes: int, addr
   if processes > 1:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(address, processes, rank)
-  from distill.models import sharded
+  from distill.checkpoints import sharded
   from distill.parallel.mesh import make_mesh
 
   mesh, sizes = make_mesh((1, -1, 1)), []

@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from distill.nn.attention import Attention, AttentionMixer
-from distill.nn.gated_delta import GatedDelta, GatedDeltaMixer, gated_delta_rule
-from distill.nn.mamba2 import Mamba2, Mamba2Mixer
+from distill.nn.attention import Attention, AttentionConfig
+from distill.nn.gated_delta import GatedDelta, GatedDeltaConfig, gated_delta_rule
+from distill.nn.mamba2 import Mamba2, Mamba2Config
 from distill.nn.param import Init
-from distill.nn.rope import Rope
+from distill.nn.rope import RopeConfig
 
 _HEAD = 64
 # (a step to time, MiB of its temporaries or None where nobody tells)
@@ -32,22 +32,22 @@ Step = tuple[Callable[[], Any], float | None]
 def attention(width: int) -> nnx.Module:
   """Softmax attention over everything before."""
   heads = width // _HEAD
-  spec = Attention(num_heads=heads, num_kv_heads=heads, head_dim=_HEAD, rope=Rope())
-  return AttentionMixer(Init(jax.random.key(0)), spec=spec, width=width, norm_eps=1e-6, norm_offset=0.0)
+  spec = AttentionConfig(num_heads=heads, num_kv_heads=heads, head_dim=_HEAD, rope=RopeConfig())
+  return Attention(Init(jax.random.key(0)), spec=spec, width=width, norm_eps=1e-6, norm_offset=0.0)
 
 
 def gated_delta(width: int) -> nnx.Module:
   """The gated delta rule with as many heads."""
   heads = width // _HEAD
-  spec = GatedDelta(num_key_heads=heads, num_value_heads=heads, key_head_dim=_HEAD, value_head_dim=_HEAD)
-  return GatedDeltaMixer(Init(jax.random.key(0)), spec=spec, width=width, norm_eps=1e-6)
+  spec = GatedDeltaConfig(num_key_heads=heads, num_value_heads=heads, key_head_dim=_HEAD, value_head_dim=_HEAD)
+  return GatedDelta(Init(jax.random.key(0)), spec=spec, width=width, norm_eps=1e-6)
 
 
 def mamba2(width: int) -> nnx.Module:
   """A state space with as many heads, each with a group of its own."""
   heads = width // _HEAD
-  spec = Mamba2(num_heads=heads, head_dim=_HEAD, state_size=_HEAD, num_groups=heads)
-  return Mamba2Mixer(Init(jax.random.key(0)), spec=spec, width=width, norm_eps=1e-6)
+  spec = Mamba2Config(num_heads=heads, head_dim=_HEAD, state_size=_HEAD, num_groups=heads)
+  return Mamba2(Init(jax.random.key(0)), spec=spec, width=width, norm_eps=1e-6)
 
 
 # A mixer that is added here is measured.
@@ -114,7 +114,7 @@ def _torch_rule(options: argparse.Namespace, length: int) -> Step:
 def _torch_space(options: argparse.Namespace, length: int) -> Step:
   import torch
   import transformers
-  from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer as Theirs
+  from transformers.models.mamba2.modeling_mamba2 import Mamba2 as Theirs
 
   heads = options.width // _HEAD
   config = transformers.Mamba2Config(

@@ -18,18 +18,18 @@ import jax
 
 from distill.adapters.loading import load_merged
 from distill.adapters.stack import read_adapters, stack_of
+from distill.checkpoints import hf
 from distill.data.calibration import sample
 from distill.data.sources import open_source
 from distill.data.store import build
 from distill.data.tokenizer import load_tokenizer
 from distill.demo import ROOT
-from distill.evaluation.start import starting_kl
-from distill.models import hf
+from distill.evaluation.starting_kl import starting_kl
+from distill.initialise.importance import measure
+from distill.initialise.transfer import from_teacher
+from distill.jobs.models import HostView, place
 from distill.models.decoder import Decoder
-from distill.models.importance import measure
-from distill.models.transfer import from_teacher
 from distill.parallel.mesh import make_mesh
-from distill.training.models import Canonical, place
 
 _SKILLS = ("book", "category", "class")
 _ALL = tuple(range(11))
@@ -148,9 +148,9 @@ def _table(cases, teacher, params, importance, texts, mesh) -> Iterator[str]:
     student = Decoder(hf.config_from_dict(values, where=name))
     fresh = jax.jit(student.init)(jax.random.key(0))
     start = from_teacher(
-      dict(Canonical(student, fresh, mesh=mesh)),
+      dict(HostView(student, fresh, mesh=mesh)),
       config=student.config,
-      teacher=Canonical(teacher, params, mesh=mesh),
+      teacher=HostView(teacher, params, mesh=mesh),
       teacher_config=teacher.config,
       layers=layers,
       importance=importance,

@@ -22,7 +22,7 @@ import tempfile
 
 import jax
 
-from distill.models import hf
+from distill.checkpoints import hf
 from distill.models.decoder import Decoder
 from tools.workers.serve import Worker, cores, environment, in_turns
 

@@ -15,8 +15,8 @@ sys.path.insert(0, str(ROOT))
 
 import transformers  # noqa: E402
 
-from tests.models.families import reference  # noqa: E402
-from tests.models.families.cases import NAMES  # noqa: E402
+from tests.checkpoints.families import reference  # noqa: E402
+from tests.checkpoints.families.cases import NAMES  # noqa: E402
 
 BEGIN, END = "<!-- parity: tools/parity_table.py writes this -->", "<!-- end of parity -->"
 HEAD = """\

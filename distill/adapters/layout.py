@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from distill.models import hf
+from distill.checkpoints import hf
+from distill.checkpoints.name_table import Entry, Part, to_ours
 from distill.models.config import DecoderConfig
-from distill.models.families.mapping import Entry, Part, to_ours
 
 EMBEDDING, HEAD = "embed.table", "head.kernel"
 

@@ -23,7 +23,7 @@ from distill.adapters.stack import Applied, apply, prepare, settle
 from distill.errors import InputError
 from distill.models.config import DecoderConfig
 from distill.models.decoder import Decoder
-from distill.nn.adapted import Adapted
+from distill.nn.matrix import RoutedMatrix
 from distill.parallel.mesh import sharding
 from distill.tree import Params
 from distill.types import Readout
@@ -34,7 +34,7 @@ SUFFIXES = (_A, _B, _COLUMN, _VALUES, _PLACE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Beside:
+class RoutedAdapters:
   """What routes add to a base.
 
   Attributes:
@@ -48,7 +48,7 @@ class Beside:
   stacked: Params
 
 
-def beside(params: Mapping[str, Any], *, routes: Sequence[Sequence[Applied]], config: DecoderConfig) -> Beside:
+def beside(params: Mapping[str, Any], *, routes: Sequence[Sequence[Applied]], config: DecoderConfig) -> RoutedAdapters:
   """What routes add to a base, in float32 on the host.
 
   Args:
@@ -80,7 +80,7 @@ def beside(params: Mapping[str, Any], *, routes: Sequence[Sequence[Applied]], co
     elif any(layer in low for layer in layers):
       stacked |= _factors(name, layers, routes, base, shape=decoder.abstract()[name].shape[-2:])
   grown, replaced = settle(replaced, adapters=everything, config=grown, tied=False)
-  return Beside(config=grown, replaced=replaced, stacked=stacked)
+  return RoutedAdapters(config=grown, replaced=replaced, stacked=stacked)
 
 
 def build(
@@ -199,7 +199,7 @@ def choose(
       continue
     layers = x.shape[:1] if name.startswith("groups.") else ()
     if f"{name}{_A}" in params:
-      chosen[name] = Adapted(
+      chosen[name] = RoutedMatrix(
         matrix=x,
         a=params[f"{name}{_A}"],
         b=params[f"{name}{_B}"],

@@ -13,12 +13,12 @@ from distill.adapters import live
 from distill.adapters.edits import LowRank
 from distill.adapters.factored import Factored, factored
 from distill.adapters.stack import Applied, apply, check_finite, edited, prepare, settle
-from distill.models import hf, sharded
-from distill.models.blocks import Reader
+from distill.checkpoints import hf, sharded
+from distill.checkpoints.tensor_sources import Block
+from distill.files.tensors import Reader
 from distill.models.config import DecoderConfig
 from distill.models.decoder import Decoder
-from distill.models.sources import Block
-from distill.parallel.together import together
+from distill.parallel.processes import fail_together
 from distill.tree import Params
 
 
@@ -53,7 +53,7 @@ def load_merged(
   Raises:
     InputError: What `sharded.load` raises, or adapters that do not go together.
   """
-  with together(str(directory)):
+  with fail_together(str(directory)):
     base = Checkpoint(directory)
     grown, new = prepare(base, adapters=adapters, config=base.config)
     kinds = edited(adapters)
@@ -78,7 +78,7 @@ def load_routed(
   Raises:
     InputError: What `sharded.load` raises, or routes that do not share one vocabulary.
   """
-  with together(str(directory)):
+  with fail_together(str(directory)):
     base = Checkpoint(directory)
     added = live.beside(base, routes=routes, config=base.config)
   config, params = sharded.load(directory, mesh=mesh, dtype=dtype, edits=added.replaced, config=added.config)

@@ -13,9 +13,10 @@ import numpy as np
 from distill.adapters.edits import Addition, Edit, LowRank, Replacement, Rows
 from distill.adapters.layout import EMBEDDING, HEAD, Layout, layout, with_bias
 from distill.adapters.settings import Settings
+from distill.checkpoints import hf
 from distill.errors import InputError
-from distill.models import hf, safetensors_files
-from distill.models.blocks import finite
+from distill.files import safetensors_files
+from distill.files.tensors import finite
 from distill.models.config import DecoderConfig
 
 PREFIX = "base_model.model."

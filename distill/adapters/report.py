@@ -11,8 +11,9 @@ from distill.adapters.layout import layout
 from distill.adapters.peft import PREFIX, STEM, examine, low_rank_parts
 from distill.adapters.settings import Settings
 from distill.adapters.stack import Applied, Entry, apply, prepare
+from distill.checkpoints import hf
 from distill.errors import InputError
-from distill.models import hf, safetensors_files
+from distill.files import safetensors_files
 
 # A module that changes so many times more or less than the median module stands out.
 _OUTLIER = 5.0

@@ -7,8 +7,8 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from distill.checkpoints import hf
 from distill.errors import InputError
-from distill.models import hf
 
 # Values that leave the arithmetic of ordinary LoRA as it is; anything else is refused, with the reason if it is known.
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {

@@ -11,11 +11,11 @@ import numpy as np
 from distill.adapters import edits
 from distill.adapters.layout import EMBEDDING, HEAD, with_bias
 from distill.adapters.peft import Adapter, read_adapter
+from distill.checkpoints import hf
+from distill.checkpoints.hub import locate
 from distill.errors import InputError
-from distill.models import hf
-from distill.models.blocks import finite
+from distill.files.tensors import finite
 from distill.models.config import DecoderConfig
-from distill.models.hub import locate
 from distill.tree import Params
 
 MODES = ("sequential", "co-active")

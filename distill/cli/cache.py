@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from absl import flags
 
 from distill.cli import recipe
-from distill.training.cache import make
-from distill.training.interrupt import EXIT_INTERRUPTED
+from distill.jobs.cache import make
+from distill.parallel.interruption import EXIT_INTERRUPTED
 
 FLAGS = flags.FlagValues()
 recipe.define(FLAGS, workdir="Directory of the cache.")

@@ -8,6 +8,7 @@ from typing import Any
 
 from absl import flags
 
+from distill.checkpoints.hub import locate
 from distill.cli import configuration, models
 from distill.cli.parsing import parse
 from distill.data.sources import open_source
@@ -17,7 +18,6 @@ from distill.errors import InputError
 from distill.evaluation.compare import compare, table, write
 from distill.evaluation.model import Model
 from distill.evaluation.skills import read_skill
-from distill.models.hub import locate
 
 FLAGS = flags.FlagValues()
 models.define(FLAGS, model="teacher", what="Directory of the teacher's base.")

@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from distill.errors import InputError
-from distill.training.config import resolve
+from distill.jobs.config import resolve
 
 _PREFIX = "--config."
 

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from distill.checkpoints import hf
+from distill.checkpoints.hub import locate
 from distill.cli.parsing import parse
 from distill.errors import InputError
-from distill.models import hf
-from distill.models.hub import locate
 
 FLAGS = flags.FlagValues()
 _MODEL = flags.DEFINE_string("model", "", "Model directory, or org/name[@revision] of the hub.", flag_values=FLAGS)

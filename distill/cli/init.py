@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import jax
 from absl import flags
 
+from distill.checkpoints import hf
+from distill.checkpoints.hub import locate
 from distill.cli import models
 from distill.cli.parsing import parse
 from distill.data.calibration import sample
@@ -14,16 +16,14 @@ from distill.data.sources import open_source
 from distill.data.store import build
 from distill.data.tokenizer import load_tokenizer
 from distill.errors import InputError
-from distill.evaluation.start import starting_kl
-from distill.models import hf
+from distill.evaluation.starting_kl import starting_kl
+from distill.initialise.importance import measure
+from distill.initialise.summary import table
+from distill.initialise.transfer import IMPORTANCE, choose_layers, from_teacher
+from distill.jobs.models import HostView, place
 from distill.models.config import DecoderConfig
 from distill.models.decoder import Decoder
-from distill.models.hub import locate
-from distill.models.importance import measure
-from distill.models.origins import table
-from distill.models.transfer import IMPORTANCE, choose_layers, from_teacher
 from distill.parallel.mesh import make_mesh
-from distill.training.models import Canonical, place
 from distill.types import Batch
 
 FLAGS = flags.FlagValues()
@@ -67,9 +67,9 @@ def main(arguments: Sequence[str]) -> int:
     decoder.check_length(_LENGTH.value, what=f"--length={_LENGTH.value}")
   fresh = jax.jit(student.init, out_shardings=student.shardings(mesh))(jax.random.key(_SEED.value))
   start = from_teacher(
-    dict(Canonical(student, fresh, mesh=mesh)),
+    dict(HostView(student, fresh, mesh=mesh)),
     config=config,
-    teacher=Canonical(teacher, weights, mesh=mesh),
+    teacher=HostView(teacher, weights, mesh=mesh),
     teacher_config=teacher.config,
     layers=layers,
     importance=measure(teacher, weights, batches=batches, mesh=mesh),

@@ -12,11 +12,12 @@ from absl import flags
 
 from distill.adapters.peft import STEM, named
 from distill.adapters.report import describe
+from distill.checkpoints import hf
+from distill.checkpoints.hub import locate
 from distill.cli.parsing import parse
 from distill.data.store import TokenStore
 from distill.errors import InputError
-from distill.models import hf, safetensors_files
-from distill.models.hub import locate
+from distill.files import safetensors_files
 from distill.teachers.cache import MANIFEST, Section, sections
 from distill.training.checkpoint import notes_path
 
@@ -73,7 +74,7 @@ def _tensors(directory: pathlib.Path, stem: str) -> Iterator[str]:
 
 def _model(directory: pathlib.Path) -> Iterator[str]:
   config = hf.read_config(directory)
-  kinds = collections.Counter(type(layer.mixer).__name__ for layer in config.layers)
+  kinds = collections.Counter(type(layer.mixer).__name__.removesuffix("Config") for layer in config.layers)
   layers = ", ".join(f"{count} of {kind}" for kind, count in kinds.items())
   yield f"model: {config.family}"
   yield f"layers: {len(config.layers)} ({layers}), width {config.width}, vocabulary {config.vocab_size:,}"

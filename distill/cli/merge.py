@@ -10,13 +10,13 @@ from absl import flags
 from distill.adapters.combine import METHODS, as_adapter, combine
 from distill.adapters.peft import write_adapter
 from distill.adapters.stack import read_adapters
+from distill.checkpoints import hf
+from distill.checkpoints.hub import locate
 from distill.cli import models
 from distill.cli.parsing import parse
 from distill.errors import InputError
-from distill.models import hf
-from distill.models.blocks import finite
+from distill.files.tensors import finite
 from distill.models.config import DecoderConfig
-from distill.models.hub import locate
 
 FLAGS = flags.FlagValues()
 models.define(FLAGS, what="Model directory of the base.")

@@ -6,12 +6,12 @@ from absl import flags
 
 from distill.adapters.loading import load_merged
 from distill.adapters.stack import Stack, read_adapters, read_stack, stack_of
+from distill.checkpoints import hf
+from distill.checkpoints.hub import locate
 from distill.errors import InputError
-from distill.models import hf
 from distill.models.decoder import Decoder
-from distill.models.hub import locate
 from distill.parallel.mesh import make_mesh
-from distill.parallel.together import together
+from distill.parallel.processes import fail_together
 from distill.tree import Params
 
 
@@ -32,13 +32,13 @@ def stack(values: flags.FlagValues) -> Stack:
   """
   if values.adapters and values.adapter_stack:
     raise InputError("--adapters and --adapter_stack: both given; give one of them")
-  with together("--adapters and --adapter_stack"):
+  with fail_together("--adapters and --adapter_stack"):
     return read_stack(pathlib.Path(values.adapter_stack)) if values.adapter_stack else stack_of(values.adapters)
 
 
 def load(model: str, *, stack: Stack = ()) -> tuple[Decoder, Params]:
   """A decoder and its stacked float32 parameters over all devices, adapters merged."""
-  with together(model):
+  with fail_together(model):
     directory = locate(model)
     adapters = read_adapters(stack, config=hf.read_config(directory))
   config, params = load_merged(directory, adapters=adapters, mesh=make_mesh((1, -1, 1)))

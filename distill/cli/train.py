@@ -8,9 +8,9 @@ from absl import flags
 
 from distill.cli import recipe
 from distill.evaluation.skills import read_skill
-from distill.training.interrupt import EXIT_INTERRUPTED
+from distill.jobs.train import train
+from distill.parallel.interruption import EXIT_INTERRUPTED
 from distill.training.metrics import summary
-from distill.training.run import train
 
 FLAGS = flags.FlagValues()
 recipe.define(FLAGS, workdir="Directory of the run.")

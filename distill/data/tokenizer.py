@@ -4,10 +4,10 @@ import os
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from distill.checkpoints.hf import TOKENIZER_FILES
+from distill.checkpoints.hub import locate
 from distill.errors import InputError
-from distill.models.hf import TOKENIZER_FILES
-from distill.models.hub import locate
-from distill.models.values import regular
+from distill.files.json_file import regular
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:

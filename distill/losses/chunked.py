@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from distill.kernels.matmul import matmul, transposed
 from distill.losses.divergences import NOTHING, OF_LOGITS, Divergence, normalisers
-from distill.product import product, transposed
 from distill.types import Readout, SparseTarget
 
 _CHUNK_BYTES = 8 * 2**20
@@ -300,7 +300,7 @@ def _walk(fixed, hidden, readout, tokens, shared, *, grads):
 
   def value_only(sums, start):
     _, hidden_MD, tokens = chunk(start)
-    raw_MV = product(hidden_MD.astype(kernel.dtype), kernel)
+    raw_MV = matmul(hidden_MD.astype(kernel.dtype), kernel)
     return jax.tree.map(jnp.add, sums, spread(value, 0, None, 0)(raw_MV, readout, tokens)), None
 
   def value_and_grads(carry, start):
@@ -308,7 +308,7 @@ def _walk(fixed, hidden, readout, tokens, shared, *, grads):
     begin, hidden_MD, tokens = chunk(start)
     operand_MD = hidden_MD.astype(kernel.dtype)
     grad = spread(jax.value_and_grad(value, argnums=(0, 1), has_aux=True), 0, None, 0)
-    found, (raw_grad, rest) = grad(product(operand_MD, kernel), readout, tokens)
+    found, (raw_grad, rest) = grad(matmul(operand_MD, kernel), readout, tokens)
     # Transposed here, where float32 products do it on the way: before the loop it would be a second head in memory.
     new = jnp.matmul(raw_grad.astype(kernel.dtype), transposed(kernel), preferred_element_type=jnp.float32)
     old = jax.lax.dynamic_slice_in_dim(hidden_grad, begin, size, axis=axis)

@@ -4,14 +4,14 @@ import dataclasses
 from collections.abc import Sequence
 
 from distill.errors import InputError
-from distill.nn.attention import Attention
-from distill.nn.gated_delta import GatedDelta
-from distill.nn.mamba2 import Mamba2
-from distill.nn.mlp import Mlp
-from distill.nn.moe import Moe
-from distill.nn.rope import Rope as Rope
+from distill.nn.attention import AttentionConfig
+from distill.nn.gated_delta import GatedDeltaConfig
+from distill.nn.mamba2 import Mamba2Config
+from distill.nn.mlp import MlpConfig
+from distill.nn.moe import MoeConfig
+from distill.nn.rope import RopeConfig as RopeConfig
 
-Mixer = Attention | GatedDelta | Mamba2
+Mixer = AttentionConfig | GatedDeltaConfig | Mamba2Config
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class LayerConfig:
   """One residual block: a sequence mixer, then an MLP, if any."""
 
   mixer: Mixer
-  mlp: Mlp | Moe | None
+  mlp: MlpConfig | MoeConfig | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class DecoderConfig:
     """What is computed for a position depends on the length of its document, or there are positions for so many."""
     mixers = [layer.mixer for layer in self.layers]
     return self.learned_positions or any(
-      isinstance(one, Attention) and one.rope is not None and one.rope.by_length for one in mixers
+      isinstance(one, AttentionConfig) and one.rope is not None and one.rope.by_length for one in mixers
     )
 
 

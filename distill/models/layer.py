@@ -4,34 +4,32 @@ import jax.numpy as jnp
 from flax import nnx
 
 from distill.models.config import DecoderConfig, LayerConfig
-from distill.nn.attention import Attention, AttentionMixer
-from distill.nn.gated_delta import GatedDelta, GatedDeltaMixer
-from distill.nn.mamba2 import Mamba2, Mamba2Mixer
-from distill.nn.mlp import DenseMlp, Mlp
-from distill.nn.moe import Moe, MoeMlp
+from distill.nn.attention import Attention, AttentionConfig
+from distill.nn.gated_delta import GatedDelta, GatedDeltaConfig
+from distill.nn.mamba2 import Mamba2, Mamba2Config
+from distill.nn.mlp import Mlp, MlpConfig
+from distill.nn.moe import Moe, MoeConfig
 from distill.nn.norm import LayerNorm, RMSNorm
 from distill.nn.param import Init
 
 
-def _mixer(init: Init, *, layer: LayerConfig, config: DecoderConfig) -> AttentionMixer | GatedDeltaMixer | Mamba2Mixer:
+def _mixer(init: Init, *, layer: LayerConfig, config: DecoderConfig) -> Attention | GatedDelta | Mamba2:
   mixer = layer.mixer
-  if isinstance(mixer, Attention):
-    return AttentionMixer(
-      init, spec=mixer, width=config.width, norm_eps=config.norm_eps, norm_offset=config.norm_offset
-    )
-  if isinstance(mixer, GatedDelta):
-    return GatedDeltaMixer(init, spec=mixer, width=config.width, norm_eps=config.norm_eps)
-  if isinstance(mixer, Mamba2):
-    return Mamba2Mixer(init, spec=mixer, width=config.width, norm_eps=config.norm_eps)
+  if isinstance(mixer, AttentionConfig):
+    return Attention(init, spec=mixer, width=config.width, norm_eps=config.norm_eps, norm_offset=config.norm_offset)
+  if isinstance(mixer, GatedDeltaConfig):
+    return GatedDelta(init, spec=mixer, width=config.width, norm_eps=config.norm_eps)
+  if isinstance(mixer, Mamba2Config):
+    return Mamba2(init, spec=mixer, width=config.width, norm_eps=config.norm_eps)
   raise AssertionError(mixer)
 
 
-def related_widths(mixer: Attention | GatedDelta | Mamba2) -> tuple[int, int, int]:
+def related_widths(mixer: AttentionConfig | GatedDeltaConfig | Mamba2Config) -> tuple[int, int, int]:
   """Widths of what `Layer.relate` gives of a layer with this mixer."""
-  if isinstance(mixer, Attention):
+  if isinstance(mixer, AttentionConfig):
     keys = mixer.num_kv_heads * mixer.head_dim
     return mixer.num_heads * mixer.head_dim, keys, keys
-  if isinstance(mixer, GatedDelta):
+  if isinstance(mixer, GatedDeltaConfig):
     keys = mixer.num_key_heads * mixer.key_head_dim
     return keys, keys, mixer.num_value_heads * mixer.value_head_dim
   shared = mixer.num_groups * mixer.state_size
@@ -45,10 +43,10 @@ def block_norm(init: Init, *, config: DecoderConfig) -> RMSNorm | LayerNorm:
   return RMSNorm(init, width=config.width, eps=config.norm_eps, offset=config.norm_offset)
 
 
-def _mlp(init: Init, *, spec: Mlp | Moe | None, width: int) -> DenseMlp | MoeMlp | None:
+def _mlp(init: Init, *, spec: MlpConfig | MoeConfig | None, width: int) -> Mlp | Moe | None:
   if spec is None:
     return None
-  return MoeMlp(init, spec=spec, width=width) if isinstance(spec, Moe) else DenseMlp(init, spec=spec, width=width)
+  return Moe(init, spec=spec, width=width) if isinstance(spec, MoeConfig) else Mlp(init, spec=spec, width=width)
 
 
 class Layer(nnx.Module):
@@ -63,8 +61,8 @@ class Layer(nnx.Module):
 
   def __init__(self, init: Init, *, layer: LayerConfig, config: DecoderConfig):
     self.scale = config.residual_scale
-    self.routed = any(isinstance(one.mlp, Moe) for one in config.layers)
-    self.exact_mixer = self.routed or isinstance(layer.mixer, GatedDelta)
+    self.routed = any(isinstance(one.mlp, MoeConfig) for one in config.layers)
+    self.exact_mixer = self.routed or isinstance(layer.mixer, GatedDeltaConfig)
 
     def norm(name: str, *places: str) -> RMSNorm | LayerNorm | None:
       lacks = layer.mlp is None and name.startswith("mlp")
@@ -110,7 +108,7 @@ class Layer(nnx.Module):
 
   def balance(self, x, *, segments):
     """How evenly each row's tokens use the experts that `feed` would give `x` to; None without a mixture."""
-    return self.mlp.balance(self._read(x), valid=segments > 0) if isinstance(self.mlp, MoeMlp) else None
+    return self.mlp.balance(self._read(x), valid=segments > 0) if isinstance(self.mlp, Moe) else None
 
   def __call__(self, x, *, segments, positions, dtype):
     """The block's output."""

@@ -8,15 +8,15 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from distill.nn.attend import Scoring, attend
+from distill.kernels.attention import Scoring, attend
 from distill.nn.linear import Linear
 from distill.nn.norm import RMSNorm
 from distill.nn.param import Init, zeros
-from distill.nn.rope import Rope, document_lengths, frequencies, rotate
+from distill.nn.rope import RopeConfig, document_lengths, frequencies, rotate
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Attention:
+class AttentionConfig:
   """Causal softmax attention with grouped key/value heads.
 
   Attributes:
@@ -34,7 +34,7 @@ class Attention:
   num_heads: int
   num_kv_heads: int
   head_dim: int
-  rope: Rope | None
+  rope: RopeConfig | None
   window: int | None = None
   scale: float | None = None
   softcap: float | None = None
@@ -66,7 +66,7 @@ def held(positions: Int[Array, " B"], *, size: int) -> Int[Array, "B S"]:
   return positions[:, None] - (positions[:, None] - jnp.arange(size)) % size
 
 
-class AttentionMixer(nnx.Module):
+class Attention(nnx.Module):
   """Softmax attention within each document of a packed row (Vaswani et al. 2017; Ainslie et al. 2023, 2305.13245).
 
   Args:
@@ -77,7 +77,7 @@ class AttentionMixer(nnx.Module):
     norm_offset: Of the same.
   """
 
-  def __init__(self, init: Init, *, spec: Attention, width: int, norm_eps: float, norm_offset: float):
+  def __init__(self, init: Init, *, spec: AttentionConfig, width: int, norm_eps: float, norm_offset: float):
     self.spec = spec
     queries, keys = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
 

@@ -3,7 +3,7 @@
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from distill.nn.adapted import take
+from distill.nn.matrix import take
 from distill.nn.param import Init, normal
 
 

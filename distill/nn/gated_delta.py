@@ -140,7 +140,7 @@ def _block(state, xs):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GatedDelta:
+class GatedDeltaConfig:
   """Gated-delta-rule linear attention (Yang et al. 2024, 2412.06464), as in Qwen 3 Next and 3.5.
 
   Attributes:
@@ -167,7 +167,7 @@ class DeltaCache:
   state: Float[Array, "B N H P"]
 
 
-class GatedDeltaMixer(nnx.Module):
+class GatedDelta(nnx.Module):
   """Short convolution, gated delta rule, gated norm (Yang et al. 2024, 2412.06464), as in Qwen 3 Next and 3.5.
 
   Args:
@@ -177,7 +177,7 @@ class GatedDeltaMixer(nnx.Module):
     norm_eps: Of the gated norm.
   """
 
-  def __init__(self, init: Init, *, spec: GatedDelta, width: int, norm_eps: float):
+  def __init__(self, init: Init, *, spec: GatedDeltaConfig, width: int, norm_eps: float):
     self.spec = spec
     keys, values = spec.num_key_heads * spec.key_head_dim, spec.num_value_heads * spec.value_head_dim
     sizes = {"q": keys, "k": keys, "v": values}

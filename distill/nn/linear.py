@@ -7,7 +7,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from distill.nn.adapted import project
+from distill.nn.matrix import project
 from distill.nn.param import Init, Initializer, normal, zeros
 
 # What projections give, for a policy of what the backward pass finds and what it computes again.

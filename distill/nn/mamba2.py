@@ -97,7 +97,7 @@ def ssd(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Mamba2:
+class Mamba2Config:
   """A selective state space whose decays are scalars (Dao & Gu 2024, 2405.21060), as in Mamba-2, Bamba and Granite 4.
 
   Attributes:
@@ -133,7 +133,7 @@ class Mamba2Cache:
   state: Float[Array, "B N H P"]
 
 
-class Mamba2Mixer(nnx.Module):
+class Mamba2(nnx.Module):
   """Short convolutions, selective state space, gated norm (Dao & Gu 2024, 2405.21060).
 
   Args:
@@ -143,7 +143,7 @@ class Mamba2Mixer(nnx.Module):
     norm_eps: Of the gated norm.
   """
 
-  def __init__(self, init: Init, *, spec: Mamba2, width: int, norm_eps: float):
+  def __init__(self, init: Init, *, spec: Mamba2Config, width: int, norm_eps: float):
     self.spec = spec
     inner, shared = spec.num_heads * spec.head_dim, spec.num_groups * spec.state_size
 

@@ -41,7 +41,7 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Mlp:
+class MlpConfig:
   """down(act(gate(x)) * up(x)), or down(act(up(x))) without a gate.
 
   Attributes:
@@ -55,10 +55,10 @@ class Mlp:
   use_bias: bool = False
 
 
-class DenseMlp(nnx.Module):
+class Mlp(nnx.Module):
   """The MLP that `spec` describes (Shazeer 2020, 2002.05202)."""
 
-  def __init__(self, init: Init, *, spec: Mlp, width: int):
+  def __init__(self, init: Init, *, spec: MlpConfig, width: int):
     wide, narrow, bias = ("embed", "mlp"), ("mlp", "embed"), spec.use_bias
     self.spec = spec
     self.gate = Linear(init.child("gate"), shape=(width, spec.width), axes=wide, use_bias=bias) if spec.gated else None

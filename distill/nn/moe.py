@@ -8,14 +8,14 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from distill.nn.adapted import project
 from distill.nn.linear import Linear
-from distill.nn.mlp import ACTIVATIONS, DenseMlp, Mlp
+from distill.nn.matrix import project
+from distill.nn.mlp import ACTIVATIONS, Mlp, MlpConfig
 from distill.nn.param import Init, normal, zeros
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Moe:
+class MoeConfig:
   """A router picks `top_k` of `num_experts` gated MLPs for every token and weighs them.
 
   Attributes:
@@ -54,7 +54,7 @@ class Experts(nnx.Module):
     return jnp.einsum(spelled, x.astype(dtype), kernel, preferred_element_type=jnp.float32)
 
 
-class MoeMlp(nnx.Module):
+class Moe(nnx.Module):
   """Σ_e weight_e(x) * expert_e(x) plus the shared expert, if any; computed for all experts and masked.
 
   It is exact, and one dense product a projection: num_experts / top_k of the work of a sorted product, but no token is
@@ -62,7 +62,7 @@ class MoeMlp(nnx.Module):
   error of order one.
   """
 
-  def __init__(self, init: Init, *, spec: Moe, width: int):
+  def __init__(self, init: Init, *, spec: MoeConfig, width: int):
     self.spec = spec
     count, wide, narrow = spec.num_experts, (width, spec.width), (spec.width, width)
     router = init.child("router")
@@ -77,8 +77,8 @@ class MoeMlp(nnx.Module):
       up=Experts(experts.child("up"), shape=(count, *wide), use_bias=spec.use_bias),
       down=Experts(experts.child("down"), shape=(count, *narrow), use_bias=spec.use_bias),
     )
-    always = Mlp(width=spec.shared or 0, act=spec.act, use_bias=spec.use_bias)
-    self.shared = None if spec.shared is None else DenseMlp(init.child("shared"), spec=always, width=width)
+    always = MlpConfig(width=spec.shared or 0, act=spec.act, use_bias=spec.use_bias)
+    self.shared = None if spec.shared is None else Mlp(init.child("shared"), spec=always, width=width)
     gated = spec.shared is not None and spec.shared_gated
     self.shared_gate = Linear(init.child("shared_gate"), shape=(width, 1), axes=("embed", None)) if gated else None
 

@@ -69,7 +69,7 @@ Scaling = Interpolation | DynamicNtk | Llama3 | Yarn | LongRope
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Rope:
+class RopeConfig:
   """Rotary position embedding (Su et al. 2021, 2104.09864).
 
   Attributes:
@@ -93,7 +93,7 @@ class Rope:
     return isinstance(self.scaling, DynamicNtk | LongRope)
 
 
-def frequencies(head_dim: int, *, rope: Rope, length: int) -> tuple[Float[np.ndarray, "Rows Half"], int]:
+def frequencies(head_dim: int, *, rope: RopeConfig, length: int) -> tuple[Float[np.ndarray, "Rows Half"], int]:
   """Radians a position for each rotated pair, float32, and the length from which on the rows differ.
 
   A document of n positions, n at most `length`, takes row clip(n − first, 0, last row); there is more than one row only

@@ -64,7 +64,7 @@ def batch_shards(mesh: Mesh) -> int:
   return math.prod(mesh.shape[name] for name in LOGICAL_TO_MESH["batch"] or ())
 
 
-def globally(batch: Any, *, mesh: Mesh) -> Any:
+def to_global_batch(batch: Any, *, mesh: Mesh) -> Any:
   """Arrays over all processes from each one's own rows, which follow one another in the order of the processes."""
   rows = batch_sharding(mesh)
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, x), batch)

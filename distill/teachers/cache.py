@@ -21,8 +21,8 @@ import numpy as np
 from jaxtyping import Int
 
 from distill.errors import InputError
-from distill.models import safetensors_files
-from distill.models.values import read_json
+from distill.files import safetensors_files
+from distill.files.json_file import read_json
 from distill.teachers.targets import Targets, targets
 from distill.types import SparseSignal
 

@@ -11,14 +11,14 @@ from jax.sharding import Mesh
 from jaxtyping import Key, UInt32
 
 from distill.data.store import TokenStore
-from distill.parallel.mesh import batch_sharding, globally, replicated
-from distill.parallel.together import together
+from distill.parallel.mesh import batch_sharding, replicated, to_global_batch
+from distill.parallel.processes import fail_together
 from distill.teachers.cache import Rows, Section
 from distill.teachers.live import LiveTeacher
 from distill.types import Batch
 
 
-class Filler:
+class CacheWriter:
   """Fills sections of a cache from a live teacher.
 
   Args:
@@ -74,7 +74,7 @@ class Filler:
         report(sum(max(0, min(len(rows), len(one) - at)) for one in bounds))
         if len(packed) < max(map(len, bounds)) and stop():
           return False
-      with together(str(section.directory)):
+      with fail_together(str(section.directory)):
         if index < len(turn):
           section.write(turn[index], packed[: len(mine)])
     return True
@@ -87,7 +87,9 @@ class Filler:
     for at in range(0, steps, share):
       rows = np.minimum(mine.start + at + np.arange(share), mine.stop - 1)
       routes: Any = np.full(share, route, np.int32)
-      batch, numbers = globally((Batch(**store.read(rows), routes=routes), rows.astype(np.uint32)), mesh=self._mesh)
+      batch, numbers = to_global_batch(
+        (Batch(**store.read(rows), routes=routes), rows.astype(np.uint32)), mesh=self._mesh
+      )
       found = self._run(self._teacher.params, batch, numbers, key)
       if before is not None:
         yield at - share, self._bytes(before)

@@ -14,11 +14,11 @@ from jaxtyping import Array, Float, Int
 from distill.adapters import lora
 from distill.models.decoder import Decoder
 from distill.models.layer import Layer
+from distill.objectives.objective import LossContext, TermStates, counts, loss_sums, next_states
+from distill.objectives.terms import Demands, Term, demands, needs_teacher
 from distill.parallel.mesh import LOGICAL_TO_MESH, batch_sharding, batch_shards, replicated
 from distill.teachers.cached import CachedTeacher
 from distill.teachers.live import LiveTeacher
-from distill.training.objective import Moment, TermStates, counts, loss_sums, next_states
-from distill.training.terms import Demands, Term, demands, needs_teacher
 from distill.tree import Params
 from distill.types import Apart, Batch, before
 
@@ -153,7 +153,7 @@ def _loss(trained, state, teacher_params, batch, totals, *, student, teacher, co
     apart=_apart(student, weights, wanted, signal, output=output, batch=batch, dtype=config.dtype),
     batch=batch,
     projectors=branch(params, "projectors"),
-    moment=Moment(step=state.step, totals=totals, states=state.terms, shards=shards),
+    moment=LossContext(step=state.step, totals=totals, states=state.terms, shards=shards),
   )
 
 

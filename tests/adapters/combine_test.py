@@ -13,8 +13,8 @@ from distill.adapters.combine import as_adapter, combine, dare, low_rank, ties
 from distill.adapters.edits import LowRank
 from distill.adapters.peft import Adapter, write_adapter
 from distill.adapters.stack import Entry, read_adapters
+from distill.checkpoints import hf
 from distill.errors import InputError
-from distill.models import hf
 
 WEIGHTS = (0.5, -2.0)
 

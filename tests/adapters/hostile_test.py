@@ -15,8 +15,8 @@ from distill.adapters.peft import read_adapter
 from distill.adapters.report import describe
 from distill.adapters.settings import Settings
 from distill.adapters.stack import Entry, merge_adapters, read_stack
+from distill.checkpoints import hf
 from distill.errors import InputError
-from distill.models import hf
 
 KEYS = [
   "r",

@@ -5,7 +5,7 @@ import transformers
 
 from distill.adapters.layout import layout
 from distill.adapters.peft import read_adapter
-from distill.models import hf
+from distill.checkpoints import hf
 
 
 def test_a_router_of_mixtral_saved_by_peft_is_read_under_its_name_in_memory(tmp_path):

@@ -6,7 +6,7 @@ from distill.adapters import live
 from distill.adapters.edits import LowRank
 from distill.adapters.peft import Adapter
 from distill.adapters.stack import Entry, merge_adapters
-from distill.models import hf
+from distill.checkpoints import hf
 from distill.models.decoder import Decoder
 from distill.teachers.live import LiveTeacher
 from distill.types import Batch

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 
 from distill.adapters import lora
+from distill.checkpoints import hf
 from distill.errors import InputError
-from distill.models import hf
 from distill.models.decoder import Decoder
 
 

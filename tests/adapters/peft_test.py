@@ -10,9 +10,9 @@ import transformers
 from distill.adapters.edits import LowRank
 from distill.adapters.peft import read_adapter, write_adapter
 from distill.adapters.stack import merge, read_stack, stack_of
+from distill.checkpoints import hf
+from distill.checkpoints import name_table as mapping
 from distill.errors import InputError
-from distill.models import hf
-from distill.models.families import mapping
 
 
 def merged_by_peft(llama_dir, directories):

@@ -9,8 +9,8 @@ import pytest
 import safetensors.numpy
 
 from distill.adapters.report import describe
+from distill.checkpoints import hf
 from distill.errors import InputError
-from distill.models import hf
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import transformers
 from distill.adapters import live
 from distill.adapters.loading import load_merged, load_routed
 from distill.adapters.stack import Entry, merge, read_adapters
+from distill.checkpoints import hf
 from distill.errors import InputError
-from distill.models import hf
 from distill.models.decoder import Decoder
 from distill.parallel.mesh import make_mesh
 from distill.teachers.live import LiveTeacher

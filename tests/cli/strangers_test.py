@@ -11,7 +11,7 @@ from absl.testing import flagsaver
 
 from distill.cli import score
 from distill.cli.main import main
-from distill.models import safetensors_files
+from distill.files import safetensors_files
 
 EMPTY = {"dtype": "F32", "shape": [2**62, 0], "data_offsets": [0, 0]}
 

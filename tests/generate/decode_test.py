@@ -6,15 +6,17 @@ import pytest
 from distill.errors import InputError
 from distill.generate.decode import generate, stream
 from distill.generate.sampling import Sampling
-from distill.models.config import Attention, DecoderConfig, GatedDelta, LayerConfig, Mlp, Rope
+from distill.models.config import AttentionConfig, DecoderConfig, GatedDeltaConfig, LayerConfig, MlpConfig, RopeConfig
 from distill.models.decoder import Decoder
 
 FULL = LayerConfig(
-  mixer=Attention(num_heads=4, num_kv_heads=2, head_dim=8, rope=Rope(fraction=0.5), gated=True, qk_norm="head"),
-  mlp=Mlp(width=48),
+  mixer=AttentionConfig(
+    num_heads=4, num_kv_heads=2, head_dim=8, rope=RopeConfig(fraction=0.5), gated=True, qk_norm="head"
+  ),
+  mlp=MlpConfig(width=48),
 )
 DELTA = LayerConfig(
-  mixer=GatedDelta(num_key_heads=2, num_value_heads=4, key_head_dim=8, value_head_dim=8), mlp=Mlp(width=48)
+  mixer=GatedDeltaConfig(num_key_heads=2, num_value_heads=4, key_head_dim=8, value_head_dim=8), mlp=MlpConfig(width=48)
 )
 PROMPTS = [[5, 17, 3, 40], [9], [11, 60, 2, 33, 8, 7, 50, 12, 1, 44, 29, 6, 3, 18, 20, 21, 22], [30, 2]]
 
@@ -82,7 +84,9 @@ def test_the_first_tokens_come_soon_and_no_more_than_asked(hybrid):
 
 
 def test_a_window_bounds_the_cache():
-  layer = LayerConfig(mixer=Attention(num_heads=2, num_kv_heads=1, head_dim=8, rope=Rope(), window=5), mlp=None)
+  layer = LayerConfig(
+    mixer=AttentionConfig(num_heads=2, num_kv_heads=1, head_dim=8, rope=RopeConfig(), window=5), mlp=None
+  )
   decoder = Decoder(DecoderConfig(family="mistral", vocab_size=61, width=16, layers=(layer, layer)))
   params = decoder.init(jax.random.key(0))
   empty = decoder.init_cache(params, batch=3, length=900, dtype=jnp.float32)
@@ -113,7 +117,7 @@ def test_nothing_to_draw_is_refused(hybrid):
 
 
 def test_learned_positions_are_used_to_the_last(hybrid):
-  layer = LayerConfig(mixer=Attention(num_heads=2, num_kv_heads=1, head_dim=8, rope=None), mlp=None)
+  layer = LayerConfig(mixer=AttentionConfig(num_heads=2, num_kv_heads=1, head_dim=8, rope=None), mlp=None)
   config = DecoderConfig(
     family="gpt2", vocab_size=61, width=16, layers=(layer,), learned_positions=True, max_positions=20
   )

@@ -9,13 +9,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from distill.losses import chunked as module
-from distill.losses.chunked import (
-  chunked_losses,
-  cross_entropy_loss,
-  divergence_loss,
-  normaliser_loss,
-  sparse_pair,
-)
+from distill.losses.chunked import chunked_losses, cross_entropy_loss, divergence_loss, normaliser_loss, sparse_pair
 from distill.losses.divergences import forward_kl
 from distill.parallel.mesh import batch_sharding, batch_shards, make_mesh, replicated
 from distill.types import Readout, SparseTarget

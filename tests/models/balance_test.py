@@ -3,13 +3,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill.models.config import Attention, DecoderConfig, LayerConfig, Mlp, Rope
+from distill.models.config import AttentionConfig, DecoderConfig, LayerConfig, MlpConfig, RopeConfig
 from distill.models.decoder import Decoder
-from distill.nn.moe import Moe
+from distill.nn.moe import MoeConfig
 
-MIXER = Attention(num_heads=2, num_kv_heads=2, head_dim=8, rope=Rope())
-DENSE = LayerConfig(mixer=MIXER, mlp=Mlp(width=24))
-SPARSE = LayerConfig(mixer=MIXER, mlp=Moe(width=8, num_experts=4, top_k=2, shared=8, shared_gated=True))
+MIXER = AttentionConfig(num_heads=2, num_kv_heads=2, head_dim=8, rope=RopeConfig())
+DENSE = LayerConfig(mixer=MIXER, mlp=MlpConfig(width=24))
+SPARSE = LayerConfig(mixer=MIXER, mlp=MoeConfig(width=8, num_experts=4, top_k=2, shared=8, shared_gated=True))
 
 
 def balance(layers, tokens, lengths):

@@ -1,10 +1,12 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.models.config import Attention, LayerConfig, Mlp, Rope, groups
+from distill.models.config import AttentionConfig, LayerConfig, MlpConfig, RopeConfig, groups
 
 KINDS = tuple(
-  LayerConfig(mixer=Attention(num_heads=n, num_kv_heads=1, head_dim=8, rope=Rope()), mlp=Mlp(width=16))
+  LayerConfig(
+    mixer=AttentionConfig(num_heads=n, num_kv_heads=1, head_dim=8, rope=RopeConfig()), mlp=MlpConfig(width=16)
+  )
   for n in (1, 2, 3)
 )
 

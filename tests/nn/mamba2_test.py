@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from distill.nn.mamba2 import Mamba2, Mamba2Mixer, ssd
+from distill.nn.mamba2 import Mamba2, Mamba2Config, ssd
 from distill.nn.param import Init
 
 
@@ -103,13 +103,13 @@ def test_strong_decay_and_long_rows_stay_finite_with_finite_gradients():
   assert jnp.isfinite(value) and all(jnp.isfinite(x).all() for x in jax.tree.leaves(grads))
 
 
-SPEC = Mamba2(num_heads=6, head_dim=8, state_size=5, num_groups=3, use_bias=True, min_step=0.01, max_step=0.9)
+SPEC = Mamba2Config(num_heads=6, head_dim=8, state_size=5, num_groups=3, use_bias=True, min_step=0.01, max_step=0.9)
 
 
 @pytest.fixture(scope="module")
 def mixer():
   """(graph, parameters) of a mixer whose every parameter is perturbed."""
-  graph, state = nnx.split(Mamba2Mixer(Init(jax.random.key(0)), spec=SPEC, width=16, norm_eps=1e-5))
+  graph, state = nnx.split(Mamba2(Init(jax.random.key(0)), spec=SPEC, width=16, norm_eps=1e-5))
   leaves, tree = jax.tree.flatten(state)
   keys = jax.random.split(jax.random.key(1), len(leaves))
   moved = [x + 0.3 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)]
@@ -174,8 +174,8 @@ def test_an_empty_cache_and_steps_equal_the_whole_row(mixer):
 
 
 def test_fresh_parameters_are_drawn_as_in_the_paper():
-  spec = Mamba2(num_heads=500, head_dim=1, state_size=1)
-  module = Mamba2Mixer(Init(jax.random.key(0)), spec=spec, width=4, norm_eps=1e-5)
+  spec = Mamba2Config(num_heads=500, head_dim=1, state_size=1)
+  module = Mamba2(Init(jax.random.key(0)), spec=spec, width=4, norm_eps=1e-5)
   rates, steps = jnp.exp(module.a_log[...]), jax.nn.softplus(module.dt_bias[...])
   assert 1.0 <= rates.min() < 1.2 and 15.8 < rates.max() <= 16.0
   assert 0.00099 <= steps.min() < 0.0011 and 0.09 < steps.max() <= 0.1001

@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from distill.nn.moe import Moe, MoeMlp
+from distill.nn.moe import Moe, MoeConfig
 from distill.nn.param import Init
 from distill.parallel.mesh import make_mesh, sharding
 
-SPEC = Moe(width=7, num_experts=4, top_k=2, use_bias=True, renormalise=False)
+SPEC = MoeConfig(width=7, num_experts=4, top_k=2, use_bias=True, renormalise=False)
 
 
 def module(spec):
   """With every parameter at random, biases too."""
-  made = MoeMlp(Init(jax.random.key(0)), spec=spec, width=6)
+  made = Moe(Init(jax.random.key(0)), spec=spec, width=6)
   graph, state = nnx.split(made)
   leaves, tree = jax.tree.flatten(state)
   keys = jax.random.split(jax.random.key(1), len(leaves))
@@ -45,7 +45,7 @@ def one_by_one(moe, x_TD):
 
 @pytest.mark.parametrize("change", [{}, {"renormalise": True}, {"clamp": (1.7, 0.5)}, {"top_k": 1}])
 def test_equals_a_loop_over_the_chosen_experts(change):
-  moe = module(Moe(**{**vars(SPEC), **change}))
+  moe = module(MoeConfig(**{**vars(SPEC), **change}))
   x = np.random.default_rng(0).normal(size=(11, 6))
   got = moe(jnp.asarray(x, jnp.float32), dtype=jnp.float32)
   expected = one_by_one(moe, x)
@@ -53,7 +53,7 @@ def test_equals_a_loop_over_the_chosen_experts(change):
 
 
 def test_balance_of_a_row_is_the_mean_over_its_valid_tokens_and_its_gradient_spreads_them():
-  moe = module(Moe(**{**vars(SPEC), "top_k": 3, "num_experts": 5}))
+  moe = module(MoeConfig(**{**vars(SPEC), "top_k": 3, "num_experts": 5}))
   x = np.random.default_rng(0).normal(size=(3, 8, 6))
   valid = np.arange(8) < np.asarray([[8], [5], [0]])
 

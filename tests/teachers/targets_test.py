@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from distill.adapters.loading import load_merged
 from distill.adapters.stack import read_adapters, stack_of
+from distill.checkpoints import hf, sharded
 from distill.data.sources import open_source
 from distill.data.store import build
 from distill.data.tokenizer import load_tokenizer
@@ -16,7 +17,6 @@ from distill.demo import ROOT, SKILLS
 from distill.errors import InputError
 from distill.losses.chunked import chunked_divergence
 from distill.losses.divergences import forward_kl
-from distill.models import hf, sharded
 from distill.models.decoder import Decoder
 from distill.parallel.mesh import make_mesh
 from distill.teachers.live import LiveTeacher

@@ -2,13 +2,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill.models.config import Attention, DecoderConfig, LayerConfig, Mlp, Rope
+from distill.models.config import AttentionConfig, DecoderConfig, LayerConfig, MlpConfig, RopeConfig
 from distill.models.decoder import Decoder
 from distill.models.module import KEPT
 from distill.training import memory
 from distill.training.memory import first_that_fits, needed
 
-SOFT = LayerConfig(mixer=Attention(num_heads=2, num_kv_heads=1, head_dim=8, rope=Rope(theta=1e4)), mlp=Mlp(width=48))
+SOFT = LayerConfig(
+  mixer=AttentionConfig(num_heads=2, num_kv_heads=1, head_dim=8, rope=RopeConfig(theta=1e4)), mlp=MlpConfig(width=48)
+)
 MODEL = Decoder(DecoderConfig(family="llama", vocab_size=31, width=16, layers=(SOFT,) * 6))
 TOKENS = jnp.zeros((4, 64), jnp.int32)
 

@@ -7,7 +7,7 @@ import argparse
 import pathlib
 
 from distill.adapters.stack import Entry, merge
-from distill.models import hf
+from distill.checkpoints import hf
 
 
 def main() -> None:

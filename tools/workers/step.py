@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from distill.models import hf
+from distill.checkpoints import hf
 from distill.models.decoder import Decoder
-from distill.parallel.mesh import globally, make_mesh, replicated
+from distill.objectives.terms import build_terms
+from distill.parallel.mesh import make_mesh, replicated, to_global_batch
 from distill.teachers.live import LiveTeacher
 from distill.training import loop
 from distill.training.optimizer import make_optimizer
 from distill.training.step import StepConfig, TrainState, canonical_names, make_step
-from distill.training.terms import build_terms
 from distill.tree import Params
 from distill.types import Batch
 from tools.workers.serve import forget_peak, peak, resident, serve
@@ -73,7 +73,7 @@ class Steps:
       state_shardings=jax.tree.map(lambda x: x.sharding, self._state),
       config=StepConfig(terms=terms, steps=_STEPS, dtype=jnp.dtype(settings["dtype"])),
     )
-    self._batches = (globally(batch, mesh=mesh) for batch in _batches(settings))
+    self._batches = (to_global_batch(batch, mesh=mesh) for batch in _batches(settings))
     self._done, self.losses = 0, list[float]()
 
   def advance(self, steps: int) -> None:

@@ -1,0 +1,219 @@
+"""Reading a Hugging Face configuration strictly: every attribute is taken, or known not to matter, or refused."""
+
+import math
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from distill.errors import InputError
+from distill.files import json_file as values
+from distill.nn.mlp import ACTIVATIONS
+
+# Attributes that say nothing about the function a model computes.
+_NAMES = """
+  architectures model_type transformers_version _name_or_path name_or_path torch_dtype dtype use_cache use_bfloat16
+  output_hidden_states output_attentions output_scores return_dict return_dict_in_generate torchscript
+  chunk_size_feed_forward is_encoder_decoder is_decoder tie_encoder_decoder id2label label2id num_labels problem_type
+  finetuning_task task_specific_params initializer_range initializer_factor pretraining_tp tokenizer_class prefix
+  pad_token_id bos_token_id eos_token_id sep_token_id decoder_start_token_id unk_token_id cache_implementation
+  _attn_implementation attn_implementation _attn_implementation_autoset auto_map unsloth_version unsloth_fixed
+  attention_dropout attn_pdrop resid_pdrop embd_pdrop hidden_dropout dropout embedding_dropout
+  output_router_logits router_aux_loss_coef router_jitter_noise
+  max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k top_p
+  typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids
+  num_return_sequences forced_bos_token_id forced_eos_token_id remove_invalid_values suppress_tokens
+  begin_suppress_tokens exponential_decay_length_penalty max_sequence_length
+gradient_checkpointing output_past _num_labels is_llama_config transformers.js_config
+"""
+BOOKKEEPING = frozenset(_NAMES.split())
+# Switches and lists of other families that configurations carry along: false, 0 or empty, they are off.
+_OFF = frozenset(
+  [
+    "add_cross_attention",
+    "use_bidirectional_attention",
+    "use_sliding_window",
+    "use_mrope",
+    "mlp_only_layers",
+    "attention_bias",
+    "mlp_bias",
+    "qkv_bias",
+    "attention_out_bias",
+    "lm_head_bias",
+    "use_qk_norm",
+    "qk_layernorm",
+    "attention_sinks",
+    "alibi",
+    "use_parallel_residual",
+    "parallel_attn",
+    "rope_interleaved",
+    "pruned_heads",
+    "tf_legacy_loss",
+    "quantization_config",
+    "no_rope_layers",
+    "norm_topk_prob",
+    "scale_attn_by_inverse_layer_idx",
+    "reorder_and_upcast_attn",
+    "mtp_num_hidden_layers",
+    "num_nextn_predict_layers",
+  ]
+)
+
+
+# Beyond these no model is; a number of a stranger's must not fill the memory before its weights are looked at.
+_MOST = {
+  "num_hidden_layers": 1024,
+  "n_layer": 1024,
+  "num_experts": 1024,
+  "num_local_experts": 1024,
+  "num_attention_heads": 2**14,
+  "num_key_value_heads": 2**14,
+  "n_head": 2**14,
+  "head_dim": 2**16,
+  "linear_conv_kernel_dim": 2**10,
+  "num_heads": 2**14,
+  "n_groups": 2**14,
+  "state_size": 2**16,
+  "conv_kernel": 2**10,
+  "mamba_n_heads": 2**14,
+  "mamba_n_groups": 2**14,
+  "mamba_d_head": 2**16,
+  "mamba_d_state": 2**16,
+  "mamba_d_conv": 2**10,
+  "hidden_size": 2**20,
+  "n_embd": 2**20,
+  "vocab_size": 2**24,
+}
+
+
+class Attributes:
+  """An HF configuration from which every attribute must be taken, or be known not to matter."""
+
+  def __init__(self, found: Mapping[str, Any], *, where: str):
+    self._values = {key: value for key, value in found.items() if key not in BOOKKEEPING}
+    self._taken: set[str] = set()
+    self.where = where
+
+  def get(self, key: str) -> Any:
+    """The attribute as it stands, None where it is absent; from here on it counts as understood."""
+    self._taken.add(key)
+    return self._values.get(key)
+
+  def has(self, key: str) -> bool:
+    """Whether the attribute is there, be it null."""
+    return key in self._values
+
+  def take(self, key: str, default: Any = None) -> Any:
+    """The attribute, or the default when it is absent or null.
+
+    Raises:
+      InputError: It is absent and there is no default.
+    """
+    value = self.get(key)
+    if value is None and default is None:
+      raise InputError(f"{self.where}: {key} is missing")
+    return default if value is None else value
+
+  def integer(self, key: str, default: int | None = None) -> int:
+    """A whole number from 1 to what models have.
+
+    Raises:
+      InputError: It is absent and there is no default, or anything else.
+    """
+    return values.integer(self.take(key, default), where=f"{self.where}: {key}", high=_MOST.get(key, 2**31 - 1))
+
+  def number(self, key: str, default: float | None = None, *, low: float = -math.inf, high: float = math.inf) -> float:
+    """A finite number from `low` to `high`.
+
+    Raises:
+      InputError: It is absent and there is no default, or anything else.
+    """
+    return self.finite(key, self.take(key, default), low=low, high=high)
+
+  def finite(self, key: str, value: Any, *, low: float = -math.inf, high: float = math.inf) -> float:
+    """`value`, if it is a finite number from `low` to `high`; `key` names it.
+
+    Raises:
+      InputError: Anything else.
+    """
+    return values.number(value, where=f"{self.where}: {key}", low=low, high=high)
+
+  def epsilon(self, key: str, default: float) -> float:
+    """What a norm adds to a variance: above what float32 rounds to nothing, below 1.
+
+    Raises:
+      InputError: Anything else.
+    """
+    return self.number(key, default, low=1e-20, high=1.0)
+
+  def flag(self, key: str, default: bool = False) -> bool:
+    """True or false.
+
+    Raises:
+      InputError: Anything else.
+    """
+    return values.flag(self.take(key, default), where=f"{self.where}: {key}")
+
+  def only(self, key: str, allowed: Collection[Any]) -> None:
+    """Refuses the attribute unless it is absent or one of the values that our layers compute.
+
+    Raises:
+      InputError: Another value.
+    """
+    value = self.get(key)
+    if value is not None and value not in allowed:
+      raise InputError(f"{self.where}: {key} = {value!r} is not supported; expected {' or '.join(map(repr, allowed))}")
+
+  def activation(self, key: str = "hidden_act", default: str = "silu") -> str:
+    """Name of an activation that we compute.
+
+    Raises:
+      InputError: Another one.
+    """
+    value = self.take(key, default)
+    if not isinstance(value, str) or value not in ACTIVATIONS:
+      raise InputError(f"{self.where}: {key} = {value!r} is not supported; expected one of {', '.join(ACTIVATIONS)}")
+    return value
+
+  def one_a_layer(self, key: str, default: Collection[Any], *, allowed: Collection[Any]) -> tuple[Any, ...]:
+    """A list with an entry for each of the layers that `default` has.
+
+    Raises:
+      InputError: Another length, or an entry that is not allowed.
+    """
+    value = self.take(key, list(default))
+    good = isinstance(value, list | tuple) and len(value) == len(default)
+    if not good or not all(isinstance(x, str | int) and x in allowed for x in value):
+      raise InputError(f"{self.where}: {key} must name {len(default)} layers, each {' or '.join(map(str, allowed))}")
+    return tuple(value)
+
+  def experts(self, default: int, *, chosen: int) -> tuple[int, int]:
+    """(`num_experts` or `num_local_experts`, `num_experts_per_tok`), with the family's defaults.
+
+    Raises:
+      InputError: Not numbers that a model has, or more chosen than there are.
+    """
+    names = ("num_local_experts", "num_experts")
+    found = [self.integer(name) for name in names if self.get(name) is not None]
+    count, top_k = found[0] if found else default, self.integer("num_experts_per_tok", chosen)
+    if top_k > count:
+      raise InputError(f"{self.where}: num_experts_per_tok {top_k} is more than the {count} experts")
+    return count, top_k
+
+  def ignore(self, *keys: str) -> None:
+    """Attributes that this family carries along and never reads."""
+    self._taken.update(keys)
+
+  def finish(self) -> None:
+    """Refuses what was not taken and is not null, or off where that is known to be harmless.
+
+    Raises:
+      InputError: An attribute that this family does not know, or attention that looks ahead.
+    """
+    # Of every family, and null is false to transformers.
+    if self.has("is_causal") and self.get("is_causal") is not True:
+      value = self.get("is_causal")
+      raise InputError(f"{self.where}: is_causal = {value!r} lets attention look ahead, which is not supported")
+    for key, value in self._values.items():
+      off = key in _OFF and value in (False, {}, [])
+      if key not in self._taken and value is not None and not off:
+        name = key if key.isidentifier() else repr(key)
+        raise InputError(f"{self.where}: {name} = {value!r} is not understood; its effect would be lost")

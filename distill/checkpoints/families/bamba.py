@@ -1,0 +1,81 @@
+"""Bamba: Mamba-2 mixers, and attention with half of each head rotated on a few layers."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from distill.checkpoints.attributes import Attributes
+from distill.checkpoints.families.common import attention, decoder, dense, heads, linear
+from distill.checkpoints.families.ropes import read_rope, write_rope
+from distill.checkpoints.families.state_space import PREFIXED, kinds, mixer, read_mixer, write_mixer, written_heads
+from distill.checkpoints.name_table import Entry
+from distill.errors import InputError
+from distill.models.config import DecoderConfig, LayerConfig
+from distill.nn.attention import AttentionConfig
+from distill.nn.mamba2 import Mamba2Config
+from distill.nn.mlp import MlpConfig
+
+ARCHITECTURE = "BambaForCausalLM"
+_ROTATED = 0.5
+
+
+def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
+  """Architecture of an HF configuration.
+
+  Raises:
+    InputError: An attribute is missing, unknown or not supported.
+  """
+  have = Attributes({"max_position_embeddings": 262144, **values}, where=where)
+  have.only("hidden_act", ("silu",))
+  # How kernels cut rows, what generation keeps, and a term of a loss.
+  have.ignore("mamba_chunk_size", "num_logits_to_keep", "z_loss_coefficient")
+  sizes, bias = heads(have, kv=None if have.has("num_key_value_heads") else 8), have.flag("attention_bias")
+  rope = read_rope(have, head_dim=sizes["head_dim"], partial=True, fraction=_ROTATED)
+  if rope.fraction != _ROTATED:
+    raise InputError(f"{where}: partial_rotary_factor = {rope.fraction} is not supported; expected {_ROTATED}")
+  have.only("attn_rotary_emb", (sizes["head_dim"] // 2,))
+  full = AttentionConfig(**sizes, rope=rope, use_bias=bias, use_out_bias=bias)
+  space = read_mixer(have, PREFIXED, defaults={"num_heads": 128, "state_size": 256, "num_groups": 1})
+  mlp = MlpConfig(width=have.integer("intermediate_size", 14336), use_bias=have.flag("mlp_bias"))
+  count, chosen = have.integer("num_hidden_layers"), have.take("attn_layer_indices", [])
+  if not isinstance(chosen, list | tuple) or not all(type(x) is int and 0 <= x < count for x in chosen):
+    raise InputError(f"{where}: attn_layer_indices = {chosen!r} must be a list of layer numbers below {count}")
+  layers = [LayerConfig(mixer=full if i in chosen else space, mlp=mlp) for i in range(count)]
+  return decoder(have, family="bamba", layers=layers, norm_eps=1e-5)
+
+
+def write(config: DecoderConfig) -> dict[str, Any]:
+  """HF configuration of an architecture of this family."""
+  full, space = kinds(config)
+  mlp = dense(config)
+  return {
+    "vocab_size": config.vocab_size,
+    "hidden_size": config.width,
+    "intermediate_size": mlp.width,
+    "num_hidden_layers": len(config.layers),
+    "attn_layer_indices": [i for i, layer in enumerate(config.layers) if isinstance(layer.mixer, AttentionConfig)],
+    **written_heads(full),
+    **write_mixer(space, PREFIXED, width=config.width),
+    **({"rope_parameters": write_rope(full.rope)} if full is not None and full.rope is not None else {}),
+    "hidden_act": "silu",
+    "mlp_bias": mlp.use_bias,
+    "max_position_embeddings": config.max_positions,
+    "rms_norm_eps": config.norm_eps,
+    "tie_word_embeddings": config.tie_embeddings,
+  }
+
+
+def table(config: DecoderConfig) -> tuple[Entry, ...]:
+  """Every parameter under both names."""
+  rows = [Entry("embed.table", "model.embed_tokens.weight"), Entry("norm.scale", "model.final_layernorm.weight")]
+  bias = dense(config).use_bias
+  for index, layer in enumerate(config.layers):
+    ours, theirs = f"layers.{index}", f"model.layers.{index}"
+    rows.append(Entry(f"{ours}.mixer_norm.scale", f"{theirs}.input_layernorm.weight"))
+    rows.append(Entry(f"{ours}.mlp_norm.scale", f"{theirs}.pre_ff_layernorm.weight"))
+    for name in ("gate", "up", "down"):
+      rows += linear(f"{ours}.mlp.{name}", f"{theirs}.feed_forward.{name}_proj", bias=bias)
+    if isinstance(layer.mixer, Mamba2Config):
+      rows += mixer(f"{ours}.mixer", f"{theirs}.mamba", spec=layer.mixer)
+    elif isinstance(layer.mixer, AttentionConfig):
+      rows += attention(index, spec=layer.mixer)
+  return tuple(rows if config.tie_embeddings else [*rows, *linear("head", "lm_head")])

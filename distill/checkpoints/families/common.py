@@ -1,0 +1,236 @@
+"""What the families share: heads, layers and the rest of a configuration, and rows of their name tables."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from distill.checkpoints.attributes import Attributes
+from distill.checkpoints.families.ropes import write_rope
+from distill.checkpoints.name_table import Entry, Part
+from distill.errors import InputError
+from distill.models.config import DecoderConfig, LayerConfig
+from distill.nn.attention import AttentionConfig
+from distill.nn.mlp import MlpConfig
+from distill.nn.moe import MoeConfig
+from distill.nn.rope import RopeConfig
+
+SLIDING, FULL = "sliding_attention", "full_attention"
+
+
+def heads(have: Attributes, *, kv: int | None = None, head_dim: int | None = None) -> dict[str, Any]:
+  """`num_heads`, `num_kv_heads` and `head_dim`, the last two with the family's defaults or those of plain attention.
+
+  Raises:
+    InputError: Key heads that do not divide query heads.
+  """
+  width, count = have.integer("hidden_size"), have.integer("num_attention_heads")
+  kv = have.integer("num_key_value_heads", kv or count)
+  if count % kv:
+    raise InputError(f"{have.where}: num_key_value_heads {kv} does not divide {count} heads")
+  size = have.integer("head_dim", head_dim or max(width // count, 1))
+  return {"num_heads": count, "num_kv_heads": kv, "head_dim": size}
+
+
+def window(have: Attributes, default: int | None = None) -> int | None:
+  """`sliding_window`, None where it is null; `default` where it is absent."""
+  if have.get("sliding_window") is None and (default is None or have.has("sliding_window")):
+    return None
+  return have.integer("sliding_window", default)
+
+
+def layer_windows(have: Attributes, default: Sequence[str], *, size: int | None) -> tuple[int | None, ...]:
+  """The window of each layer by `layer_types`: `size` on sliding layers, None on full ones.
+
+  Raises:
+    InputError: Sliding layers without a window.
+  """
+  kinds = have.one_a_layer("layer_types", default, allowed=(SLIDING, FULL))
+  if SLIDING in kinds and size is None:
+    raise InputError(f"{have.where}: layer_types names {SLIDING} but there is no sliding_window")
+  return tuple(size if kind == SLIDING else None for kind in kinds)
+
+
+def windowed(
+  have: Attributes,
+  default: Sequence[str],
+  *,
+  size: int | None,
+  mixer: AttentionConfig,
+  mlp: MlpConfig | MoeConfig,
+  local: RopeConfig | None = None,
+) -> list[LayerConfig]:
+  """Layers of `mixer` and `mlp` that differ in their window, as `layer_types` says.
+
+  Args:
+    have: The configuration.
+    default: Kind of each layer where it does not say.
+    size: Window of the sliding ones.
+    mixer: The full ones.
+    mlp: Of all.
+    local: Rope of the sliding ones, if it is another.
+
+  Raises:
+    InputError: Sliding layers without a window.
+  """
+  sliding = dataclasses.replace(mixer, window=size, rope=local or mixer.rope)
+  windows = layer_windows(have, default, size=size)
+  return [LayerConfig(mixer=mixer if one is None else sliding, mlp=mlp) for one in windows]
+
+
+def decoder(
+  have: Attributes, *, family: str, layers: Sequence[LayerConfig], norm_eps: float = 1e-6, tied: bool = False, **changes
+) -> DecoderConfig:
+  """The configuration, when everything that is the family's own has been taken.
+
+  Raises:
+    InputError: An attribute that nothing has understood.
+  """
+  config = DecoderConfig(
+    family=family,
+    vocab_size=have.integer("vocab_size"),
+    width=have.integer("hidden_size"),
+    layers=tuple(layers),
+    norm_eps=have.epsilon("rms_norm_eps", norm_eps),
+    tie_embeddings=have.flag("tie_word_embeddings", tied),
+    max_positions=have.integer("max_position_embeddings", 2048),
+    **changes,
+  )
+  have.ignore("original_max_position_embeddings")
+  have.finish()
+  return config
+
+
+def mixers(config: DecoderConfig) -> list[AttentionConfig]:
+  """The attention of every layer, of a family that has nothing else."""
+  found = [layer.mixer for layer in config.layers if isinstance(layer.mixer, AttentionConfig)]
+  assert len(found) == len(config.layers), config.family
+  return found
+
+
+def dense(config: DecoderConfig) -> MlpConfig:
+  """The MLP of the layers that are not mixtures, which is one and the same."""
+  return next(layer.mlp for layer in config.layers if isinstance(layer.mlp, MlpConfig))
+
+
+def written(config: DecoderConfig) -> dict[str, Any]:
+  """The attributes that every family but GPT-2 writes alike."""
+  mixer, mlp = mixers(config)[0], config.layers[0].mlp
+  assert mlp is not None, config.family
+  ropes = [x.rope for x in mixers(config) if x.rope is not None]
+  rope = {"rope_parameters": write_rope(ropes[0])} if ropes else {}
+  return {
+    "vocab_size": config.vocab_size,
+    "hidden_size": config.width,
+    "intermediate_size": mlp.width,
+    "num_hidden_layers": len(config.layers),
+    "num_attention_heads": mixer.num_heads,
+    "num_key_value_heads": mixer.num_kv_heads,
+    "head_dim": mixer.head_dim,
+    "hidden_act": mlp.act,
+    "max_position_embeddings": config.max_positions,
+    "rms_norm_eps": config.norm_eps,
+    "tie_word_embeddings": config.tie_embeddings,
+    **rope,
+  }
+
+
+def written_windows(config: DecoderConfig) -> dict[str, Any]:
+  """`layer_types` and `sliding_window`."""
+  windows = [mixer.window for mixer in mixers(config)]
+  size = next((x for x in windows if x is not None), None)
+  return {"layer_types": [FULL if x is None else SLIDING for x in windows], "sliding_window": size}
+
+
+def written_ropes(layers: Sequence[AttentionConfig]) -> dict[str, Any]:
+  """`rope_parameters` nested by kind of layer; a kind that no layer has is left to the family's default."""
+  ropes = {FULL if x.window is None else SLIDING: x.rope for x in layers}
+  return {kind: write_rope(rope) for kind, rope in ropes.items() if rope is not None}
+
+
+def linear(ours: str, theirs: str, *, bias: bool = False) -> list[Entry]:
+  """Rows of one projection."""
+  kernel = Entry(f"{ours}.kernel", f"{theirs}.weight", "transpose")
+  return [kernel, Entry(f"{ours}.bias", f"{theirs}.bias")] if bias else [kernel]
+
+
+def fused(
+  sizes: Mapping[str, int], *, ours: str, theirs: str, form: str = "transpose", grouped: bool = False
+) -> list[Entry]:
+  """Rows of parameters that stand one after the other in one tensor.
+
+  Args:
+    sizes: What takes the place of {} in `ours` -> columns; of one group where they are grouped.
+    ours: Pattern of our names.
+    theirs: The tensor.
+    form: Of an `Entry`.
+    grouped: The tensor is a row of groups that hold columns of each.
+  """
+  rows, start, period = [], 0, sum(sizes.values()) if grouped else None
+  for name, size in sizes.items():
+    rows.append(Entry(ours.format(name), theirs, form, part=Part(start, start + size, period)))
+    start += size
+  return rows
+
+
+def frame(config: DecoderConfig) -> list[Entry]:
+  """Embedding, final norm and head."""
+  rows = [Entry("embed.table", "model.embed_tokens.weight"), Entry("norm.scale", "model.norm.weight")]
+  return rows if config.tie_embeddings else [*rows, *linear("head", "lm_head")]
+
+
+_NORMS = {
+  "pre": (("mixer_norm", "input"), ("mlp_norm", "post_attention")),
+  "post": (("mixer_post_norm", "post_attention"), ("mlp_post_norm", "post_feedforward")),
+  "both": (
+    ("mixer_norm", "input"),
+    ("mixer_post_norm", "post_attention"),
+    ("mlp_norm", "pre_feedforward"),
+    ("mlp_post_norm", "post_feedforward"),
+  ),
+}
+
+
+def norms(index: int, *, config: DecoderConfig) -> list[Entry]:
+  """Norms around the mixer and the MLP of one layer."""
+  return [
+    Entry(f"layers.{index}.{ours}.scale", f"model.layers.{index}.{theirs}_layernorm.weight")
+    for ours, theirs in _NORMS[config.norms]
+  ]
+
+
+def mlp(index: int, *, spec: MlpConfig) -> list[Entry]:
+  """Projections of the gated MLP of one layer."""
+  ours, theirs = f"layers.{index}.mlp", f"model.layers.{index}.mlp"
+  names = ("gate", "up", "down")
+  return [row for x in names for row in linear(f"{ours}.{x}", f"{theirs}.{x}_proj", bias=spec.use_bias)]
+
+
+def experts(index: int, *, spec: MoeConfig, block: str, names: dict[str, str]) -> list[Entry]:
+  """Router and experts of one layer, where the checkpoint holds one tensor an expert and a projection."""
+  ours, theirs = f"layers.{index}.mlp", f"model.layers.{index}.{block}"
+  rows = linear(f"{ours}.router", f"{theirs}.gate")
+  for expert in range(spec.num_experts):
+    rows += [
+      Entry(f"{ours}.experts.{x}.kernel", f"{theirs}.experts.{expert}.{y}.weight", "transpose", expert=expert)
+      for x, y in names.items()
+    ]
+  return rows
+
+
+def attention(index: int, *, spec: AttentionConfig) -> list[Entry]:
+  """Projections, norms and sinks of one attention layer."""
+  ours, theirs = f"layers.{index}.mixer", f"model.layers.{index}.self_attn"
+  rows = [row for name in "qkv" for row in linear(f"{ours}.{name}", f"{theirs}.{name}_proj", bias=spec.use_bias)]
+  rows += linear(f"{ours}.o", f"{theirs}.o_proj", bias=spec.use_out_bias)
+  if spec.qk_norm:
+    rows += [Entry(f"{ours}.{name}_norm.scale", f"{theirs}.{name}_norm.weight") for name in "qk"]
+  return [*rows, Entry(f"{ours}.sinks", f"{theirs}.sinks")] if spec.sinks else rows
+
+
+def dense_table(config: DecoderConfig) -> tuple[Entry, ...]:
+  """Every parameter of a model of attention and gated MLPs with the usual names."""
+  rows = frame(config)
+  for index, (layer, mixer) in enumerate(zip(config.layers, mixers(config), strict=True)):
+    assert isinstance(layer.mlp, MlpConfig), layer.mlp
+    rows += [*norms(index, config=config), *attention(index, spec=mixer), *mlp(index, spec=layer.mlp)]
+  return tuple(rows)

@@ -1,0 +1,55 @@
+"""Gemma 3, text only: Gemma 2 with normed queries and keys and a second rope base for layers with a window."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from distill.checkpoints.attributes import Attributes
+from distill.checkpoints.families import gemma2
+from distill.checkpoints.families.common import (
+  FULL,
+  SLIDING,
+  decoder,
+  dense_table,
+  heads,
+  mixers,
+  window,
+  windowed,
+  written_ropes,
+)
+from distill.checkpoints.families.gemma import ACT, traits
+from distill.checkpoints.families.ropes import read_nested_ropes
+from distill.models.config import DecoderConfig
+from distill.nn.attention import AttentionConfig
+from distill.nn.mlp import MlpConfig
+
+ARCHITECTURE = "Gemma3ForCausalLM"
+table = dense_table
+
+
+def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
+  """Architecture of an HF configuration.
+
+  Raises:
+    InputError: An attribute is missing, unknown or not supported.
+  """
+  have = Attributes(values, where=where)
+  have.only("use_bidirectional_attention", (False,))
+  # No layer of this family reads them, though its configurations carry them.
+  have.ignore("attn_logit_softcapping", "_sliding_window_pattern", "hidden_act")
+  sizes, bias = heads(have, kv=4, head_dim=256), have.flag("attention_bias")
+  every = have.integer("sliding_window_pattern", 6)
+  default = [SLIDING if (i + 1) % every else FULL for i in range(have.integer("num_hidden_layers"))]
+  full, local = read_nested_ropes(
+    have, head_dim=sizes["head_dim"], theta=(1e6, 1e4), local_theta_key="rope_local_base_freq"
+  )
+  scale = gemma2.query_scale(have)
+  mixer = AttentionConfig(**sizes, rope=full, scale=scale, qk_norm="head", use_bias=bias, use_out_bias=bias)
+  mlp = MlpConfig(width=have.integer("intermediate_size"), act=have.activation("hidden_activation", ACT))
+  layers = windowed(have, default, size=window(have, 4096), mixer=mixer, mlp=mlp, local=local)
+  cap = gemma2.softcap(have, "final_logit_softcapping", None)
+  return decoder(have, family="gemma3_text", layers=layers, norms="both", logit_softcap=cap, **traits(have))
+
+
+def write(config: DecoderConfig) -> dict[str, Any]:
+  """HF configuration of an architecture of this family."""
+  return {**gemma2.write(config), "rope_parameters": written_ropes(mixers(config))}

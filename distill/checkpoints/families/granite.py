@@ -1,0 +1,53 @@
+"""Granite 3: Llama with four multipliers."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from distill.checkpoints.attributes import Attributes
+from distill.checkpoints.families.common import decoder, dense, dense_table, heads, mixers, written
+from distill.checkpoints.families.ropes import read_rope
+from distill.errors import InputError
+from distill.models.config import DecoderConfig, LayerConfig
+from distill.nn.attention import AttentionConfig
+from distill.nn.mlp import MlpConfig
+
+ARCHITECTURE = "GraniteForCausalLM"
+table = dense_table
+
+
+def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
+  """Architecture of an HF configuration.
+
+  Raises:
+    InputError: An attribute is missing, unknown or not supported.
+  """
+  have = Attributes(values, where=where)
+  sizes, bias = heads(have), have.flag("attention_bias")
+  rope, scale = read_rope(have, head_dim=sizes["head_dim"]), have.number("attention_multiplier", 1.0)
+  mixer = AttentionConfig(**sizes, rope=rope, scale=scale, use_bias=bias, use_out_bias=bias)
+  mlp = MlpConfig(width=have.integer("intermediate_size"), act=have.activation(), use_bias=have.flag("mlp_bias"))
+  divisor = have.number("logits_scaling", 1.0)
+  if divisor == 0:
+    raise InputError(f"{where}: logits_scaling divides the logits and must not be 0")
+  return decoder(
+    have,
+    family="granite",
+    layers=(LayerConfig(mixer=mixer, mlp=mlp),) * have.integer("num_hidden_layers"),
+    embed_scale=have.number("embedding_multiplier", 1.0),
+    residual_scale=have.number("residual_multiplier", 1.0),
+    logit_scale=1.0 / divisor,
+  )
+
+
+def write(config: DecoderConfig) -> dict[str, Any]:
+  """HF configuration of an architecture of this family."""
+  mixer = mixers(config)[0]
+  return {
+    **written(config),
+    "attention_bias": mixer.use_bias,
+    "mlp_bias": dense(config).use_bias,
+    "attention_multiplier": mixer.head_dim**-0.5 if mixer.scale is None else mixer.scale,
+    "embedding_multiplier": config.embed_scale,
+    "residual_multiplier": config.residual_scale,
+    "logits_scaling": 1.0 / config.logit_scale,
+  }

@@ -1,0 +1,35 @@
+"""Mistral: Llama with a sliding window on every layer."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from distill.checkpoints.attributes import Attributes
+from distill.checkpoints.families.common import decoder, dense_table, heads, mixers, window, written
+from distill.checkpoints.families.ropes import read_rope
+from distill.models.config import DecoderConfig, LayerConfig
+from distill.nn.attention import AttentionConfig
+from distill.nn.mlp import MlpConfig
+
+ARCHITECTURE = "MistralForCausalLM"
+table = dense_table
+
+
+def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
+  """Architecture of an HF configuration.
+
+  Raises:
+    InputError: An attribute is missing, unknown or not supported.
+  """
+  have = Attributes(values, where=where)
+  sizes = heads(have, kv=8)
+  rope = read_rope(have, head_dim=sizes["head_dim"])
+  mixer = AttentionConfig(**sizes, rope=rope, window=window(have, 4096))
+  mlp = MlpConfig(width=have.integer("intermediate_size"), act=have.activation())
+  return decoder(
+    have, family="mistral", layers=(LayerConfig(mixer=mixer, mlp=mlp),) * have.integer("num_hidden_layers")
+  )
+
+
+def write(config: DecoderConfig) -> dict[str, Any]:
+  """HF configuration of an architecture of this family."""
+  return {**written(config), "sliding_window": mixers(config)[0].window}

@@ -1,0 +1,47 @@
+"""OLMo 3: OLMo 2 with windows on three layers of four and a rope of their own."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from distill.checkpoints.attributes import Attributes
+from distill.checkpoints.families import olmo2
+from distill.checkpoints.families.common import (
+  FULL,
+  SLIDING,
+  decoder,
+  dense_table,
+  heads,
+  mixers,
+  window,
+  windowed,
+  written_ropes,
+  written_windows,
+)
+from distill.checkpoints.families.ropes import read_nested_ropes
+from distill.models.config import DecoderConfig
+from distill.nn.attention import AttentionConfig
+from distill.nn.mlp import MlpConfig
+
+ARCHITECTURE = "Olmo3ForCausalLM"
+table = dense_table
+
+
+def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
+  """Architecture of an HF configuration.
+
+  Raises:
+    InputError: An attribute is missing, unknown or not supported.
+  """
+  have = Attributes(values, where=where)
+  sizes, bias = heads(have), have.flag("attention_bias")
+  default = [SLIDING if (i + 1) % 4 else FULL for i in range(have.integer("num_hidden_layers"))]
+  full, local = read_nested_ropes(have, head_dim=sizes["head_dim"], theta=(5e5, 5e5))
+  mixer = AttentionConfig(**sizes, rope=full, qk_norm="full", use_bias=bias, use_out_bias=bias)
+  mlp = MlpConfig(width=have.integer("intermediate_size"), act=have.activation())
+  layers = windowed(have, default, size=window(have, 4096), mixer=mixer, mlp=mlp, local=local)
+  return decoder(have, family="olmo3", layers=layers, norms="post", norm_eps=1e-5)
+
+
+def write(config: DecoderConfig) -> dict[str, Any]:
+  """HF configuration of an architecture of this family."""
+  return {**olmo2.write(config), **written_windows(config), "rope_parameters": written_ropes(mixers(config))}

@@ -1,0 +1,61 @@
+"""Qwen 2 and 2.5: biases on queries, keys and values; windows on the layers from `max_window_layers` on."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from distill.checkpoints.attributes import Attributes
+from distill.checkpoints.families.common import (
+  FULL,
+  SLIDING,
+  decoder,
+  dense_table,
+  heads,
+  window,
+  windowed,
+  written,
+  written_windows,
+)
+from distill.checkpoints.families.ropes import read_rope
+from distill.models.config import DecoderConfig, LayerConfig
+from distill.nn.attention import AttentionConfig
+from distill.nn.mlp import MlpConfig
+
+ARCHITECTURE = "Qwen2ForCausalLM"
+table = dense_table
+
+
+def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
+  """Architecture of an HF configuration.
+
+  Raises:
+    InputError: An attribute is missing, unknown or not supported.
+  """
+  have = Attributes(values, where=where)
+  have.only("use_mrope", (False,))
+  sizes = heads(have, kv=32)
+  mixer = AttentionConfig(**sizes, rope=read_rope(have, head_dim=sizes["head_dim"]), use_bias=True)
+  return decoder(have, family="qwen2", layers=switched_layers(have, mixer=mixer))
+
+
+def switched_window(have: Attributes) -> int | None:
+  """`sliding_window` where `use_sliding_window` is on."""
+  size = window(have, default=4096)
+  return size if have.flag("use_sliding_window") else None
+
+
+def switched_layers(have: Attributes, *, mixer: AttentionConfig) -> list[LayerConfig]:
+  """Layers of `mixer` and a gated MLP, with windows as `layer_types` or `max_window_layers` say.
+
+  Raises:
+    InputError: Neither can be understood.
+  """
+  size, first = switched_window(have), have.number("max_window_layers", 28)
+  default = [SLIDING if size is not None and i >= first else FULL for i in range(have.integer("num_hidden_layers"))]
+  mlp = MlpConfig(width=have.integer("intermediate_size"), act=have.activation())
+  return windowed(have, default, size=size, mixer=mixer, mlp=mlp)
+
+
+def write(config: DecoderConfig) -> dict[str, Any]:
+  """HF configuration of an architecture of this family."""
+  kinds = written_windows(config)
+  return {**written(config), **kinds, "use_sliding_window": kinds["sliding_window"] is not None}

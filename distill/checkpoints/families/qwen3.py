@@ -1,0 +1,32 @@
+"""Qwen 3: Qwen 2 with normed queries and keys, and no biases unless asked for."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from distill.checkpoints.attributes import Attributes
+from distill.checkpoints.families import qwen2
+from distill.checkpoints.families.common import decoder, dense_table, heads, mixers
+from distill.checkpoints.families.ropes import read_rope
+from distill.models.config import DecoderConfig
+from distill.nn.attention import AttentionConfig
+
+ARCHITECTURE = "Qwen3ForCausalLM"
+table = dense_table
+
+
+def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
+  """Architecture of an HF configuration.
+
+  Raises:
+    InputError: An attribute is missing, unknown or not supported.
+  """
+  have = Attributes(values, where=where)
+  sizes, bias = heads(have, kv=32, head_dim=128), have.flag("attention_bias")
+  rope = read_rope(have, head_dim=sizes["head_dim"])
+  mixer = AttentionConfig(**sizes, rope=rope, qk_norm="head", use_bias=bias, use_out_bias=bias)
+  return decoder(have, family="qwen3", layers=qwen2.switched_layers(have, mixer=mixer))
+
+
+def write(config: DecoderConfig) -> dict[str, Any]:
+  """HF configuration of an architecture of this family."""
+  return {**qwen2.write(config), "attention_bias": mixers(config)[0].use_bias}

@@ -1,0 +1,121 @@
+"""Qwen 3 with mixtures of experts, on all layers or on some."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from distill.checkpoints.attributes import Attributes
+from distill.checkpoints.families.common import (
+  attention,
+  decoder,
+  experts,
+  frame,
+  heads,
+  linear,
+  mixers,
+  mlp,
+  norms,
+  written,
+)
+from distill.checkpoints.families.qwen2 import switched_window
+from distill.checkpoints.families.ropes import read_rope
+from distill.checkpoints.name_table import Entry
+from distill.errors import InputError
+from distill.models.config import DecoderConfig, LayerConfig
+from distill.nn.attention import AttentionConfig
+from distill.nn.mlp import MlpConfig
+from distill.nn.moe import MoeConfig
+
+ARCHITECTURE = "Qwen3MoeForCausalLM"
+_NAMES = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
+
+
+def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
+  """Architecture of an HF configuration.
+
+  Raises:
+    InputError: An attribute is missing, unknown or not supported.
+  """
+  have = Attributes(values, where=where)
+  sizes, bias, act = heads(have, kv=4), have.flag("attention_bias"), have.activation()
+  # Every layer has the window, whatever this says.
+  have.ignore("max_window_layers")
+  mixer = AttentionConfig(
+    **sizes,
+    rope=read_rope(have, head_dim=sizes["head_dim"]),
+    window=switched_window(have),
+    qk_norm="head",
+    use_bias=bias,
+    use_out_bias=bias,
+  )
+  count, top_k = have.experts(128, chosen=8)
+  mixture = MoeConfig(
+    width=have.integer("moe_intermediate_size", 768),
+    num_experts=count,
+    top_k=top_k,
+    act=act,
+    renormalise=have.flag("norm_topk_prob"),
+  )
+  layers = [LayerConfig(mixer=mixer, mlp=mlp) for mlp in sparse(have, mixture=mixture, width=6144)]
+  return decoder(have, family="qwen3_moe", layers=layers)
+
+
+def sparse(have: Attributes, *, mixture: MoeConfig, width: int) -> list[MlpConfig | MoeConfig]:
+  """What every layer has in its place: the mixture, or a plain MLP, of `width` unless `intermediate_size` says so.
+
+  Raises:
+    InputError: An attribute is not supported.
+  """
+  plain = MlpConfig(width=have.integer("intermediate_size", width), act=mixture.act)
+  every, kept = have.integer("decoder_sparse_step", 1), have.take("mlp_only_layers", [])
+  if not isinstance(kept, list | tuple):
+    raise InputError(f"{have.where}: mlp_only_layers = {kept!r} must be a list of layer numbers")
+  count = have.integer("num_hidden_layers")
+  return [mixture if i not in kept and (i + 1) % every == 0 else plain for i in range(count)]
+
+
+def written_sparse(config: DecoderConfig) -> dict[str, Any]:
+  """The attributes that `sparse` reads, and those of the mixture."""
+  mlps = [layer.mlp for layer in config.layers]
+  fields: dict[str, Any] = {}
+  for spec in mlps:
+    if isinstance(spec, MlpConfig):
+      fields["intermediate_size"] = spec.width
+    elif isinstance(spec, MoeConfig):
+      fields |= {"num_experts": spec.num_experts, "num_experts_per_tok": spec.top_k}
+      fields |= {"moe_intermediate_size": spec.width, "norm_topk_prob": spec.renormalise}
+  plain = [i for i, spec in enumerate(mlps) if isinstance(spec, MlpConfig)]
+  return {**fields, "decoder_sparse_step": 1, "mlp_only_layers": plain}
+
+
+def write(config: DecoderConfig) -> dict[str, Any]:
+  """HF configuration of an architecture of this family."""
+  mixer = mixers(config)[0]
+  return {
+    **written(config),
+    **written_sparse(config),
+    "attention_bias": mixer.use_bias,
+    "use_sliding_window": mixer.window is not None,
+    "sliding_window": mixer.window,
+  }
+
+
+def table(config: DecoderConfig) -> tuple[Entry, ...]:
+  """Every parameter under both names."""
+  rows = frame(config)
+  for index, (layer, mixer) in enumerate(zip(config.layers, mixers(config), strict=True)):
+    rows += [*norms(index, config=config), *attention(index, spec=mixer)]
+    rows += sparse_mlp(index, spec=layer.mlp)
+  return tuple(rows)
+
+
+def sparse_mlp(index: int, *, spec: MlpConfig | MoeConfig | None) -> list[Entry]:
+  """Rows of a mixture, with its shared expert if it has one, or of the MLP in its place."""
+  if not isinstance(spec, MoeConfig):
+    assert spec is not None, index
+    return mlp(index, spec=spec)
+  ours, theirs = f"layers.{index}.mlp", f"model.layers.{index}.mlp"
+  rows = experts(index, spec=spec, block="mlp", names=_NAMES)
+  if spec.shared is not None:
+    for name, other in _NAMES.items():
+      rows += linear(f"{ours}.shared.{name}", f"{theirs}.shared_expert.{other}")
+  return [*rows, *linear(f"{ours}.shared_gate", f"{theirs}.shared_expert_gate")] if spec.shared_gated else rows

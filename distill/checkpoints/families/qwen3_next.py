@@ -1,0 +1,57 @@
+"""Qwen 3 Next: gated delta rule and gated attention, with mixtures of experts of which one serves every token."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from distill.checkpoints.attributes import Attributes
+from distill.checkpoints.families.common import attention, decoder, frame, norms
+from distill.checkpoints.families.qwen3_5 import delta, hybrid, written_hybrid
+from distill.checkpoints.families.qwen3_moe import sparse, sparse_mlp, written_sparse
+from distill.checkpoints.name_table import Entry
+from distill.models.config import DecoderConfig, LayerConfig
+from distill.nn.attention import AttentionConfig
+from distill.nn.gated_delta import GatedDeltaConfig
+from distill.nn.moe import MoeConfig
+
+ARCHITECTURE = "Qwen3NextForCausalLM"
+
+
+def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
+  """Architecture of an HF configuration.
+
+  Raises:
+    InputError: An attribute is missing, unknown or not supported.
+  """
+  have = Attributes(values, where=where)
+  mixers = hybrid(have, kv=2)
+  count, top_k = have.experts(512, chosen=10)
+  mixture = MoeConfig(
+    width=have.integer("moe_intermediate_size", 512),
+    num_experts=count,
+    top_k=top_k,
+    renormalise=have.flag("norm_topk_prob", True),
+    shared=have.integer("shared_expert_intermediate_size", 512),
+    shared_gated=True,
+  )
+  mlps = sparse(have, mixture=mixture, width=5632)
+  layers = [LayerConfig(mixer=mixer, mlp=mlp) for mixer, mlp in zip(mixers, mlps, strict=True)]
+  return decoder(have, family="qwen3_next", layers=layers, norm_offset=1.0)
+
+
+def write(config: DecoderConfig) -> dict[str, Any]:
+  """HF configuration of an architecture of this family."""
+  shared = next((x.mlp.shared for x in config.layers if isinstance(x.mlp, MoeConfig)), None)
+  fields = {} if shared is None else {"shared_expert_intermediate_size": shared}
+  return {**written_hybrid(config), **written_sparse(config), **fields}
+
+
+def table(config: DecoderConfig) -> tuple[Entry, ...]:
+  """Every parameter under both names."""
+  rows = frame(config)
+  for index, layer in enumerate(config.layers):
+    rows += [*norms(index, config=config), *sparse_mlp(index, spec=layer.mlp)]
+    if isinstance(layer.mixer, AttentionConfig):
+      rows += attention(index, spec=layer.mixer)
+    elif isinstance(layer.mixer, GatedDeltaConfig):
+      rows += delta(index, spec=layer.mixer, interleaved=True)
+  return tuple(rows)

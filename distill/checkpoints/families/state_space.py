@@ -1,0 +1,138 @@
+"""What the families with Mamba-2 mixers share: their settings, under two sets of words, and the rows of one mixer."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from distill.checkpoints.attributes import Attributes
+from distill.checkpoints.families.common import fused, linear
+from distill.checkpoints.name_table import Entry
+from distill.errors import InputError
+from distill.files.json_file import number
+from distill.models.config import DecoderConfig
+from distill.nn.attention import AttentionConfig
+from distill.nn.mamba2 import Mamba2Config
+
+# Words for the fields of `Mamba2Config`.
+PLAIN = {
+  "num_heads": "num_heads",
+  "head_dim": "head_dim",
+  "state_size": "state_size",
+  "num_groups": "n_groups",
+  "conv_width": "conv_kernel",
+  "conv_bias": "use_conv_bias",
+  "use_bias": "use_bias",
+  "expand": "expand",
+}
+PREFIXED = {
+  "num_heads": "mamba_n_heads",
+  "head_dim": "mamba_d_head",
+  "state_size": "mamba_d_state",
+  "num_groups": "mamba_n_groups",
+  "conv_width": "mamba_d_conv",
+  "conv_bias": "mamba_conv_bias",
+  "use_bias": "mamba_proj_bias",
+  "expand": "mamba_expand",
+}
+LINEAR, FULL = "linear_attention", "full_attention"
+
+
+def read_mixer(have: Attributes, words: Mapping[str, str], *, defaults: Mapping[str, int]) -> Mamba2Config:
+  """The state space of a configuration.
+
+  Args:
+    have: The configuration.
+    words: The family's.
+    defaults: `num_heads`, `state_size` and `num_groups` where it names none, and `head_dim` unless it follows.
+
+  Raises:
+    InputError: Sizes that do not divide one another, or limits of time steps that leave none.
+  """
+  where, width = have.where, have.integer("hidden_size")
+  heads = have.integer(words["num_heads"], defaults["num_heads"])
+  inner = have.integer(words["expand"], 2) * width
+  size = have.get(words["head_dim"])
+  follows = size == "auto" or (size is None and "head_dim" not in defaults)
+  size = max(inner // heads, 1) if follows else have.integer(words["head_dim"], defaults.get("head_dim"))
+  if heads * size != inner:
+    product = f"{words['num_heads']} {heads} * {words['head_dim']} {size}"
+    raise InputError(f"{where}: {product} must be {words['expand']} * hidden_size = {inner}")
+  groups = have.integer(words["num_groups"], defaults["num_groups"])
+  if heads % groups:
+    raise InputError(f"{where}: {words['num_groups']} {groups} does not divide {heads} heads")
+  low, high = _limits(have)
+  return Mamba2Config(
+    num_heads=heads,
+    head_dim=size,
+    state_size=have.integer(words["state_size"], defaults["state_size"]),
+    num_groups=groups,
+    conv_width=have.integer(words["conv_width"], 4),
+    conv_bias=have.flag(words["conv_bias"], True),
+    use_bias=have.flag(words["use_bias"]),
+    min_step=low,
+    max_step=high,
+  )
+
+
+def _limits(have: Attributes) -> tuple[float, float | None]:
+  """`time_step_limit`, whose second may be Infinity, or what version 5 of transformers writes for it."""
+  key, value = f"{have.where}: time_step_limit", have.take("time_step_limit", [0.0, math.inf])
+  if not isinstance(value, list | tuple) or len(value) != 2:
+    raise InputError(f"{key} = {value!r} must be two numbers, the least time step and the largest")
+  low, high = number(value[0], where=key, low=0.0), value[1]
+  if high == math.inf or high == {"__float__": "Infinity"}:
+    return low, None
+  return low, number(high, where=key, low=low)
+
+
+def write_mixer(spec: Mamba2Config | None, words: Mapping[str, str], *, width: int) -> dict[str, Any]:
+  """The attributes of a state space; without one, such as leave a configuration sound.
+
+  Raises:
+    InputError: There are no words for one whose heads together are not a multiple of the model's width.
+  """
+  if spec is None:
+    return {words["num_heads"]: 1, words["head_dim"]: "auto"}
+  expand, rest = divmod(spec.num_heads * spec.head_dim, width)
+  if rest or not expand:
+    raise InputError(f"{spec.num_heads} heads of {spec.head_dim} must be a multiple of hidden_size {width}")
+  fields = {word: getattr(spec, name) for name, word in words.items() if name != "expand"} | {words["expand"]: expand}
+  if spec.min_step or spec.max_step is not None:
+    fields["time_step_limit"] = [spec.min_step, math.inf if spec.max_step is None else spec.max_step]
+  return fields
+
+
+def mixer(ours: str, theirs: str, *, spec: Mamba2Config) -> list[Entry]:
+  """Rows of one mixer, whose projections and convolutions are fused in the checkpoint."""
+  inner, shared = spec.num_heads * spec.head_dim, spec.num_groups * spec.state_size
+  convolved = {"x": inner, "b": shared, "c": shared}
+  projected = {"z": inner, **convolved, "dt": spec.num_heads}
+  rows = fused(projected, ours=f"{ours}.{{}}.kernel", theirs=f"{theirs}.in_proj.weight")
+  rows += fused(convolved, ours=f"{ours}.conv.{{}}.kernel", theirs=f"{theirs}.conv1d.weight", form="conv")
+  if spec.use_bias:
+    rows += fused(projected, ours=f"{ours}.{{}}.bias", theirs=f"{theirs}.in_proj.bias", form="copy")
+  if spec.conv_bias:
+    rows += fused(convolved, ours=f"{ours}.conv.{{}}.bias", theirs=f"{theirs}.conv1d.bias", form="copy")
+  rows += [
+    Entry(f"{ours}.{x}", f"{theirs}.{y}") for x, y in (("dt_bias", "dt_bias"), ("a_log", "A_log"), ("skip", "D"))
+  ]
+  return [
+    *rows,
+    Entry(f"{ours}.norm.scale", f"{theirs}.norm.weight"),
+    *linear(f"{ours}.o", f"{theirs}.out_proj", bias=spec.use_bias),
+  ]
+
+
+def kinds(config: DecoderConfig) -> tuple[AttentionConfig | None, Mamba2Config | None]:
+  """The attention and the state space of a hybrid, each None where no layer has it."""
+  mixers = [layer.mixer for layer in config.layers]
+  full = next((one for one in mixers if isinstance(one, AttentionConfig)), None)
+  return full, next((one for one in mixers if isinstance(one, Mamba2Config)), None)
+
+
+def written_heads(spec: AttentionConfig | None) -> dict[str, Any]:
+  """The attributes of the attention of a hybrid; without one, such as leave a configuration sound."""
+  if spec is None:
+    return {"num_attention_heads": 1, "num_key_value_heads": 1}
+  sizes = {"num_attention_heads": spec.num_heads, "num_key_value_heads": spec.num_kv_heads, "head_dim": spec.head_dim}
+  return {**sizes, "attention_bias": spec.use_bias}

@@ -1,0 +1,218 @@
+"""safetensors, one file or several with an index; files from strangers are checked before they are believed."""
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from distill.errors import InputError
+from distill.files.json_file import parse, read_json, regular
+from distill.files.tensors import Pending, Reader, Stored, finite
+
+# In the order in which the reference writer sorts them, so that what it wrote comes out byte for byte.
+DTYPES: Mapping[str, np.dtype] = {
+  "F64": np.dtype(np.float64),
+  "I64": np.dtype(np.int64),
+  "U64": np.dtype(np.uint64),
+  "F32": np.dtype(np.float32),
+  "U32": np.dtype(np.uint32),
+  "I32": np.dtype(np.int32),
+  "BF16": np.dtype(ml_dtypes.bfloat16),
+  "F16": np.dtype(np.float16),
+  "U16": np.dtype(np.uint16),
+  "I16": np.dtype(np.int16),
+  "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+  "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+  "I8": np.dtype(np.int8),
+  "U8": np.dtype(np.uint8),
+  "BOOL": np.dtype(np.bool_),
+}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_ORDER = {name: i for i, name in enumerate(DTYPES)}
+_FILE = re.compile(r"\w[\w.-]*\.safetensors", re.ASCII)
+_MAX_HEADER = 100 * 2**20
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.npz", "*.h5", "*.msgpack")
+_AGAIN = "fetch the file again"
+
+
+def read(directory: pathlib.Path, *, stem: str) -> dict[str, np.ndarray]:
+  """All tensors of `{stem}.safetensors`, or of the files that `{stem}.safetensors.index.json` names.
+
+  Raises:
+    InputError: What `stored` raises, or values that are not finite.
+  """
+  with Reader() as reader:
+    tensors = {name: reader.read(one) for name, one in stored(directory, stem=stem).items()}
+  for name, value in tensors.items():
+    if not finite(value):
+      raise InputError(f"{directory}: tensor {name} holds values that are not finite; the weights are damaged")
+  return tensors
+
+
+def header(directory: pathlib.Path, *, stem: str) -> dict[str, tuple[str, tuple[int, ...]]]:
+  """(dtype, shape) of every tensor, without reading any."""
+  return {name: (_NAMES[one.dtype], one.shape) for name, one in stored(directory, stem=stem).items()}
+
+
+def stored(directory: pathlib.Path, *, stem: str) -> dict[str, Stored]:
+  """Where every tensor lies, checked against the headers, the files' sizes and the index where there is one.
+
+  Raises:
+    InputError: Missing, truncated or damaged files, duplicate names, or tensors that are not where the index says.
+  """
+  directory = pathlib.Path(directory)
+  index, single = directory / f"{stem}.safetensors.index.json", directory / f"{stem}.safetensors"
+  if not os.path.lexists(index):
+    if not os.path.lexists(single) and (pickles := sorted(p.name for glob in _PICKLES for p in directory.glob(glob))):
+      raise InputError(f"{single}: no such file; {pickles[0]} is never opened, convert it to safetensors")
+    return _header(single)
+  where = read_json(index).get("weight_map")
+  if not isinstance(where, dict) or not where or not all(isinstance(name, str) for name in where.values()):
+    raise InputError(f"{index}: no weight_map of tensor names to files; {_AGAIN}")
+  found: dict[str, Stored] = {}
+  for name in sorted(set(where.values())):
+    if not _FILE.fullmatch(name):
+      raise InputError(f"{index}: weight_map names {name!r}; expected a plain *.safetensors file beside it")
+    for tensor, one in _header(directory / name, hint=f"{index.name} names it").items():
+      if tensor in found:
+        raise InputError(f"{directory / name}: tensor {tensor} is in {found[tensor].path.name} too; {_AGAIN}")
+      found[tensor] = one
+  places = {tensor: one.path.name for tensor, one in found.items()}
+  if places != where:
+    wrong = min(key for key in {*places, *where} if places.get(key) != where.get(key))
+    raise InputError(f"{index}: tensor {wrong!r} is not where the index says; {_AGAIN}")
+  return found
+
+
+def digest(directory: pathlib.Path, *, stem: str, settings: str) -> str:
+  """SHA-256 of the JSON file `settings` and of the files with the tensors of `stem`, read side by side.
+
+  Raises:
+    InputError: What `stored` raises.
+  """
+  directory = pathlib.Path(directory)
+  regular(directory / settings, hint="it says what the tensors are of")
+  files = [directory / settings, *sorted({one.path for one in stored(directory, stem=stem).values()})]
+  with concurrent.futures.ThreadPoolExecutor() as threads:
+    sums = list(threads.map(_sum, files))
+  return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
+
+
+def _sum(path: pathlib.Path) -> str:
+  with path.open("rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _header(path: pathlib.Path, *, hint: str = "weights must be in the safetensors format") -> dict[str, Stored]:
+  size = regular(path, hint=hint)
+  with path.open("rb") as file:
+    length = int.from_bytes(file.read(8), "little")
+    if length > _MAX_HEADER:
+      raise InputError(f"{path}: damaged or not a safetensors file (a header of {length:,} bytes); {_AGAIN}")
+    text = file.read(length) if size >= 8 else b""
+  if len(text) != length or not text.startswith(b"{"):
+    raise InputError(f"{path}: damaged or cut short (no readable header); {_AGAIN}")
+  entries = parse(text, where=f"{path}: damaged header")
+  metadata = entries.pop("__metadata__", {})
+  if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+    raise InputError(f"{path}: __metadata__ must hold names and texts; {_AGAIN}")
+  found = {name: _entry(path, name, entry) for name, entry in entries.items()}
+  at = 0
+  for name, (begin, one) in sorted(found.items(), key=lambda item: (item[1][0], item[1][1].nbytes)):
+    if begin != at:
+      what = "overlaps the one before it" if begin < at else "leaves a hole before it"
+      raise InputError(f"{path}: tensor {name!r} {what}; damaged or not to be trusted, {_AGAIN}")
+    at += one.nbytes
+  if 8 + length + at != size:
+    what = "cut short" if 8 + length + at > size else "too long"
+    raise InputError(f"{path}: damaged or {what} ({size:,} bytes, its header tells of {8 + length + at:,}); {_AGAIN}")
+  return {name: dataclasses.replace(one, offset=8 + length + begin) for name, (begin, one) in found.items()}
+
+
+def _entry(path: pathlib.Path, name: str, entry: Any) -> tuple[int, Stored]:
+  """(first byte after the header, place) of one line of a header."""
+  where = f"{path}: tensor {name!r}"
+  if not name or len(name) > 1000 or not name.isprintable() or "/" in name or "\\" in name:
+    raise InputError(f"{where[:200]}: not a name of a tensor; the file is not to be trusted")
+  if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+    raise InputError(f"{where}: expected dtype, shape and data_offsets in its header; {_AGAIN}")
+  dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+  if not isinstance(dtype, str) or dtype not in DTYPES:
+    raise InputError(f"{where}: dtype {str(dtype)[:60]!r} is not read; expected one of {', '.join(DTYPES)}")
+  for key, value in (("shape", shape), ("data_offsets", offsets)):
+    if not isinstance(value, list) or not all(type(one) is int and 0 <= one < 2**63 for one in value):
+      raise InputError(f"{where}: {key} {str(value)[:60]} must be a list of whole numbers from 0; {_AGAIN}")
+  if len(shape) > 8 or len(offsets) != 2:
+    raise InputError(
+      f"{where}: {len(shape)} dimensions and {len(offsets)} offsets; expected at most 8, and 2; {_AGAIN}"
+    )
+  size = math.prod(shape) * DTYPES[dtype].itemsize
+  if offsets[1] - offsets[0] != size:
+    raise InputError(f"{where}: {offsets[1] - offsets[0]:,} bytes, its shape needs {size:,}; {_AGAIN}")
+  # Beside a dimension of 0 the others are not bounded by the file's size.
+  if math.prod(one for one in shape if one) >= 2**48:
+    raise InputError(f"{where}: shape {str(shape)[:60]} is beyond what arrays can have; {_AGAIN}")
+  return offsets[0], Stored(path=path, dtype=DTYPES[dtype], shape=tuple(shape), offset=0)
+
+
+def write(
+  directory: pathlib.Path,
+  tensors: Mapping[str, np.ndarray] | Mapping[str, Pending],
+  *,
+  stem: str,
+  max_file_bytes: int = 5 * 10**9,
+) -> None:
+  """Writes `{stem}.safetensors`, or several files and an index when they would be larger than `max_file_bytes`.
+
+  One tensor is in memory at a time where they are `Pending`.
+  """
+  waiting = {name: x if isinstance(x, Pending) else _pending(x) for name, x in tensors.items()}
+  parts: list[dict[str, Pending]] = [{}]
+  size = 0
+  for name in sorted(waiting):
+    if parts[-1] and size + waiting[name].nbytes > max_file_bytes:
+      parts.append({})
+      size = 0
+    parts[-1][name] = waiting[name]
+    size += waiting[name].nbytes
+  if len(parts) == 1:
+    _write_file(directory / f"{stem}.safetensors", parts[0])
+    return
+  names = [f"{stem}-{i:05}-of-{len(parts):05}.safetensors" for i in range(1, len(parts) + 1)]
+  for file, part in zip(names, parts, strict=True):
+    _write_file(directory / file, part)
+  where = {tensor: file for file, part in zip(names, parts, strict=True) for tensor in part}
+  total = sum(x.nbytes for x in waiting.values())
+  index = {"metadata": {"total_size": total}, "weight_map": where}
+  (directory / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def _pending(value: np.ndarray) -> Pending:
+  return Pending(shape=value.shape, dtype=value.dtype, make=lambda: value)
+
+
+def _write_file(path: pathlib.Path, tensors: Mapping[str, Pending]) -> None:
+  order = sorted(tensors, key=lambda name: (_ORDER[_NAMES[tensors[name].dtype]], name))
+  entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+  at = 0
+  for name in order:
+    one = tensors[name]
+    entries[name] = {"dtype": _NAMES[one.dtype], "shape": list(one.shape), "data_offsets": [at, at + one.nbytes]}
+    at += one.nbytes
+  text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+  text += b" " * (-len(text) % 8)
+  with path.open("wb") as file:
+    file.write(len(text).to_bytes(8, "little") + text)
+    for name in order:
+      value = np.asarray(tensors[name].make(), order="C")
+      assert (value.shape, value.dtype) == (tensors[name].shape, tensors[name].dtype), name
+      file.write(value.reshape(-1).view(np.uint8).data)

@@ -1,0 +1,184 @@
+"""How much each part of a model does, measured on rows of text."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from distill.initialise.conversion import head_shape
+from distill.models.config import LayerConfig, groups
+from distill.models.decoder import Decoder
+from distill.models.layer import Layer
+from distill.nn.mlp import Mlp
+from distill.parallel.mesh import batch_sharding, replicated
+from distill.tree import Params
+from distill.types import Batch
+
+_NORMS = ("mixer_norm", "mixer_post_norm", "mlp_norm", "mlp_post_norm")
+_TINY = 1e-30
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Importance:
+  """What activations say of a model's parts (Muralidharan et al. 2024, 2407.14679; of layers Men et al. 2403.03853).
+
+  Heads, neurons and channels: the mean over a row's tokens, then the root of the sum of squares over rows.
+
+  Attributes:
+    layers: 1 − cos between a layer's input and its output, the mean over tokens [L].
+    heads: Of each layer, the length of a head's output before the output projection [N].
+    neurons: Of each layer, the size of what enters the MLP's last projection [F]; empty in a mixture of experts.
+    channels: The size of what mixers, MLPs and the head read, summed over all of them [D].
+    shares: By the name of a norm that reads the residual stream or all heads at once, what each of its inputs adds to
+      the mean square, the mean over tokens; the sum is one.
+    power: Of each layer, the mean square of a head's output [N].
+    means: Of each layer, the mean of what its mixer reads [D].
+  """
+
+  layers: np.ndarray
+  heads: tuple[np.ndarray, ...]
+  neurons: tuple[np.ndarray, ...]
+  channels: np.ndarray
+  shares: Mapping[str, np.ndarray]
+  power: tuple[np.ndarray, ...]
+  means: tuple[np.ndarray, ...]
+
+
+def measure(decoder: Decoder, params: Mapping[str, Any], *, batches: Iterable[Batch], mesh: Mesh) -> Importance:
+  """Importances of a model's parts over all rows of `batches`, with float32 operands.
+
+  Args:
+    decoder: The model.
+    params: Its stacked parameters on `mesh`.
+    batches: Rows; padding (segment 0) does not count.
+    mesh: Where the rows are spread.
+  """
+  sums = jax.jit(
+    lambda params, batch: _sums(decoder, params, batch),
+    in_shardings=(decoder.shardings(mesh), batch_sharding(mesh)),
+    out_shardings=replicated(mesh),
+  )
+  total: Params = {}
+  for batch in batches:
+    for name, value in jax.device_get(sums(dict(params), batch)).items():
+      total[name] = total.get(name, 0.0) + np.asarray(value, np.float64)
+  return _importance(decoder, total)
+
+
+def _importance(decoder: Decoder, stacked: Params) -> Importance:
+  count = np.maximum(stacked.pop("count"), 1.0)
+  total = decoder.unstack(stacked)
+  depth = len(decoder.config.layers)
+
+  def per_layer(name: str, finish: Callable[[Any], Any]) -> tuple[np.ndarray, ...]:
+    found = (total.get(f"layers.{i}.{name}") for i in range(depth))
+    return tuple(np.zeros(0) if x is None else np.asarray(finish(x)) for x in found)
+
+  read = [x for name, x in total.items() if name.endswith("read")]
+  return Importance(
+    layers=np.asarray(per_layer("change", lambda x: x / count)),
+    heads=per_layer("heads", np.sqrt),
+    neurons=per_layer("neurons", np.sqrt),
+    channels=np.sum(np.sqrt(read), axis=0),
+    shares={name.removesuffix(".share"): x / count for name, x in total.items() if name.endswith(".share")},
+    power=per_layer("power", lambda x: x / count),
+    means=per_layer("mean", lambda x: x / count),
+  )
+
+
+class _Tap:
+  """Stands in a module's place and keeps what it is given."""
+
+  def __init__(self, module: Any):
+    self._module = module
+    self.seen: Any = None
+
+  def __call__(self, x, **rest):
+    self.seen = x
+    return self._module(x, **rest)
+
+
+def _tap(parent: nnx.Module, name: str) -> _Tap | None:
+  """A tap before the child of that name, if it has one; `parent` is a copy that lives for one trace."""
+  module = getattr(parent, name, None)
+  if module is None:
+    return None
+  tap = _Tap(module)
+  object.__setattr__(parent, name, tap)
+  return tap
+
+
+def _sums(decoder: Decoder, params: Mapping[str, Any], batch: Batch) -> Params:
+  """Sums over the rows or tokens of one batch, under stacked names."""
+  config, module = decoder.config, decoder.module(params)
+  valid = (batch.segments > 0).astype(jnp.float32)
+  found: Params = {"count": jnp.sum(valid)}
+  x = module.embedded(batch.tokens, batch.positions, jnp.float32)
+  for g, (group, layers) in enumerate(zip(groups(config.layers), module.groups, strict=True)):
+    graph, state = nnx.split(layers)
+
+    def body(x, state, graph=graph, group=group):
+      sums = []
+      for spec, layer in zip(group.pattern, nnx.merge(graph, state), strict=True):
+        x, one = _observe(layer, x, spec=spec, batch=batch, valid=valid, centred=config.norm == "layer")
+        sums.append(one)
+      return x, sums
+
+    x, sums = jax.lax.scan(body, x, state)
+    found |= {f"groups.{g}.{j}.{name}": value for j, one in enumerate(sums) for name, value in one.items()}
+  final = _tap(module, "norm")
+  assert final is not None
+  found["read"] = _by_row(jnp.abs(module.norm(x)), valid)
+  return found | {"norm.share": _share(final.seen, valid, centred=config.norm == "layer")}
+
+
+def _observe(
+  layer: Layer, x, *, spec: LayerConfig, batch: Batch, valid: Float[Array, "B T"], centred: bool
+) -> tuple[Float[Array, "B T D"], Params]:
+  """A layer's output and its sums."""
+  norms = {name: tap for name in _NORMS if (tap := _tap(layer, name)) is not None}
+  inner = {}
+  if getattr(spec.mixer, "qk_norm", None) == "full":
+    inner = {name: tap for name in ("q_norm", "k_norm") if (tap := _tap(layer.mixer, name)) is not None}
+  out = _tap(layer.mixer, "o")
+  neurons = _tap(layer.mlp, "down") if isinstance(layer.mlp, Mlp) else None
+  readers = [tap for name in ("mixer", "mlp") if (tap := _tap(layer, name)) is not None]
+  y = layer(x, segments=batch.segments, positions=batch.positions, dtype=jnp.float32)
+  assert out is not None
+  heads = out.seen.astype(jnp.float32).reshape(*valid.shape, head_shape(spec.mixer)[0], -1)
+  sums = {
+    "change": jnp.sum(valid * (1.0 - _cosine(x, y))),
+    "heads": _by_row(jnp.linalg.norm(heads, axis=-1), valid),
+    "power": jnp.einsum("bt,btn->n", valid, jnp.mean(jnp.square(heads), axis=-1)),
+    "mean": jnp.einsum("bt,btd->d", valid, readers[0].seen),
+  }
+  if neurons is not None:
+    sums["neurons"] = _by_row(jnp.abs(neurons.seen.astype(jnp.float32)), valid)
+  sums |= {f"{name}.share": _share(tap.seen, valid, centred=centred) for name, tap in norms.items()}
+  sums |= {f"mixer.{name}.share": _share(tap.seen, valid, centred=False) for name, tap in inner.items()}
+  sums |= {f"{i}.read": _by_row(jnp.abs(tap.seen), valid) for i, tap in enumerate(readers)}
+  return y, sums
+
+
+def _cosine(x, y):
+  product = jnp.sum(x * y, axis=-1)
+  return product * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1) * jnp.sum(y * y, axis=-1), _TINY))
+
+
+def _by_row(size: Float[Array, "B T F"], valid: Float[Array, "B T"]) -> Float[Array, " F"]:
+  """Sum over rows of the square of the mean over a row's valid tokens."""
+  count = jnp.maximum(jnp.sum(valid, axis=1), 1.0)
+  return jnp.sum(jnp.square(jnp.einsum("bt,btf->bf", valid, size) / count[:, None]), axis=0)
+
+
+def _share(x: Float[Array, "B T F"], valid: Float[Array, "B T"], *, centred: bool) -> Float[Array, " F"]:
+  """Sum over valid tokens of what each input adds to the mean square, over the mean square."""
+  x = x - jnp.mean(x, axis=-1, keepdims=True) if centred else x
+  squares = jnp.square(x)
+  return jnp.einsum("bt,btf->f", valid, squares / jnp.maximum(jnp.sum(squares, axis=-1, keepdims=True), _TINY))

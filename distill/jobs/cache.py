@@ -1,0 +1,289 @@
+"""Caches of a run's teacher: made by `distill cache`, found again by a training that has no teacher in memory."""
+
+import functools
+import hashlib
+import json
+import pathlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from distill.adapters import peft
+from distill.adapters.stack import Entry
+from distill.checkpoints import hf
+from distill.checkpoints.hub import locate
+from distill.data.batches import Batches
+from distill.data.store import PLACES, TokenStore
+from distill.errors import InputError
+from distill.files import safetensors_files
+from distill.jobs import data
+from distill.jobs.config import resolve
+from distill.jobs.models import chosen, live_teacher, routes, stack
+from distill.objectives.terms import Demands, build_terms, demands, is_divergence, pairs_missing, uses_teacher
+from distill.parallel.interruption import EXIT_INTERRUPTED, Interruption
+from distill.parallel.mesh import make_mesh
+from distill.parallel.processes import fail_together
+from distill.teachers import cache
+from distill.teachers.cache import Rows, Section
+from distill.teachers.cached import CachedTeacher
+from distill.teachers.caching import CacheWriter
+from distill.teachers.live import LiveTeacher
+from distill.teachers.targets import targets
+from distill.training.metrics import Progress
+from distill.types import INPUT
+
+
+def make(config: Mapping[str, Any], *, workdir: pathlib.Path) -> int:
+  """Writes, or goes on with, the cache of all rows that stages of `config` need a teacher for, in `workdir`.
+
+  Returns:
+    0, or `EXIT_INTERRUPTED` after a signal.
+
+  Raises:
+    InputError: The configuration, a file it names, or the workdir is wrong.
+  """
+  resolved = resolve(config)
+  mesh = make_mesh(resolved["training"]["mesh"])
+  if resolved["training"]["batch_size"] % (mesh.size // mesh.shape["tensor"]):
+    raise InputError("config.training.batch_size: must divide among the data and fsdp devices")
+  if not resolved["teacher"]["model"]:
+    raise InputError("config.teacher.model: a cache is of a teacher; give a directory")
+  if not _taught(resolved):
+    raise InputError("config.stages: no term of any stage looks at a teacher, so there is nothing to cache")
+  base = hf.read_config(locate(resolved["teacher"]["model"]))
+  targets(resolved["cache"], where="config.cache", vocab=base.vocab_size)
+  states = _states(resolved, depth=len(base.layers))
+  _, batches = data.read(resolved, workdir=workdir)
+  teacher = live_teacher(resolved, mesh=mesh)
+  sections = _claimed(resolved, batches, teacher=teacher, states=states, workdir=workdir)
+  fillers: dict[Rows, CacheWriter] = {}
+  with Interruption() as interruption:
+    for number, (section, store, route) in enumerate(sections, start=1):
+      if section.rows not in fillers:
+        dtype = jnp.dtype(resolved["training"]["dtype"])
+        fillers[section.rows] = CacheWriter(teacher, rows=section.rows, mesh=mesh, dtype=dtype)
+      done = store.rows - sum(len(section.bounds(shard)) for shard in section.missing())
+      rows = _Progress(f"[{number}/{len(sections)}]", done=done, store=store)
+      try:
+        whole = fillers[section.rows].fill(
+          section, store=store, route=route, stop=interruption.requested, report=rows.report
+        )
+      finally:
+        rows.close()
+      if not whole:
+        return EXIT_INTERRUPTED
+      if jax.process_index() == 0:
+        print(_line(section, store), file=sys.stderr, flush=True)
+  return 0
+
+
+def _claimed(
+  resolved: Mapping[str, Any],
+  batches: Mapping[str, Batches],
+  *,
+  teacher: LiveTeacher,
+  states: Mapping[str, list[int]],
+  workdir: pathlib.Path,
+) -> list[tuple[Section, TokenStore, int]]:
+  """A section for each store of each stage with a teacher, with the route that teaches its rows."""
+  subjects = _subjects(resolved)
+  places = routes(resolved["data"]["sources"])[1]
+  found: dict[str, tuple[Section, TokenStore, int]] = {}
+  for name in _taught(resolved):
+    for number, store in enumerate(batches[name].stores):
+      manifest = {**_manifest(resolved, teacher=teacher, store=store), **states, **subjects(number, store)}
+      rows = cache.rows_of(manifest, where="config.cache")
+      manifest["shard_rows"] = cache.shard_rows(rows, batch_size=manifest["batch_size"])
+      with fail_together("--workdir"):
+        section = cache.claim(workdir, manifest)
+      found[section.identity] = section, store, places[number]
+  return list(found.values())
+
+
+def _taught(resolved: Mapping[str, Any]) -> list[str]:
+  """The stages with a teacher."""
+  return [name for name, stage in resolved["stages"].items() if uses_teacher(stage["terms"])]
+
+
+class _Progress:
+  """Progress in rows of one store."""
+
+  def __init__(self, name: str, *, done: int, store: TokenStore):
+    self._done, self._length = done, store.length
+    self._progress = Progress(name, done=done, total=store.rows, unit="row")
+    self.close = self._progress.close
+
+  def report(self, rows: int) -> None:
+    """So many more are done."""
+    self._done += rows
+    self._progress.update(self._done, tokens=rows * self._length)
+
+
+def _line(section: Section, store: TokenStore) -> str:
+  size = sum(path.stat().st_size for path in section.directory.glob("[0-9]*.safetensors"))
+  tokens = store.rows * store.length
+  return f"{section.directory}: {store.rows:,} rows, {size:,} bytes, {size / max(tokens, 1):.1f} bytes a token"
+
+
+def _manifest(resolved: Mapping[str, Any], *, teacher: LiveTeacher, store: TokenStore) -> dict[str, Any]:
+  """How the teacher is run, and what is kept of its distributions."""
+  vocab = teacher.decoder.config.vocab_size
+  kept = targets(resolved["cache"], where="config.cache", vocab=vocab)
+  return {
+    "format": cache.FORMAT,
+    "rows": store.rows,
+    "source": {key: value for key, value in store.meta["source"].items() if key not in PLACES},
+    "width": teacher.width,
+    "depth": teacher.depth,
+    "vocab_size": vocab,
+    "dtype": resolved["training"]["dtype"],
+    "teacher_dtype": resolved["teacher"]["dtype"],
+    "batch_size": resolved["training"]["batch_size"],
+    # Nothing else depends on it.
+    "seed": resolved["seed"] if resolved["cache"]["targets"] == "sampled" else 0,
+    "targets": resolved["cache"]["targets"],
+    "size": kept.size,
+    "temperature": kept.temperature,
+  }
+
+
+def _states(resolved: Mapping[str, Any], *, depth: int) -> dict[str, list[int]]:
+  """Layers and mixers that config.cache names or a term of the run's own student looks at."""
+  spec, student = resolved["cache"], resolved["student"]
+  lowest = {"layers": INPUT, "mixers": 0}
+  for name, least in lowest.items():
+    listed = isinstance(spec[name], list | tuple) and all(type(one) is int for one in spec[name])
+    if not listed or not all(least <= one < depth for one in spec[name]):
+      raise InputError(
+        f"config.cache.{name}: {spec[name]!r}; list layers of the teacher's, from {least} to {depth - 1}"
+      )
+  found = {name: set(spec[name]) for name in lowest}
+  if student["model"] or student["config"]:
+    config = (
+      hf.read_config(locate(student["model"]))
+      if student["model"]
+      else hf.config_from_dict(student["config"], where="config.student.config")
+    )
+    # Which layers importance will choose is not known yet; config.cache has to name those.
+    chosen_later = isinstance(student["layers_from"], str)
+    layers = () if chosen_later else student["layers_from"]
+    for name in _taught(resolved):
+      stage, key = resolved["stages"][name], f"config.stages.{name}.terms"
+      terms = [term for term in stage["terms"] if not (chosen_later and pairs_missing(term))]
+      if not terms:
+        continue
+      depths = len(config.layers), depth
+      wanted = demands(build_terms(terms, key=key, steps=stage["steps"], layers_from=layers, depths=depths))
+      found["layers"] |= set(wanted.teacher_layers)
+      found["mixers"] |= set(wanted.teacher_mixers)
+  return {name: sorted(states) for name, states in found.items()}
+
+
+class CacheIndex:
+  """What a run trains from in place of a teacher.
+
+  Args:
+    resolved: The configuration; its teacher.cache names the cache.
+    batches: Of its stages.
+
+  Attributes:
+    teacher: Takes the live one's place.
+
+  Raises:
+    InputError: The cache has nothing for some rows, is damaged, or is of another teacher, tokenizer or text.
+  """
+
+  def __init__(self, resolved: Mapping[str, Any], *, batches: Mapping[str, Batches]):
+    self._batches = batches
+    with fail_together("config.teacher.cache"):
+      subjects, sections = _subjects(resolved), cache.sections(resolved["teacher"]["cache"])
+      self._sections = {
+        name: [
+          cache.find(sections, subjects(number, store), what=f"config.data.sources[{number}]")
+          for number, store in enumerate(batches[name].stores)
+        ]
+        for name in _taught(resolved)
+      }
+    used = {section.identity: section for one in self._sections.values() for section in one}
+    if not used:
+      raise InputError("config.teacher.cache: no term of any stage looks at a teacher; leave it out")
+    self._one = next(iter(used.values())).manifest
+    settings = {f"cache.{key}": resolved["cache"][key] for key in ("targets", "size", "temperature")}
+    if resolved["teacher"]["model"]:
+      settings["teacher.dtype"] = resolved["teacher"]["dtype"]
+    for section in used.values():
+      where = section.directory / cache.MANIFEST
+      for key in ("teacher", "width", "depth", "vocab_size"):
+        if section.manifest[key] != self._one[key]:
+          raise InputError(f"{where}: {key} is not that of the other sections; set config.teacher.model")
+      for key, value in settings.items():
+        if (found := section.manifest[key.removeprefix("cache.").replace(".", "_")]) != value:
+          raise InputError(f"{where}: made with {key} {found!r}, config.{key} is {value!r}; make them agree")
+    digest = hashlib.sha256(json.dumps(sorted(used)).encode()).hexdigest()
+    self.teacher = CachedTeacher(width=self._one["width"], depth=self._one["depth"], identity=digest)
+
+  def batches(self, stage: str, *, terms: Sequence[Mapping[str, Any]], wanted: Demands) -> Batches:
+    """Batches of a stage with what its terms look at.
+
+    Raises:
+      InputError: The cache does not hold what they do.
+    """
+    if stage not in self._sections:
+      return self._batches[stage]
+    self._check(terms, key=f"config.stages.{stage}.terms")
+    if wanted.teacher_related:
+      raise InputError(
+        f"config.stages.{stage}.terms: a cache holds no queries, keys and values for relations; leave out "
+        "these, or config.teacher.cache"
+      )
+    for section in self._sections[stage]:
+      for name, asked in (("layers", wanted.teacher_layers), ("mixers", wanted.teacher_mixers)):
+        if lacks := sorted(set(asked) - set(section.manifest[name])):
+          raise InputError(
+            f"config.stages.{stage}.terms: they look at the teacher's {name} {lacks}, which {section.directory} lacks; "
+            f"run distill cache with --config.cache.{name} naming all of {sorted(asked)} into another --workdir"
+          )
+    reads: dict[str, Any] = {"layers": wanted.teacher_layers, "mixers": wanted.teacher_mixers}
+    return self._batches[stage].beside([functools.partial(one.read, **reads) for one in self._sections[stage]])
+
+  def _check(self, terms: Sequence[Mapping[str, Any]], *, key: str) -> None:
+    kept = targets(self._one, where=str(cache.MANIFEST), vocab=self._one["vocab_size"])
+    for index, term in enumerate(terms):
+      if not is_divergence(term["kind"]):
+        continue
+      if kept.divergences is not None and term["kind"] not in kept.divergences:
+        raise InputError(
+          f"{key}[{index}].kind: {term['kind']} of {self._one['targets']} targets is biased; "
+          f"use {' or '.join(sorted(kept.divergences))}, or a cache of top_k"
+        )
+      if (temperature := term.get("temperature", 1.0)) != kept.temperature:
+        raise InputError(
+          f"{key}[{index}].temperature: {temperature}, and the cache was made at {kept.temperature}; "
+          "they must be the same number"
+        )
+
+
+def _subjects(resolved: Mapping[str, Any]) -> Callable[[int, TokenStore], dict[str, Any]]:
+  """(number of a source, its store) -> what its rows are of: the keys of `cache.SUBJECT` that the run knows."""
+  spec, sources = resolved["teacher"], resolved["data"]["sources"]
+  teacher, adapters = "", []
+  if spec["model"]:
+    with fail_together("config.teacher"):
+      teacher = safetensors_files.digest(locate(spec["model"]), stem="model", settings="config.json")
+      entries = stack(spec)
+      sums = [[_digest(entry), entry.weight, entry.mode] for entry in entries]
+      named, places = routes(sources)
+      adapters = [[sums[place] for place in chosen(entries, named[route])] for route in places]
+
+  def subject(number: int, store: TokenStore) -> dict[str, Any]:
+    taught = {"teacher": teacher, "adapters": adapters[number]} if teacher else {}
+    return {**taught, "tokenizer": store.meta["tokenizer"], "length": store.length, "store": store.fingerprint}
+
+  return subject
+
+
+def _digest(entry: Entry) -> str:
+  return safetensors_files.digest(peft.locate(entry.path), stem=peft.STEM, settings="adapter_config.json")

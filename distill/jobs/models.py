@@ -1,0 +1,253 @@
+"""From configuration to models: the teacher with its stack, the student and where it starts."""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from distill.adapters import lora
+from distill.adapters.live import is_live
+from distill.adapters.loading import load_merged, load_routed
+from distill.adapters.stack import Stack, read_adapters, read_stack, stack_of
+from distill.checkpoints import hf, sharded
+from distill.checkpoints.hub import locate
+from distill.data.batches import Batches
+from distill.errors import InputError
+from distill.initialise.importance import measure
+from distill.initialise.transfer import from_teacher, needs_importance
+from distill.models.decoder import Decoder
+from distill.parallel.mesh import replicated, to_global_batch
+from distill.parallel.processes import fail_together
+from distill.teachers.cached import CachedTeacher
+from distill.teachers.live import LiveTeacher
+from distill.tree import Params
+
+# What the sources of a run name: a set of adapters, or None for the whole stack.
+Route = tuple[str, ...] | None
+
+
+def routes(sources: Sequence[Mapping[str, Any]]) -> tuple[list[Route], list[int]]:
+  """The different adapter sets that the data sources name by `adapters`, and the place of each source's among them.
+
+  A source that names none is taught by the whole stack, one that names an empty list by the base alone.
+
+  Raises:
+    InputError: `adapters` is not a list of names.
+  """
+  found: list[Route] = []
+  places = []
+  for index, source in enumerate(sources):
+    names = source.get("adapters")
+    if names is not None and (isinstance(names, str) or not all(isinstance(name, str) for name in names)):
+      raise InputError(f"config.data.sources[{index}].adapters: {names!r}; give a list of names of the teacher's stack")
+    route = None if names is None else tuple(sorted(set(names)))
+    if route not in found:
+      found.append(route)
+    places.append(found.index(route))
+  return found, places
+
+
+def stack(spec: Mapping[str, Any]) -> Stack:
+  """The adapters that `config.teacher` names.
+
+  Raises:
+    InputError: It names them twice over, or a file that is wrong.
+  """
+  if spec["adapters"] and spec["adapter_stack"]:
+    raise InputError("config.teacher: adapters and adapter_stack: give one of them")
+  return read_stack(pathlib.Path(spec["adapter_stack"])) if spec["adapter_stack"] else stack_of(spec["adapters"])
+
+
+def chosen(stack: Stack, route: Route) -> list[int]:
+  """The places in the stack of a route's adapters.
+
+  Raises:
+    InputError: The route names an adapter that is not there, or is there twice.
+  """
+  if route is None:
+    return list(range(len(stack)))
+  names = [entry.name for entry in stack]
+  for name in route:
+    if names.count(name) != 1:
+      problem = (
+        "names two adapters" if name in names else f"is not in the teacher's stack ({', '.join(names) or 'empty'})"
+      )
+      raise InputError(
+        f"config.data.sources: adapters: {name!r} {problem}; a name is the path's last part, or name in the stack file"
+      )
+  return [place for place, name in enumerate(names) if name in route]
+
+
+class HostView(Mapping[str, np.ndarray]):
+  """Stacked parameters on the mesh under canonical names, each brought to the host when it is asked for."""
+
+  def __init__(self, decoder: Decoder, params: Mapping[str, Any], *, mesh: Mesh):
+    self._params = params
+    self._places: dict[str, tuple[str, int | None]] = {}
+    for name in params:
+      stacked = name.startswith("groups.")
+      self._places |= {one: (name, i if stacked else None) for i, one in enumerate(decoder.canonical(name))}
+    everywhere = replicated(mesh)
+    self._whole = jax.jit(lambda x: x, out_shardings=everywhere)
+    self._layer = jax.jit(lambda x, i: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), out_shardings=everywhere)
+
+  def __getitem__(self, name: str) -> np.ndarray:
+    stacked, layer = self._places[name]
+    value = self._params[stacked]
+    gathered = self._whole(value) if layer is None else self._layer(value, layer)
+    return np.asarray(gathered.addressable_data(0))
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self._places)
+
+  def __len__(self) -> int:
+    return len(self._places)
+
+  def __contains__(self, name: object) -> bool:
+    return name in self._places
+
+
+def place(decoder: Decoder, params: Mapping[str, Any], *, mesh: Mesh) -> Params:
+  """Canonical host parameters as stacked float32 arrays on the mesh."""
+  shardings = decoder.shardings(mesh)
+  stacked = decoder.stack(params)
+  return {name: jax.device_put(np.asarray(x, np.float32), shardings[name]) for name, x in stacked.items()}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Models:
+  """Student, its parameters before the first step (`student.…`, `adapters.…`), the teacher, and the adapters' scale.
+
+  Attributes:
+    layers_from: Teacher layer that each student layer starts from, if the student starts from the teacher.
+  """
+
+  student: Decoder
+  params: Params
+  teacher: LiveTeacher | CachedTeacher | None
+  adapter_scale: float
+  layers_from: tuple[int, ...] = ()
+
+
+def build(
+  resolved: Mapping[str, Any],
+  *,
+  mesh: Mesh,
+  batches: Batches,
+  cached: CachedTeacher | None = None,
+  resumes: bool = False,
+) -> Models:
+  """Loads the teacher and makes the student that the configuration describes.
+
+  Args:
+    resolved: The configuration.
+    mesh: Where parameters go.
+    batches: The run's data; the first rows say what of the teacher matters where not all of it can be taken over.
+    cached: Takes the live teacher's place, which is loaded only where the student starts from it, and not kept.
+    resumes: A checkpoint will take the place of the parameters, so that where the student starts from does not matter.
+
+  Raises:
+    InputError: The configuration or a file it names is wrong.
+  """
+  teacher: LiveTeacher | None = None
+  spec, layers = resolved["teacher"], resolved["student"]["layers_from"]
+  starts = resolved["student"]["config"] and layers and not (resumes and not isinstance(layers, str))
+  if spec["model"] and (cached is None or starts):
+    teacher = live_teacher(resolved, mesh=mesh)
+  elif not spec["model"] and any(source.get("adapters") is not None for source in resolved["data"]["sources"]):
+    raise InputError("config.data.sources: adapters are the teacher's; set config.teacher.model")
+  student, params, layers = _student(resolved, teacher=teacher, mesh=mesh, batches=batches, resumes=resumes)
+  flat = {f"student.{name}": x for name, x in params.items()}
+  adapters = resolved["student"]["adapters"]
+  if adapters["targets"]:
+    key = jax.random.fold_in(jax.random.key(resolved["seed"]), 1)
+    made = lora.init(student, targets=adapters["targets"], rank=adapters["rank"], key=key)
+    flat |= {f"adapters.{name}": x for name, x in made.items()}
+  return Models(
+    student=student,
+    params=flat,
+    teacher=cached or teacher,
+    adapter_scale=adapters["alpha"] / adapters["rank"],
+    layers_from=layers,
+  )
+
+
+def live_teacher(resolved: Mapping[str, Any], *, mesh: Mesh) -> LiveTeacher:
+  """The teacher: merged where all rows have one route, else with the adapters beside it."""
+  spec = resolved["teacher"]
+  with fail_together("config.teacher"):
+    directory = locate(spec["model"])
+    entries = stack(spec)
+    adapters = read_adapters(entries, config=hf.read_config(directory))
+    named = routes(resolved["data"]["sources"])[0]
+    taught = [[adapters[place] for place in chosen(entries, route)] for route in named]
+  if len(taught) < 2:
+    adapters = tuple(taught[0]) if taught else adapters
+    config, params = load_merged(directory, adapters=adapters, mesh=mesh, dtype=spec["dtype"])
+  else:
+    config, params = load_routed(directory, routes=taught, mesh=mesh, dtype=spec["dtype"])
+  return LiveTeacher(decoder=Decoder(config), params=params)
+
+
+def _start(resolved, *, teacher, mesh) -> tuple[Decoder, Params]:
+  """What a student may start from: the teacher under the whole stack."""
+  if not is_live(teacher.params):
+    return teacher.decoder, teacher.params
+  with fail_together("config.teacher"):
+    directory = locate(resolved["teacher"]["model"])
+    adapters = read_adapters(stack(resolved["teacher"]), config=hf.read_config(directory))
+  config, params = load_merged(directory, adapters=adapters, mesh=mesh, dtype=resolved["teacher"]["dtype"])
+  return Decoder(config), params
+
+
+def _student(resolved, *, teacher, mesh, batches, resumes) -> tuple[Decoder, Params, tuple[int, ...]]:
+  """The student, its stacked parameters, and the teacher layer that each of its layers starts from, if any."""
+  spec = resolved["student"]
+  if bool(spec["model"]) == bool(spec["config"]):
+    raise InputError("config.student: give either model (a directory) or config (the keys of an HF config.json)")
+  if spec["model"]:
+    if isinstance(spec["layers_from"], str):
+      raise InputError("config.student.layers_from: importance is for a student made anew; list the layers of model's")
+    config, params = sharded.load(locate(spec["model"]), mesh=mesh)
+    return Decoder(config), params, tuple(spec["layers_from"])
+  config = hf.config_from_dict(spec["config"], where="config.student.config")
+  hf.check_writable(config, where="config.student.config")
+  decoder = Decoder(config)
+  fresh = jax.jit(decoder.init, out_shardings=decoder.shardings(mesh))(jax.random.key(resolved["seed"]))
+  if not spec["layers_from"]:
+    return decoder, fresh, ()
+  if teacher is None and resumes:
+    return decoder, fresh, tuple(spec["layers_from"])
+  if teacher is None:
+    raise InputError("config.student.layers_from: there is no teacher to copy from; set config.teacher.model")
+  if decoder.config.vocab_size != teacher.decoder.config.vocab_size:
+    raise InputError(
+      f"config.student.config.vocab_size: {decoder.config.vocab_size}, the teacher has "
+      f"{teacher.decoder.config.vocab_size}; they must share a vocabulary"
+    )
+  source, start = _start(resolved, teacher=teacher, mesh=mesh)
+  if decoder.config.vocab_size != source.config.vocab_size:
+    raise InputError(
+      f"config.student.config.vocab_size: {decoder.config.vocab_size}, the teacher with all its adapters has "
+      f"{source.config.vocab_size}; they must share a vocabulary"
+    )
+  layers = spec["layers_from"]
+  importance = None
+  if needs_importance(config, teacher=source.config, layers=layers):
+    count = -(-spec["calibration_rows"] // batches.size)
+    importance = measure(
+      source, start, batches=(to_global_batch(batches[i], mesh=mesh) for i in range(count)), mesh=mesh
+    )
+  made = from_teacher(
+    dict(HostView(decoder, fresh, mesh=mesh)),
+    config=decoder.config,
+    teacher=HostView(source, start, mesh=mesh),
+    teacher_config=source.config,
+    layers=layers,
+    importance=importance,
+  )
+  return decoder, place(decoder, made.params, mesh=mesh), tuple(one.layer for one in made.kept)

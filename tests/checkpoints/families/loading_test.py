@@ -1,0 +1,22 @@
+"""Every family's checkpoint comes onto a mesh as its tables say, every byte of it read once."""
+
+import numpy as np
+import pytest
+
+from distill.checkpoints import hf, sharded
+from distill.models.decoder import Decoder
+from distill.parallel.mesh import make_mesh
+from tests.checkpoints.families import cases
+
+
+@pytest.mark.parametrize(("family", "case"), cases.FIRST, ids=[family for family, _ in cases.FIRST])
+def test_a_family_comes_onto_a_mesh_by_its_tables(family, case, tmp_path):
+  config = hf.config_from_dict({"model_type": family, **cases.CASES[family][case]}, where="case")
+  rng = np.random.default_rng(0)
+  params = {name: rng.normal(size=shape).astype(np.float32) for name, shape in hf.shapes(config).items()}
+  hf.save(tmp_path / "model", config=config, params=params)
+  sizes = []
+  _, loaded = sharded.load(tmp_path / "model", mesh=make_mesh((1, 2, 4)), report=sizes.append)
+  for name, value in Decoder(config).stack(params).items():
+    np.testing.assert_array_equal(loaded[name], value)
+  assert sum(sizes) == sum(x.nbytes for x in params.values())

@@ -1,0 +1,103 @@
+"""Faults of whole jobs that public distillation frameworks have had; those of a step are in tests/faults_test.py."""
+
+import json
+
+import numpy as np
+import pytest
+
+from distill.checkpoints import hf
+from distill.errors import InputError
+from distill.jobs.train import train
+from distill.training.checkpoint import Checkpoints
+from tests.processes import two
+
+# A run within this process meets what optax says of its own functions.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def config(llama_dir, text_file):
+  """Three steps of a tiny teacher into a copy of itself."""
+  terms = [{"kind": "reverse_kl"}, {"kind": "cross_entropy"}]
+  return {
+    "teacher": {"model": str(llama_dir)},
+    "student": {"model": str(llama_dir)},
+    "data": {"sources": [{"kind": "jsonl", "path": str(text_file)}], "length": 16},
+    "training": {"batch_size": 16, "dtype": "float32"},
+    "stages": {"1": {"steps": 3, "terms": terms, "optimizer": {"learning_rate": 1e-3}}},
+  }
+
+
+def losses(workdir):
+  return [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+# Each process its half of every batch, teacher and student over both.
+STEPS = """
+import ast, pathlib
+import numpy as np
+from distill.parallel.mesh import globally
+from distill.training import run
+from distill.jobs.config import resolve
+
+# FAULT
+
+runner, params = run.prepared(resolve(ast.literal_eval(sys.argv[3])), workdir=pathlib.Path(sys.argv[4]) / str(RANK))
+(stage,) = runner.stages
+state, optimizer = runner.state(stage, params)
+step, teacher = runner.step(stage, state, optimizer), runner.teacher_params(stage)
+losses = []
+for batch, _ in zip(runner.batches[stage.name].iterate(0), range(3)):
+  state, metrics = step(state, teacher, globally(batch, mesh=runner.mesh))
+  losses.append(float(metrics["loss"]))
+print(losses)
+"""
+
+# What the teacher says is handed to the step by the host.
+BY_THE_HOST = """
+from distill.teachers.live import LiveTeacher
+
+def by_the_host(right, **fixed):
+  def step(state, params, batch):
+    hidden = jax.jit(lambda params, batch: fixed["teacher"].signal(params, batch=batch).hidden)(params, batch)
+    np.asarray(hidden)
+    return right(state, params, batch)
+  step.lower = right.lower
+  return step
+
+make_step = run.make_step
+run.make_step = lambda student, **fixed: by_the_host(make_step(student, **fixed), **fixed)
+"""
+
+
+def test_a_teacher_over_two_processes_says_what_it_says_in_one(config, tmp_path):
+  assert train(config, workdir=tmp_path / "one") == 0
+  for code, out, errors in two(STEPS, repr(config), tmp_path):
+    assert code == 0, errors
+    np.testing.assert_allclose(json.loads(out.splitlines()[-1]), losses(tmp_path / "one"), rtol=1e-5)
+  for code, _, errors in two(STEPS.replace("# FAULT", BY_THE_HOST), repr(config), tmp_path / "fault"):
+    assert code != 0 and "non-addressable" in errors
+
+
+def an_export_that_fails_costs_no_step(config, workdir):
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(hf, "save", _no_space)
+    with pytest.raises(InputError, match="No space"):
+      train(config, workdir=workdir)
+  seen = []
+  with pytest.MonkeyPatch.context() as patch:
+    right = Checkpoints.save
+    patch.setattr(Checkpoints, "save", lambda self, step, **kept: (seen.append(step), right(self, step, **kept)))
+    assert train(config, workdir=workdir) == 0
+  assert not seen and len(losses(workdir)) == 3 and (workdir / "student/model.safetensors").exists()
+
+
+def _no_space(directory, **kept):
+  raise InputError(f"{directory}: cannot be written (No space left on device)")
+
+
+def test_an_export_that_fails_costs_no_step(config, tmp_path, monkeypatch):
+  an_export_that_fails_costs_no_step(config, tmp_path / "right")
+  monkeypatch.setattr(Checkpoints, "save", lambda self, step, **kept: None)  # It would come after the export.
+  with pytest.raises(AssertionError):
+    an_export_that_fails_costs_no_step(config, tmp_path / "fault")

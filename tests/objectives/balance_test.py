@@ -1,0 +1,60 @@
+"""The balance of routing as a term of a whole run."""
+
+import json
+
+import pytest
+
+from distill.errors import InputError
+from distill.jobs.train import train
+
+# A run within this process meets what optax says of its own functions.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+SPARSE = {
+  "model_type": "qwen3_next",
+  "vocab_size": 304,
+  "hidden_size": 32,
+  "num_hidden_layers": 2,
+  "full_attention_interval": 2,
+  "num_attention_heads": 4,
+  "num_key_value_heads": 2,
+  "head_dim": 8,
+  "linear_num_key_heads": 2,
+  "linear_num_value_heads": 4,
+  "linear_key_head_dim": 8,
+  "linear_value_head_dim": 8,
+  "num_experts": 6,
+  "num_experts_per_tok": 2,
+  "moe_intermediate_size": 16,
+  "shared_expert_intermediate_size": 16,
+}
+
+
+def config(llama_dir, text_file, *, student, training, terms=()):
+  terms = [{"kind": "cross_entropy"}, {"kind": "balance", "weight": 0.5}, *terms]
+  return {
+    "tokenizer": str(llama_dir),
+    "teacher": {"model": str(llama_dir)},
+    "student": student,
+    "data": {"sources": [{"kind": "jsonl", "path": str(text_file)}], "length": 32},
+    "training": {"batch_size": 16, "dtype": "float32", **training},
+    "stages": {"1": {"steps": 3, "terms": terms, "optimizer": {"learning_rate": 1e-2}}},
+  }
+
+
+def test_micro_batches_and_a_mesh_give_the_same_terms(llama_dir, text_file, tmp_path):
+  found, taught = [], [{"kind": "forward_kl"}, {"kind": "hidden", "pairs": ((0, 1), (1, 3))}]
+  for number, training in enumerate(({"mesh": (8, 1, 1)}, {"mesh": (2, 2, 2), "micro_batches": 2})):
+    settings = config(llama_dir, text_file, student={"config": SPARSE}, training=training, terms=taught)
+    train(settings, workdir=tmp_path / str(number))
+    lines = (tmp_path / str(number) / "metrics.jsonl").read_text().splitlines()
+    found.append([json.loads(line) for line in lines])
+  for one, other in zip(*found, strict=True):
+    for name in ("loss", "0_cross_entropy", "1_balance", "2_forward_kl", "3_hidden"):
+      assert one[name] == pytest.approx(other[name], rel=1e-4), name
+    assert 0.9 < one["1_balance"] < 3.0
+
+
+def test_a_student_without_mixtures_is_refused(llama_dir, text_file, tmp_path):
+  with pytest.raises(InputError, match=r"config\.stages\.1\.terms: balance .* the student has none"):
+    train(config(llama_dir, text_file, student={"model": str(llama_dir)}, training={}), workdir=tmp_path)
