@@ -27,8 +27,8 @@ from distill.demo import ROOT
 from distill.evaluation.starting_kl import starting_kl
 from distill.initialise.importance import measure
 from distill.initialise.transfer import from_teacher
-from distill.jobs.models import HostView, place
 from distill.models.decoder import Decoder
+from distill.models.host_view import HostView, place
 from distill.parallel.mesh import make_mesh
 
 _SKILLS = ("book", "category", "class")

@@ -20,9 +20,9 @@ from distill.evaluation.starting_kl import starting_kl
 from distill.initialise.importance import measure
 from distill.initialise.summary import table
 from distill.initialise.transfer import IMPORTANCE, choose_layers, from_teacher
-from distill.jobs.models import HostView, place
 from distill.models.config import DecoderConfig
 from distill.models.decoder import Decoder
+from distill.models.host_view import HostView, place
 from distill.parallel.mesh import make_mesh
 from distill.types import Batch
 

@@ -2,11 +2,10 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from distill.adapters import lora
@@ -20,7 +19,8 @@ from distill.errors import InputError
 from distill.initialise.importance import measure
 from distill.initialise.transfer import from_teacher, needs_importance
 from distill.models.decoder import Decoder
-from distill.parallel.mesh import replicated, to_global_batch
+from distill.models.host_view import HostView, place
+from distill.parallel.mesh import to_global_batch
 from distill.parallel.processes import fail_together
 from distill.teachers.cached import CachedTeacher
 from distill.teachers.live import LiveTeacher
@@ -80,42 +80,6 @@ def chosen(stack: Stack, route: Route) -> list[int]:
         f"config.data.sources: adapters: {name!r} {problem}; a name is the path's last part, or name in the stack file"
       )
   return [place for place, name in enumerate(names) if name in route]
-
-
-class HostView(Mapping[str, np.ndarray]):
-  """Stacked parameters on the mesh under canonical names, each brought to the host when it is asked for."""
-
-  def __init__(self, decoder: Decoder, params: Mapping[str, Any], *, mesh: Mesh):
-    self._params = params
-    self._places: dict[str, tuple[str, int | None]] = {}
-    for name in params:
-      stacked = name.startswith("groups.")
-      self._places |= {one: (name, i if stacked else None) for i, one in enumerate(decoder.canonical(name))}
-    everywhere = replicated(mesh)
-    self._whole = jax.jit(lambda x: x, out_shardings=everywhere)
-    self._layer = jax.jit(lambda x, i: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), out_shardings=everywhere)
-
-  def __getitem__(self, name: str) -> np.ndarray:
-    stacked, layer = self._places[name]
-    value = self._params[stacked]
-    gathered = self._whole(value) if layer is None else self._layer(value, layer)
-    return np.asarray(gathered.addressable_data(0))
-
-  def __iter__(self) -> Iterator[str]:
-    return iter(self._places)
-
-  def __len__(self) -> int:
-    return len(self._places)
-
-  def __contains__(self, name: object) -> bool:
-    return name in self._places
-
-
-def place(decoder: Decoder, params: Mapping[str, Any], *, mesh: Mesh) -> Params:
-  """Canonical host parameters as stacked float32 arrays on the mesh."""
-  shardings = decoder.shardings(mesh)
-  stacked = decoder.stack(params)
-  return {name: jax.device_put(np.asarray(x, np.float32), shardings[name]) for name, x in stacked.items()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

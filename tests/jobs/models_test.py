@@ -14,8 +14,9 @@ from distill.data.tokenizer import load_tokenizer
 from distill.errors import InputError
 from distill.evaluation.starting_kl import starting_kl
 from distill.jobs.config import resolve
-from distill.jobs.models import HostView, build
+from distill.jobs.models import build
 from distill.models.decoder import Decoder
+from distill.models.host_view import HostView
 from distill.parallel.mesh import make_mesh
 
 
