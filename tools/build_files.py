@@ -11,6 +11,7 @@ from collections.abc import Iterator
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FLOORS = {
   "errors": 0,
+  "configuration": 0,
   "kernels": 0,
   "types": 0,
   "tree": 0,

@@ -1,0 +1,182 @@
+"""Typed configuration: frozen dataclasses, read once from the nested mappings that recipes return.
+
+A package declares its settings as a frozen dataclass whose fields are made by `option`. `read` checks a mapping against
+it; nothing deeper in the code indexes a nested dict.
+"""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+from distill.errors import InputError
+
+Config = TypeVar("Config")
+_NAMES = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
+
+
+def option(
+  default: Any = dataclasses.MISSING,
+  *,
+  help: str,
+  least: float | None = None,
+  above: float | None = None,
+  most: float | None = None,
+  choices: Sequence[str] = (),
+) -> Any:
+  """Declares one field of a configuration dataclass.
+
+  Args:
+    default: Value where a recipe leaves the key out; a dataclass type means that dataclass with all its defaults.
+      Without a default the key is required.
+    help: One sentence for docs/config.md.
+    least: Smallest number allowed.
+    above: Numbers must be greater than this.
+    most: Largest number allowed.
+    choices: The only texts allowed.
+  """
+  metadata = {"help": help, "least": least, "above": above, "most": most, "choices": tuple(choices)}
+  if isinstance(default, type):
+    return dataclasses.field(default_factory=default, metadata=metadata)
+  return dataclasses.field(default=default, metadata=metadata)
+
+
+def read(cls: type[Config], given: Any, *, key: str) -> Config:
+  """Returns the dataclass `cls` with the values of a mapping, each checked against its annotation and its `option`.
+
+  Args:
+    cls: A frozen dataclass whose fields are made by `option`. Nested dataclasses and tuples of them are read as well.
+    given: Mapping from field names to values; an instance of `cls` is returned as it is.
+    key: Where the mapping stands in the recipe, for example `config.stages[0].optimizer`; error messages begin with it.
+
+  Raises:
+    InputError: A key is missing or unknown, or a value has the wrong type or is out of range.
+  """
+  if isinstance(given, cls):
+    return given
+  if not isinstance(given, Mapping):
+    raise InputError(f"{key}: {_shown(given)}; give a dict with {', '.join(_options(cls))}")
+  options, hints = _options(cls), typing.get_type_hints(cls)
+  for name in given:
+    if name not in options:
+      raise InputError(f"{key}.{name}: unknown key; {_nearest(str(name), options, key=key)}")
+  values = {}
+  for name, field in options.items():
+    if name in given:
+      values[name] = _value(given[name], hints[name], options=field.metadata, key=f"{key}.{name}")
+    elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+      raise InputError(f"{key}.{name}: missing; it has no default")
+  return cls(**values)
+
+
+def describe(cls: type, *, key: str = "config") -> Iterator[tuple[str, Any, Any, str]]:
+  """Yields (dotted key, annotation, default, help) of every option of a configuration dataclass, depth first."""
+  hints = typing.get_type_hints(cls)
+  for name, field in _options(cls).items():
+    where, hint = f"{key}.{name}", hints[name]
+    yield where, hint, field.default, field.metadata["help"]
+    inner = hint if dataclasses.is_dataclass(hint) else next(iter(typing.get_args(hint)), None)
+    if isinstance(inner, type) and dataclasses.is_dataclass(inner):
+      yield from describe(inner, key=where if inner is hint else f"{where}[i]")
+
+
+def _options(cls: type) -> dict[str, dataclasses.Field]:
+  return {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
+
+
+def _nearest(name: str, options: Mapping[str, Any], *, key: str) -> str:
+  near = difflib.get_close_matches(name, list(options), n=1)
+  return f"did you mean {key}.{near[0]}?" if near else f"known: {', '.join(options)}"
+
+
+def _value(value: Any, hint: Any, *, options: Mapping[str, Any], key: str) -> Any:
+  """The value as its annotation wants it: whole numbers become floats where a float is asked for, lists tuples."""
+  origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+  if origin in (typing.Union, types.UnionType):
+    return _one_of(value, arguments, options=options, key=key)
+  if origin is tuple:
+    return _tuple(value, arguments, options=options, key=key)
+  if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+    return read(hint, value, key=key)
+  if origin is not None and issubclass(origin, Mapping):
+    if not isinstance(value, Mapping):
+      raise InputError(f"{key}: {_shown(value)}; give a dict")
+    return dict(value)
+  if hint is Any:
+    return value
+  if not _is(value, hint):
+    raise InputError(f"{key}: {_shown(value)}; use {_wanted(hint, options)}")
+  return _in_range(float(value) if hint is float else value, hint, options=options, key=key)
+
+
+def _one_of(value: Any, hints: Sequence[Any], *, options: Mapping[str, Any], key: str) -> Any:
+  """The value read by the first annotation of a union that its type fits."""
+  for hint in hints:
+    if hint is type(None) and value is None:
+      return None
+    if _fits(value, hint):
+      return _value(value, hint, options=options, key=key)
+  wanted = " or ".join(_wanted(hint, options) for hint in hints)
+  raise InputError(f"{key}: {_shown(value)}; use {wanted}")
+
+
+def _tuple(value: Any, arguments: Sequence[Any], *, options: Mapping[str, Any], key: str) -> tuple[Any, ...]:
+  if not isinstance(value, list | tuple):
+    raise InputError(f"{key}: {_shown(value)}; give a list")
+  if len(arguments) == 2 and arguments[1] is Ellipsis:
+    return tuple(_value(one, arguments[0], options=options, key=f"{key}[{i}]") for i, one in enumerate(value))
+  if len(value) != len(arguments):
+    raise InputError(f"{key}: {_shown(value)}; give {len(arguments)} values")
+  pairs = zip(value, arguments, strict=True)
+  return tuple(_value(one, hint, options=options, key=f"{key}[{i}]") for i, (one, hint) in enumerate(pairs))
+
+
+def _fits(value: Any, hint: Any) -> bool:
+  origin = typing.get_origin(hint)
+  if origin is tuple:
+    return isinstance(value, list | tuple)
+  if dataclasses.is_dataclass(hint) or (isinstance(origin, type) and issubclass(origin, Mapping)):
+    return isinstance(value, Mapping) or (isinstance(hint, type) and isinstance(value, hint))
+  return hint is Any or (isinstance(hint, type) and _is(value, hint))
+
+
+def _is(value: Any, hint: type) -> bool:
+  """Tells whether a value has a type, where True is no number and every whole number is a float as well."""
+  if isinstance(value, bool):
+    return hint is bool
+  return isinstance(value, int | float) if hint is float else isinstance(value, hint)
+
+
+def _in_range(value: Any, hint: Any, *, options: Mapping[str, Any], key: str) -> Any:
+  least, above, most, choices = (options[name] for name in ("least", "above", "most", "choices"))
+  if hint in (int, float):
+    outside = not math.isfinite(value)
+    outside = outside or (least is not None and value < least) or (most is not None and value > most)
+    if outside or (above is not None and value <= above):
+      raise InputError(f"{key}: {value!r}; use {_wanted(hint, options)}")
+  if hint is str and choices and value not in choices:
+    raise InputError(f"{key}: {_shown(value)}; use one of {', '.join(map(repr, choices))}")
+  return value
+
+
+def _wanted(hint: Any, options: Mapping[str, Any]) -> str:
+  """Says in a few words which values an option takes."""
+  if hint is type(None):
+    return "None"
+  if typing.get_origin(hint) is tuple:
+    return "a list"
+  if hint not in _NAMES:
+    return "a dict"
+  if hint is str and options["choices"]:
+    return f"one of {', '.join(map(repr, options['choices']))}"
+  limits = [("of at least", "least"), ("above", "above"), ("of at most", "most")]
+  said = [f"{words} {options[name]:g}" for words, name in limits if options[name] is not None and hint in (int, float)]
+  return " ".join([_NAMES[hint], " and ".join(said)]).strip()
+
+
+def _shown(value: Any) -> str:
+  text = repr(value)
+  return text if len(text) <= 60 else f"{text[:57]}..."
