@@ -1,0 +1,17 @@
+"""Configuration of an evaluation."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from distill.configuration import option
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+  """What `distill compare` measures: multiple-choice skills and closeness on held-out text."""
+
+  skills: tuple[str, ...] = option((), help="Files of multiple-choice questions, JSON lines, one skill a file.")
+  heldout: Mapping[str, Any] | None = option(
+    None, help="A data source whose text nobody was trained on; None compares skills alone."
+  )

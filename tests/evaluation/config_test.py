@@ -1,0 +1,22 @@
+"""The evaluation section of a recipe."""
+
+import pytest
+
+from distill.configuration import read
+from distill.errors import InputError
+from distill.evaluation.config import EvaluationConfig
+
+
+def test_an_empty_section_measures_nothing():
+  assert read(EvaluationConfig, {}, key="config.evaluation") == EvaluationConfig(skills=(), heldout=None)
+
+
+def test_a_list_of_skills_becomes_a_tuple():
+  given = {"skills": ["a.jsonl"], "heldout": {"kind": "text", "path": "b.txt"}}
+  config = read(EvaluationConfig, given, key="config.evaluation")
+  assert config.skills == ("a.jsonl",) and config.heldout == given["heldout"]
+
+
+def test_one_skill_without_a_list_is_refused():
+  with pytest.raises(InputError, match=r"config\.evaluation\.skills: 'a\.jsonl'; give a list"):
+    read(EvaluationConfig, {"skills": "a.jsonl"}, key="config.evaluation")
