@@ -16,6 +16,7 @@ from distill.adapters.settings import Settings
 from distill.checkpoints import hf
 from distill.errors import InputError
 from distill.files import safetensors_files
+from distill.files.replace import replace_directory
 from distill.files.tensors import finite
 from distill.models.config import DecoderConfig
 
@@ -317,7 +318,7 @@ def write_adapter(
       set(modules), everything=[name.removesuffix(".weight") for name in known.entries if name.endswith(".weight")]
     ),
   }
-  with hf.replacing(directory, marker="adapter_config.json") as work:
+  with replace_directory(pathlib.Path(directory), marker="adapter_config.json", files=hf.EXPORT_FILES) as work:
     safetensors_files.write(work, tensors, stem=STEM)
     (work / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 

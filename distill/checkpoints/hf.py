@@ -2,10 +2,8 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 import shutil
-import tempfile
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
@@ -41,6 +39,7 @@ from distill.checkpoints.tensor_sources import sources as find_sources
 from distill.errors import InputError
 from distill.files import safetensors_files
 from distill.files.json_file import read_json
+from distill.files.replace import replace_directory
 from distill.files.tensors import Reader
 from distill.models.config import DecoderConfig
 from distill.models.decoder import Decoder
@@ -81,7 +80,8 @@ TOKENIZER_FILES = (
 )
 # Copied as they are beside a model's weights: what turns text into tokens, and how to generate.
 COMPANIONS = (*TOKENIZER_FILES, "generation_config.json")
-WRITTEN = frozenset(("config.json", "adapter_config.json", *COMPANIONS))
+# Patterns of the files that an export of a model or an adapter may have.
+EXPORT_FILES = ("config.json", "adapter_config.json", *COMPANIONS, "*.safetensors", "*.safetensors.index.json")
 
 
 def config_from_dict(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
@@ -217,7 +217,7 @@ def save(
   """
   directory = pathlib.Path(directory)
   tensors = pending(table(config), params=params)
-  with replacing(directory, marker="config.json") as work:
+  with replace_directory(directory, marker="config.json", files=EXPORT_FILES) as work:
     safetensors_files.write(work, tensors, stem="model", max_file_bytes=max_file_bytes)
     if config_from is not None:
       shutil.copyfile(pathlib.Path(config_from) / "config.json", work / "config.json")
@@ -239,57 +239,3 @@ def _config_json(config, tensors, special) -> dict[str, Any]:
     **family.write(config),
   }
   return {**values, **special}
-
-
-def _not_ours(path: pathlib.Path) -> bool:
-  """Whether an entry of a directory is anything but a plain file of the kinds that are written here."""
-  known = path.name in WRITTEN or path.name.endswith((".safetensors", ".safetensors.index.json"))
-  return not known or path.is_symlink() or not path.is_file()
-
-
-def check_replaceable(target: pathlib.Path, *, marker: str) -> None:
-  """Refuses a directory that is neither absent, empty, nor an earlier export.
-
-  Raises:
-    InputError: It holds something else, or is a file.
-  """
-  if target.exists() and not target.is_dir():
-    raise InputError(f"{target}: is a file; name a directory to write to")
-  if target.is_dir() and any(target.iterdir()) and not (target / marker).exists():
-    raise InputError(f"{target}: holds other files and no {marker}; name a new or empty directory")
-  if target.is_dir() and (other := next(filter(_not_ours, sorted(target.iterdir())), None)):
-    raise InputError(f"{target}: holds {other.name}, which is no part of a model; name a new or empty directory")
-
-
-class replacing:
-  """Context of a temporary directory that takes the place of `directory` when the block ends well.
-
-  Args:
-    directory: Must be absent, empty, or an earlier export, which has the marker and nothing but files of an export.
-    marker: A file that every export of this kind holds.
-  """
-
-  def __init__(self, directory: pathlib.Path, *, marker: str):
-    self._target, self._marker = pathlib.Path(directory), marker
-
-  def __enter__(self) -> pathlib.Path:
-    target = self._target
-    try:
-      check_replaceable(target, marker=self._marker)
-      target.parent.mkdir(parents=True, exist_ok=True)
-      self._work = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    except OSError as error:
-      raise InputError(f"{target}: cannot be written ({error.strerror}); name another directory") from error
-    return self._work
-
-  def __exit__(self, kind, error, trace) -> None:
-    if kind is not None:
-      shutil.rmtree(self._work, ignore_errors=True)
-      return
-    # Temporary directories and the safetensors writer leave files for the owner alone.
-    os.chmod(self._work, 0o755)
-    for path in self._work.iterdir():
-      os.chmod(path, 0o644)
-    if self._target.exists():
-      shutil.rmtree(self._target)
-    os.replace(self._work, self._target)

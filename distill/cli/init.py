@@ -17,6 +17,7 @@ from distill.data.store import build
 from distill.data.tokenizer import load_tokenizer
 from distill.errors import InputError
 from distill.evaluation.starting_kl import starting_kl
+from distill.files.replace import check_replaceable
 from distill.initialise.importance import measure
 from distill.initialise.summary import table
 from distill.initialise.transfer import IMPORTANCE, choose_layers, from_teacher
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
   for path in (source, pathlib.Path(_STUDENT.value), *(entry.path for entry in stack)):
     if path.resolve().is_relative_to(out.resolve()):
       raise InputError(f"--out={out}: holds {path}, which is read; name another")
-  hf.check_replaceable(out, marker="config.json")
+  check_replaceable(out, marker="config.json", files=hf.EXPORT_FILES)
   batches = _rows(source)
 
   teacher, weights = models.load(str(source), stack=stack)

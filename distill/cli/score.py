@@ -13,6 +13,7 @@ from absl import flags
 from distill.cli import models
 from distill.cli.parsing import parse
 from distill.errors import InputError
+from distill.files.replace import replace_file
 
 FLAGS = flags.FlagValues()
 models.define(FLAGS)
@@ -54,9 +55,9 @@ def main(arguments: Sequence[str]) -> int:
   arrays: dict[str, Any] = {"logits": logits}
   for slot, layer in enumerate(sorted(set(layers))):
     arrays[f"hidden_{layer}"] = np.concatenate([np.asarray(part[1][slot], np.float32) for part in parts])
-  work = out.with_name(f".{out.name}.tmp.npz")
-  np.savez(work, **arrays)
-  os.replace(work, out)
+  # Given a path, savez would add .npz to a name without it.
+  with replace_file(out) as work, work.open("wb") as file:
+    np.savez(file, **arrays)
   return 0
 
 

@@ -5,8 +5,6 @@ import hashlib
 import json
 import os
 import pathlib
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
@@ -17,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from distill.data.packing import loss_mask, pack, positions
 from distill.data.sources import Document, Source
 from distill.errors import InputError
+from distill.files.replace import new_directory
 
 VERSION = 4
 # Where the content of a source lies does not matter; what it is, the digest says.
@@ -90,21 +89,12 @@ def _build(
   target: pathlib.Path, *, source: Source, tokenizer: PreTrainedTokenizerBase, length: int, fingerprint: str
 ) -> None:
   target.parent.mkdir(parents=True, exist_ok=True)
-  work = pathlib.Path(tempfile.mkdtemp(prefix=".building-", dir=target.parent))
-  try:
+  # Another process may build the same store at this moment, with the same rows.
+  with new_directory(target) as work:
     meta = _write(work, source=source, tokenizer=tokenizer, length=length)
     if not meta["rows"]:
       raise InputError(f"{source.spec}: no documents in it")
     (work / "meta.json").write_text(json.dumps({"fingerprint": fingerprint, **meta}, indent=1))
-    os.chmod(work, 0o755)
-    try:
-      os.replace(work, target)
-    except OSError:
-      # Another process built the same store meanwhile; whoever came first has the same rows.
-      if not target.exists():
-        raise
-  finally:
-    shutil.rmtree(work, ignore_errors=True)
 
 
 def _fingerprint(source: Source, *, tokenizer: PreTrainedTokenizerBase, length: int) -> str:

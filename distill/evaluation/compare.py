@@ -3,7 +3,6 @@
 import dataclasses
 import datetime
 import json
-import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from distill.evaluation.html import render
 from distill.evaluation.model import Model
 from distill.evaluation.retention import accuracy, retention
 from distill.evaluation.skills import Skill, correct
+from distill.files.replace import replace_file
 
 SCHEMA = 1
 
@@ -114,8 +114,7 @@ def write(report: dict[str, Any], *, out: pathlib.Path) -> None:
   try:
     out.mkdir(parents=True, exist_ok=True)
     for name, text in (("report.json", json.dumps(report, indent=1) + "\n"), ("report.html", render(report))):
-      work = out / f".{name}.tmp"
-      work.write_text(text, encoding="utf-8")
-      os.replace(work, out / name)
+      with replace_file(out / name) as work:
+        work.write_text(text, encoding="utf-8")
   except OSError as error:
     raise InputError(f"{out}: cannot be written ({error.strerror}); name another --out") from error

@@ -20,6 +20,7 @@ from distill.checkpoints import hf
 from distill.data.batches import Batches
 from distill.data.tokenizer import load_tokenizer
 from distill.errors import InputError
+from distill.files.replace import replace_file
 from distill.jobs import cache, data
 from distill.jobs.config import difference, fingerprint, resolve
 from distill.jobs.models import Models, build
@@ -117,9 +118,8 @@ def _claim(workdir: pathlib.Path, resolved: Mapping[str, Any]) -> None:
       if any((workdir / "checkpoints").glob("[0-9]*")) or "fingerprint" not in earlier:
         key = difference(earlier.get("config", {}), resolved) or "config"
         raise InputError(f"{path}: of a run with another {key}; use another --workdir, or delete this one")
-    work = path.with_suffix(".tmp")
-    work.write_text(json.dumps({"fingerprint": identity, "config": resolved}, indent=1, default=str) + "\n")
-    work.replace(path)
+    with replace_file(path) as work:
+      work.write_text(json.dumps({"fingerprint": identity, "config": resolved}, indent=1, default=str) + "\n")
   except OSError as error:
     raise InputError(f"{workdir}: cannot be written ({error.strerror}); name another --workdir") from error
 

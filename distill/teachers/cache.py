@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import pathlib
-import tempfile
+import shutil
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,6 +23,7 @@ from jaxtyping import Int
 from distill.errors import InputError
 from distill.files import safetensors_files
 from distill.files.json_file import read_json
+from distill.files.replace import replace_file
 from distill.teachers.targets import Targets, targets
 from distill.types import SparseSignal
 
@@ -148,16 +149,15 @@ class Section:
       "sums": np.asarray([_sum(row, at) for at, row in zip(self.bounds(shard), rows, strict=True)], np.uint32),
       "identity": np.frombuffer(bytes.fromhex(self.identity), np.uint8),
     }
-    stem = f".{shard:05}-{os.getpid()}"
-    safetensors_files.write(self.directory, tensors, stem=stem, max_file_bytes=2**62)
     try:
-      os.replace(self.directory / f"{stem}.safetensors", self.path(shard))
+      with replace_file(self.path(shard)) as work:
+        safetensors_files.write(work.parent, tensors, stem=work.stem, max_file_bytes=2**62)
     except FileNotFoundError:
       # Another process has written the same shard, and removed what was begun of it.
       if not self.path(shard).is_file():
         raise
-    for begun in self.directory.glob(f".{shard:05}-*"):
-      begun.unlink(missing_ok=True)
+    for begun in self.directory.glob(f".{self.path(shard).name}-*"):
+      shutil.rmtree(begun, ignore_errors=True)
 
   def read(
     self, rows: Int[np.ndarray, " N"], *, layers: Sequence[int] = (), mixers: Sequence[int] = ()
@@ -263,10 +263,8 @@ def claim(directory: pathlib.Path, manifest: Mapping[str, Any]) -> Section:
     target.mkdir(parents=True, exist_ok=True)
     if not (target / MANIFEST).exists():
       # Another process may do the same at this moment.
-      with tempfile.NamedTemporaryFile("w", dir=target, prefix=f".{MANIFEST}-", delete=False) as work:
-        work.write(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
-      os.chmod(work.name, 0o644)
-      os.replace(work.name, target / MANIFEST)
+      with replace_file(target / MANIFEST) as work:
+        work.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
   except OSError as error:
     raise InputError(f"{directory}: cannot be written ({error.strerror}); name another --workdir") from error
   section = Section(target)

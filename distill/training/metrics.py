@@ -10,6 +10,8 @@ from typing import Any, TextIO
 import tensorboardX
 from tqdm import tqdm
 
+from distill.files.replace import replace_file
+
 
 class MetricsWriter:
   """Appends metrics to `metrics.jsonl` and TensorBoard under a run's directory.
@@ -22,9 +24,8 @@ class MetricsWriter:
   def __init__(self, workdir: pathlib.Path, *, step: int):
     path = workdir / "metrics.jsonl"
     kept = [line for line in _lines(path) if json.loads(line)["step"] <= step]
-    work = path.with_suffix(".tmp")
-    work.write_text("".join(kept))
-    work.replace(path)
+    with replace_file(path) as work:
+      work.write_text("".join(kept))
     self._file = path.open("a")
     self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 

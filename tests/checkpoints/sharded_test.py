@@ -132,7 +132,7 @@ LOAD = """
 import numpy as np
 
 from distill.errors import InputError
-from distill.models import hf, sharded
+from distill.checkpoints import hf, sharded
 from distill.models.decoder import Decoder
 from distill.parallel.mesh import make_mesh
 

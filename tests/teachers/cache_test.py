@@ -95,7 +95,7 @@ def test_what_is_not_finished_is_told_and_gone_on_with(tmp_path):
   section.path(1).unlink()
   with pytest.raises(InputError, match=r"00001\.safetensors: missing, 1 shards"):
     cache.find(cache.sections(tmp_path), SUBJECT, what="rows")
-  (section.directory / ".00001-77.safetensors").write_bytes(b"begun")
+  (section.directory / ".00001.safetensors-77").mkdir()
   assert section.missing() == [1]
   made(tmp_path)
   assert {path.name: path.read_bytes() for path in section.directory.iterdir()} == whole
