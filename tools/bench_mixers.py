@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from distill.kernels.gated_delta import gated_delta_rule
 from distill.nn.attention import Attention, AttentionConfig
-from distill.nn.gated_delta import GatedDelta, GatedDeltaConfig, gated_delta_rule
+from distill.nn.gated_delta import GatedDelta, GatedDeltaConfig
 from distill.nn.mamba2 import Mamba2, Mamba2Config
 from distill.nn.param import Init
 from distill.nn.rope import RopeConfig

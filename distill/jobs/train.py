@@ -25,7 +25,7 @@ from distill.jobs import cache, data
 from distill.jobs.config import difference, fingerprint, resolve
 from distill.jobs.models import Models, build
 from distill.jobs.stages import Stage, projectors, read_stages
-from distill.models.module import KEPT
+from distill.models.remat import REMAT_POLICIES
 from distill.objectives.objective import TermStates, initial_states
 from distill.objectives.terms import demands, end_to_end, needs_teacher
 from distill.parallel.interruption import EXIT_INTERRUPTED, Interruption
@@ -255,9 +255,9 @@ class Runner:
         optimizer=optimizer,
         mesh=self.mesh,
         state_shardings=jax.tree.map(lambda x: x.sharding, state),
-        config=dataclasses.replace(config, kept=kept),
+        config=dataclasses.replace(config, remat=remat),
       )
-      for kept in KEPT
+      for remat in REMAT_POLICIES
     ]
     return first_that_fits(steps, report=lambda text: print(f"{stage.name}: {text}", file=sys.stderr))
 

@@ -1,4 +1,4 @@
-"""Softmax attention of whole rows, a block of queries at a time."""
+"""Causal softmax attention over whole rows, one block of queries at a time."""
 
 import dataclasses
 import functools
@@ -8,62 +8,92 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-# Queries a block: few enough that a block's scores stay near, many enough for its products; and never more blocks
-# than these, for each is compiled by itself.
-_QUERIES, _BLOCKS = 128, 8
+# Queries per block. A block's scores should stay in a CPU's cache, yet its matmuls should be large.
+_BLOCK_QUERIES = 128
+# Each block is compiled separately, so compile time grows with their number.
+_MAX_BLOCKS = 8
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Scoring:
-  """How products of queries and keys become scores.
-
-  Attributes:
-    scale: Multiplies them.
-    softcap: cap * tanh(score / cap), if any.
-    window: A position sees itself and the window − 1 before it; None for all before it.
-  """
-
-  scale: float
-  softcap: float | None = None
-  window: int | None = None
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def attend(
-  scoring: Scoring,
+def attention(
   q: Float[Array, "B K G T H"],
   k: Float[Array, "B K T H"],
   v: Float[Array, "B K T H"],
+  *,
   segments: Int[Array, "B T"],
-  sinks: Float[Array, "K G"] | None,
+  scale: float,
+  softcap: float | None = None,
+  window: int | None = None,
+  sinks: Float[Array, "K G"] | None = None,
 ) -> Float[Array, "B K G T H"]:
-  """Causal attention within each segment, float32; operands stay in q's dtype, scores and softmax are float32.
+  """Computes causal attention within each segment: softmax(scale · q kᵀ) v.
 
-  Blocks see the keys before their end alone, so that of long rows nearly half of the products are never made, and
-  nothing of [T, T] is kept: the backward pass computes a block's weights again (Dao et al. 2022, 2205.14135).
+  Operands of matmuls keep q's dtype; scores, softmax and sums are float32. A block of queries sees only the keys up to
+  its own end, which saves nearly half of the work on long rows. Memory is linear in T: the backward pass recomputes the
+  weights of each block.
 
   Args:
-    scoring: How scores are made.
-    q: Queries, G of them for each key.
+    q: Queries, G for each key head.
     k: Keys.
     v: Values.
-    segments: Runs of neighbours that see each other.
-    sinks: A score that takes part in the softmax and adds nothing.
+    segments: Segment number of each position. Positions attend only within their segment, and the positions of a
+      segment are neighbours.
+    scale: Multiplies the products of queries and keys.
+    softcap: Scores become softcap * tanh(score / softcap); None for no cap.
+    window: A position attends to itself and the window − 1 positions before it; None for all positions before it.
+    sinks: One logit per query head that takes part in the softmax and contributes no value; None for no sinks.
+
+  Returns:
+    The weighted values, float32.
+
+  References:
+    Vaswani et al. 2017, 1706.03762; Ainslie et al. 2023, 2305.13245 (grouped heads); Dao et al. 2022, 2205.14135
+    (recomputation in the backward pass).
   """
-  out = []
-  for block in _blocks(q.shape[3], scoring.window):
-    weights = _weights(scoring, block, q[:, :, :, block.queries], k, segments, sinks)[0]
-    out.append(_values(weights.astype(q.dtype), v[:, :, block.keys]))
-  return jnp.concatenate(out, axis=3)
+  return _blocked(_Scoring(scale, softcap, window), q, k, v, segments, sinks)
+
+
+def attention_reference(
+  q: Float[Array, "B K G T H"],
+  k: Float[Array, "B K T H"],
+  v: Float[Array, "B K T H"],
+  *,
+  segments: Int[Array, "B T"],
+  scale: float,
+  softcap: float | None = None,
+  window: int | None = None,
+  sinks: Float[Array, "K G"] | None = None,
+) -> Float[Array, "B K G T H"]:
+  """Computes `attention` by its definition, with all scores [B,K,G,T,T] in memory."""
+  length = q.shape[3]
+  scores = jnp.einsum("bkgth,bksh->bkgts", q, k) * scale
+  if softcap is not None:
+    scores = softcap * jnp.tanh(scores / softcap)
+  distance = jnp.arange(length)[:, None] - jnp.arange(length)
+  mask = (distance >= 0) & (distance < (length if window is None else window))
+  mask = mask & (segments[:, :, None] == segments[:, None, :])
+  scores = jnp.where(mask[:, None, None], scores, -jnp.inf)
+  if sinks is not None:
+    column = jnp.broadcast_to(sinks[:, :, None, None], (*scores.shape[:-1], 1))
+    scores = jnp.concatenate([scores, column], axis=-1)
+  return jnp.einsum("bkgts,bksh->bkgth", jax.nn.softmax(scores, axis=-1)[..., :length], v)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Block:
-  """Queries start .. stop − 1, and what they may see: keys first .. stop − 1."""
+class _Scoring:
+  """Static arguments of `attention`, hashable as `jax.custom_vjp` requires."""
+
+  scale: float
+  softcap: float | None
+  window: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class _QueryBlock:
+  """Queries start … stop − 1, which see the keys first_key … stop − 1."""
 
   start: int
   stop: int
-  first: int
+  first_key: int
 
   @property
   def queries(self) -> slice:
@@ -71,70 +101,75 @@ class _Block:
 
   @property
   def keys(self) -> slice:
-    return slice(self.first, self.stop)
+    return slice(self.first_key, self.stop)
 
 
-def _blocks(length: int, window: int | None) -> Iterator[_Block]:
-  size = max(_QUERIES, -(-length // _BLOCKS))
+def _blocks(length: int, window: int | None) -> Iterator[_QueryBlock]:
+  size = max(_BLOCK_QUERIES, -(-length // _MAX_BLOCKS))
   for start in range(0, length, size):
-    yield _Block(start, min(start + size, length), 0 if window is None else max(0, start - window + 1))
+    yield _QueryBlock(start, min(start + size, length), 0 if window is None else max(0, start - window + 1))
 
 
-def _values(weights, v):
-  return jnp.einsum("bkgts,bksh->bkgth", weights, v, preferred_element_type=jnp.float32)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _blocked(scoring, q, k, v, segments, sinks):
+  out = []
+  for block in _blocks(q.shape[3], scoring.window):
+    weights = _weights(scoring, block, q[:, :, :, block.queries], k, segments, sinks)[0]
+    out.append(_einsum("bkgts,bksh->bkgth", weights.astype(q.dtype), v[:, :, block.keys]))
+  return jnp.concatenate(out, axis=3)
+
+
+def _einsum(formula, *operands):
+  return jnp.einsum(formula, *operands, preferred_element_type=jnp.float32)
 
 
 def _weights(scoring, block, q, k, segments, sinks):
-  """(weights [B,K,G,C,S], those of the sinks [B,K,G,C,1] or None, slope of the softcap or None)."""
-  scores = jnp.einsum("bkgth,bksh->bkgts", q, k[:, :, block.keys], preferred_element_type=jnp.float32) * scoring.scale
-  slope = None
+  """Returns weights [B,K,G,C,S], weights of the sinks [B,K,G,C,1] or None, derivative of the softcap or None."""
+  scores = _einsum("bkgth,bksh->bkgts", q, k[:, :, block.keys]) * scoring.scale
+  softcap_slope = None
   if scoring.softcap is not None:
-    bent = jnp.tanh(scores / scoring.softcap)
-    scores, slope = scoring.softcap * bent, 1.0 - jnp.square(bent)
-  # Segments are runs of neighbours, so distances within one are distances within the row.
-  back = jnp.arange(block.start, block.stop)[:, None] - jnp.arange(block.first, block.stop)
-  near = (back >= 0) if scoring.window is None else (back >= 0) & (back < scoring.window)
+    capped = jnp.tanh(scores / scoring.softcap)
+    scores, softcap_slope = scoring.softcap * capped, 1.0 - jnp.square(capped)
+  # Positions of a segment are neighbours, so a distance in the row is a distance in the segment.
+  distance = jnp.arange(block.start, block.stop)[:, None] - jnp.arange(block.first_key, block.stop)
+  near = (distance >= 0) if scoring.window is None else (distance >= 0) & (distance < scoring.window)
   mask = near & (segments[:, block.queries, None] == segments[:, None, block.keys])
   scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
-  most = jnp.max(scores, axis=-1, keepdims=True)
+  max_score = jnp.max(scores, axis=-1, keepdims=True)
   if sinks is None:
-    raised = jnp.exp(scores - most)
-    return raised / jnp.sum(raised, axis=-1, keepdims=True), None, slope
+    exp_scores = jnp.exp(scores - max_score)
+    return exp_scores / jnp.sum(exp_scores, axis=-1, keepdims=True), None, softcap_slope
   sinks = sinks.astype(jnp.float32)[:, :, None, None]
-  most = jnp.maximum(most, sinks)
-  raised, sunk = jnp.exp(scores - most), jnp.exp(sinks - most)
-  total = jnp.sum(raised, axis=-1, keepdims=True) + sunk
-  return raised / total, sunk / total, slope
+  max_score = jnp.maximum(max_score, sinks)
+  exp_scores, exp_sinks = jnp.exp(scores - max_score), jnp.exp(sinks - max_score)
+  total = jnp.sum(exp_scores, axis=-1, keepdims=True) + exp_sinks
+  return exp_scores / total, exp_sinks / total, softcap_slope
 
 
 def _forward(scoring, q, k, v, segments, sinks):
-  return attend(scoring, q, k, v, segments, sinks), (q, k, v, segments, sinks)
+  return _blocked(scoring, q, k, v, segments, sinks), (q, k, v, segments, sinks)
 
 
 def _backward(scoring, saved, cotangent):
   q, k, v, segments, sinks = saved
   cotangent = cotangent.astype(q.dtype)
-  of_k, of_v = (jnp.zeros(x.shape, jnp.float32) for x in (k, v))
-  of_q = []
-  of_sinks = None if sinks is None else jnp.zeros(sinks.shape, jnp.float32)
-
-  def product(formula, *operands):
-    return jnp.einsum(formula, *operands, preferred_element_type=jnp.float32)
-
+  k_grad, v_grad = (jnp.zeros(x.shape, jnp.float32) for x in (k, v))
+  q_grads = []
+  sinks_grad = None if sinks is None else jnp.zeros(sinks.shape, jnp.float32)
   for block in _blocks(q.shape[3], scoring.window):
-    q_block, given = q[:, :, :, block.queries], cotangent[:, :, :, block.queries]
-    weights, sunk, slope = _weights(scoring, block, q_block, k, segments, sinks)
-    of_v = of_v.at[:, :, block.keys].add(product("bkgts,bkgth->bksh", weights.astype(q.dtype), given))
-    of_weights = product("bkgth,bksh->bkgts", given, v[:, :, block.keys])
-    mean = jnp.sum(weights * of_weights, axis=-1, keepdims=True)
-    of_scores = weights * (of_weights - mean) * scoring.scale
-    of_scores = (of_scores if slope is None else of_scores * slope).astype(q.dtype)
-    of_k = of_k.at[:, :, block.keys].add(product("bkgts,bkgth->bksh", of_scores, q_block))
-    of_q.append(product("bkgts,bksh->bkgth", of_scores, k[:, :, block.keys]).astype(q.dtype))
-    if of_sinks is not None:
-      of_sinks = of_sinks - jnp.sum(sunk * mean, axis=(0, 3, 4))
-  of_sinks = None if sinks is None else of_sinks.astype(sinks.dtype)
-  return jnp.concatenate(of_q, axis=3), of_k.astype(k.dtype), of_v.astype(v.dtype), None, of_sinks
+    q_block, out_grad = q[:, :, :, block.queries], cotangent[:, :, :, block.queries]
+    weights, sink_weights, softcap_slope = _weights(scoring, block, q_block, k, segments, sinks)
+    v_grad = v_grad.at[:, :, block.keys].add(_einsum("bkgts,bkgth->bksh", weights.astype(q.dtype), out_grad))
+    weights_grad = _einsum("bkgth,bksh->bkgts", out_grad, v[:, :, block.keys])
+    mean = jnp.sum(weights * weights_grad, axis=-1, keepdims=True)
+    scores_grad = weights * (weights_grad - mean) * scoring.scale
+    scores_grad = (scores_grad if softcap_slope is None else scores_grad * softcap_slope).astype(q.dtype)
+    k_grad = k_grad.at[:, :, block.keys].add(_einsum("bkgts,bkgth->bksh", scores_grad, q_block))
+    q_grads.append(_einsum("bkgts,bksh->bkgth", scores_grad, k[:, :, block.keys]).astype(q.dtype))
+    if sinks_grad is not None:
+      sinks_grad = sinks_grad - jnp.sum(sink_weights * mean, axis=(0, 3, 4))
+  sinks_grad = None if sinks is None else sinks_grad.astype(sinks.dtype)
+  return jnp.concatenate(q_grads, axis=3), k_grad.astype(k.dtype), v_grad.astype(v.dtype), None, sinks_grad
 
 
-attend.defvjp(_forward, _backward)
+_blocked.defvjp(_forward, _backward)

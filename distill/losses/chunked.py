@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from distill.kernels.head_gradient import add_head_gradient
 from distill.kernels.matmul import matmul, transposed
 from distill.losses.divergences import NOTHING, OF_LOGITS, Divergence, normalisers
 from distill.types import Readout, SparseTarget
@@ -15,7 +16,6 @@ from distill.types import Readout, SparseTarget
 _CHUNK_BYTES = 8 * 2**20
 _LEAST = 128
 _LANES = 16
-_BLOCK_BYTES = 8 * 2**20
 
 Scalar = float | Float[Array, ""]
 
@@ -314,7 +314,7 @@ def _walk(fixed, hidden, readout, tokens, shared, *, grads):
     old = jax.lax.dynamic_slice_in_dim(hidden_grad, begin, size, axis=axis)
     new = old + new.astype(hidden_grad.dtype)
     hidden_grad = jax.lax.dynamic_update_slice_in_dim(hidden_grad, new, begin, axis=axis)
-    kernel_grad = spread(_with_product, 0, 0, 0)(kernel_grad, operand_MD, raw_grad)
+    kernel_grad = spread(add_head_gradient, 0, 0, 0)(kernel_grad, operand_MD, raw_grad)
     bias_grad = jax.tree.map(lambda sum_, new: sum_ + new.astype(jnp.float32), bias_grad, rest.bias)
     return (jax.tree.map(jnp.add, sums, found), hidden_grad, kernel_grad, bias_grad), None
 
@@ -329,43 +329,6 @@ def _walk(fixed, hidden, readout, tokens, shared, *, grads):
   (sums, hidden_grad, kernel_grad, bias_grad), _ = jax.lax.scan(value_and_grads, carry, starts)
   readout_grad = dataclasses.replace(readout, kernel=joined(kernel_grad), bias=jax.tree.map(joined, bias_grad))
   return jax.tree.map(joined, sums), hidden_grad.reshape(count, width), readout_grad
-
-
-def _with_product(total_DV, hidden_MD, grad_MV):
-  """total + hiddenᵀ @ grad, float32."""
-  operands = total_DV, transposed(hidden_MD, left=True), grad_MV.astype(hidden_MD.dtype)
-  return jax.lax.platform_dependent(*operands, cpu=_in_blocks, default=_at_once)
-
-
-def _at_once(total_DV, hidden_DM, grad_MV):
-  return total_DV + jnp.matmul(hidden_DM, grad_MV, preferred_element_type=jnp.float32)
-
-
-def _in_blocks(total_DV, hidden_DM, grad_MV):
-  """A block of columns at a time, which stays in a CPU's cache until it is added.
-
-  The last ends where the columns do, and what it has over again is masked: a block of another size would be added in a
-  copy of the total.
-  """
-  width, vocab = total_DV.shape
-  blocks = -(-vocab // max(_LEAST, _BLOCK_BYTES // (4 * width)))
-  size = min(vocab, -(-vocab // (blocks * _LANES)) * _LANES)
-  grad_MV = _bits(grad_MV)
-
-  def add(i, total_DV):
-    begin = jnp.minimum(i * size, vocab - size)
-    old, grad = (jax.lax.dynamic_slice_in_dim(x, begin, size, axis=1) for x in (total_DV, grad_MV))
-    if size * blocks != vocab:
-      grad = jnp.where(begin + jnp.arange(size) >= i * size, grad, 0)
-    new = _at_once(old, hidden_DM, jax.lax.bitcast_convert_type(grad, hidden_DM.dtype))
-    return jax.lax.dynamic_update_slice_in_dim(total_DV, new, begin, axis=1)
-
-  return jax.lax.fori_loop(0, blocks, add, total_DV)
-
-
-def _bits(x):
-  """bfloat16 as integers: of the numbers themselves XLA's CPU code makes float32 ones before it slices them."""
-  return jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
 
 
 def _forward(fixed, hidden, readout, tokens, shared):

@@ -79,12 +79,11 @@ class Decoder:
     capture: tuple[int, ...] = (),
     mixers: tuple[int, ...] = (),
     dtype: Any = jnp.bfloat16,
-    kept: str = "projections",
+    remat: str = "projections",
   ) -> ModelOutput:
     """Final hidden states, outputs of the layers in `capture`, what those in `mixers` mix in, and the readout.
 
-    Operands of projections are `dtype`. A backward pass finds what projections gave and computes the rest of each layer
-    again, or with `kept` "layers" all of it from what the layer was given.
+    Operands of projections are `dtype`. `remat` names one of `REMAT_POLICIES`: what the backward pass recomputes.
     """
     return self.module(params)(
       tokens,
@@ -93,7 +92,7 @@ class Decoder:
       capture=tuple(capture),
       mixers=tuple(mixers),
       dtype=dtype,
-      kept=kept,
+      remat=remat,
     )
 
   def apart(

@@ -12,16 +12,11 @@ from jaxtyping import Array, Float, Key
 
 from distill.models.config import DecoderConfig, Group
 from distill.models.layer import Layer, block_norm
+from distill.models.remat import REMAT_POLICIES
 from distill.nn.embedding import Embedding
-from distill.nn.linear import PROJECTION, Linear
+from distill.nn.linear import Linear
 from distill.nn.param import Init
 from distill.types import INPUT, ModelOutput, Readout
-
-# What the backward pass finds of the forward pass, the most first; everything else is computed again.
-KEPT = {
-  "projections": jax.checkpoint_policies.save_only_these_names(PROJECTION),
-  "layers": jax.checkpoint_policies.nothing_saveable,
-}
 
 
 class DecoderModule(nnx.Module):
@@ -64,7 +59,7 @@ class DecoderModule(nnx.Module):
       x = x * (jnp.asarray(scale, dtype).astype(x.dtype) if self.config.round_embed_scale else scale)
     return x if self.positions is None else x + self.positions(positions)
 
-  def __call__(self, tokens, *, segments, positions, capture, mixers, dtype, kept) -> ModelOutput:
+  def __call__(self, tokens, *, segments, positions, capture, mixers, dtype, remat) -> ModelOutput:
     x = self.embedded(tokens, positions, dtype)
     captured, mixed = (jnp.zeros((len(layers), *x.shape), x.dtype) for layers in (capture, mixers))
     balances = []
@@ -74,8 +69,8 @@ class DecoderModule(nnx.Module):
       places = [[group.layer(repeat, j) for j in range(len(layers))] for repeat in range(group.repeats)]
       # A place beyond the end is dropped.
       slots = [
-        np.asarray([[kept.index(i) if i in kept else len(kept) for i in row] for row in places])
-        for kept in (capture, mixers)
+        np.asarray([[asked.index(i) if i in asked else len(asked) for i in row] for row in places])
+        for asked in (capture, mixers)
       ]
       graph, state = nnx.split(layers)
 
@@ -92,7 +87,7 @@ class DecoderModule(nnx.Module):
           mixed = mixed.at[mixer_slots[j]].set(added, mode="drop") if mixers else mixed
         return (x, captured, mixed), found
 
-      body = jax.checkpoint(body, policy=KEPT[kept], prevent_cse=False)
+      body = jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=False)
       (x, captured, mixed), found = jax.lax.scan(body, (x, captured, mixed), (state, slots))
       balances += found
     return ModelOutput(

@@ -8,7 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from distill.kernels.attention import Scoring, attend
+from distill.kernels.attention import attention
 from distill.nn.linear import Linear
 from distill.nn.norm import RMSNorm
 from distill.nn.param import Init, zeros
@@ -124,14 +124,12 @@ class Attention(nnx.Module):
     return jnp.asarray(inverse)[row]
 
   @property
-  def _scoring(self) -> Scoring:
-    spec = self.spec
-    scale = spec.head_dim**-0.5 if spec.scale is None else spec.scale
-    return Scoring(scale=scale, softcap=spec.softcap, window=spec.window)
+  def _scale(self) -> float:
+    return self.spec.head_dim**-0.5 if self.spec.scale is None else self.spec.scale
 
   def _weights(self, scores, mask, dtype):
     """Softmax of float32 scores [B,K,G,…,S] where the mask lets them through."""
-    scores = scores * self._scoring.scale
+    scores = scores * self._scale
     if self.spec.softcap is not None:
       scores = self.spec.softcap * jnp.tanh(scores / self.spec.softcap)
     scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
@@ -154,7 +152,16 @@ class Attention(nnx.Module):
     q_BKGTH = q_BTKGH.transpose(0, 2, 3, 1, 4)
     k_BKSH, v_BKSH = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
     sinks = None if self.sinks is None else self.sinks[...].reshape(spec.num_kv_heads, -1)
-    y = attend(self._scoring, q_BKGTH, k_BKSH, v_BKSH, segments, sinks)
+    y = attention(
+      q_BKGTH,
+      k_BKSH,
+      v_BKSH,
+      segments=segments,
+      scale=self._scale,
+      softcap=spec.softcap,
+      window=spec.window,
+      sinks=sinks,
+    )
     y = self._output(y.transpose(0, 3, 1, 2, 4).reshape(*x.shape[:2], spec.num_heads, -1), gate, dtype)
     return y, k_BKSH, v_BKSH
 

@@ -5,49 +5,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from distill.kernels.conv import causal_conv
 from distill.nn.param import Init, zeros
-
-
-def _shifted(x, segments, *, back):
-  """x[t − back], or zero where that is in another document or none."""
-  length, before, after = x.shape[1], max(back, 0), max(-back, 0)
-  x = jnp.pad(x, ((0, 0), (before, after), (0, 0)))[:, after : after + length]
-  others = jnp.pad(segments, ((0, 0), (before, after)), constant_values=-1)[:, after : after + length]
-  return jnp.where((others == segments)[..., None], x, 0.0)
-
-
-# Autodiff's own way back takes four times as long on a CPU.
-@jax.custom_vjp
-def _convolve(x, kernel, segments):
-  y = x * kernel[-1]
-  for back in range(1, min(kernel.shape[0], x.shape[1])):
-    y = y + _shifted(x, segments, back=back) * kernel[-1 - back]
-  return y
-
-
-def _convolve_forward(x, kernel, segments):
-  return _convolve(x, kernel, segments), (x, kernel, segments)
-
-
-def _convolve_backward(kept, cotangent):
-  x, kernel, segments = kept
-  width, to_x = kernel.shape[0], cotangent * kernel[-1]
-  to_kernel = [jnp.sum(x * cotangent, axis=(0, 1))]
-  for back in range(1, min(width, x.shape[1])):
-    to_x = to_x + _shifted(cotangent, segments, back=-back) * kernel[-1 - back]
-    to_kernel.append(jnp.sum(_shifted(x, segments, back=back) * cotangent, axis=(0, 1)))
-  to_kernel += [jnp.zeros_like(to_kernel[0])] * (width - len(to_kernel))
-  return to_x, jnp.stack(to_kernel[::-1]), None
-
-
-_convolve.defvjp(_convolve_forward, _convolve_backward)
-
-
-def causal_conv(
-  x: Float[Array, "B T I"], kernel: Float[Array, "W I"], *, segments: Int[Array, "B T"]
-) -> Float[Array, "B T I"]:
-  """y[t] = Σ_w kernel[w] * x[t − (W − 1) + w] over the taps in t's own document, in float32."""
-  return _convolve(x.astype(jnp.float32), kernel.astype(jnp.float32), segments)
 
 
 class ShortConv(nnx.Module):

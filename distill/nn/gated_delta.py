@@ -8,135 +8,13 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from distill.kernels.gated_delta import gated_delta_rule
 from distill.nn.conv import ShortConv
 from distill.nn.linear import Linear
 from distill.nn.norm import RMSNorm
 from distill.nn.param import Init, log_rate, time_step
 
-# Positions a chunk, and chunks whose inner quantities exist at one time.
-_CHUNK, _BLOCK = 64, 8
 _EPS = 1e-6
-
-
-@jax.custom_vjp
-def _unit_lower_inverse(a: Float[Array, "*B C C"]) -> Float[Array, "*B C C"]:
-  """(I + a)⁻¹ for strictly lower triangular `a` whose size is a power of two.
-
-  Diagonal blocks double in size: [[P, 0], [A, Q]]⁻¹ = [[P⁻¹, 0], [−Q⁻¹ A P⁻¹, Q⁻¹]]. This is block substitution, stable
-  where a product of powers of `a` is not (repeated keys), and nothing but matrix products; LAPACK's batched triangular
-  solve has been seen to wait for ever inside XLA's CPU thread pool.
-  """
-  size, lead = a.shape[-1], a.shape[:-2]
-  inverse = jnp.ones((*lead, size, 1, 1), a.dtype)
-  width = 1
-  while width < size:
-    count = size // (2 * width)
-    below = a.reshape(*lead, count, 2, width, count, 2, width)[..., :, 1, :, :, 0, :]
-    below = jnp.moveaxis(jnp.diagonal(below, axis1=-4, axis2=-2), -1, -3)
-    first, second = inverse[..., 0::2, :, :], inverse[..., 1::2, :, :]
-    corner = -second @ below @ first
-    top = jnp.concatenate([first, jnp.zeros_like(first)], axis=-1)
-    inverse = jnp.concatenate([top, jnp.concatenate([corner, second], axis=-1)], axis=-2)
-    width *= 2
-  return inverse[..., 0, :, :]
-
-
-def _inverse_forward(a):
-  inverse = _unit_lower_inverse(a)
-  return inverse, inverse
-
-
-def _inverse_backward(inverse, cotangent):
-  transposed = inverse.swapaxes(-1, -2)
-  return (-transposed @ cotangent @ transposed,)
-
-
-_unit_lower_inverse.defvjp(_inverse_forward, _inverse_backward)
-
-
-def gated_delta_rule(
-  q: Float[Array, "B T N H"],
-  k: Float[Array, "B T N H"],
-  v: Float[Array, "B T N P"],
-  *,
-  log_decay: Float[Array, "B T N"],
-  beta: Float[Array, "B T N"],
-  segments: Int[Array, "B T"],
-  chunk: int = _CHUNK,
-) -> tuple[Float[Array, "B T N P"], Float[Array, "B N H P"]]:
-  """out_t = S_tᵀ q_t with S_t = e^g_t S_{t−1} + β_t k_t (v_t − e^g_t S_{t−1}ᵀ k_t)ᵀ and S = 0 before each document.
-
-  Within a chunk the recurrence is one unit-triangular solve (Yang et al. 2024, 2412.06464, section 3.3); the state goes
-  from chunk to chunk by a scan. Of a block of chunks only the state before it is kept for the backward pass, which
-  makes the rest again: faster than to bring it back from memory. Everything is float32.
-
-  Args:
-    q: Queries, scaled as wanted.
-    k: Keys of norm at most one.
-    v: Values.
-    log_decay: g_t, at most 0.
-    beta: Write strengths, 0 to 1.
-    segments: Number of the document of each position; any positions of one number must be neighbours.
-    chunk: Positions a chunk, C, a power of two; the length need not be a multiple.
-
-  Returns:
-    out, and S after the last position. Where beta and log_decay are zero, S stays as it was.
-  """
-  length = q.shape[1]
-  chunk = min(chunk, 1 << (length - 1).bit_length())
-  count = -(-length // chunk)
-  blocks = -(-count // _BLOCK)
-  size = -(-count // blocks)
-  pad = blocks * size * chunk - length
-
-  def cut(x):
-    """[B,T,N,…] -> [blocks,chunks,B,N,C,…]"""
-    x = jnp.pad(x.astype(jnp.float32), [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
-    return jnp.moveaxis(x.reshape(x.shape[0], blocks, size, chunk, *x.shape[2:]), (1, 2, 4), (0, 1, 3))
-
-  docs = jnp.pad(segments, ((0, 0), (0, pad)), mode="edge").reshape(-1, blocks, size, chunk)
-  docs = jnp.moveaxis(docs, 0, 2)
-  last = docs[..., -1].reshape(blocks * size, -1)
-  previous = jnp.concatenate([jnp.full_like(last[:1], -2), last[:-1]]).reshape(docs.shape[:-1])
-  state = jnp.zeros((q.shape[0], *q.shape[2:], v.shape[-1]), jnp.float32)
-  xs = (*(cut(x) for x in (q, k, v, log_decay, beta)), docs, previous)
-  state, out = jax.lax.scan(jax.checkpoint(_block, prevent_cse=False), state, xs)
-  out = jnp.moveaxis(out, (0, 1, 3), (1, 2, 4))
-  return out.reshape(out.shape[0], -1, *out.shape[4:])[:, :length], state
-
-
-def _block(state, xs):
-  """The state after a number of chunks [chunks,B,N,C,…], and their outputs."""
-  q, k, v, g, beta, docs, previous = xs
-  last = docs[..., -1]
-  from_before = (docs == previous[..., None]).astype(jnp.float32)[:, :, None]
-  to_after = (docs == last[..., None]).astype(jnp.float32)[:, :, None]
-  same = (docs[..., :, None] == docs[..., None, :])[:, :, None]
-
-  total = jnp.cumsum(g, axis=-1)
-  gap = total[..., :, None] - total[..., None, :]
-  order = jnp.arange(g.shape[-1])
-  not_later = same & (order[:, None] >= order)
-  decay_TS = jnp.exp(jnp.where(not_later, gap, -jnp.inf))
-  strictly = jnp.where(order[:, None] > order, decay_TS, 0.0)
-
-  keys = k * beta[..., None]
-  mixing = jnp.einsum("...td,...sd->...ts", keys, k) * strictly
-  entering = (from_before * jnp.exp(total))[..., None]
-  right = jnp.concatenate([v * beta[..., None], keys * entering], axis=-1)
-  solved = _unit_lower_inverse(mixing) @ right
-  written, read = solved[..., : v.shape[-1]], solved[..., v.shape[-1] :]
-  attention = jnp.einsum("...td,...sd->...ts", q, k) * decay_TS
-  leaving = k * (to_after * jnp.exp(total[..., -1:] - total))[..., None]
-  keep = (previous == last).astype(jnp.float32)[:, :, None] * jnp.exp(total[..., -1])
-
-  def body(state, xs):
-    written, read, attention, queries, leaving, keep = xs
-    update = written - read @ state
-    out = queries @ state + attention @ update
-    return state * keep[..., None, None] + leaving.swapaxes(-1, -2) @ update, out
-
-  return jax.lax.scan(body, state, (written, read, attention, q * entering, leaving, keep))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

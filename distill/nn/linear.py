@@ -1,16 +1,15 @@
 """The one projection that everything goes through."""
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from distill.kernels.saved_bits import saved_as_bits
 from distill.nn.matrix import project
 from distill.nn.param import Init, Initializer, normal, zeros
 
-# What projections give, for a policy of what the backward pass finds and what it computes again.
+# Tag of the outputs of projections, for remat policies.
 PROJECTION = "projection"
 
 
@@ -45,24 +44,4 @@ class Linear(nnx.Module):
     y = project(rows, self.kernel.get_value())
     if self.bias is not None:
       y = y + self.bias[...].astype(jnp.float32)
-    return _named(y.astype(out or x.dtype).reshape(*x.shape[:-1], -1))
-
-
-@jax.custom_vjp
-def _named(y):
-  """y under the name of a projection; bfloat16 is kept as bits, for XLA's CPU code would slice it as float32."""
-  return _named_forward(y)[0]
-
-
-def _named_forward(y):
-  if y.dtype != jnp.bfloat16:
-    return checkpoint_name(y, PROJECTION), None
-  bits = checkpoint_name(jax.lax.bitcast_convert_type(y, jnp.uint16), PROJECTION)
-  return jax.lax.bitcast_convert_type(bits, jnp.bfloat16), None
-
-
-def _named_backward(_, cotangent):
-  return (cotangent,)
-
-
-_named.defvjp(_named_forward, _named_backward)
+    return saved_as_bits(y.astype(out or x.dtype).reshape(*x.shape[:-1], -1), PROJECTION)

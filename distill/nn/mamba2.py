@@ -8,92 +8,11 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from distill.kernels.ssd import ssd
 from distill.nn.conv import ShortConv
 from distill.nn.linear import Linear
 from distill.nn.norm import RMSNorm
 from distill.nn.param import Init, Initializer, log_rate, ones, time_step
-
-_CHUNK = 64
-# Logarithms of decays are summed in two parts. The coarse one is of multiples of 2⁻¹⁰ not below −100, so that its sums
-# over a chunk are exact.
-_COARSE = 2.0**10
-_STRONGEST = -100.0
-
-
-def _one_chunk(state, xs):
-  """(state after it, output) of one chunk of every row: x [B,G,C,R*P], b and c [B,G,C,H], state [B,G,H,R*P]."""
-  x, b, c, g, docs, previous = xs
-  batch, groups, chunk, _ = x.shape
-  last = docs[:, -1]
-  heads = (batch, groups, chunk, g.shape[2], -1)
-
-  # A strong decay among weak ones would leave nothing of them in differences of one float32 sum.
-  coarse = jax.lax.stop_gradient(jnp.round(g * _COARSE) / _COARSE)
-  high, low = jnp.cumsum(coarse, axis=-1), jnp.cumsum(g - coarse, axis=-1)
-  gap = (high[..., :, None] - high[..., None, :]) + (low[..., :, None] - low[..., None, :])
-  left = (high[..., -1:] - high) + (low[..., -1:] - low)
-  total = high + low
-
-  order = jnp.arange(chunk)
-  not_later = (docs[:, :, None] == docs[:, None, :]) & (order[:, None] >= order)
-  decay_BGRTS = jnp.exp(jnp.where(not_later[:, None, None], gap, -jnp.inf))
-  entering = jnp.where((docs == previous[:, None])[:, None, None], jnp.exp(total), 0.0).swapaxes(2, 3)[..., None]
-  leaving = jnp.where((docs == last[:, None])[:, None, None], jnp.exp(left), 0.0).swapaxes(2, 3)[..., None]
-  keep = jnp.where((previous == last)[:, None, None], jnp.exp(total[..., -1]), 0.0)[:, :, None, :, None]
-
-  scores_BGTS = jnp.einsum("bgth,bgsh->bgts", c, b)
-  near = (scores_BGTS[:, :, None] * decay_BGRTS) @ x.reshape(heads).swapaxes(2, 3)
-  far = (c @ state).reshape(heads) * entering
-  added = b.swapaxes(2, 3) @ (x.reshape(heads) * leaving).reshape(x.shape)
-  kept = (state.reshape(batch, groups, state.shape[2], g.shape[2], -1) * keep).reshape(state.shape)
-  return kept + added, (near.swapaxes(2, 3) + far).reshape(x.shape)
-
-
-def ssd(
-  x: Float[Array, "B T N P"],
-  *,
-  log_decay: Float[Array, "B T N"],
-  b: Float[Array, "B T G H"],
-  c: Float[Array, "B T G H"],
-  segments: Int[Array, "B T"],
-  chunk: int = _CHUNK,
-) -> tuple[Float[Array, "B T N P"], Float[Array, "B N H P"]]:
-  """out_t = S_tᵀ c_t with S_t = e^g_t S_{t−1} + b_t x_tᵀ and S = 0 before each document; and the last S of each row.
-
-  Within a chunk it is masked attention without a softmax, and a scan over chunks carries the state (Dao & Gu 2024,
-  2405.21060, section 6). The way back computes each chunk again from the state that entered it: memory is linear in the
-  length, and on a CPU that is faster than to keep a chunk's squares. Everything is float32.
-
-  Args:
-    x: Inputs, times their time steps.
-    log_decay: g_t, at most 0.
-    b: What writes to the state, one for each of the G groups of neighbouring heads.
-    c: What reads from it.
-    segments: Number of the document of each position; any positions of one number must be neighbours.
-    chunk: Positions a chunk, C; the length need not be a multiple.
-  """
-  batch, length, heads, _ = x.shape
-  groups = b.shape[2]
-  chunk = min(chunk, length)
-  count = -(-length // chunk)
-
-  def cut(y):
-    """[B,T,…] -> [chunks,B,C,G,…]"""
-    y = jnp.pad(y.astype(jnp.float32), [(0, 0), (0, count * chunk - length)] + [(0, 0)] * (y.ndim - 2))
-    return jnp.moveaxis(y.reshape(batch, count, chunk, groups, -1), 1, 0)
-
-  x_chunks, b, c = (cut(y).swapaxes(2, 3) for y in (x, b, c))
-  g = jnp.moveaxis(cut(jnp.maximum(log_decay, _STRONGEST)), 2, 4)
-  # Positions after the last belong to its document, neither decay nor write, and so leave the state as it is.
-  docs = jnp.pad(segments, ((0, 0), (0, count * chunk - length)), mode="edge").reshape(batch, count, chunk)
-  docs = jnp.moveaxis(docs, 1, 0)
-  previous = jnp.concatenate([docs[:1, :, 0], docs[:-1, :, -1]])
-
-  state = jnp.zeros((batch, groups, b.shape[-1], x_chunks.shape[-1]), jnp.float32)
-  state, out = jax.lax.scan(jax.checkpoint(_one_chunk), state, (x_chunks, b, c, g, docs, previous))
-  out = jnp.moveaxis(out, (0, 2), (1, 3)).reshape(batch, count * chunk, heads, -1)[:, :length]
-  state = state.reshape(batch, groups, b.shape[-1], heads // groups, -1).swapaxes(2, 3)
-  return out, state.reshape(batch, heads, b.shape[-1], -1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -65,7 +65,7 @@ class StepConfig:
     micro_batches: Parts of a batch whose gradients are added up before the update.
     dtype: Dtype of the operands; sums and parameters are float32.
     adapter_scale: alpha / rank of the adapters that train, if any do.
-    kept: What of the student's forward pass the backward pass finds: 'projections' or 'layers' (`Decoder.apply`).
+    remat: Remat policy of the student, a key of `REMAT_POLICIES`.
   """
 
   terms: tuple[Term, ...]
@@ -73,7 +73,7 @@ class StepConfig:
   micro_batches: int = 1
   dtype: Any = jnp.bfloat16
   adapter_scale: float = 1.0
-  kept: str = "projections"
+  remat: str = "projections"
 
 
 def make_step(
@@ -134,7 +134,7 @@ def _loss(trained, state, teacher_params, batch, totals, *, student, teacher, co
       positions=batch.positions,
       capture=wanted.student_layers,
       dtype=config.dtype,
-      kept=config.kept,
+      remat=config.remat,
     )
   if wanted.teacher:
     assert teacher is not None

@@ -4,7 +4,7 @@ import numpy as np
 
 from distill.models.config import AttentionConfig, DecoderConfig, LayerConfig, MlpConfig, RopeConfig
 from distill.models.decoder import Decoder
-from distill.models.module import KEPT
+from distill.models.remat import REMAT_POLICIES
 from distill.training import memory
 from distill.training.memory import first_that_fits, needed
 
@@ -16,21 +16,21 @@ TOKENS = jnp.zeros((4, 64), jnp.int32)
 
 
 def steps():
-  """The gradient of a model by what of its forward pass is kept, and the names of those that were compiled."""
+  """The gradient of a model under each remat policy, and the names of those that were compiled."""
   compiled = []
 
-  def of(kept):
+  def of(remat):
     def loss(params):
-      compiled.append(kept)
+      compiled.append(remat)
       positions = jnp.broadcast_to(jnp.arange(64), TOKENS.shape)
       output = MODEL.apply(
-        params, tokens=TOKENS, segments=TOKENS + 1, positions=positions, dtype=jnp.float32, kept=kept
+        params, tokens=TOKENS, segments=TOKENS + 1, positions=positions, dtype=jnp.float32, remat=remat
       )
       return jnp.sum(jnp.square(output.hidden))
 
     return jax.jit(jax.grad(loss))
 
-  return [of(kept) for kept in KEPT], compiled
+  return [of(remat) for remat in REMAT_POLICIES], compiled
 
 
 def test_the_leaner_step_needs_less_and_gives_the_same():

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill.nn.conv import causal_conv
+from distill.kernels.conv import causal_conv
 
 
 @pytest.mark.parametrize("length", [1, 3, 9])

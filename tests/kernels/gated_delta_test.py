@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill.nn.conv import causal_conv
-from distill.nn.gated_delta import gated_delta_rule
+from distill.kernels.conv import causal_conv
+from distill.kernels.gated_delta import gated_delta_rule
 
 
 def inputs(length, seed=0, heads=3, key=5, value=7):

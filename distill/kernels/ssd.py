@@ -1,0 +1,119 @@
+"""State-space duality: a selective state space, computed in parallel within chunks of positions."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+_CHUNK = 64
+# Log-decays are summed in two parts. The coarse part is a multiple of 2⁻¹⁰, at least −100, so that its sums over a
+# chunk are exact in float32.
+_COARSE = 2.0**10
+_MIN_LOG_DECAY = -100.0
+
+
+def ssd(
+  x: Float[Array, "B T N P"],
+  *,
+  log_decay: Float[Array, "B T N"],
+  b: Float[Array, "B T G H"],
+  c: Float[Array, "B T G H"],
+  segments: Int[Array, "B T"],
+  chunk: int = _CHUNK,
+) -> tuple[Float[Array, "B T N P"], Float[Array, "B N H P"]]:
+  """Computes out_t = S_tᵀ c_t with S_t = e^g_t S_{t−1} + b_t x_tᵀ.
+
+  S is zero before each segment. Within a chunk the recurrence is masked attention without a softmax; a scan carries the
+  state from chunk to chunk. The backward pass recomputes each chunk from the state before it: memory is linear in T,
+  and on a CPU this is faster than saving the chunk's [C, C] arrays. All arithmetic is float32.
+
+  Args:
+    x: Inputs, multiplied by their time steps.
+    log_decay: g, at most 0.
+    b: Write vectors, one for each of the G groups of neighbouring heads.
+    c: Read vectors, one for each group.
+    segments: Segment number of each position; the positions of a segment are neighbours.
+    chunk: Positions per chunk. T need not be a multiple.
+
+  Returns:
+    The outputs, and the state S after the last position. A position with x = g = 0 leaves S as it is.
+
+  References:
+    Dao & Gu 2024, 2405.21060, section 6.
+  """
+  batch, length, heads, _ = x.shape
+  groups = b.shape[2]
+  chunk = min(chunk, length)
+  count = -(-length // chunk)
+
+  def cut(y):
+    """[B,T,…] -> [chunks,B,C,G,…]"""
+    y = jnp.pad(y.astype(jnp.float32), [(0, 0), (0, count * chunk - length)] + [(0, 0)] * (y.ndim - 2))
+    return jnp.moveaxis(y.reshape(batch, count, chunk, groups, -1), 1, 0)
+
+  x_chunks, b, c = (cut(y).swapaxes(2, 3) for y in (x, b, c))
+  g = jnp.moveaxis(cut(jnp.maximum(log_decay, _MIN_LOG_DECAY)), 2, 4)
+  # Padding belongs to the last segment, neither decays nor writes, and so leaves the state as it is.
+  docs = jnp.pad(segments, ((0, 0), (0, count * chunk - length)), mode="edge").reshape(batch, count, chunk)
+  docs = jnp.moveaxis(docs, 1, 0)
+  previous = jnp.concatenate([docs[:1, :, 0], docs[:-1, :, -1]])
+
+  state = jnp.zeros((batch, groups, b.shape[-1], x_chunks.shape[-1]), jnp.float32)
+  state, out = jax.lax.scan(jax.checkpoint(_one_chunk), state, (x_chunks, b, c, g, docs, previous))
+  out = jnp.moveaxis(out, (0, 2), (1, 3)).reshape(batch, count * chunk, heads, -1)[:, :length]
+  state = state.reshape(batch, groups, b.shape[-1], heads // groups, -1).swapaxes(2, 3)
+  return out, state.reshape(batch, heads, b.shape[-1], -1)
+
+
+def ssd_reference(
+  x: Float[Array, "B T N P"],
+  *,
+  log_decay: Float[Array, "B T N"],
+  b: Float[Array, "B T G H"],
+  c: Float[Array, "B T G H"],
+  segments: Int[Array, "B T"],
+) -> tuple[Float[Array, "B T N P"], Float[Array, "B N H P"]]:
+  """Computes `ssd` by its definition, one position at a time."""
+  b, c = (jnp.repeat(y, x.shape[2] // b.shape[2], axis=2) for y in (b, c))
+  same = jnp.pad(segments[:, 1:] == segments[:, :-1], ((0, 0), (1, 0)))
+  decay = jnp.exp(log_decay) * same[..., None]
+
+  def step(state, xs):
+    x, decay, b, c = xs
+    state = state * decay[..., None, None] + jnp.einsum("bnh,bnp->bnhp", b, x)
+    return state, jnp.einsum("bnhp,bnh->bnp", state, c)
+
+  state = jnp.zeros((x.shape[0], x.shape[2], b.shape[-1], x.shape[-1]), x.dtype)
+  state, out = jax.lax.scan(step, state, tuple(y.swapaxes(0, 1) for y in (x, decay, b, c)))
+  return out.swapaxes(0, 1), state
+
+
+def _one_chunk(state, xs):
+  """Returns the state after a chunk and its outputs: x [B,G,C,R*P], b and c [B,G,C,H], state [B,G,H,R*P].
+
+  R is the number of heads in a group.
+  """
+  x, b, c, g, docs, previous = xs
+  batch, groups, chunk, _ = x.shape
+  last = docs[:, -1]
+  heads = (batch, groups, chunk, g.shape[2], -1)
+
+  # With a single float32 sum, a strong decay would swallow the digits of weak ones in the differences below.
+  coarse = jax.lax.stop_gradient(jnp.round(g * _COARSE) / _COARSE)
+  high, low = jnp.cumsum(coarse, axis=-1), jnp.cumsum(g - coarse, axis=-1)
+  gap = (high[..., :, None] - high[..., None, :]) + (low[..., :, None] - low[..., None, :])
+  left = (high[..., -1:] - high) + (low[..., -1:] - low)
+  total = high + low
+
+  order = jnp.arange(chunk)
+  not_later = (docs[:, :, None] == docs[:, None, :]) & (order[:, None] >= order)
+  decay_BGRTS = jnp.exp(jnp.where(not_later[:, None, None], gap, -jnp.inf))
+  entering = jnp.where((docs == previous[:, None])[:, None, None], jnp.exp(total), 0.0).swapaxes(2, 3)[..., None]
+  leaving = jnp.where((docs == last[:, None])[:, None, None], jnp.exp(left), 0.0).swapaxes(2, 3)[..., None]
+  carried = jnp.where((previous == last)[:, None, None], jnp.exp(total[..., -1]), 0.0)[:, :, None, :, None]
+
+  scores_BGTS = jnp.einsum("bgth,bgsh->bgts", c, b)
+  near = (scores_BGTS[:, :, None] * decay_BGRTS) @ x.reshape(heads).swapaxes(2, 3)
+  far = (c @ state).reshape(heads) * entering
+  added = b.swapaxes(2, 3) @ (x.reshape(heads) * leaving).reshape(x.shape)
+  remaining = (state.reshape(batch, groups, state.shape[2], g.shape[2], -1) * carried).reshape(state.shape)
+  return remaining + added, (near.swapaxes(2, 3) + far).reshape(x.shape)
