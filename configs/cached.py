@@ -5,7 +5,7 @@
     distill train --config=configs/cached.py --workdir=WORKDIR                                # the same with it
     distill train --config=configs/cached.py:control --workdir=WORKDIR                        # cross-entropy alone
 
-`python -m tools.bench_cache` tries several kinds of targets: docs/caching.md.
+`python -m tools.bench_cache` tries several kinds of targets: docs/teacher_cache.md.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""Measures every family against transformers and rewrites the table in README.md.
+"""Measures every family against transformers and rewrites the table in docs/parity.md.
 
 Run from the root of the repository, with the tests' extra installed: python tools/parity_table.py
 """
@@ -26,7 +26,7 @@ HEAD = """\
 
 
 def rows() -> Iterator[str]:
-  """One row a case."""
+  """Yields one row of the table for each case."""
   for family, case in NAMES:
     with tempfile.TemporaryDirectory() as directory:
       model = reference.build(family, case, directory=pathlib.Path(directory))
@@ -37,14 +37,14 @@ def rows() -> Iterator[str]:
 
 
 def main() -> None:
-  """Rewrites what stands between the markers."""
+  """Rewrites the table between the markers."""
   transformers.logging.set_verbosity_error()
   transformers.logging.disable_progress_bar()
-  readme = ROOT / "README.md"
-  text = readme.read_text()
+  page = ROOT / "docs" / "parity.md"
+  text = page.read_text()
   before, rest = text.split(BEGIN)
   after = rest.split(END)[1]
-  readme.write_text(f"{before}{BEGIN}\n\n{HEAD}{''.join(rows())}\n{END}{after}")
+  page.write_text(f"{before}{BEGIN}\n\n{HEAD}{''.join(rows())}\n{END}{after}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Writes the tables of README.md and docs/performance.md from the figures that the benchmarks left.
+"""Writes the tables of docs/performance.md from the figures that the benchmarks recorded.
 
 python -m tools.bench_step --out=docs/figures/step.json
 python -m tools.bench_efficiency --out=docs/figures/efficiency.json
@@ -19,17 +19,17 @@ _PEERS = {"plain": "plain jax", "liger": "Liger 0.8.5", "trl": "TRL 1.16.0"}
 
 
 def main() -> None:
-  """Rewrites what stands between the markers."""
+  """Rewrites the tables between the markers."""
   step, efficiency, losses = (_figures(name) for name in ("step", "efficiency", "loss"))
-  _write(_ROOT / "README.md", "performance", _summary(step["rows"], losses["rows"]))
   page = _ROOT / "docs" / "performance.md"
+  _write(page, "summary", _summary(step["rows"], losses["rows"]))
   _write(page, "step", bench_step.table(step["rows"]) + _dated(step))
   _write(page, "efficiency", bench_efficiency.table(efficiency["rows"]) + _dated(efficiency))
   _write(page, "losses", bench_loss.table(losses["rows"]) + _dated(losses))
 
 
 def _figures(name: str) -> dict[str, Any]:
-  """What the files of one benchmark hold, their rows one after the other."""
+  """Reads all files of one benchmark and joins their rows."""
   found = [json.loads(path.read_text()) for path in sorted(_FIGURES.glob(f"{name}*.json"))]
   return {**found[-1], "rows": [row for one in found for row in one["rows"]]}
 
@@ -45,7 +45,7 @@ def _summary(steps: list[dict[str, Any]], losses: list[dict[str, Any]]) -> str:
 
 
 def _of_steps(rows: list[dict[str, Any]]) -> Iterator[tuple[str, str, float, float]]:
-  """Ours against Tunix with float32 weights as ours, and where operands are bfloat16 against Tunix all in that."""
+  """Yields our step against Tunix in float32, and for bfloat16 operands against Tunix in bfloat16 as well."""
   for row in rows:
     program, dtype = row["program"].split(", ")
     if program == "Tunix":
@@ -56,7 +56,7 @@ def _of_steps(rows: list[dict[str, Any]]) -> Iterator[tuple[str, str, float, flo
 
 
 def _of_losses(rows: list[dict[str, Any]]) -> Iterator[tuple[str, str, float, float]]:
-  """Memory is the compiler's temporaries against plain jax, and the peak against torch."""
+  """Yields our losses against others: memory is compiler temporaries against plain jax, peak against torch."""
   ours = None
   for row in rows:
     if row["form"] == "chunked":

@@ -1,0 +1,39 @@
+"""The documents name files, terms, families and flags that exist."""
+
+import importlib
+import pathlib
+import re
+
+import pytest
+
+from distill.checkpoints.hf import FAMILIES
+from distill.cli.main import COMMANDS
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page):
+  links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text())
+  missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+  assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_are_named_exist(page):
+  named = re.findall(r"\b(?:configs|tools|tests|distill)/[\w./]+\.(?:py|sh|md)\b", page.read_text())
+  assert not [name for name in named if not (ROOT / name).exists()]
+
+
+def test_every_family_is_documented():
+  rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "families.md").read_text(), re.MULTILINE)
+  assert sorted(rows) == sorted([*FAMILIES, "model_type"])
+
+
+def test_every_flag_is_documented():
+  text = (ROOT / "docs" / "commands.md").read_text()
+  for command in COMMANDS:
+    flags = importlib.import_module(f"distill.cli.{command}").FLAGS
+    missing = [name for name in flags if f"--{name}=" not in text]
+    assert f"distill {command}" in text and not missing, command
