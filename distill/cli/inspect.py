@@ -74,7 +74,7 @@ def _tensors(directory: pathlib.Path, stem: str) -> Iterator[str]:
 
 def _model(directory: pathlib.Path) -> Iterator[str]:
   config = hf.read_config(directory)
-  kinds = collections.Counter(type(layer.mixer).__name__.removesuffix("Config") for layer in config.layers)
+  kinds = collections.Counter(layer.mixer.kind for layer in config.layers)
   layers = ", ".join(f"{count} of {kind}" for kind, count in kinds.items())
   yield f"model: {config.family}"
   yield f"layers: {len(config.layers)} ({layers}), width {config.width}, vocabulary {config.vocab_size:,}"

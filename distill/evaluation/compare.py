@@ -74,7 +74,7 @@ def describe(model: Model) -> dict[str, Any]:
     "family": config.family,
     "parameters": model.size,
     "width": config.width,
-    "layers": [type(layer.mixer).__name__.removesuffix("Config") for layer in config.layers],
+    "layers": [layer.mixer.kind for layer in config.layers],
   }
 
 

@@ -29,9 +29,9 @@ footer{margin-top:3rem;border-top:1px solid var(--line);padding-top:1rem;color:v
 """
 _COLOURS = {"base": "var(--base)", "student": "var(--student)", "stack": "var(--stack)"}
 _MIXERS = {
-  "Attention": ("var(--stack)", "softmax attention"),
-  "GatedDelta": ("var(--second)", "gated delta rule"),
-  "Mamba2": ("var(--third)", "Mamba-2 state space"),
+  "attention": ("var(--stack)", "softmax attention"),
+  "gated delta": ("var(--second)", "gated delta rule"),
+  "Mamba-2": ("var(--third)", "Mamba-2 state space"),
 }
 
 

@@ -1,4 +1,4 @@
-"""How much each part of a model does, measured on rows of text."""
+"""Measures how important each part of a model is, on rows of text."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
@@ -11,11 +11,9 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from distill.initialise.conversion import head_shape
 from distill.models.config import LayerConfig, groups
 from distill.models.decoder import Decoder
 from distill.models.layer import Layer
-from distill.nn.mlp import Mlp
 from distill.parallel.mesh import batch_sharding, replicated
 from distill.tree import Params
 from distill.types import Batch
@@ -26,19 +24,19 @@ _TINY = 1e-30
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Importance:
-  """What activations say of a model's parts (Muralidharan et al. 2024, 2407.14679; of layers Men et al. 2403.03853).
+  """Importance of a model's parts by their activations (Muralidharan et al. 2024, 2407.14679; layers: 2403.03853).
 
   Heads, neurons and channels: the mean over a row's tokens, then the root of the sum of squares over rows.
 
   Attributes:
     layers: 1 − cos between a layer's input and its output, the mean over tokens [L].
-    heads: Of each layer, the length of a head's output before the output projection [N].
-    neurons: Of each layer, the size of what enters the MLP's last projection [F]; empty in a mixture of experts.
-    channels: The size of what mixers, MLPs and the head read, summed over all of them [D].
-    shares: By the name of a norm that reads the residual stream or all heads at once, what each of its inputs adds to
-      the mean square, the mean over tokens; the sum is one.
-    power: Of each layer, the mean square of a head's output [N].
-    means: Of each layer, the mean of what its mixer reads [D].
+    heads: For each layer, the norm of a head's output before the output projection [N]; empty without heads.
+    neurons: For each layer, the size of the inputs of the MLP's last projection [F]; empty in a mixture of experts.
+    channels: The size of the inputs of mixers, MLPs and the head, summed over all of them [D].
+    shares: By the name of a norm over the residual stream or over all heads, the share of each of its inputs in the
+      mean square, averaged over tokens; the shares sum to one.
+    power: For each layer, the mean square of a head's output [N]; empty without heads.
+    means: For each layer, the mean input of its mixer [D].
   """
 
   layers: np.ndarray
@@ -51,13 +49,13 @@ class Importance:
 
 
 def measure(decoder: Decoder, params: Mapping[str, Any], *, batches: Iterable[Batch], mesh: Mesh) -> Importance:
-  """Importances of a model's parts over all rows of `batches`, with float32 operands.
+  """Returns the importance of a model's parts over all rows of `batches`, with float32 operands.
 
   Args:
     decoder: The model.
     params: Its stacked parameters on `mesh`.
     batches: Rows; padding (segment 0) does not count.
-    mesh: Where the rows are spread.
+    mesh: Devices that the rows are sharded over.
   """
   sums = jax.jit(
     lambda params, batch: _sums(decoder, params, batch),
@@ -93,7 +91,7 @@ def _importance(decoder: Decoder, stacked: Params) -> Importance:
 
 
 class _Tap:
-  """Stands in a module's place and keeps what it is given."""
+  """Replaces a module and records its input."""
 
   def __init__(self, module: Any):
     self._module = module
@@ -104,8 +102,8 @@ class _Tap:
     return self._module(x, **rest)
 
 
-def _tap(parent: nnx.Module, name: str) -> _Tap | None:
-  """A tap before the child of that name, if it has one; `parent` is a copy that lives for one trace."""
+def _tap(parent: object, name: str) -> _Tap | None:
+  """Replaces the child of that name by a tap; None if there is none. `parent` is a copy that lives for one trace."""
   module = getattr(parent, name, None)
   if module is None:
     return None
@@ -115,7 +113,7 @@ def _tap(parent: nnx.Module, name: str) -> _Tap | None:
 
 
 def _sums(decoder: Decoder, params: Mapping[str, Any], batch: Batch) -> Params:
-  """Sums over the rows or tokens of one batch, under stacked names."""
+  """Sums over the rows or tokens of one batch, by stacked names."""
   config, module = decoder.config, decoder.module(params)
   valid = (batch.segments > 0).astype(jnp.float32)
   found: Params = {"count": jnp.sum(valid)}
@@ -141,23 +139,24 @@ def _sums(decoder: Decoder, params: Mapping[str, Any], batch: Batch) -> Params:
 def _observe(
   layer: Layer, x, *, spec: LayerConfig, batch: Batch, valid: Float[Array, "B T"], centred: bool
 ) -> tuple[Float[Array, "B T D"], Params]:
-  """A layer's output and its sums."""
+  """Runs a layer; returns its output and its sums."""
   norms = {name: tap for name in _NORMS if (tap := _tap(layer, name)) is not None}
   inner = {}
   if getattr(spec.mixer, "qk_norm", None) == "full":
     inner = {name: tap for name in ("q_norm", "k_norm") if (tap := _tap(layer.mixer, name)) is not None}
   out = _tap(layer.mixer, "o")
-  neurons = _tap(layer.mlp, "down") if isinstance(layer.mlp, Mlp) else None
+  neurons = _tap(layer.mlp, "down")
   readers = [tap for name in ("mixer", "mlp") if (tap := _tap(layer, name)) is not None]
   y = layer(x, segments=batch.segments, positions=batch.positions, dtype=jnp.float32)
-  assert out is not None
-  heads = out.seen.astype(jnp.float32).reshape(*valid.shape, head_shape(spec.mixer)[0], -1)
   sums = {
     "change": jnp.sum(valid * (1.0 - _cosine(x, y))),
-    "heads": _by_row(jnp.linalg.norm(heads, axis=-1), valid),
-    "power": jnp.einsum("bt,btn->n", valid, jnp.mean(jnp.square(heads), axis=-1)),
     "mean": jnp.einsum("bt,btd->d", valid, readers[0].seen),
   }
+  shape = spec.mixer.head_shape
+  if out is not None and shape is not None:
+    heads = out.seen.astype(jnp.float32).reshape(*valid.shape, shape.heads, -1)
+    sums["heads"] = _by_row(jnp.linalg.norm(heads, axis=-1), valid)
+    sums["power"] = jnp.einsum("bt,btn->n", valid, jnp.mean(jnp.square(heads), axis=-1))
   if neurons is not None:
     sums["neurons"] = _by_row(jnp.abs(neurons.seen.astype(jnp.float32)), valid)
   sums |= {f"{name}.share": _share(tap.seen, valid, centred=centred) for name, tap in norms.items()}
@@ -172,13 +171,13 @@ def _cosine(x, y):
 
 
 def _by_row(size: Float[Array, "B T F"], valid: Float[Array, "B T"]) -> Float[Array, " F"]:
-  """Sum over rows of the square of the mean over a row's valid tokens."""
+  """Sums the squared mean over each row's valid tokens over all rows."""
   count = jnp.maximum(jnp.sum(valid, axis=1), 1.0)
   return jnp.sum(jnp.square(jnp.einsum("bt,btf->bf", valid, size) / count[:, None]), axis=0)
 
 
 def _share(x: Float[Array, "B T F"], valid: Float[Array, "B T"], *, centred: bool) -> Float[Array, " F"]:
-  """Sum over valid tokens of what each input adds to the mean square, over the mean square."""
+  """Sums the share of each input in the mean square over valid tokens."""
   x = x - jnp.mean(x, axis=-1, keepdims=True) if centred else x
   squares = jnp.square(x)
   return jnp.einsum("bt,btf->f", valid, squares / jnp.maximum(jnp.sum(squares, axis=-1, keepdims=True), _TINY))

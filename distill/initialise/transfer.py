@@ -1,4 +1,4 @@
-"""Student initialisation: everything of the teacher that can be is copied, cut or converted; the rest stays fresh."""
+"""Initialises a student from its teacher: whatever fits is copied, cut or converted; the rest stays fresh."""
 
 import dataclasses
 import re
@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 
 from distill.errors import InputError
-from distill.initialise.conversion import head_shape, regroup, to_attention, to_experts, to_linear
 from distill.initialise.importance import Importance
-from distill.initialise.pruning import Heads, cut_channels, most_important, norm_correction, pick
-from distill.models.config import DecoderConfig, LayerConfig
-from distill.nn.attention import AttentionConfig
-from distill.nn.mlp import MlpConfig
-from distill.nn.moe import MoeConfig
+from distill.initialise.mixers import TeacherMixer, conversion
+from distill.initialise.mlps import choose_neurons, convert_mlp, loses_neurons, widen
+from distill.initialise.multipliers import MultiplierRatios
+from distill.initialise.pruning import Heads, cut_channels, most_important, norm_correction
+from distill.models.config import DecoderConfig
 from distill.tree import Params
 
 Array = np.ndarray
@@ -22,57 +21,52 @@ IMPORTANCE = "importance"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Kept:
-  """What a student layer keeps of its teacher's.
+class RetainedParts:
+  """The parts of the teacher that one student layer starts from.
 
   Attributes:
     layer: The teacher's layer.
-    heads: Its heads, where both mixers are of attention or the student's is made from it.
-    neurons: Those of the MLP, where both are dense.
+    heads: Heads of that layer, where they are chosen; None where the mixer is copied or stays fresh.
+    neurons: Neurons of its MLP; None unless both MLPs are dense and of one form.
   """
 
   layer: int
   heads: Heads | None
-  neurons: np.ndarray | None
+  neurons: Array | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Start:
-  """Where a student starts.
+class InitialStudent:
+  """A student before its first step.
 
   Attributes:
     params: All its canonical parameters.
-    taken: Names of those that come from the teacher.
-    channels: The teacher's channels that its residual stream has; None: all.
-    kept: For each of its layers what that keeps.
+    taken: Names of the parameters that come from the teacher.
+    channels: The teacher's channels that its residual stream retains; None for all.
+    retained: The parts behind each of its layers.
   """
 
   params: Params
   taken: tuple[str, ...]
-  channels: np.ndarray | None
-  kept: tuple[Kept, ...]
+  channels: Array | None
+  retained: tuple[RetainedParts, ...]
 
 
 def needs_importance(config: DecoderConfig, *, teacher: DecoderConfig, layers: Sequence[int] | str) -> bool:
-  """Whether layers, channels, heads or neurons of the teacher are left out, or its attention becomes another mixer."""
+  """Returns True if `from_teacher` has to choose parts of the teacher, or needs sizes of its activations.
+
+  Args:
+    config: The student's architecture.
+    teacher: The teacher's.
+    layers: As for `from_teacher`; layers that the teacher lacks are ignored.
+  """
   if isinstance(layers, str) or config.width < teacher.width:
     return True
   pairs = zip(config.layers, (teacher.layers[i] for i in layers if 0 <= i < len(teacher.layers)), strict=False)
-  return any(_changed(one, other) for one, other in pairs)
-
-
-def _changed(student: LayerConfig, teacher: LayerConfig) -> bool:
-  if (
-    isinstance(student.mlp, MlpConfig) and isinstance(teacher.mlp, MlpConfig) and student.mlp.width < teacher.mlp.width
-  ):
-    return True
-  if not isinstance(teacher.mixer, AttentionConfig) or not isinstance(student.mixer, AttentionConfig):
-    return isinstance(teacher.mixer, AttentionConfig)
-  heads, keys, *_ = head_shape(student.mixer)
-  same = (heads, keys) == (teacher.mixer.num_heads, teacher.mixer.num_kv_heads)
-  # A norm over all heads is corrected for any others.
-  return not same and (
-    teacher.mixer.qk_norm == "full" or heads < teacher.mixer.num_heads or keys < teacher.mixer.num_kv_heads
+  return any(
+    loses_neurons(layer.mlp, source.mlp)
+    or conversion(layer.mixer, source.mixer).needs_importance(layer.mixer, source.mixer)
+    for layer, source in pairs
   )
 
 
@@ -84,15 +78,16 @@ def from_teacher(
   teacher_config: DecoderConfig,
   layers: Sequence[int] | str,
   importance: Importance | None = None,
-) -> Start:
-  """A student with everything of its teacher that can be taken over.
+) -> InitialStudent:
+  """Returns a student with everything of its teacher that fits.
 
-  A narrower student is cut: all layers to the same channels, each layer to the heads and neurons of its own that matter
-  most (Muralidharan et al. 2024, 2407.14679), scales of norms corrected for the channels that are gone
-  (`norm_correction`). A wider MLP adds fresh neurons whose outputs start at zero. Attention seeds other mixers by its
-  projections (`conversion`). Multipliers of the teacher's configuration (on embeddings, scores, residuals, logits) that
-  are not the student's are worked into what is taken, so that it computes the same. A mixer with another width of
-  heads, an MLP of another form and mixtures of other experts stay fresh; experts take the neurons of a dense MLP.
+  A narrower student is cut: all layers to the same channels, each layer to its own most important heads and neurons
+  (Muralidharan et al. 2024, 2407.14679); scales of norms are corrected for the channels that are gone
+  (`norm_correction`). A wider MLP adds fresh neurons whose outputs start at zero. Other mixers start from projections
+  of attention (`mixers`), experts from the neurons of a dense MLP (`mlps`). Multipliers of the teacher's configuration
+  (on embeddings, scores, residuals, logits) that the student lacks are worked into its parameters, so that it computes
+  the same (`multipliers`). A mixer with another head width, a mixer of a type without a conversion, an MLP of another
+  form and mixtures of other experts stay fresh.
 
   Args:
     fresh: Freshly initialised canonical parameters of the student.
@@ -101,7 +96,7 @@ def from_teacher(
     teacher_config: The teacher's architecture.
     layers: Teacher layer that each student layer starts from, or 'importance': those that change their input most, in
       their order.
-    importance: Of the teacher's parts, where `needs_importance`.
+    importance: Of the teacher's parts; required if `needs_importance`.
 
   Raises:
     InputError: `layers` does not name one teacher layer a student layer, the student is wider than its teacher, or one
@@ -109,33 +104,33 @@ def from_teacher(
   """
   chosen = choose_layers(layers, config=config, teacher=teacher_config, importance=importance)
   assert importance is not None or not needs_importance(config, teacher=teacher_config, layers=layers)
-  ratios = _Ratios.between(teacher_config, config)
+  ratios = MultiplierRatios.between(teacher_config, config)
   if config.width > teacher_config.width:
     raise InputError(
-      f"student.layers_from: the student's width {config.width} is above the teacher's {teacher_config.width}; it can "
-      "start from a teacher of at least its width"
+      f"student.layers_from: the student's width {config.width} is above the teacher's {teacher_config.width}; give "
+      "the student at most the teacher's width, or leave layers_from out"
     )
   channels = None
   if config.width < teacher_config.width:
     assert importance is not None
     channels = most_important(importance.channels, config.width)
-  made = _Start(
+  source = _Source(
     config=config,
     teacher_config=teacher_config,
     teacher=teacher,
     channels=channels,
-    kept=tuple(_kept(*pair, config, teacher_config, importance) for pair in enumerate(chosen)),
+    retained=tuple(_retained(*pair, config, teacher_config, importance) for pair in enumerate(chosen)),
     importance=importance,
   )
-  found: Params = {}
+  taken: Params = {}
   for name in fresh:
-    value = made.parameter(name, fresh[name].shape)
+    value = source.parameter(name, fresh[name].shape)
     value = None if value is None else ratios.apply(name, value)
     if value is not None and value.shape == fresh[name].shape:
-      found[name] = np.asarray(value, np.float32)
-    elif value is not None and (wider := _widened(name, value, fresh[name])) is not None:
-      found[name] = wider
-  return Start(params={**fresh, **found}, taken=tuple(found), channels=channels, kept=made.kept)
+      taken[name] = np.asarray(value, np.float32)
+    elif value is not None and (wider := widen(name, value, fresh[name])) is not None:
+      taken[name] = wider
+  return InitialStudent(params={**fresh, **taken}, taken=tuple(taken), channels=channels, retained=source.retained)
 
 
 def choose_layers(
@@ -146,10 +141,17 @@ def choose_layers(
   importance: Importance | None,
   key: str = "student.layers_from",
 ) -> tuple[int, ...]:
-  """The teacher layer that each student layer starts from.
+  """Returns the teacher layer that each student layer starts from.
+
+  Args:
+    layers: As for `from_teacher`.
+    config: The student's architecture.
+    teacher: The teacher's.
+    importance: Of the teacher's parts; required for 'importance'.
+    key: Name of `layers` in error messages.
 
   Raises:
-    InputError: Not one teacher layer a student layer.
+    InputError: `layers` does not name one teacher layer a student layer.
   """
   count, depth = len(config.layers), len(teacher.layers)
   if layers == IMPORTANCE:
@@ -169,61 +171,41 @@ def choose_layers(
   return tuple(layers)
 
 
-def upcycles(mixture: MoeConfig, source: MlpConfig | MoeConfig | None) -> bool:
-  """Whether the experts of a mixture can be made of a teacher's MLP: of its form, and together at least as wide."""
-  if (
-    not isinstance(source, MlpConfig)
-    or not source.gated
-    or source.use_bias
-    or source.width > mixture.num_experts * mixture.width
-  ):
-    return False
-  return not mixture.use_bias and mixture.clamp is None and mixture.act == source.act
-
-
-def _kept(index, layer, config, teacher, importance) -> Kept:
+def _retained(
+  index: int, layer: int, config: DecoderConfig, teacher: DecoderConfig, importance: Importance | None
+) -> RetainedParts:
+  """The parts of the teacher's `layer` that the student's layer `index` starts from."""
   student, source = config.layers[index], teacher.layers[layer]
-  heads = neurons = None
-  if isinstance(source.mixer, AttentionConfig):
-    heads = regroup(student.mixer, source.mixer, scores=None if importance is None else importance.heads[layer])
-  if isinstance(student.mlp, MlpConfig) and isinstance(source.mlp, MlpConfig) and student.mlp.gated == source.mlp.gated:
-    neurons = np.arange(source.mlp.width)
-    if student.mlp.width < source.mlp.width:
-      neurons = most_important(importance.neurons[layer], student.mlp.width)
-  return Kept(layer=layer, heads=heads, neurons=neurons)
+  scores, neurons = (None, None) if importance is None else (importance.heads[layer], importance.neurons[layer])
+  return RetainedParts(
+    layer=layer,
+    heads=conversion(student.mixer, source.mixer).heads(student.mixer, source.mixer, scores=scores),
+    neurons=choose_neurons(student.mlp, source.mlp, scores=neurons),
+  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Start:
-  """The teacher's parameters as the student's, before multipliers."""
+class _Source:
+  """The teacher's parameters under the student's names, before multipliers."""
 
   config: DecoderConfig
   teacher_config: DecoderConfig
   teacher: Mapping[str, Any]
-  channels: np.ndarray | None
-  kept: tuple[Kept, ...]
+  channels: Array | None
+  retained: tuple[RetainedParts, ...]
   importance: Importance | None
 
   def parameter(self, name: str, shape: tuple[int, ...]) -> Array | None:
-    """The student's parameter of that name, as far as it comes from the teacher."""
-    match = re.fullmatch(r"layers\.(\d+)\.(.*)", name)
+    """The student's parameter of that name and shape; None if it stays fresh."""
+    match = re.fullmatch(r"layers\.(\d+)\.(\w+)\.(.*)", name)
     if not match:
-      return self._frame(name, shape)
-    index, rest = int(match[1]), match[2]
-    kept = self.kept[index]
-    if rest.startswith("mixer."):
-      return self._mixer(index, rest.removeprefix("mixer."))
-    mixture, source = self.config.layers[index].mlp, self.teacher_config.layers[kept.layer].mlp
-    if rest.startswith("mlp.") and isinstance(mixture, MoeConfig) and upcycles(mixture, source):
-      assert isinstance(source, MlpConfig)
-      if rest == "mlp.shared.down.kernel":
-        return np.zeros(shape, np.float32)
-      get = lambda name: self._get(f"layers.{kept.layer}.mlp.{name}")  # noqa: E731
-      return to_experts(rest.removeprefix("mlp."), mixture=mixture, source=source, get=get)
-    value = self._get(f"layers.{kept.layer}.{rest}")
-    if rest.startswith("mlp.") and value is not None:
-      return self._mlp(index, rest.removeprefix("mlp."), value)
-    return value
+      return self._outside_layers(name, shape)
+    index, part, inner = int(match[1]), match[2], match[3]
+    if part == "mixer":
+      return self._mixer(index, inner)
+    if part == "mlp":
+      return self._mlp(index, inner, shape)
+    return self._get(f"layers.{self.retained[index].layer}.{part}.{inner}")
 
   def _get(self, name: str) -> Array | None:
     """The teacher's parameter of that name, cut to the student's channels."""
@@ -234,13 +216,14 @@ class _Start:
       value = self._corrected(value, name, self.channels)
     return value
 
-  def _corrected(self, scale: Array, name: str, kept: Sequence[int] | np.ndarray) -> Array:
+  def _corrected(self, scale: Array, name: str, retained: Sequence[int] | Array) -> Array:
+    """The scale of the teacher's norm `name` for a norm that sees only the retained inputs."""
     assert self.importance is not None
-    factor = norm_correction(self.importance.shares[name.removesuffix(".scale")], kept)
+    factor = norm_correction(self.importance.shares[name.removesuffix(".scale")], retained)
     offset = np.float32(self.teacher_config.norm_offset)
     return (scale + offset) * np.float32(factor) - offset
 
-  def _frame(self, name: str, shape: tuple[int, ...]) -> Array | None:
+  def _outside_layers(self, name: str, shape: tuple[int, ...]) -> Array | None:
     """A parameter outside the layers; the head of a tied teacher is its embedding."""
     if name == "head.kernel" and name not in self.teacher:
       table = self._get("embed.table")
@@ -248,99 +231,30 @@ class _Start:
     value = self._get(name)
     return value[: shape[0]] if name == "positions.table" and value is not None else value
 
-  def _mixer(self, index: int, rest: str) -> Array | None:
-    kept = self.kept[index]
-    mixer, source = self.config.layers[index].mixer, self.teacher_config.layers[kept.layer].mixer
-    prefix = f"layers.{kept.layer}.mixer."
-    if not isinstance(source, AttentionConfig):
-      return self._get(prefix + rest) if mixer == source else None
-    if kept.heads is None:
-      return None
-    offset = self.teacher_config.norm_offset
-    get = lambda name: self._get(prefix + name)  # noqa: E731
-    if not isinstance(mixer, AttentionConfig):
-      assert self.importance is not None
-      power, mean = self.importance.power[kept.layer], self.importance.means[kept.layer]
+  def _mixer(self, index: int, name: str) -> Array | None:
+    retained, mixer = self.retained[index], self.config.layers[index].mixer
+    source, prefix = self.teacher_config.layers[retained.layer].mixer, f"layers.{retained.layer}.mixer."
+    power = mean = None
+    if self.importance is not None:
+      power, mean = self.importance.power[retained.layer], self.importance.means[retained.layer]
       mean = mean if self.channels is None else mean[self.channels]
-      return to_linear(rest, mixer=mixer, source=source, heads=kept.heads, get=get, power=power, mean=mean)
-    value = to_attention(rest, mixer=mixer, source=source, heads=kept.heads, get=get, offset=offset)
-    full = source.qk_norm == "full" and rest in ("q_norm.scale", "k_norm.scale")
-    return self._full_norm(value, prefix + rest, kept.heads, source) if full and value is not None else value
-
-  def _full_norm(self, scale: Array, name: str, heads: Heads, source: AttentionConfig) -> Array:
-    """The scale of a norm over all heads, of which the student has others."""
-    count = source.num_heads if name.endswith("q_norm.scale") else source.num_kv_heads
-    chosen = [(one,) for one in heads.queries] if name.endswith("q_norm.scale") else list(heads.keys)
-    if chosen == [(one,) for one in range(count)]:
-      return scale
-    size = source.head_dim
-    inputs = [head * size + i for one in chosen for head in one[:1] for i in range(size)]
-    return self._corrected(scale, name, inputs)
-
-  def _mlp(self, index: int, rest: str, value: Array) -> Array | None:
-    kept = self.kept[index]
-    mlp, source = self.config.layers[index].mlp, self.teacher_config.layers[kept.layer].mlp
-    if kept.neurons is None or not isinstance(source, MlpConfig):
-      if not isinstance(mlp, MoeConfig) or not isinstance(source, MoeConfig):
-        return None
-      return value if (mlp.num_experts, mlp.width) == (source.num_experts, source.width) else None
-    if rest == "down.bias" or len(kept.neurons) == source.width:
-      return value
-    return pick(value, list(map(int, kept.neurons)), axis=0 if rest == "down.kernel" else -1, units=source.width)
-
-
-def _widened(name: str, value: Array, fresh: Any) -> Array | None:
-  """The parameter of a wider MLP: the teacher's neurons, then fresh ones that add nothing yet."""
-  found = re.fullmatch(r"layers\.\d+\.mlp\.(gate|up|down)\.(kernel|bias)", name)
-  if not found or any(one > other for one, other in zip(value.shape, fresh.shape, strict=True)):
-    return None
-  wider = np.zeros(fresh.shape, np.float32) if found[1] == "down" else np.array(fresh, np.float32)
-  wider[tuple(slice(size) for size in value.shape)] = value
-  return wider
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Ratios:
-  """What the teacher multiplies by over what the student does, and how their norms are stored.
-
-  Attributes:
-    final: Of the final norm's output, where one table is the embedding and the head and cannot hold both multipliers.
-    offsets: (the teacher's norm offset, the student's), or None where their norms are of different kinds.
-  """
-
-  embedding: float
-  logits: float
-  residual: float
-  final: float
-  offsets: tuple[float, float] | None
-
-  @classmethod
-  def between(cls, teacher: DecoderConfig, student: DecoderConfig) -> "_Ratios":
-    embedding, logits = teacher.embed_scale / student.embed_scale, teacher.logit_scale / student.logit_scale
-    uneven = student.tie_embeddings and not np.isclose(embedding, logits)
-    if uneven and teacher.norm != student.norm:
-      raise InputError(
-        f"student.layers_from: the teacher's embeddings are scaled by {embedding:g} of the student's, its logits "
-        f"by {logits:g}; set tie_word_embeddings to false in student.config"
-      )
-    return cls(
-      embedding=embedding,
-      logits=logits,
-      residual=teacher.residual_scale / student.residual_scale,
-      final=logits / embedding if uneven else 1.0,
-      offsets=(teacher.norm_offset, student.norm_offset) if teacher.norm == student.norm else None,
+    teacher = TeacherMixer(
+      config=source,
+      norm_offset=self.teacher_config.norm_offset,
+      get=lambda name: self._get(prefix + name),
+      correct=lambda scale, name, inputs: self._corrected(scale, prefix + name, inputs),
+      power=power,
+      mean=mean,
     )
+    return conversion(mixer, source).parameter(name, mixer=mixer, teacher=teacher, heads=retained.heads)
 
-  def apply(self, name: str, value: Array) -> Array | None:
-    """A parameter of the teacher as the student's of that name."""
-    if name.endswith(("norm.scale", "norm.bias")) and ".mixer." not in name and self.offsets is None:
-      return None
-    if name == "norm.bias":
-      return value * np.float32(self.final)
-    if name.endswith("norm.scale") and ".mixer.norm" not in name and self.offsets is not None:
-      factor = np.float32(self.final if name == "norm.scale" else 1.0)
-      return (value + np.float32(self.offsets[0])) * factor - np.float32(self.offsets[1])
-    factors = {"embed.table": self.embedding, "head.kernel": self.logits}
-    if re.search(r"\.(mixer\.o|mlp\.down|mlp\.(experts|shared)\.down)\.(kernel|bias)$", name):
-      return value * np.float32(self.residual)
-    return value * np.float32(factors.get(name, 1.0))
+  def _mlp(self, index: int, name: str, shape: tuple[int, ...]) -> Array | None:
+    retained = self.retained[index]
+    return convert_mlp(
+      name,
+      mlp=self.config.layers[index].mlp,
+      source=self.teacher_config.layers[retained.layer].mlp,
+      neurons=retained.neurons,
+      get=lambda name: self._get(f"layers.{retained.layer}.mlp.{name}"),
+      shape=shape,
+    )

@@ -214,4 +214,4 @@ def _student(resolved, *, teacher, mesh, batches, resumes) -> tuple[Decoder, Par
     layers=layers,
     importance=importance,
   )
-  return decoder, place(decoder, made.params, mesh=mesh), tuple(one.layer for one in made.kept)
+  return decoder, place(decoder, made.params, mesh=mesh), tuple(one.layer for one in made.retained)

@@ -10,8 +10,6 @@ from jax.sharding import Mesh
 
 from distill.errors import InputError
 from distill.jobs.models import Models
-from distill.models.layer import related_widths
-from distill.nn.moe import MoeConfig
 from distill.objectives.terms import RELATIONS, Term, build_terms, demands, needs_teacher, projector_shapes
 from distill.parallel.mesh import replicated
 from distill.teachers.cached import CachedTeacher
@@ -50,7 +48,7 @@ def read_stages(resolved: Mapping[str, Any], models: Models) -> tuple[Stage, ...
     if needs_teacher(terms) and teacher is None:
       raise InputError(f"config.stages.{name}.terms: they need a teacher; set config.teacher.model")
     wanted = demands(terms)
-    if wanted.mixture and not any(isinstance(layer.mlp, MoeConfig) for layer in student.layers):
+    if wanted.mixture and not any(layer.mlp is not None and layer.mlp.routed for layer in student.layers):
       raise InputError(f"config.stages.{name}.terms: balance is of mixtures of experts, and the student has none")
     if (wanted.mixers or wanted.blocks) and teacher and student.width != teacher.width:
       raise InputError(
@@ -68,7 +66,7 @@ def _check_heads(heads: int, models: Models, pair: tuple[int, int], *, key: str)
   assert isinstance(models.teacher, LiveTeacher | CachedTeacher)
   theirs = models.teacher.decoder if isinstance(models.teacher, LiveTeacher) else None
   for whose, decoder, layer in (("student", models.student, pair[0]), ("teacher", theirs, pair[1])):
-    widths = related_widths(decoder.config.layers[layer].mixer) if decoder else ()
+    widths = decoder.config.layers[layer].mixer.qkv_widths if decoder else ()
     if bad := [width for width in widths if width % heads]:
       raise InputError(
         f"{key}: {heads} relation heads do not divide the {whose}'s queries, keys and values in layer {layer}, "

@@ -4,21 +4,20 @@ import dataclasses
 from collections.abc import Sequence
 
 from distill.errors import InputError
-from distill.nn.attention import AttentionConfig
-from distill.nn.gated_delta import GatedDeltaConfig
-from distill.nn.mamba2 import Mamba2Config
+from distill.nn.attention import AttentionConfig as AttentionConfig
+from distill.nn.gated_delta import GatedDeltaConfig as GatedDeltaConfig
+from distill.nn.mamba2 import Mamba2Config as Mamba2Config
+from distill.nn.mixer import MixerConfig
 from distill.nn.mlp import MlpConfig
 from distill.nn.moe import MoeConfig
 from distill.nn.rope import RopeConfig as RopeConfig
-
-Mixer = AttentionConfig | GatedDeltaConfig | Mamba2Config
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerConfig:
   """One residual block: a sequence mixer, then an MLP, if any."""
 
-  mixer: Mixer
+  mixer: MixerConfig
   mlp: MlpConfig | MoeConfig | None
 
 
@@ -61,10 +60,7 @@ class DecoderConfig:
   @property
   def bound_to_length(self) -> bool:
     """What is computed for a position depends on the length of its document, or there are positions for so many."""
-    mixers = [layer.mixer for layer in self.layers]
-    return self.learned_positions or any(
-      isinstance(one, AttentionConfig) and one.rope is not None and one.rope.by_length for one in mixers
-    )
+    return self.learned_positions or any(layer.mixer.bound_to_length for layer in self.layers)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Causal softmax attention with grouped key/value heads."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from distill.kernels.attention import attention
 from distill.nn.linear import Linear
+from distill.nn.mixer import HeadShape
 from distill.nn.norm import RMSNorm
 from distill.nn.param import Init, zeros
 from distill.nn.rope import RopeConfig, document_lengths, frequencies, rotate
@@ -43,6 +45,31 @@ class AttentionConfig:
   qk_norm: str | None = None
   use_bias: bool = False
   use_out_bias: bool = False
+
+  kind: ClassVar[str] = "attention"
+  exact_dtype: ClassVar[bool] = False
+
+  @property
+  def head_shape(self) -> HeadShape:
+    """Its query heads and key/value heads, all of one width."""
+    return HeadShape(
+      heads=self.num_heads, key_heads=self.num_kv_heads, key_width=self.head_dim, value_width=self.head_dim
+    )
+
+  @property
+  def qkv_widths(self) -> tuple[int, int, int]:
+    """Widths of all queries, all keys and all values."""
+    keys = self.num_kv_heads * self.head_dim
+    return self.num_heads * self.head_dim, keys, keys
+
+  @property
+  def bound_to_length(self) -> bool:
+    """Rotary frequencies depend on the length of a document."""
+    return self.rope is not None and self.rope.by_length
+
+  def build(self, init: Init, *, width: int, norm_eps: float, norm_offset: float) -> "Attention":
+    """Makes the module; `norm_eps` and `norm_offset` are of the norms of queries and keys."""
+    return Attention(init, spec=self, width=width, norm_eps=norm_eps, norm_offset=norm_offset)
 
 
 @jax.tree_util.register_dataclass
@@ -172,7 +199,7 @@ class Attention(nnx.Module):
     inverse = self._inverse(segments, positions)
     return self._mix(x, segments=segments, positions=positions, inverse=inverse, dtype=dtype)[0]
 
-  def related(self, x: Float[Array, "B T D"], *, dtype: DTypeLike) -> tuple[Float[Array, "B T I"], ...]:
+  def qkv(self, x: Float[Array, "B T D"], *, dtype: DTypeLike) -> tuple[Float[Array, "B T I"], ...]:
     """Queries, keys and values of all heads side by side, float32, as projected: neither normalised nor rotated."""
     x = x.astype(dtype)
     q, k, v = (project(x, out=jnp.float32) for project in (self.q, self.k, self.v))

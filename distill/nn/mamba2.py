@@ -1,6 +1,7 @@
 """Mamba-2: a selective state space, chunk-parallel in training and recurrent in decoding."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from distill.kernels.ssd import ssd
 from distill.nn.conv import ShortConv
 from distill.nn.linear import Linear
+from distill.nn.mixer import HeadShape
 from distill.nn.norm import RMSNorm
 from distill.nn.param import Init, Initializer, log_rate, ones, time_step
 
@@ -41,6 +43,28 @@ class Mamba2Config:
   use_bias: bool = False
   min_step: float = 0.0
   max_step: float | None = None
+
+  kind: ClassVar[str] = "Mamba-2"
+  exact_dtype: ClassVar[bool] = False
+  bound_to_length: ClassVar[bool] = False
+
+  @property
+  def head_shape(self) -> HeadShape:
+    """Its heads, and the groups that share b and c, which stand for keys and queries."""
+    return HeadShape(
+      heads=self.num_heads, key_heads=self.num_groups, key_width=self.state_size, value_width=self.head_dim
+    )
+
+  @property
+  def qkv_widths(self) -> tuple[int, int, int]:
+    """Widths of c, b and x."""
+    shared = self.num_groups * self.state_size
+    return shared, shared, self.num_heads * self.head_dim
+
+  def build(self, init: Init, *, width: int, norm_eps: float, norm_offset: float) -> "Mamba2":
+    """Makes the module; the scale of its gated norm is stored as it is, whatever `norm_offset`."""
+    del norm_offset
+    return Mamba2(init, spec=self, width=width, norm_eps=norm_eps)
 
 
 @jax.tree_util.register_dataclass
@@ -121,7 +145,7 @@ class Mamba2(nnx.Module):
     y, state = ssd(inputs * steps[..., None], log_decay=log_decay, b=b, c=c, segments=segments)
     return self._gate(y, inputs, projected["z"]), state
 
-  def related(self, x: Float[Array, "B T D"], *, dtype: DTypeLike) -> tuple[Float[Array, "B T I"], ...]:
+  def qkv(self, x: Float[Array, "B T D"], *, dtype: DTypeLike) -> tuple[Float[Array, "B T I"], ...]:
     """What stands for queries, keys and values: c, b and x as projected, float32, not convolved."""
     x = x.astype(dtype)
     return tuple(project(x, out=jnp.float32) for project in (self.c, self.b, self.x))

@@ -3,12 +3,13 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from distill.nn.linear import Linear
 from distill.nn.param import Init
@@ -54,6 +55,13 @@ class MlpConfig:
   gated: bool = True
   use_bias: bool = False
 
+  kind: ClassVar[str] = "MLP"
+  routed: ClassVar[bool] = False
+
+  def build(self, init: Init, *, width: int) -> "Mlp":
+    """Makes the module with fresh parameters, for a model of that width."""
+    return Mlp(init, spec=self, width=width)
+
 
 class Mlp(nnx.Module):
   """The MLP that `spec` describes (Shazeer 2020, 2002.05202)."""
@@ -71,3 +79,6 @@ class Mlp(nnx.Module):
     act, up = ACTIVATIONS[self.spec.act], self.up(x).astype(jnp.float32)
     hidden = act(up) if self.gate is None else act(self.gate(x).astype(jnp.float32)) * up
     return self.down(hidden.astype(dtype), out=jnp.float32)
+
+  def balance(self, x: Float[Array, "B T D"], *, valid: Bool[Array, "B T"]) -> None:
+    """None: only a mixture of experts has a balance."""

@@ -1,6 +1,7 @@
 """Mixture-of-experts MLP."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +38,13 @@ class MoeConfig:
   shared: int | None = None
   shared_gated: bool = False
   clamp: tuple[float, float] | None = None
+
+  kind: ClassVar[str] = "experts"
+  routed: ClassVar[bool] = True
+
+  def build(self, init: Init, *, width: int) -> "Moe":
+    """Makes the module with fresh parameters, for a model of that width."""
+    return Moe(init, spec=self, width=width)
 
 
 class Experts(nnx.Module):

@@ -73,7 +73,7 @@ class LiveTeacher:
     captured = tuple(output.captured[asked.index(layer)] for layer in capture)
     inputs = [output.captured[asked.index(before(layer))] for layer in related]
     places = {"segments": rows["segments"], "positions": rows["positions"]}
-    found = self.decoder.apart(params, run=Layer.relate, inputs=inputs, layers=related, dtype=dtype, **places)
+    found = self.decoder.apart(params, run=Layer.qkv, inputs=inputs, layers=related, dtype=dtype, **places)
     return dataclasses.replace(output, captured=captured), found
 
   def _routed(self, params, batch, capture, mixers, related, dtype) -> DenseSignal:

@@ -183,7 +183,7 @@ def _apart(student: Decoder, weights: Params, wanted: Demands, signal, *, output
   return Apart(
     mixed=student.apart(weights, run=Layer.mix, **given(wanted.mixers)),
     blocks=student.apart(weights, run=Layer.__call__, **given(wanted.blocks)),
-    related=student.apart(weights, run=Layer.relate, inputs=own, layers=wanted.related, **common),
+    related=student.apart(weights, run=Layer.qkv, inputs=own, layers=wanted.related, **common),
   )
 
 

@@ -59,7 +59,7 @@ def test_export_is_bit_equal(distill, llama_dir, tmp_path):
 
 
 def test_inspect_tells_models_from_adapters(distill, llama_dir, adapter_dirs):
-  assert "4 of Attention" in distill("inspect", llama_dir).stdout
+  assert "4 of attention" in distill("inspect", llama_dir).stdout
   assert "rank 4" in distill("inspect", adapter_dirs[0]).stdout
 
 

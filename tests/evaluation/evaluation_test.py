@@ -114,7 +114,7 @@ def test_a_report_has_every_figure_and_its_page_needs_nothing_else(base, other, 
     curves=[{"step": i, "stage": "a", "loss": 1 / i, "tokens": 3} for i in range(1, 5)],
   )
   json.dumps(report)
-  assert report["models"]["student"]["layers"] == ["Attention"] * 4
+  assert report["models"]["student"]["layers"] == ["attention"] * 4
   page = render(report)
   assert "&lt;skill&gt;" in page and "<skill>" not in page
   assert "http" not in page and "<script" not in page

@@ -106,7 +106,7 @@ SCORES = np.asarray([1.0, 5.0, 2.0, 3.0, 4.0, 9.0])
 
 
 @pytest.mark.parametrize(
-  "keys, kept, kept_keys, expected",
+  "keys, retained, retained_keys, expected",
   [
     (3, 6, 3, Heads((0, 1, 2, 3, 4, 5), ((0,), (1,), (2,)))),
     (3, 3, 3, Heads((1, 3, 5), ((0,), (1,), (2,)))),
@@ -121,8 +121,8 @@ SCORES = np.asarray([1.0, 5.0, 2.0, 3.0, 4.0, 9.0])
     (6, 7, 7, None),
   ],
 )
-def test_heads_stay_with_their_keys(keys, kept, kept_keys, expected):
-  assert choose_heads(SCORES, keys=keys, kept=kept, kept_keys=kept_keys) == expected
+def test_heads_stay_with_their_keys(keys, retained, retained_keys, expected):
+  assert choose_heads(SCORES, keys=keys, retained=retained, retained_keys=retained_keys) == expected
 
 
 def test_parts_are_picked_along_any_axis_and_averaged():

@@ -240,7 +240,7 @@ def test_neurons_that_put_nothing_out_are_those_that_go():
       teacher[name] = x
   config = dataclasses.replace(TEACHER, layers=(dataclasses.replace(OLD, mlp=MlpConfig(width=21)),) * 3)
   made = start(TEACHER, teacher, config, (0, 1, 2))
-  np.testing.assert_array_equal(made.kept[1].neurons, np.setdiff1d(np.arange(24), gone))
+  np.testing.assert_array_equal(made.retained[1].neurons, np.setdiff1d(np.arange(24), gone))
   assert_the_same(config, made.params, TEACHER, teacher)
 
 
@@ -269,7 +269,7 @@ def test_heads_that_put_nothing_out_are_those_that_go(silent, sizes, qk_norm):
     wide, layers=(mixed(num_heads=sizes[0], num_kv_heads=sizes[1], qk_norm=qk_norm, gated=True),) * 3
   )
   made = start(wide, teacher, config, (0, 1, 2))
-  assert set(made.kept[1].heads.queries) == set(range(4)) - set(silent)
+  assert set(made.retained[1].heads.queries) == set(range(4)) - set(silent)
   assert_the_same(config, made.params, wide, teacher)
 
 
@@ -283,7 +283,7 @@ def test_a_norm_over_all_heads_is_corrected_for_those_that_go():
       teacher[f"layers.{i}.mixer.{name}.kernel"] = kernel
   config = dataclasses.replace(wide, layers=(mixed(qk_norm="full", num_heads=2, num_kv_heads=1),) * 3)
   made = start(wide, teacher, config, (0, 1, 2))
-  assert made.kept[0].heads.queries == (0, 1)
+  assert made.retained[0].heads.queries == (0, 1)
   assert_the_same(config, made.params, wide, teacher)
 
 
@@ -337,13 +337,13 @@ def test_a_layer_that_adds_nothing_is_the_one_left_out():
       teacher[name] = np.zeros_like(x)
   config = dataclasses.replace(TEACHER, layers=(OLD,) * 2)
   made = start(TEACHER, teacher, config, "importance")
-  assert [one.layer for one in made.kept] == [0, 2]
+  assert [one.layer for one in made.retained] == [0, 2]
   assert_the_same(config, made.params, TEACHER, teacher)
 
 
 def test_heads_of_another_width_stay_fresh():
   config = dataclasses.replace(TEACHER, layers=(mixed(head_dim=4),) * 3)
   made = start(TEACHER, random(TEACHER, 0), config, (0, 1, 2))
-  assert made.kept[0].heads is None
+  assert made.retained[0].heads is None
   assert not any(".mixer." in name for name in made.taken)
   assert "layers.0.mlp.up.kernel" in made.taken

@@ -156,7 +156,7 @@ def test_what_relates_are_the_projections_of_what_a_layer_is_given():
   params, given = model.init(jax.random.key(0)), batch()
   output = model.apply(params, capture=(0,), **run(given))
   common = {name: value for name, value in run(given).items() if name != "tokens"}
-  ((q, k, v),) = model.apart(params, run=Layer.relate, inputs=output.captured, layers=(1,), **common)
+  ((q, k, v),) = model.apart(params, run=Layer.qkv, inputs=output.captured, layers=(1,), **common)
   one = model.unstack(params)
   x = output.captured[0]
   x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6) * one["layers.1.mixer_norm.scale"]

@@ -1,0 +1,283 @@
+"""Converts a teacher's mixer to a student's: projections carry over, regrouped to the student's heads."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float
+
+from distill.initialise.pruning import Heads, choose_heads, pick
+from distill.nn.attention import AttentionConfig
+from distill.nn.gated_delta import GatedDeltaConfig
+from distill.nn.mamba2 import Mamba2Config
+from distill.nn.mixer import MixerConfig
+
+Array = np.ndarray
+_OPEN = 1.278  # silu of it is one.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TeacherMixer:
+  """One mixer of the teacher, as a conversion reads it.
+
+  Attributes:
+    config: Its configuration.
+    norm_offset: What its norms add to their scales.
+    get: Returns a parameter by its name within the mixer, cut to the student's channels, or None.
+    correct: Returns (scale, name, inputs) as the scale of the norm `name` that sees only `inputs`.
+    power: Mean square of each head's output [N]; None where importance was not measured.
+    mean: Mean of what the mixer reads, cut to the student's channels [D]; None where importance was not measured.
+  """
+
+  config: Any
+  norm_offset: float
+  get: Callable[[str], Array | None]
+  correct: Callable[[Array, str, list[int]], Array]
+  power: Float[Array, " N"] | None
+  mean: Float[Array, " D"] | None
+
+
+@runtime_checkable
+class Conversion(Protocol):
+  """What a mixer of one type takes from a teacher's mixer of one type."""
+
+  def heads(self, mixer: Any, source: Any, *, scores: Array | None) -> Heads | None:
+    """Returns the teacher's heads that the mixer starts from; None if it starts from none.
+
+    Args:
+      mixer: The student's.
+      source: The teacher's.
+      scores: Importance of the teacher's query heads [N], where measured.
+    """
+
+  def needs_importance(self, mixer: Any, source: Any) -> bool:
+    """Returns True if importance has to be measured first."""
+
+  def parameter(self, name: str, *, mixer: Any, teacher: TeacherMixer, heads: Heads | None) -> Array | None:
+    """Returns one of the student's parameters, or None if it stays fresh.
+
+    Args:
+      name: Its name within the mixer.
+      mixer: The student's.
+      teacher: The teacher's.
+      heads: What `heads` returned.
+    """
+
+  def describe(self, mixer: Any, source: Any, *, heads: Heads | None) -> str:
+    """Says in a few words what carries over."""
+
+
+class Copied:
+  """Equal mixers of any type: every parameter is copied."""
+
+  def heads(self, mixer: MixerConfig, source: MixerConfig, *, scores: Array | None) -> None:
+    """None: heads are copied, not chosen."""
+
+  def needs_importance(self, mixer: MixerConfig, source: MixerConfig) -> bool:
+    """False."""
+    return False
+
+  def parameter(self, name: str, *, mixer: Any, teacher: TeacherMixer, heads: Heads | None) -> Array | None:
+    """The teacher's parameter of the same name."""
+    return teacher.get(name)
+
+  def describe(self, mixer: MixerConfig, source: MixerConfig, *, heads: Heads | None) -> str:
+    """One word."""
+    return "copied"
+
+
+class Fresh:
+  """Mixers that have nothing in common: every parameter stays as it was initialised."""
+
+  def heads(self, mixer: MixerConfig, source: MixerConfig, *, scores: Array | None) -> None:
+    """None."""
+
+  def needs_importance(self, mixer: MixerConfig, source: MixerConfig) -> bool:
+    """False."""
+    return False
+
+  def parameter(self, name: str, *, mixer: Any, teacher: TeacherMixer, heads: Heads | None) -> None:
+    """None."""
+
+  def describe(self, mixer: MixerConfig, source: MixerConfig, *, heads: Heads | None) -> str:
+    """Names the teacher's kind."""
+    same = mixer.kind == source.kind
+    return f"fresh: the teacher's {source.kind} {'is configured otherwise' if same else 'does not convert'}"
+
+
+class FromAttention:
+  """Mixers whose heads come from heads of attention: the base of the two conversions below."""
+
+  def heads(self, mixer: MixerConfig, source: AttentionConfig, *, scores: Array | None) -> Heads | None:
+    """The teacher's most important heads; None if their widths or groups do not fit."""
+    shape = mixer.head_shape
+    assert shape is not None
+    if shape.key_width != source.head_dim or shape.value_width != source.head_dim:
+      return None
+    scores = np.zeros(source.num_heads) if scores is None else scores
+    return choose_heads(scores, keys=source.num_kv_heads, retained=shape.heads, retained_keys=shape.key_heads)
+
+  def describe(self, mixer: MixerConfig, source: AttentionConfig, *, heads: Heads | None) -> str:
+    """Numbers of heads, or why none fits."""
+    shape = mixer.head_shape
+    assert shape is not None
+    if heads is None:
+      other = next((size for size in (shape.key_width, shape.value_width) if size != source.head_dim), None)
+      why = f"{shape.heads} heads over {shape.key_heads} key heads" if other is None else f"heads of {other}"
+      return f"fresh: {why}, the teacher has {source.num_heads} of {source.head_dim}"
+    counts = ((shape.heads, source.num_heads, "heads"), (shape.key_heads, source.num_kv_heads, "key heads"))
+    return self._converted(", ".join(f"{mine} of {theirs} {what}" for mine, theirs, what in counts if mine != theirs))
+
+  def _converted(self, changed: str) -> str:
+    raise NotImplementedError
+
+
+class Regrouped(FromAttention):
+  """Attention from attention with other heads, another scale of scores, or other gates."""
+
+  def needs_importance(self, mixer: AttentionConfig, source: AttentionConfig) -> bool:
+    """True if heads are left out, or a norm over all heads has to be corrected for others."""
+    heads, keys = mixer.num_heads, mixer.num_kv_heads
+    same = (heads, keys) == (source.num_heads, source.num_kv_heads)
+    return not same and (source.qk_norm == "full" or heads < source.num_heads or keys < source.num_kv_heads)
+
+  def parameter(self, name: str, *, mixer: AttentionConfig, teacher: TeacherMixer, heads: Heads | None) -> Array | None:
+    """The teacher's parameter, regrouped; scores, gates and norms compute as the teacher's do."""
+    value = None if heads is None else _regrouped(name, teacher, heads)
+    if value is None or heads is None:
+      return None
+    value = _attention(name, value, mixer=mixer, source=teacher.config, norm_offset=teacher.norm_offset)
+    if teacher.config.qk_norm == "full" and name in ("q_norm.scale", "k_norm.scale"):
+      return _full_norm(value, name, teacher, heads)
+    return value
+
+  def _converted(self, changed: str) -> str:
+    return f"regrouped: {changed}" if changed else "copied"
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear(FromAttention):
+  """A linear mixer from attention.
+
+  Queries, keys, values and the output projection are the teacher's (RADLADS, 2505.03005); the convolutions start as the
+  identity. The mixer's output norm has no counterpart in attention, so the measured size of attention's outputs goes
+  into the output projection. A gate without a bias that starts at zero, or at half with either sign, would hide all
+  that: it starts from the mean input alone and is about one. Decays stay as they are initialised, from one position to
+  thousands: that was measured to be nearer to the teacher than slow decays throughout.
+
+  Attributes:
+    kernels: Attention's kernel (q, k or v) behind each of the mixer's kernels.
+  """
+
+  kernels: Mapping[str, str]
+
+  def needs_importance(self, mixer: MixerConfig, source: AttentionConfig) -> bool:
+    """True: sizes of the teacher's activations are part of the conversion."""
+    return True
+
+  def parameter(self, name: str, *, mixer: Any, teacher: TeacherMixer, heads: Heads | None) -> Array | None:
+    """The teacher's projection, a gate that is open, or a convolution that is the identity."""
+    if heads is None:
+      return None
+    size, mean = teacher.config.head_dim, teacher.mean
+    assert teacher.power is not None and mean is not None
+    if name == "o.kernel":
+      value = _regrouped(name, teacher, heads)
+      assert value is not None
+      scale = np.sqrt(teacher.power[list(heads.queries)])
+      return value * np.repeat(scale, size)[:, None].astype(np.float32)
+    if name == "z.kernel":
+      return np.outer(_OPEN * mean / np.dot(mean, mean), np.ones(len(heads.queries) * size)).astype(np.float32)
+    *inside, projection, kind = name.split(".") if "." in name else ("", name)
+    if kind != "kernel" or projection not in self.kernels:
+      return None
+    kernel = _linear_kernel(self.kernels[projection], teacher, heads)
+    return _last_tap(mixer.conv_width, kernel.shape[1]) if inside else kernel
+
+  def _converted(self, changed: str) -> str:
+    return "q, k, v, o of attention" + (f", {changed}" if changed else "")
+
+
+# By the types of the teacher's mixer and the student's.
+CONVERSIONS: Mapping[tuple[type, type], Conversion] = {
+  (AttentionConfig, AttentionConfig): Regrouped(),
+  (AttentionConfig, GatedDeltaConfig): Linear({"q": "q", "k": "k", "v": "v"}),
+  (AttentionConfig, Mamba2Config): Linear({"c": "q", "b": "k", "x": "v"}),
+}
+
+
+def conversion(mixer: MixerConfig, source: MixerConfig) -> Conversion:
+  """Returns how a student's mixer starts from its teacher's; types that `CONVERSIONS` lacks are copied or fresh."""
+  return CONVERSIONS.get((type(source), type(mixer))) or (Copied() if mixer == source else Fresh())
+
+
+def _last_tap(width: int, channels: int) -> Array:
+  """A convolution that is the identity."""
+  return np.eye(width, dtype=np.float32)[-1:].T.repeat(channels, axis=1)
+
+
+def _regrouped(name: str, teacher: TeacherMixer, heads: Heads) -> Array | None:
+  """A parameter of the teacher's attention with the student's heads."""
+  source, value, (projection, *_) = teacher.config, teacher.get(name), name.split(".")
+  if value is None or name == "o.bias":
+    return value
+  if projection.endswith("_norm") and source.qk_norm != "full":
+    return value
+  if projection in ("k", "v", "k_norm"):
+    return pick(value, heads.keys, axis=-1, units=source.num_kv_heads)
+  return pick(value, heads.queries, axis=0 if projection == "o" else -1, units=source.num_heads)
+
+
+def _scale(config: AttentionConfig) -> float:
+  return config.head_dim**-0.5 if config.scale is None else config.scale
+
+
+def _attention(
+  name: str, value: Array, *, mixer: AttentionConfig, source: AttentionConfig, norm_offset: float
+) -> Array:
+  """Scales scores as the student does, and opens or closes gates: a fresh one passes half, so `o` is doubled."""
+  scores, size = np.float32(_scale(source) / _scale(mixer)), source.head_dim
+  if name == "q_norm.scale":
+    return (value + np.float32(norm_offset)) * scores - np.float32(norm_offset)
+  if name in ("q.kernel", "q.bias"):
+    parts = value.reshape(*value.shape[:-1], mixer.num_heads, -1)
+    queries, gates = parts[..., :size], parts[..., size:]
+    queries = queries if mixer.qk_norm else queries * scores
+    if mixer.gated:
+      gates = gates if source.gated else np.zeros_like(queries)
+      queries = np.concatenate([queries, gates], axis=-1)
+    return queries.reshape(*value.shape[:-1], -1)
+  if name == "o.kernel" and mixer.gated != source.gated:
+    return value * np.float32(2.0 if mixer.gated else 0.5)
+  return value
+
+
+def _full_norm(scale: Array, name: str, teacher: TeacherMixer, heads: Heads) -> Array:
+  """The scale of a norm over all heads, corrected where the student has others."""
+  source, queries = teacher.config, name == "q_norm.scale"
+  count = source.num_heads if queries else source.num_kv_heads
+  chosen = [(head,) for head in heads.queries] if queries else list(heads.keys)
+  if chosen == [(head,) for head in range(count)]:
+    return scale
+  size = source.head_dim
+  return teacher.correct(scale, name, [head * size + i for one in chosen for head in one[:1] for i in range(size)])
+
+
+def _linear_kernel(name: str, teacher: TeacherMixer, heads: Heads) -> Array:
+  """Queries and keys of each of the student's key heads, or values of each of its value heads, as a kernel.
+
+  Linear attention has one query head a key head: it takes the mean of the teacher's query heads of that group.
+  """
+  source, value = teacher.config, teacher.get(f"{name}.kernel")
+  assert value is not None, name
+  if name == "k":
+    return pick(value, heads.keys, axis=-1, units=source.num_kv_heads)
+  group = len(heads.queries) // len(heads.keys)
+  if name == "v":
+    return pick(value, [heads.keys[i // group] for i in range(len(heads.queries))], axis=-1, units=source.num_kv_heads)
+  if source.gated:
+    parts = value.reshape(value.shape[0], source.num_heads, -1)[..., : source.head_dim]
+    value = parts.reshape(value.shape[0], -1)
+  grouped = [heads.queries[i : i + group] for i in range(0, len(heads.queries), group)]
+  return pick(value, grouped, axis=-1, units=source.num_heads)

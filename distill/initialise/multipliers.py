@@ -1,0 +1,66 @@
+"""Works the multipliers of a teacher's configuration into the parameters that a student takes over."""
+
+import dataclasses
+import re
+
+import numpy as np
+
+from distill.errors import InputError
+from distill.models.config import DecoderConfig
+
+Array = np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MultiplierRatios:
+  """The teacher's multipliers over the student's, and how the norms of both are stored.
+
+  Attributes:
+    embedding: Of embeddings.
+    logits: Of logits.
+    residual: Of what mixers and MLPs add to the residual stream.
+    final: Of the final norm's output, where one table is the embedding and the head and cannot hold both multipliers.
+    offsets: (the teacher's norm offset, the student's), or None where their norms are of different kinds.
+  """
+
+  embedding: float
+  logits: float
+  residual: float
+  final: float
+  offsets: tuple[float, float] | None
+
+  @classmethod
+  def between(cls, teacher: DecoderConfig, student: DecoderConfig) -> "MultiplierRatios":
+    """Compares two configurations.
+
+    Raises:
+      InputError: The student's one table cannot be both the teacher's embedding and its head.
+    """
+    embedding, logits = teacher.embed_scale / student.embed_scale, teacher.logit_scale / student.logit_scale
+    uneven = student.tie_embeddings and not np.isclose(embedding, logits)
+    if uneven and teacher.norm != student.norm:
+      raise InputError(
+        f"student.layers_from: the teacher scales its embeddings {embedding:g} times as much as the student, its "
+        f"logits {logits:g} times, and one table cannot hold both; set tie_word_embeddings to false in student.config"
+      )
+    return cls(
+      embedding=embedding,
+      logits=logits,
+      residual=teacher.residual_scale / student.residual_scale,
+      final=logits / embedding if uneven else 1.0,
+      offsets=(teacher.norm_offset, student.norm_offset) if teacher.norm == student.norm else None,
+    )
+
+  def apply(self, name: str, value: Array) -> Array | None:
+    """Returns a parameter of the teacher as the student's of that name; None for a norm of another kind."""
+    if name.endswith(("norm.scale", "norm.bias")) and ".mixer." not in name and self.offsets is None:
+      return None
+    if name == "norm.bias":
+      return value * np.float32(self.final)
+    if name.endswith("norm.scale") and ".mixer.norm" not in name and self.offsets is not None:
+      factor = np.float32(self.final if name == "norm.scale" else 1.0)
+      return (value + np.float32(self.offsets[0])) * factor - np.float32(self.offsets[1])
+    if re.search(r"\.(mixer\.o|mlp\.down|mlp\.(experts|shared)\.down)\.(kernel|bias)$", name):
+      return value * np.float32(self.residual)
+    factors = {"embed.table": self.embedding, "head.kernel": self.logits}
+    return value * np.float32(factors.get(name, 1.0))
