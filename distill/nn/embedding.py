@@ -3,7 +3,7 @@
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from distill.nn.matrix import take
+from distill.nn.matrix import as_matrix
 from distill.nn.param import Init, normal
 
 
@@ -15,4 +15,4 @@ class Embedding(nnx.Module):
 
   def __call__(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
     """The rows of `tokens`, in float32."""
-    return take(self.table.get_value(), tokens)
+    return as_matrix(self.table.get_value()).take(tokens)

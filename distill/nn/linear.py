@@ -6,7 +6,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from distill.kernels.saved_bits import saved_as_bits
-from distill.nn.matrix import project
+from distill.nn.matrix import as_matrix
 from distill.nn.param import Init, Initializer, normal, zeros
 
 # Tag of the outputs of projections, for remat policies.
@@ -41,7 +41,7 @@ class Linear(nnx.Module):
     """The projection, in x's dtype or in `out`."""
     # Two-dimensional operands: XLA's CPU backward pass of the same product over [B, T, I] takes 2.5 times as long.
     rows = x.reshape(-1, x.shape[-1])
-    y = project(rows, self.kernel.get_value())
+    y = as_matrix(self.kernel.get_value()).project(rows)
     if self.bias is not None:
       y = y + self.bias[...].astype(jnp.float32)
     return saved_as_bits(y.astype(out or x.dtype).reshape(*x.shape[:-1], -1), PROJECTION)

@@ -1,6 +1,7 @@
-"""A matrix with sets of low-rank factors beside it, one of which acts: adapters that are applied, not merged."""
+"""Weights as `Matrix` values: a dense kernel, or one with routed adapters; layers do not know which they hold."""
 
 import dataclasses
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -9,22 +10,46 @@ from jaxtyping import Array, Float, Int
 
 from distill.kernels.matmul import matmul_rows
 
-Matrix = Float[Array | np.ndarray, "I O"]
+ArrayLike = jax.Array | np.ndarray
+
+
+@runtime_checkable
+class Matrix(Protocol):
+  """A weight [I, O] in some stored form: a pytree in the place of a `Linear`'s kernel or an `Embedding`'s table."""
+
+  def project(self, x: Float[Array, "M I"]) -> Float[Array, "M O"]:
+    """Computes x @ matrix with operands in x's dtype and a float32 sum."""
+
+  def take(self, rows: Int[Array, "*B"]) -> Float[Array, "*B O"]:
+    """Returns rows of the matrix, in float32."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DenseMatrix:
+  """A matrix that is stored as one array."""
+
+  value: Float[Array | np.ndarray, "I O"]
+
+  def project(self, x: Float[Array, "M I"]) -> Float[Array, "M O"]:
+    """Computes x @ value with operands in x's dtype and a float32 sum."""
+    return matmul_rows(x, jnp.asarray(self.value))
+
+  def take(self, rows: Int[Array, "*B"]) -> Float[Array, "*B O"]:
+    """Returns rows of the array, in float32."""
+    return jnp.take(self.value, rows, axis=0).astype(jnp.float32)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RoutedMatrix:
-  """matrix * column[route] + a[route] @ b[route], never formed.
-
-  Stands in the place of a `Linear`'s kernel or of an `Embedding`'s table.
+  """matrix * column[route] + a[route] @ b[route], applied without forming the sum: adapters that are not merged.
 
   Attributes:
-    matrix: The base's.
-    a: One left factor a route.
-    b: One right factor a route.
-    column: Factor of each column a route, or None for ones (DoRA).
-    route: Which of them acts.
+    matrix: The base's kernel.
+    a: Left low-rank factor of each route.
+    b: Right low-rank factor of each route.
+    column: Multiplier of each output column of each route (DoRA), or None for ones.
+    route: Index of the route that is applied.
   """
 
   matrix: Float[Array, "*L I O"]
@@ -33,14 +58,14 @@ class RoutedMatrix:
   column: Float[Array, "*L N O"] | None
   route: Int[Array, "*L"]
 
-  def project(self, x: Float[Array, "B I"]) -> Float[Array, "B O"]:
-    """x through the matrix; operands in x's dtype, sums in float32."""
+  def project(self, x: Float[Array, "M I"]) -> Float[Array, "M O"]:
+    """Computes x @ (the sum) with operands in x's dtype and float32 sums."""
     low = jnp.matmul(x, self.a[self.route].astype(x.dtype), preferred_element_type=jnp.float32)
-    return self._add(project(x, self.matrix), low.astype(x.dtype))
+    return self._add(DenseMatrix(self.matrix).project(x), low.astype(x.dtype))
 
   def take(self, rows: Int[Array, "*B"]) -> Float[Array, "*B O"]:
-    """Rows of the matrix, in float32."""
-    return self._add(take(self.matrix, rows), jnp.take(self.a[self.route], rows, axis=0))
+    """Returns rows of the sum, in float32."""
+    return self._add(DenseMatrix(self.matrix).take(rows), jnp.take(self.a[self.route], rows, axis=0))
 
   def _add(self, y, low):
     if self.column is not None:
@@ -48,13 +73,6 @@ class RoutedMatrix:
     return y + jnp.matmul(low, self.b[self.route].astype(low.dtype), preferred_element_type=jnp.float32)
 
 
-def project(x: Float[Array, "B I"], matrix: Matrix | RoutedMatrix) -> Float[Array, "B O"]:
-  """x @ matrix, with operands in x's dtype and a float32 sum."""
-  if isinstance(matrix, RoutedMatrix):
-    return matrix.project(x)
-  return matmul_rows(x, jnp.asarray(matrix))
-
-
-def take(matrix: Matrix | RoutedMatrix, rows: Int[Array, "*B"]) -> Float[Array, "*B O"]:
-  """Rows of a matrix, in float32."""
-  return matrix.take(rows) if isinstance(matrix, RoutedMatrix) else jnp.take(matrix, rows, axis=0).astype(jnp.float32)
+def as_matrix(value: Matrix | ArrayLike) -> Matrix:
+  """Returns a parameter's value as a `Matrix`; parameters hold dense matrices as plain arrays."""
+  return DenseMatrix(value) if isinstance(value, ArrayLike) else value

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from distill.nn.linear import Linear
-from distill.nn.matrix import project
+from distill.nn.matrix import as_matrix
 from distill.nn.mlp import ACTIVATIONS, Mlp, MlpConfig
 from distill.nn.param import Init, normal, zeros
 
@@ -93,7 +93,7 @@ class Moe(nnx.Module):
   def _route(self, x_TD):
     """(probability of every expert, whether it is chosen), [T,E] each."""
     with jax.default_matmul_precision("highest"):
-      logits_TE = project(x_TD.astype(jnp.float32), self.router["kernel"].get_value())
+      logits_TE = as_matrix(self.router["kernel"].get_value()).project(x_TD.astype(jnp.float32))
     if self.spec.use_bias:
       logits_TE = logits_TE + self.router["bias"][...]
     probs_TE = jax.nn.softmax(logits_TE, axis=-1)
