@@ -35,8 +35,8 @@ def add_head_gradient(
 def add_head_gradient_reference(
   total: Float[Array, "D V"], hidden: Float[Array, "C D"], logits_grad: Float[Array, "C V"]
 ) -> Float[Array, "D V"]:
-  """Computes `add_head_gradient` by its definition."""
-  return _at_once(total, hidden.T, logits_grad.astype(hidden.dtype))
+  """Computes `add_head_gradient` by its definition, in the dtype of the operands."""
+  return total + hidden.T @ logits_grad
 
 
 def _at_once(total_DV, hidden_DC, grad_CV):
@@ -46,6 +46,10 @@ def _at_once(total_DV, hidden_DC, grad_CV):
 def _in_blocks(total_DV, hidden_DC, grad_CV):
   width, vocab = total_DV.shape
   blocks = -(-vocab // max(_MIN_COLUMNS, _BLOCK_BYTES // (4 * width)))
+  if blocks == 1:
+    # Workaround: XLA (jaxlib 0.10.2) inlines a loop of one step too late, after the pass that widens bfloat16 operands.
+    # On several CPU devices the matmul then fails with "Unsupported element type for DotThunk: BF16 x BF16 = F32".
+    return _at_once(total_DV, hidden_DC, grad_CV)
   size = min(vocab, -(-vocab // (blocks * _LANES)) * _LANES)
   # Workaround: the CPU code of XLA (jaxlib 0.10.2) converts all of a bfloat16 array to float32 before it slices it.
   grad_CV = as_bits(grad_CV)
