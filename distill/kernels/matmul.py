@@ -22,8 +22,8 @@ def matmul(x: Float[Array, "*B I"], matrix: Float[Array, "I O"]) -> Float[Array,
 
 
 def matmul_reference(x: Float[Array, "*B I"], matrix: Float[Array, "I O"]) -> Float[Array, "*B O"]:
-  """Computes `matmul` and `matmul_rows` by their definition."""
-  return jnp.einsum("...i,io->...o", x, matrix.astype(x.dtype), preferred_element_type=jnp.float32)
+  """Computes `matmul` and `matmul_rows` by their definition, in the dtype of the operands."""
+  return jnp.einsum("...i,io->...o", x, matrix)
 
 
 def _forward(x, matrix):

@@ -1,31 +1,31 @@
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill.kernels.conv import causal_conv
+from distill.kernels.conv import causal_conv, causal_conv_reference
+from tests.kernels.precision import assert_equal_up_to_rounding, in_float64, segment_numbers, value_and_gradients
 
 
-@pytest.mark.parametrize("length", [1, 3, 9])
-def test_gradients_are_those_of_the_plain_sum_over_taps(length):
+@pytest.mark.parametrize(("length", "taps"), [(1, 4), (2, 4), (3, 1), (9, 4), (30, 3)])
+def test_equals_its_definition_in_value_and_gradient(length, taps):
   rng = np.random.default_rng(0)
-  x, kernel, weights = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((2, length, 3), (4, 3), (3,)))
-  segments = 1 + np.cumsum(rng.random((2, length)) < 0.3, axis=1)
+  given = [rng.normal(size=shape).astype(np.float32) for shape in ((2, length, 3), (taps, 3))]
+  segments = segment_numbers((2, length), share=0.3)
 
-  def plain(x, kernel):
-    rows = []
-    for t in range(length):
-      taps = range(max(t - 3, 0), t + 1)
-      rows.append(sum(x[:, s] * kernel[3 - t + s] * (segments[:, s] == segments[:, t])[:, None] for s in taps))
-    return jnp.stack(rows, axis=1)
+  def run(function):
+    return lambda x, kernel: function(x, kernel, segments=jnp.asarray(segments))
 
-  def loss(convolve):
-    return lambda x, kernel: jnp.sum(jnp.sin(convolve(x, kernel)) * weights)
+  got = value_and_gradients(run(causal_conv), *map(jnp.asarray, given))
+  # The longest sum is the gradient of a tap, over rows and positions.
+  assert_equal_up_to_rounding(got, in_float64(run(causal_conv_reference), *given), roundings=2 * length + taps)
 
-  def ours(x, kernel):
-    return causal_conv(x, kernel, segments=jnp.asarray(segments))
 
-  np.testing.assert_allclose(ours(x, kernel), plain(x, kernel), atol=1e-6)
-  expected = jax.grad(loss(plain), argnums=(0, 1))(x, kernel)
-  for got, one in zip(jax.grad(loss(ours), argnums=(0, 1))(x, kernel), expected, strict=True):
-    np.testing.assert_allclose(got, one, atol=2e-6)
+def test_the_definition_pads_each_segment_with_zeros():
+  rng = np.random.default_rng(0)
+  x, kernel = rng.normal(size=(1, 9, 2)), rng.normal(size=(4, 2))
+  segments = jnp.asarray([[1, 1, 1, 2, 2, 2, 2, 2, 0]])
+  got = causal_conv_reference(jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32), segments=segments)
+  for part in (slice(0, 3), slice(3, 8)):
+    padded = np.concatenate([np.zeros((3, 2)), x[0, part]])
+    expected = [(padded[t : t + 4] * kernel).sum(0) for t in range(part.stop - part.start)]
+    np.testing.assert_allclose(got[0, part], expected, atol=1e-5)

@@ -1,0 +1,62 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from distill.kernels import attention as module
+from distill.kernels.attention import attention, attention_reference
+from tests.kernels.precision import assert_equal_up_to_rounding, in_float64, segment_numbers, value_and_gradients
+
+
+def operands(length, *, batch=2, keys=2, group=3, width=5):
+  rng = np.random.default_rng(length)
+  shapes = [(batch, keys, group, length, width), (batch, keys, length, width), (batch, keys, length, width)]
+  return [rng.normal(size=shape).astype(np.float32) for shape in (*shapes, (keys, group))]
+
+
+@pytest.mark.parametrize(
+  ("length", "options"),
+  [
+    (1, {}),
+    (4, {"window": 9}),
+    (17, {}),
+    (17, {"window": 5}),
+    (17, {"window": 1, "softcap": 2.0}),
+    (13, {"softcap": 2.0}),
+  ],
+)
+@pytest.mark.parametrize("sinks", [False, True])
+def test_equals_its_definition_in_value_and_gradient(monkeypatch, length, options, sinks):
+  monkeypatch.setattr(module, "_BLOCK_QUERIES", 4)
+  *qkv, sink = operands(length)
+  given = [*qkv, sink] if sinks else qkv
+  segments = segment_numbers((2, length))
+
+  def run(function):
+    return lambda q, k, v, sinks=None: function(
+      q, k, v, segments=jnp.asarray(segments), scale=0.4, sinks=sinks, **options
+    )
+
+  got = value_and_gradients(run(attention), *map(jnp.asarray, given))
+  # The longest chain: a product over H, a softmax and a sum over S, and the same again on the way back.
+  assert_equal_up_to_rounding(got, in_float64(run(attention_reference), *given), roundings=2 * (5 + 2 * length) + 20)
+
+
+def test_bfloat16_operands_cost_only_their_own_rounding(monkeypatch):
+  monkeypatch.setattr(module, "_BLOCK_QUERIES", 4)
+  given = [jnp.asarray(x, jnp.bfloat16) for x in operands(11)[:3]]
+  segments = segment_numbers((2, 11))
+
+  def run(function):
+    return lambda q, k, v: function(q, k, v, segments=jnp.asarray(segments), scale=0.4)
+
+  got = value_and_gradients(run(attention), *given)
+  # Weights, cotangents, their products and the results are rounded once each.
+  assert_equal_up_to_rounding(got, in_float64(run(attention_reference), *given), roundings=6, dtype=jnp.bfloat16)
+
+
+def test_long_rows_have_few_blocks_which_cover_every_query():
+  for length in (1, 128, 129, 1024, 1025, 5000):
+    blocks = list(module._blocks(length, 100))
+    assert len(blocks) <= 8
+    assert [i for block in blocks for i in range(block.start, block.stop)] == list(range(length))
+    assert all(block.first_key == max(0, block.start - 99) for block in blocks)
