@@ -26,7 +26,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from distill.checkpoints import hf
+from distill.checkpoints import hf_config
 from distill.models.decoder import Decoder
 from distill.parallel.mesh import make_mesh
 from distill.teachers.live import LiveTeacher
@@ -104,7 +104,7 @@ def _loss(name: str, options: argparse.Namespace) -> dict[str, Any]:
 def _step(options: argparse.Namespace) -> dict[str, Any]:
   """Speed of the whole step, and the share of the device's peak that the models' FLOPs come to."""
   shapes = ({**one, **(_SMALL | _SMALL_HEADS if options.small else {})} for one in (STUDENT, TEACHER))
-  student, teacher = (Decoder(hf.config_from_dict(one, where="config.json")) for one in shapes)
+  student, teacher = (Decoder(hf_config.config_from_dict(one, where="config.json")) for one in shapes)
   mesh = make_mesh()
   params = _random(student, mesh, dtype=jnp.float32, seed=0)
   theirs = _random(teacher, mesh, dtype=jnp.bfloat16, seed=1)

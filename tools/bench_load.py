@@ -25,7 +25,7 @@ WIDTH, MLP, VOCAB = 2048, 5632, 32_000
 
 def make(directory: pathlib.Path, *, size: int) -> int:
   """Writes a Llama of about `size` bytes of float32; returns their exact number."""
-  from distill.checkpoints import hf
+  from distill.checkpoints import hf_config
   from distill.files import safetensors_files
   from distill.files.tensors import Pending
 
@@ -39,9 +39,9 @@ def make(directory: pathlib.Path, *, size: int) -> int:
     "num_attention_heads": 16,
   }
   (directory / "config.json").write_text(json.dumps(config))
-  decoder = hf.read_config(directory)
-  shapes, rng, tensors = hf.shapes(decoder), np.random.default_rng(0), {}
-  for entry in hf.table(decoder):
+  decoder = hf_config.read_config(directory)
+  shapes, rng, tensors = hf_config.shapes(decoder), np.random.default_rng(0), {}
+  for entry in hf_config.name_table(decoder):
     shape = shapes[entry.ours][:: -1 if entry.form == "transpose" else 1]
     tensors[entry.theirs] = Pending(
       shape=shape, dtype=np.dtype(np.float32), make=lambda shape=shape: rng.random(shape, np.float32)

@@ -19,7 +19,7 @@ from distill.adapters import live
 from distill.adapters.edits import LowRank
 from distill.adapters.peft import Adapter
 from distill.adapters.stack import Entry, merge_adapters
-from distill.checkpoints import hf
+from distill.checkpoints import hf_config
 from distill.models.decoder import Decoder
 from distill.teachers.live import LiveTeacher
 from distill.types import Batch
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument(f"--{name}", type=int, default=default)
   parser.add_argument("--dtype", default="float32")
   arguments = parser.parse_args()
-  config = hf.config_from_dict(_llama(arguments), where="benchmark")
+  config = hf_config.config_from_dict(_llama(arguments), where="benchmark")
   decoder = Decoder(config)
   base = decoder.unstack(jax.device_get(jax.jit(decoder.init)(jax.random.key(0))))
   adapters = [_adapter(base, number, rank=arguments.rank) for number in range(_ADAPTERS)]

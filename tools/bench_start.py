@@ -18,7 +18,7 @@ import jax
 
 from distill.adapters.loading import load_merged
 from distill.adapters.stack import read_adapters, stack_of
-from distill.checkpoints import hf
+from distill.checkpoints import hf_config
 from distill.data.calibration import sample
 from distill.data.sources import open_source
 from distill.data.store import build
@@ -117,7 +117,7 @@ def main() -> None:
   arguments = parser.parse_args()
   mesh, directory = make_mesh((1, -1, 1)), ROOT / "teacher"
   adapters = read_adapters(
-    stack_of([str(ROOT / "adapters" / name) for name in _SKILLS]), config=hf.read_config(directory)
+    stack_of([str(ROOT / "adapters" / name) for name in _SKILLS]), config=hf_config.read_config(directory)
   )
   config, params = load_merged(directory, adapters=adapters, mesh=mesh)
   teacher = Decoder(config)
@@ -145,7 +145,7 @@ def _rows(name: str, count: int, teacher: pathlib.Path, scratch: str) -> list:
 
 def _table(cases, teacher, params, importance, texts, mesh) -> Iterator[str]:
   for name, values, layers in cases:
-    student = Decoder(hf.config_from_dict(values, where=name))
+    student = Decoder(hf_config.config_from_dict(values, where=name))
     fresh = jax.jit(student.init)(jax.random.key(0))
     start = from_teacher(
       dict(HostView(student, fresh, mesh=mesh)),

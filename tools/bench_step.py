@@ -22,7 +22,7 @@ import tempfile
 
 import jax
 
-from distill.checkpoints import hf
+from distill.checkpoints import hf, hf_config
 from distill.models.decoder import Decoder
 from tools.workers.serve import Worker, cores, environment, in_turns
 
@@ -122,7 +122,7 @@ def _faster(rounds: list[dict], peer: list[dict]) -> float:
 
 def write(directory: pathlib.Path, pair: str, seed: int) -> int:
   """A random model as a checkpoint; its number of parameters."""
-  config = hf.config_from_dict(PAIRS[pair], where="config.json")
+  config = hf_config.config_from_dict(PAIRS[pair], where="config.json")
   decoder = Decoder(config)
   params = decoder.unstack(jax.device_get(jax.jit(decoder.init)(jax.random.key(seed))))
   directory.mkdir()

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from distill.checkpoints import hf
-from distill.checkpoints.name_table import Entry, Part, to_ours
+from distill.checkpoints import hf_config
+from distill.checkpoints.name_table import Part, TensorEntry, to_ours
 from distill.models.config import DecoderConfig
 
 EMBEDDING, HEAD = "embed.table", "head.kernel"
@@ -24,7 +24,7 @@ class Layout:
   """
 
   config: DecoderConfig
-  entries: Mapping[str, tuple[Entry, ...]]
+  entries: Mapping[str, tuple[TensorEntry, ...]]
   shapes: Mapping[str, tuple[int, ...]]
 
   def shape(self, theirs: str) -> tuple[int, ...]:
@@ -60,13 +60,13 @@ class Layout:
 def layout(config: DecoderConfig) -> Layout:
   """The layout of an architecture."""
   untied = dataclasses.replace(config, tie_embeddings=False)
-  entries: dict[str, tuple[Entry, ...]] = {}
-  for entry in hf.table(untied):
+  entries: dict[str, tuple[TensorEntry, ...]] = {}
+  for entry in hf_config.name_table(untied):
     # transformers 5 calls Mixtral's module otherwise in memory, where PEFT takes its names from, than on disk.
     name = entry.theirs.replace(".block_sparse_moe.", ".mlp.")
     entries[name] = (*entries.get(name, ()), entry)
   entries |= {found[0].theirs: found for found in entries.values() if len(found) == 1}
-  return Layout(config=config, entries=entries, shapes=hf.shapes(untied))
+  return Layout(config=config, entries=entries, shapes=hf_config.shapes(untied))
 
 
 def with_bias(config: DecoderConfig, name: str) -> DecoderConfig:

@@ -14,6 +14,7 @@ from distill.adapters.stack import Applied, Entry, apply, prepare
 from distill.checkpoints import hf
 from distill.errors import InputError
 from distill.files import safetensors_files
+from distill.files.json_file import read_json
 
 # A module that changes so many times more or less than the median module stands out.
 _OUTLIER = 5.0
@@ -26,7 +27,7 @@ def describe(directory: pathlib.Path, *, model: pathlib.Path | None = None) -> I
   Raises:
     InputError: Damaged files, an adapter that cannot be used, or, after all lines, one that does not fit the base.
   """
-  values = hf.read_json(directory / "adapter_config.json")
+  values = read_json(directory / "adapter_config.json")
   kinds = [text for key, text in _FLAGS.items() if values.get(key) is True]
   yield (
     f"adapter: {values.get('peft_type')} of rank {values.get('r')}, alpha {values.get('lora_alpha')}"

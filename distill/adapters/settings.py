@@ -7,8 +7,8 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from distill.checkpoints import hf
 from distill.errors import InputError
+from distill.files.json_file import read_json
 
 # Values that leave the arithmetic of ordinary LoRA as it is; anything else is refused, with the reason if it is known.
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
@@ -72,7 +72,7 @@ class Settings:
   """
 
   def __init__(self, path: pathlib.Path):
-    self.where, self.values = path, hf.read_json(path)
+    self.where, self.values = path, read_json(path)
     self._check()
 
   def get(self, key: str, default: Any = None) -> Any:

@@ -11,9 +11,10 @@ import numpy as np
 from distill.adapters import edits
 from distill.adapters.layout import EMBEDDING, HEAD, with_bias
 from distill.adapters.peft import Adapter, read_adapter
-from distill.checkpoints import hf
+from distill.checkpoints import hf_config
 from distill.checkpoints.hub import locate
 from distill.errors import InputError
+from distill.files.json_file import read_json
 from distill.files.tensors import finite
 from distill.models.config import DecoderConfig
 from distill.tree import Params
@@ -68,7 +69,7 @@ def read_stack(path: pathlib.Path) -> Stack:
     InputError: Missing or malformed file, unknown key or mode.
   """
   path = pathlib.Path(path)
-  values = hf.read_json(path)
+  values = read_json(path)
   adapters = values.get("adapters")
   if set(values) != {"adapters"} or not isinstance(adapters, list):
     raise InputError(f'{path}: expected {{"adapters": [{{"path": …, "weight": 1.0, "mode": "sequential"}}]}}')
@@ -150,7 +151,7 @@ def prepare(
   for name in missing:
     grown = with_bias(grown, name)
   if missing:
-    shapes = hf.shapes(grown)
+    shapes = hf_config.shapes(grown)
     new |= {name: np.zeros(shapes[name], np.float32) for name in set(shapes) - set(params) - set(new)}
   return grown, new
 

@@ -46,7 +46,7 @@ class Part:
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class TensorEntry:
   """One parameter, or one piece of it, under both names.
 
   Attributes:
@@ -69,7 +69,7 @@ class Entry:
 _BUFFER = re.compile(r"(.*\.)?(rotary_emb\.(inv_freq|cos_cached|sin_cached)|h\.\d+\.attn\.(bias|masked_bias))")
 
 
-def spellings(found: Iterable[str], *, table: Iterable[Entry], ignored: str = "") -> dict[str, str]:
+def spellings(found: Iterable[str], *, table: Iterable[TensorEntry], ignored: str = "") -> dict[str, str]:
   """Names of the table -> names in the file, for a checkpoint as people have it.
 
   Buffers of older versions are left out, and names that match `ignored`. A model saved without its head lacks the first
@@ -82,7 +82,7 @@ def spellings(found: Iterable[str], *, table: Iterable[Entry], ignored: str = ""
   return {name if name.startswith("lm_head.") else prefix + name: name for name in found}
 
 
-def to_ours(value: np.ndarray, *, entry: Entry) -> np.ndarray:
+def to_ours(value: np.ndarray, *, entry: TensorEntry) -> np.ndarray:
   """A checkpoint's tensor as the piece of our parameter that `entry` describes."""
   if entry.form == "transpose":
     value = _transposed(value)
@@ -91,10 +91,10 @@ def to_ours(value: np.ndarray, *, entry: Entry) -> np.ndarray:
   return value if entry.part is None else entry.part.take(value)
 
 
-def checkpoint(table: Iterable[Entry], *, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def checkpoint(table: Iterable[TensorEntry], *, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
   """Every tensor of the checkpoint, contiguous; undoes `to_ours`."""
   tensors: dict[str, np.ndarray] = {}
-  parts: dict[str, list[Entry]] = {}
+  parts: dict[str, list[TensorEntry]] = {}
   for entry in table:
     if entry.part is not None:
       parts.setdefault(entry.theirs, []).append(entry)
@@ -110,7 +110,7 @@ def checkpoint(table: Iterable[Entry], *, params: Mapping[str, Any]) -> dict[str
   return tensors
 
 
-def _piece(params: Mapping[str, Any], entry: Entry) -> np.ndarray:
+def _piece(params: Mapping[str, Any], entry: TensorEntry) -> np.ndarray:
   value = np.asarray(params[entry.ours])
   return value if entry.expert is None else value[entry.expert]
 

@@ -8,7 +8,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from distill.checkpoints.name_table import Entry, checkpoint, to_ours
+from distill.checkpoints.name_table import TensorEntry, checkpoint, to_ours
 from distill.errors import InputError
 from distill.files.tensors import Pending, Reader, Stored, finite
 
@@ -28,8 +28,8 @@ class Source:
   """
 
   shape: tuple[int, ...]
-  pieces: tuple[tuple[Entry, Stored], ...]
-  twin: tuple[Entry, Stored] | None = None
+  pieces: tuple[tuple[TensorEntry, Stored], ...]
+  twin: tuple[TensorEntry, Stored] | None = None
 
   @property
   def dtype(self) -> np.dtype:
@@ -68,7 +68,7 @@ class Source:
       yield (*index[:axis], slice(start, min(start + step, index[axis].stop)), *index[axis + 1 :])
 
 
-def _major(entry: Entry, dimensions: int) -> int:
+def _major(entry: TensorEntry, dimensions: int) -> int:
   """Our axis that is the first of the file's."""
   if entry.form == "copy":
     return int(entry.expert is not None)
@@ -77,7 +77,7 @@ def _major(entry: Entry, dimensions: int) -> int:
   return 0 if together else dimensions - 1
 
 
-def _read(reader: Reader, entry: Entry, stored: Stored, *, index: Block) -> np.ndarray:
+def _read(reader: Reader, entry: TensorEntry, stored: Stored, *, index: Block) -> np.ndarray:
   whole = dataclasses.replace(entry, part=None)
   last = index[-1]
   cuts = [last] if entry.part is None else entry.part.cuts(last.start, last.stop)
@@ -94,7 +94,7 @@ def _read(reader: Reader, entry: Entry, stored: Stored, *, index: Block) -> np.n
 
 
 def sources(
-  table: Iterable[Entry], *, stored: Mapping[str, Stored], shapes: Mapping[str, tuple[int, ...]], where: str
+  table: Iterable[TensorEntry], *, stored: Mapping[str, Stored], shapes: Mapping[str, tuple[int, ...]], where: str
 ) -> dict[str, Source]:
   """The source of every canonical parameter of the table; all is known from the headers, nothing is read.
 
@@ -108,7 +108,7 @@ def sources(
     InputError: A tensor has another shape than config.json says, is not of floating numbers, or holds more than the
       parameters that are cut out of it.
   """
-  pieces: dict[str, list[tuple[Entry, Stored]]] = {}
+  pieces: dict[str, list[tuple[TensorEntry, Stored]]] = {}
   covered: dict[str, int] = {}
   for entry in table:
     one = stored[entry.theirs]
@@ -131,7 +131,7 @@ def sources(
   return found
 
 
-def _shape(entry: Entry, stored: Stored) -> tuple[int, tuple[int, ...]]:
+def _shape(entry: TensorEntry, stored: Stored) -> tuple[int, tuple[int, ...]]:
   """(length of the whole tensor's last axis as ours, shape of the piece); nothing fits other axes or periods."""
   if entry.form == "conv" and len(stored.shape) != 3:
     return 0, ()
@@ -141,13 +141,13 @@ def _shape(entry: Entry, stored: Stored) -> tuple[int, tuple[int, ...]]:
   return whole.shape[-1], stored.shape and (whole if entry.part is None else entry.part.take(whole)).shape
 
 
-def pending(table: Iterable[Entry], *, params: Mapping[str, Any]) -> dict[str, Pending]:
+def pending(table: Iterable[TensorEntry], *, params: Mapping[str, Any]) -> dict[str, Pending]:
   """Every tensor of the checkpoint, made from canonical parameters only when it is written."""
-  rows: dict[str, list[Entry]] = {}
+  rows: dict[str, list[TensorEntry]] = {}
   for entry in table:
     rows.setdefault(entry.theirs, []).append(entry)
 
-  def one(theirs: str, entries: list[Entry]) -> Pending:
+  def one(theirs: str, entries: list[TensorEntry]) -> Pending:
     def make() -> np.ndarray:
       return checkpoint(entries, params=params)[theirs]
 

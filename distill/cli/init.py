@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import jax
 from absl import flags
 
-from distill.checkpoints import hf
+from distill.checkpoints import hf, hf_config
 from distill.checkpoints.hub import locate
 from distill.cli import models
 from distill.cli.parsing import parse
@@ -17,6 +17,7 @@ from distill.data.store import build
 from distill.data.tokenizer import load_tokenizer
 from distill.errors import InputError
 from distill.evaluation.starting_kl import starting_kl
+from distill.files.json_file import read_json
 from distill.files.replace import check_replaceable
 from distill.initialise.importance import measure
 from distill.initialise.summary import table
@@ -49,8 +50,8 @@ def main(arguments: Sequence[str]) -> int:
   parse(FLAGS, arguments)
   source, out = locate(FLAGS.teacher), pathlib.Path(_OUT.value)
   stack = models.stack(FLAGS)
-  config = _student(pathlib.Path(_STUDENT.value), teacher=hf.read_config(source))
-  layers = _layers(config, teacher=hf.read_config(source))
+  config = _student(pathlib.Path(_STUDENT.value), teacher=hf_config.read_config(source))
+  layers = _layers(config, teacher=hf_config.read_config(source))
   for path in (source, pathlib.Path(_STUDENT.value), *(entry.path for entry in stack)):
     if path.resolve().is_relative_to(out.resolve()):
       raise InputError(f"--out={out}: holds {path}, which is read; name another")
@@ -80,17 +81,17 @@ def main(arguments: Sequence[str]) -> int:
   kl = starting_kl(both, teacher=(teacher, weights), batches=batches, mesh=mesh)
   rows = sum(int(batch.segments.any(axis=1).sum()) for batch in batches)
   print(f"KL to the teacher, nats a token over {rows} rows: {kl['started']:.3f}, fresh {kl['fresh']:.3f}")
-  special = {key: value for key, value in hf.read_json(source / "config.json").items() if key in _SPECIAL}
+  special = {key: value for key, value in read_json(source / "config.json").items() if key in _SPECIAL}
   hf.save(out, config=config, params=start.params, tokenizer_from=source, special=special)
-  print(f"wrote {out}: {hf.loader(config)}")
+  print(f"wrote {out}: {hf_config.who_loads(config)}")
   return 0
 
 
 def _student(path: pathlib.Path, *, teacher: DecoderConfig) -> DecoderConfig:
   """The architecture in a config.json, or in the directory that holds one."""
   path = path / "config.json" if path.is_dir() else path
-  config = hf.config_from_dict(hf.read_json(path), where=str(path))
-  hf.check_writable(config, where=str(path))
+  config = hf_config.config_from_dict(read_json(path), where=str(path))
+  hf_config.check_writable(config, where=str(path))
   if config.width > teacher.width:
     raise InputError(f"{path}: hidden_size {config.width} is above the teacher's {teacher.width}; use at most that")
   return config

@@ -12,12 +12,13 @@ from absl import flags
 
 from distill.adapters.peft import STEM, named
 from distill.adapters.report import describe
-from distill.checkpoints import hf
+from distill.checkpoints import hf_config
 from distill.checkpoints.hub import locate
 from distill.cli.parsing import parse
 from distill.data.store import TokenStore
 from distill.errors import InputError
 from distill.files import safetensors_files
+from distill.files.json_file import read_json
 from distill.teachers.cache import MANIFEST, Section, sections
 from distill.training.checkpoint import notes_path
 
@@ -48,7 +49,7 @@ def _describe(directory: pathlib.Path) -> Iterator[str]:
   if notes_path(directory).is_file():
     return _checkpoint(directory)
   if (directory / "config.json").is_file():
-    values = hf.read_json(directory / "config.json")
+    values = read_json(directory / "config.json")
     return _run(directory, values) if "fingerprint" in values else _model(directory)
   if named(directory):
     return _adapters(directory)
@@ -73,7 +74,7 @@ def _tensors(directory: pathlib.Path, stem: str) -> Iterator[str]:
 
 
 def _model(directory: pathlib.Path) -> Iterator[str]:
-  config = hf.read_config(directory)
+  config = hf_config.read_config(directory)
   kinds = collections.Counter(layer.mixer.kind for layer in config.layers)
   layers = ", ".join(f"{count} of {kind}" for kind, count in kinds.items())
   yield f"model: {config.family}"
@@ -119,7 +120,7 @@ def _section(section: Section) -> Iterator[str]:
 
 def _checkpoint(directory: pathlib.Path) -> Iterator[str]:
   where = notes_path(directory)
-  notes = hf.read_json(where)
+  notes = read_json(where)
   try:
     digests, extra = dict(notes["digests"]), dict(notes["extra"])
     shapes = {name: json.loads(text[text.index("[") : text.rindex(":")]) for name, text in digests.items()}

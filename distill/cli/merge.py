@@ -10,11 +10,12 @@ from absl import flags
 from distill.adapters.combine import METHODS, as_adapter, combine
 from distill.adapters.peft import write_adapter
 from distill.adapters.stack import read_adapters
-from distill.checkpoints import hf
+from distill.checkpoints import hf, hf_config
 from distill.checkpoints.hub import locate
 from distill.cli import models
 from distill.cli.parsing import parse
 from distill.errors import InputError
+from distill.files.json_file import read_json
 from distill.files.tensors import finite
 from distill.models.config import DecoderConfig
 
@@ -83,9 +84,10 @@ def _write_model(
   if config == before:
     hf.save(out, config=config, params=cast, tokenizer_from=source, config_from=source)
     return
-  special = {key: value for key, value in hf.read_json(source / "config.json").items() if key in _SPECIAL}
-  written = {"model_type": config.family, **hf.FAMILIES[config.family].write(config)}
-  if hf.config_from_dict(written, where=str(out)) != config or {e.ours for e in hf.table(config)} != set(cast):
+  special = {key: value for key, value in read_json(source / "config.json").items() if key in _SPECIAL}
+  written = hf_config.config_to_dict(config)
+  held = {entry.ours for entry in hf_config.name_table(config)}
+  if hf_config.config_from_dict(written, where=str(out)) != config or held != set(cast):
     raise InputError(
       f"{out}: the adapters make this a model that {config.family} checkpoints cannot hold, such as one with a bias "
       "where the family has none; use the adapters as they are"

@@ -6,7 +6,7 @@ from absl import flags
 
 from distill.adapters.loading import load_merged
 from distill.adapters.stack import Stack, read_adapters, read_stack, stack_of
-from distill.checkpoints import hf
+from distill.checkpoints import hf_config
 from distill.checkpoints.hub import locate
 from distill.errors import InputError
 from distill.models.decoder import Decoder
@@ -40,6 +40,6 @@ def load(model: str, *, stack: Stack = ()) -> tuple[Decoder, Params]:
   """A decoder and its stacked float32 parameters over all devices, adapters merged."""
   with fail_together(model):
     directory = locate(model)
-    adapters = read_adapters(stack, config=hf.read_config(directory))
+    adapters = read_adapters(stack, config=hf_config.read_config(directory))
   config, params = load_merged(directory, adapters=adapters, mesh=make_mesh((1, -1, 1)))
   return Decoder(config), params

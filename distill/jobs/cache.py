@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from distill.adapters import peft
 from distill.adapters.stack import Entry
-from distill.checkpoints import hf
+from distill.checkpoints import hf_config
 from distill.checkpoints.hub import locate
 from distill.data.batches import Batches
 from distill.data.store import PLACES, TokenStore
@@ -53,7 +53,7 @@ def make(config: Mapping[str, Any], *, workdir: pathlib.Path) -> int:
     raise InputError("config.teacher.model: a cache is of a teacher; give a directory")
   if not _taught(resolved):
     raise InputError("config.stages: no term of any stage looks at a teacher, so there is nothing to cache")
-  base = hf.read_config(locate(resolved["teacher"]["model"]))
+  base = hf_config.read_config(locate(resolved["teacher"]["model"]))
   targets(resolved["cache"], where="config.cache", vocab=base.vocab_size)
   states = _states(resolved, depth=len(base.layers))
   _, batches = data.read(resolved, workdir=workdir)
@@ -163,9 +163,9 @@ def _states(resolved: Mapping[str, Any], *, depth: int) -> dict[str, list[int]]:
   found = {name: set(spec[name]) for name in lowest}
   if student["model"] or student["config"]:
     config = (
-      hf.read_config(locate(student["model"]))
+      hf_config.read_config(locate(student["model"]))
       if student["model"]
-      else hf.config_from_dict(student["config"], where="config.student.config")
+      else hf_config.config_from_dict(student["config"], where="config.student.config")
     )
     # Which layers importance will choose is not known yet; config.cache has to name those.
     chosen_later = isinstance(student["layers_from"], str)

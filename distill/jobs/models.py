@@ -12,7 +12,7 @@ from distill.adapters import lora
 from distill.adapters.live import is_live
 from distill.adapters.loading import load_merged, load_routed
 from distill.adapters.stack import Stack, read_adapters, read_stack, stack_of
-from distill.checkpoints import hf, sharded
+from distill.checkpoints import hf_config, sharded
 from distill.checkpoints.hub import locate
 from distill.data.batches import Batches
 from distill.errors import InputError
@@ -146,7 +146,7 @@ def live_teacher(resolved: Mapping[str, Any], *, mesh: Mesh) -> LiveTeacher:
   with fail_together("config.teacher"):
     directory = locate(spec["model"])
     entries = stack(spec)
-    adapters = read_adapters(entries, config=hf.read_config(directory))
+    adapters = read_adapters(entries, config=hf_config.read_config(directory))
     named = routes(resolved["data"]["sources"])[0]
     taught = [[adapters[place] for place in chosen(entries, route)] for route in named]
   if len(taught) < 2:
@@ -163,7 +163,7 @@ def _start(resolved, *, teacher, mesh) -> tuple[Decoder, Params]:
     return teacher.decoder, teacher.params
   with fail_together("config.teacher"):
     directory = locate(resolved["teacher"]["model"])
-    adapters = read_adapters(stack(resolved["teacher"]), config=hf.read_config(directory))
+    adapters = read_adapters(stack(resolved["teacher"]), config=hf_config.read_config(directory))
   config, params = load_merged(directory, adapters=adapters, mesh=mesh, dtype=resolved["teacher"]["dtype"])
   return Decoder(config), params
 
@@ -178,8 +178,8 @@ def _student(resolved, *, teacher, mesh, batches, resumes) -> tuple[Decoder, Par
       raise InputError("config.student.layers_from: importance is for a student made anew; list the layers of model's")
     config, params = sharded.load(locate(spec["model"]), mesh=mesh)
     return Decoder(config), params, tuple(spec["layers_from"])
-  config = hf.config_from_dict(spec["config"], where="config.student.config")
-  hf.check_writable(config, where="config.student.config")
+  config = hf_config.config_from_dict(spec["config"], where="config.student.config")
+  hf_config.check_writable(config, where="config.student.config")
   decoder = Decoder(config)
   fresh = jax.jit(decoder.init, out_shardings=decoder.shardings(mesh))(jax.random.key(resolved["seed"]))
   if not spec["layers_from"]:

@@ -16,10 +16,11 @@ from jax.sharding import Mesh
 
 from distill.adapters import lora
 from distill.adapters.peft import write_adapter
-from distill.checkpoints import hf
+from distill.checkpoints import hf, hf_config
 from distill.data.batches import Batches
 from distill.data.tokenizer import load_tokenizer
 from distill.errors import InputError
+from distill.files.json_file import read_json
 from distill.files.replace import replace_file
 from distill.jobs import cache, data
 from distill.jobs.config import difference, fingerprint, resolve
@@ -99,7 +100,8 @@ def prepared(resolved: Mapping[str, Any], *, workdir: pathlib.Path) -> tuple["Ru
       stage.name: found.batches(stage.name, terms=stage.spec["terms"], wanted=demands(stage.terms)) for stage in stages
     }
   params = {**models.params, **projectors(stages, models=models, seed=resolved["seed"], mesh=mesh)}
-  print(f"student: {models.student.config.family}; {hf.loader(models.student.config)}", file=sys.stderr, flush=True)
+  student = models.student.config
+  print(f"student: {student.family}; {hf_config.who_loads(student)}", file=sys.stderr, flush=True)
   runner = Runner(
     resolved=resolved, workdir=workdir, mesh=mesh, models=models, batches=batches, stages=stages, resumes=resumes
   )
@@ -112,7 +114,7 @@ def _claim(workdir: pathlib.Path, resolved: Mapping[str, Any]) -> None:
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     if path.exists():
-      earlier = hf.read_json(path)
+      earlier = read_json(path)
       if earlier.get("fingerprint") == identity:
         return
       if any((workdir / "checkpoints").glob("[0-9]*")) or "fingerprint" not in earlier:

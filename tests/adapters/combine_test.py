@@ -13,7 +13,7 @@ from distill.adapters.combine import as_adapter, combine, dare, low_rank, ties
 from distill.adapters.edits import LowRank
 from distill.adapters.peft import Adapter, write_adapter
 from distill.adapters.stack import Entry, read_adapters
-from distill.checkpoints import hf
+from distill.checkpoints import hf, hf_config
 from distill.errors import InputError
 
 WEIGHTS = (0.5, -2.0)
@@ -63,7 +63,7 @@ def merged(base, adapters, changes, **how):
   """(HF module, our change [out, in], the changes of each adapter)"""
   config, params = base
   _, result = combine(params, adapters=adapters, config=config, **how)
-  names = {entry.theirs.removesuffix(".weight"): entry.ours for entry in hf.table(config)}
+  names = {entry.theirs.removesuffix(".weight"): entry.ours for entry in hf_config.name_table(config)}
   for module, deltas in changes.items():
     yield module, (result[names[module]] - params[names[module]]).T, deltas
 
@@ -108,7 +108,7 @@ def test_dare_keeps_the_mean():
 def test_an_adapter_of_a_rank_is_the_truncated_svd_of_the_change(base, adapters, changes, how):
   config, params = base
   factors = as_adapter(params, adapters=adapters, config=config, rank=3, **how)
-  names = {entry.theirs.removesuffix(".weight"): entry.ours for entry in hf.table(config)}
+  names = {entry.theirs.removesuffix(".weight"): entry.ours for entry in hf_config.name_table(config)}
   for module, _, deltas in merged(base, adapters, changes):
     change = plain_ties(deltas, 0.4) if how else sum(deltas)
     u, s, v = np.linalg.svd(change)
@@ -278,7 +278,7 @@ def test_lora_on_an_embedding_whose_base_peft_stored_beside_it_is_written_as_lor
 
 def test_infinite_factors_are_not_written(tmp_path):
   small_base(tmp_path / "base")
-  config = hf.read_config(tmp_path / "base")
+  config = hf_config.read_config(tmp_path / "base")
   huge = LowRank(a=np.ones((16, 1), np.float32), b=np.full((1, 16), np.inf, np.float32), scale=1.0)
   with pytest.raises(InputError, match=r"factors of model.layers.0.self_attn.q_proj.weight become infinite"):
     write_adapter(tmp_path / "out", factors={"layers.0.mixer.q.kernel": huge}, config=config)

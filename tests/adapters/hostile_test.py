@@ -15,7 +15,7 @@ from distill.adapters.peft import read_adapter
 from distill.adapters.report import describe
 from distill.adapters.settings import Settings
 from distill.adapters.stack import Entry, merge_adapters, read_stack
-from distill.checkpoints import hf
+from distill.checkpoints import hf, hf_config
 from distill.errors import InputError
 
 KEYS = [
@@ -47,7 +47,7 @@ PREFIX = "base_model.model."
 
 @pytest.fixture(scope="module")
 def config(llama_dir):
-  return hf.read_config(llama_dir)
+  return hf_config.read_config(llama_dir)
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +196,7 @@ def test_experts_are_refused_with_the_reason(copy, tmp_path):
     "num_experts_per_tok": 2,
     "head_dim": 8,
   }
-  config = hf.config_from_dict(values, where="test")
+  config = hf_config.config_from_dict(values, where="test")
   names = [f"{PREFIX}model.layers.0.mlp.experts.1.up_proj.lora_{half}.weight" for half in "AB"]
   directory = copy({}, {names[0]: np.ones((4, 16), np.float32), names[1]: np.ones((8, 4), np.float32)})
   with pytest.raises(InputError, match=r"experts.*not read|adapter for another model"):

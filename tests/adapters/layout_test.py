@@ -5,7 +5,7 @@ import transformers
 
 from distill.adapters.layout import layout
 from distill.adapters.peft import read_adapter
-from distill.checkpoints import hf
+from distill.checkpoints import hf_config
 
 
 def test_a_router_of_mixtral_saved_by_peft_is_read_under_its_name_in_memory(tmp_path):
@@ -27,7 +27,8 @@ def test_a_router_of_mixtral_saved_by_peft_is_read_under_its_name_in_memory(tmp_
     gate.normal_()
   model.save_pretrained(tmp_path / "adapter")
   assert (
-    layout(hf.read_config(tmp_path / "base")).theirs("layers.0.mlp.router.kernel") == "model.layers.0.mlp.gate.weight"
+    layout(hf_config.read_config(tmp_path / "base")).theirs("layers.0.mlp.router.kernel")
+    == "model.layers.0.mlp.gate.weight"
   )
-  edits = dict(read_adapter(tmp_path / "adapter", config=hf.read_config(tmp_path / "base")).edits)
+  edits = dict(read_adapter(tmp_path / "adapter", config=hf_config.read_config(tmp_path / "base")).edits)
   np.testing.assert_array_equal(edits["layers.0.mlp.router.kernel"].value, gate.detach().numpy().T)

@@ -6,7 +6,7 @@ from distill.adapters import live
 from distill.adapters.edits import LowRank
 from distill.adapters.peft import Adapter
 from distill.adapters.stack import Entry, merge_adapters
-from distill.checkpoints import hf
+from distill.checkpoints import hf_config
 from distill.models.decoder import Decoder
 from distill.teachers.live import LiveTeacher
 from distill.types import Batch
@@ -27,7 +27,7 @@ MIXTURE = {
 
 
 def test_an_adapter_on_a_router_is_the_same_live_and_merged(tmp_path):
-  config = hf.config_from_dict(MIXTURE, where="test")
+  config = hf_config.config_from_dict(MIXTURE, where="test")
   decoder, rng = Decoder(config), np.random.default_rng(0)
   params = decoder.unstack(jax.device_get(decoder.init(jax.random.key(0))))
   a, b = (rng.normal(size=shape).astype(np.float32) for shape in ((16, 2), (2, 4)))

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from distill.adapters import lora
-from distill.checkpoints import hf
+from distill.checkpoints import hf, hf_config
 from distill.errors import InputError
 from distill.models.decoder import Decoder
 
@@ -23,7 +23,7 @@ def test_fresh_adapters_change_nothing_and_factors_merge_as_applied(llama_dir):
 
 
 def test_targets_that_match_nothing_or_half_a_pattern_are_refused(llama_dir):
-  decoder = Decoder(hf.read_config(llama_dir))
+  decoder = Decoder(hf_config.read_config(llama_dir))
   for targets in ("nothing", r"layers\.0\.mixer\.q\.kernel"):
     with pytest.raises(InputError, match="targets"):
       lora.init(decoder, targets=targets, rank=2, key=jax.random.key(0))

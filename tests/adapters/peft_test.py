@@ -10,7 +10,7 @@ import transformers
 from distill.adapters.edits import LowRank
 from distill.adapters.peft import read_adapter, write_adapter
 from distill.adapters.stack import merge, read_stack, stack_of
-from distill.checkpoints import hf
+from distill.checkpoints import hf, hf_config
 from distill.checkpoints import name_table as mapping
 from distill.errors import InputError
 
@@ -26,7 +26,7 @@ def test_a_merged_stack_equals_peft(llama_dir, adapter_dirs):
   config, params = hf.load(llama_dir)
   _, ours = merge(params, stack=stack_of(adapter_dirs), config=config)
   theirs = merged_by_peft(llama_dir, adapter_dirs).state_dict()
-  for entry in hf.table(config):
+  for entry in hf_config.name_table(config):
     expected = mapping.to_ours(theirs[entry.theirs].numpy(), entry=entry)
     np.testing.assert_allclose(ours[entry.ours], expected, atol=1e-6, err_msg=entry.ours)
 
@@ -48,7 +48,7 @@ def test_peft_loads_what_we_write(llama_dir, tmp_path):
   assert {name for name, _ in again.edits} == set(names)
   merged = merged_by_peft(llama_dir, [tmp_path / "adapter"]).state_dict()
   _, ours = merge(params, stack=stack_of([tmp_path / "adapter"]), config=config)
-  for entry in hf.table(config):
+  for entry in hf_config.name_table(config):
     expected = mapping.to_ours(merged[entry.theirs].numpy(), entry=entry)
     np.testing.assert_allclose(ours[entry.ours], expected, atol=1e-5, err_msg=entry.ours)
 
@@ -79,4 +79,4 @@ def test_what_is_not_plain_lora_is_refused_by_name(llama_dir, adapter_dirs, tmp_
   path = directory / "adapter_config.json"
   path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
   with pytest.raises(InputError, match=says):
-    read_adapter(directory, config=hf.read_config(llama_dir))
+    read_adapter(directory, config=hf_config.read_config(llama_dir))

@@ -9,8 +9,8 @@ import pytest
 import safetensors.numpy
 
 from distill.adapters.report import describe
-from distill.checkpoints import hf
 from distill.errors import InputError
+from distill.files.json_file import read_json
 
 
 @pytest.fixture
@@ -97,4 +97,4 @@ def test_the_command_lists_adapters_in_named_subfolders(adapter_dirs, tmp_path, 
     shutil.copytree(path, tmp_path / name)
   shown = distill("inspect", tmp_path).stdout
   assert "adapters: chat, tools" in shown and shown.count("adapter: LORA of rank 4") == 2
-  assert hf.read_json(adapter_dirs[0] / "adapter_config.json")["base_model_name_or_path"] in shown
+  assert read_json(adapter_dirs[0] / "adapter_config.json")["base_model_name_or_path"] in shown

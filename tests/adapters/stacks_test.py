@@ -13,7 +13,7 @@ import transformers
 from distill.adapters import live
 from distill.adapters.loading import load_merged, load_routed
 from distill.adapters.stack import Entry, merge, read_adapters
-from distill.checkpoints import hf
+from distill.checkpoints import hf, hf_config
 from distill.errors import InputError
 from distill.models.decoder import Decoder
 from distill.parallel.mesh import make_mesh
@@ -288,7 +288,7 @@ def test_a_stack_gives_the_logits_of_peft_merged_and_live(stack):
 def test_a_stack_is_merged_and_put_beside_its_base_as_well_while_files_are_read_onto_a_mesh(stack):
   base, entries, expected = stack
   mesh = make_mesh((2, 2, 2))
-  adapters = read_adapters(entries, config=hf.read_config(base))
+  adapters = read_adapters(entries, config=hf_config.read_config(base))
   for config, params in (
     load_merged(base, adapters=adapters, mesh=mesh),
     load_routed(base, routes=[adapters, adapters[:1]], mesh=mesh),

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from distill.adapters.edits import LowRank
 from distill.adapters.peft import read_adapter, write_adapter
-from distill.checkpoints import hf
+from distill.checkpoints import hf, hf_config
 from distill.errors import InputError
 from tests.checkpoints.families import cases
 
@@ -78,8 +78,8 @@ def torn(draw, data):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-  config = hf.config_from_dict(CONFIG, where="test")
-  params = {name: np.ones(shape, np.float32) for name, shape in hf.shapes(config).items()}
+  config = hf_config.config_from_dict(CONFIG, where="test")
+  params = {name: np.ones(shape, np.float32) for name, shape in hf_config.shapes(config).items()}
   directory = tmp_path_factory.mktemp("fuzz") / "model"
   hf.save(directory, config=config, params=params, max_file_bytes=600)
   (directory / "config.json").write_text(json.dumps(CONFIG))
@@ -88,7 +88,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory):
-  config = hf.config_from_dict(CONFIG, where="test")
+  config = hf_config.config_from_dict(CONFIG, where="test")
   ones = LowRank(a=np.ones((4, 2), np.float32), b=np.ones((2, 4), np.float32), scale=1.0)
   directory = tmp_path_factory.mktemp("fuzz") / "adapter"
   write_adapter(directory, factors={f"layers.{i}.mixer.q.kernel": ones for i in range(2)}, config=config)
@@ -147,12 +147,12 @@ def of_any_family(original):
 
 
 def test_configurations_of_every_family(model):
-  attack(model / "config.json", of_any_family, lambda: hf.read_config(model), examples=400)
+  attack(model / "config.json", of_any_family, lambda: hf_config.read_config(model), examples=400)
 
 
 def test_indices_and_headers(model, monkeypatch):
-  shapes = hf.shapes(hf.read_config(model))
-  monkeypatch.setattr(hf, "shapes", lambda config, **_: shapes)
+  shapes = hf_config.shapes(hf_config.read_config(model))
+  monkeypatch.setattr(hf_config, "shapes", lambda config, **_: shapes)
   attack(model / "model.safetensors.index.json", of_json, lambda: hf.load(model), examples=100)
   attack(sorted(model.glob("*.safetensors"))[1], of_header, lambda: hf.load(model), examples=150)
 
@@ -160,15 +160,15 @@ def test_indices_and_headers(model, monkeypatch):
 def test_a_single_file(model, tmp_path, monkeypatch):
   config, params = hf.load(model)
   hf.save(tmp_path / "one", config=config, params=params)
-  shapes = hf.shapes(config)
-  monkeypatch.setattr(hf, "shapes", lambda config, **_: shapes)
+  shapes = hf_config.shapes(config)
+  monkeypatch.setattr(hf_config, "shapes", lambda config, **_: shapes)
   attack(tmp_path / "one/model.safetensors", of_header, lambda: hf.load(tmp_path / "one"), examples=150)
 
 
 def test_adapters(model, adapter, monkeypatch):
-  config = hf.read_config(model)
-  shapes = hf.shapes(config)
-  monkeypatch.setattr(hf, "shapes", lambda config, **_: shapes)
+  config = hf_config.read_config(model)
+  shapes = hf_config.shapes(config)
+  monkeypatch.setattr(hf_config, "shapes", lambda config, **_: shapes)
 
   def read():
     read_adapter(adapter, config=config)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from distill.checkpoints import hf, hub
+from distill.checkpoints import hf, hf_config, hub
 from distill.errors import InputError
 from tests.checkpoints.families.cases import CASES
 
@@ -12,17 +12,19 @@ QWEN = {"model_type": "qwen3_5_text", **CASES["qwen3_5_text"]["three to one"]}
 
 @pytest.mark.parametrize("have, lack, every", [("linear", "full", 9), ("full", "linear", 1)])
 def test_an_architecture_without_words_in_its_family_is_refused_before_work_is_spent_on_it(have, lack, every):
-  config = hf.config_from_dict({**QWEN, "full_attention_interval": every}, where="here")
+  config = hf_config.config_from_dict({**QWEN, "full_attention_interval": every}, where="here")
   with pytest.raises(
     InputError, match=rf"^there: all layers are {have} .* full_attention_interval .* {lack}_attention"
   ):
-    hf.check_writable(config, where="there")
-  hf.check_writable(hf.config_from_dict(QWEN, where="here"), where="there")
+    hf_config.check_writable(config, where="there")
+  hf_config.check_writable(hf_config.config_from_dict(QWEN, where="here"), where="there")
 
 
 def save(directory, **changes):
-  config = hf.config_from_dict({"model_type": "gpt2", **CASES["gpt2"]["scores not scaled, untied, relu"]}, where="here")
-  params = {name: np.zeros(shape, np.float32) for name, shape in hf.shapes(config).items()}
+  config = hf_config.config_from_dict(
+    {"model_type": "gpt2", **CASES["gpt2"]["scores not scaled, untied, relu"]}, where="here"
+  )
+  params = {name: np.zeros(shape, np.float32) for name, shape in hf_config.shapes(config).items()}
   hf.save(directory, config=config, params=params, **changes)
 
 
@@ -51,4 +53,4 @@ def test_an_export_keeps_how_to_generate(tmp_path):
 def test_broken_json_is_told_by_line_and_column(tmp_path):
   (tmp_path / "config.json").write_text('{"a": 1,\n "b" 2}')
   with pytest.raises(InputError, match="config.json: .* correct it at line 2, column 6, or fetch it again$"):
-    hf.read_config(tmp_path)
+    hf_config.read_config(tmp_path)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from huggingface_hub import errors
 
-from distill.checkpoints import hf, hub
+from distill.checkpoints import hf, hf_config, hub
 from distill.data.tokenizer import load_tokenizer
 from distill.errors import InputError
 
@@ -57,7 +57,7 @@ def test_an_adapter_in_a_subfolder_of_a_repository_is_read(cache, adapter_dirs):
   for i, path in enumerate(sorted(adapter_dirs[0].glob("adapter_*"))):
     shutil.copy(path, cache.parent.parent / "blobs" / f"a{i}")
     (cache / "chat" / path.name).symlink_to(os.path.join("..", "..", "..", "blobs", f"a{i}"))
-  assert read_adapter(hub.locate("lab/old"), config=hf.read_config(cache)).edits
+  assert read_adapter(hub.locate("lab/old"), config=hf_config.read_config(cache)).edits
 
 
 def test_what_is_not_cached_cannot_be_had_offline(cache):

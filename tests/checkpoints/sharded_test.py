@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from distill.checkpoints import hf, sharded
+from distill.checkpoints import hf, hf_config, sharded
 from distill.errors import InputError
 from distill.models.decoder import Decoder
 from distill.parallel.mesh import make_mesh
 from tests import processes
 
-CONFIG = hf.config_from_dict(
+CONFIG = hf_config.config_from_dict(
   {
     "model_type": "qwen3_5_text",
     "vocab_size": 96,
@@ -33,7 +33,7 @@ CONFIG = hf.config_from_dict(
   where="test",
 )
 RNG = np.random.default_rng(0)
-PARAMS = {name: RNG.normal(size=shape).astype(np.float32) for name, shape in hf.shapes(CONFIG).items()}
+PARAMS = {name: RNG.normal(size=shape).astype(np.float32) for name, shape in hf_config.shapes(CONFIG).items()}
 SIZE = sum(x.nbytes for x in PARAMS.values())
 MESHES = [(-1, 1, 1), (1, -1, 1), (2, 2, 2), (1, 1, -1)]
 
@@ -132,7 +132,7 @@ LOAD = """
 import numpy as np
 
 from distill.errors import InputError
-from distill.checkpoints import hf, sharded
+from distill.checkpoints import hf, hf_config, sharded
 from distill.models.decoder import Decoder
 from distill.parallel.mesh import make_mesh
 

@@ -7,26 +7,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.checkpoints.name_table import Entry, Part, checkpoint
+from distill.checkpoints.name_table import Part, TensorEntry, checkpoint
 from distill.checkpoints.tensor_sources import pending, sources
 from distill.errors import InputError
 from distill.files import safetensors_files
 from distill.files.tensors import Reader
 
 TABLE = (
-  Entry("plain", "a.plain"),
-  Entry("flipped", "a.flipped", "transpose"),
-  Entry("conv", "a.conv", "conv"),
-  Entry("q", "a.qkv", "transpose", Part(0, 6)),
-  Entry("k", "a.qkv", "transpose", Part(6, 10)),
-  Entry("gate", "a.both", "copy", Part(0, 1, 2)),
-  Entry("up", "a.both", "copy", Part(1, 2, 2)),
-  Entry("conv_a", "a.convs", "conv", Part(0, 4)),
-  Entry("conv_b", "a.convs", "conv", Part(4, 7)),
-  Entry("keys", "a.grouped", "transpose", Part(0, 2, 7)),
-  Entry("values", "a.grouped", "transpose", Part(2, 5, 7)),
-  Entry("gates", "a.grouped", "transpose", Part(5, 7, 7)),
-  *(Entry("experts", f"a.experts.{i}", "transpose", expert=i) for i in (1, 0, 2)),
+  TensorEntry("plain", "a.plain"),
+  TensorEntry("flipped", "a.flipped", "transpose"),
+  TensorEntry("conv", "a.conv", "conv"),
+  TensorEntry("q", "a.qkv", "transpose", Part(0, 6)),
+  TensorEntry("k", "a.qkv", "transpose", Part(6, 10)),
+  TensorEntry("gate", "a.both", "copy", Part(0, 1, 2)),
+  TensorEntry("up", "a.both", "copy", Part(1, 2, 2)),
+  TensorEntry("conv_a", "a.convs", "conv", Part(0, 4)),
+  TensorEntry("conv_b", "a.convs", "conv", Part(4, 7)),
+  TensorEntry("keys", "a.grouped", "transpose", Part(0, 2, 7)),
+  TensorEntry("values", "a.grouped", "transpose", Part(2, 5, 7)),
+  TensorEntry("gates", "a.grouped", "transpose", Part(5, 7, 7)),
+  *(TensorEntry("experts", f"a.experts.{i}", "transpose", expert=i) for i in (1, 0, 2)),
 )
 SHAPES = {
   "plain": (7,),

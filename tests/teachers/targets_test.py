@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from distill.adapters.loading import load_merged
 from distill.adapters.stack import read_adapters, stack_of
-from distill.checkpoints import hf, sharded
+from distill.checkpoints import hf_config, sharded
 from distill.data.sources import open_source
 from distill.data.store import build
 from distill.data.tokenizer import load_tokenizer
@@ -142,7 +142,7 @@ def test_bytes_a_token_stay_within_what_is_published():
 def test_the_gradient_of_50_draws_of_the_embedded_teacher_is_within_6_degrees():
   """Of all parameters of its base, over 2,048 tokens; the teacher is it with its adapters."""
   base, rows = ROOT / "teacher", 16
-  adapters = read_adapters(stack_of([ROOT / "adapters" / name for name in SKILLS]), config=hf.read_config(base))
+  adapters = read_adapters(stack_of([ROOT / "adapters" / name for name in SKILLS]), config=hf_config.read_config(base))
   mesh = make_mesh((1, 8, 1))
   config, params = load_merged(base, adapters=adapters, mesh=mesh, dtype="float32")
   teacher, (_, mine) = LiveTeacher(decoder=Decoder(config), params=params), sharded.load(base, mesh=mesh)

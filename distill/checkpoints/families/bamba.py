@@ -7,22 +7,22 @@ from distill.checkpoints.attributes import Attributes
 from distill.checkpoints.families.common import attention, decoder, dense, heads, linear
 from distill.checkpoints.families.ropes import read_rope, write_rope
 from distill.checkpoints.families.state_space import PREFIXED, kinds, mixer, read_mixer, write_mixer, written_heads
-from distill.checkpoints.name_table import Entry
+from distill.checkpoints.family import Family
+from distill.checkpoints.name_table import TensorEntry
 from distill.errors import InputError
 from distill.models.config import DecoderConfig, LayerConfig
 from distill.nn.attention import AttentionConfig
 from distill.nn.mamba2 import Mamba2Config
 from distill.nn.mlp import MlpConfig
 
-ARCHITECTURE = "BambaForCausalLM"
 _ROTATED = 0.5
 
 
 def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
-  """Architecture of an HF configuration.
+  """Reads the keys of a config.json.
 
   Raises:
-    InputError: An attribute is missing, unknown or not supported.
+    InputError: A key is missing, unknown or not supported.
   """
   have = Attributes({"max_position_embeddings": 262144, **values}, where=where)
   have.only("hidden_act", ("silu",))
@@ -44,7 +44,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
-  """HF configuration of an architecture of this family."""
+  """Returns the keys of config.json."""
   full, space = kinds(config)
   mlp = dense(config)
   return {
@@ -64,14 +64,17 @@ def write(config: DecoderConfig) -> dict[str, Any]:
   }
 
 
-def table(config: DecoderConfig) -> tuple[Entry, ...]:
-  """Every parameter under both names."""
-  rows = [Entry("embed.table", "model.embed_tokens.weight"), Entry("norm.scale", "model.final_layernorm.weight")]
+def table(config: DecoderConfig) -> tuple[TensorEntry, ...]:
+  """Returns the name table."""
+  rows = [
+    TensorEntry("embed.table", "model.embed_tokens.weight"),
+    TensorEntry("norm.scale", "model.final_layernorm.weight"),
+  ]
   bias = dense(config).use_bias
   for index, layer in enumerate(config.layers):
     ours, theirs = f"layers.{index}", f"model.layers.{index}"
-    rows.append(Entry(f"{ours}.mixer_norm.scale", f"{theirs}.input_layernorm.weight"))
-    rows.append(Entry(f"{ours}.mlp_norm.scale", f"{theirs}.pre_ff_layernorm.weight"))
+    rows.append(TensorEntry(f"{ours}.mixer_norm.scale", f"{theirs}.input_layernorm.weight"))
+    rows.append(TensorEntry(f"{ours}.mlp_norm.scale", f"{theirs}.pre_ff_layernorm.weight"))
     for name in ("gate", "up", "down"):
       rows += linear(f"{ours}.mlp.{name}", f"{theirs}.feed_forward.{name}_proj", bias=bias)
     if isinstance(layer.mixer, Mamba2Config):
@@ -79,3 +82,12 @@ def table(config: DecoderConfig) -> tuple[Entry, ...]:
     elif isinstance(layer.mixer, AttentionConfig):
       rows += attention(index, spec=layer.mixer)
   return tuple(rows if config.tie_embeddings else [*rows, *linear("head", "lm_head")])
+
+
+FAMILY = Family(
+  name="bamba",
+  architecture="BambaForCausalLM",
+  read=read,
+  write=write,
+  table=table,
+)

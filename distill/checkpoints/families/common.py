@@ -6,7 +6,7 @@ from typing import Any
 
 from distill.checkpoints.attributes import Attributes
 from distill.checkpoints.families.ropes import write_rope
-from distill.checkpoints.name_table import Entry, Part
+from distill.checkpoints.name_table import Part, TensorEntry
 from distill.errors import InputError
 from distill.models.config import DecoderConfig, LayerConfig
 from distill.nn.attention import AttentionConfig
@@ -147,34 +147,34 @@ def written_ropes(layers: Sequence[AttentionConfig]) -> dict[str, Any]:
   return {kind: write_rope(rope) for kind, rope in ropes.items() if rope is not None}
 
 
-def linear(ours: str, theirs: str, *, bias: bool = False) -> list[Entry]:
+def linear(ours: str, theirs: str, *, bias: bool = False) -> list[TensorEntry]:
   """Rows of one projection."""
-  kernel = Entry(f"{ours}.kernel", f"{theirs}.weight", "transpose")
-  return [kernel, Entry(f"{ours}.bias", f"{theirs}.bias")] if bias else [kernel]
+  kernel = TensorEntry(f"{ours}.kernel", f"{theirs}.weight", "transpose")
+  return [kernel, TensorEntry(f"{ours}.bias", f"{theirs}.bias")] if bias else [kernel]
 
 
 def fused(
   sizes: Mapping[str, int], *, ours: str, theirs: str, form: str = "transpose", grouped: bool = False
-) -> list[Entry]:
+) -> list[TensorEntry]:
   """Rows of parameters that stand one after the other in one tensor.
 
   Args:
     sizes: What takes the place of {} in `ours` -> columns; of one group where they are grouped.
     ours: Pattern of our names.
     theirs: The tensor.
-    form: Of an `Entry`.
+    form: Of an `TensorEntry`.
     grouped: The tensor is a row of groups that hold columns of each.
   """
   rows, start, period = [], 0, sum(sizes.values()) if grouped else None
   for name, size in sizes.items():
-    rows.append(Entry(ours.format(name), theirs, form, part=Part(start, start + size, period)))
+    rows.append(TensorEntry(ours.format(name), theirs, form, part=Part(start, start + size, period)))
     start += size
   return rows
 
 
-def frame(config: DecoderConfig) -> list[Entry]:
+def frame(config: DecoderConfig) -> list[TensorEntry]:
   """Embedding, final norm and head."""
-  rows = [Entry("embed.table", "model.embed_tokens.weight"), Entry("norm.scale", "model.norm.weight")]
+  rows = [TensorEntry("embed.table", "model.embed_tokens.weight"), TensorEntry("norm.scale", "model.norm.weight")]
   return rows if config.tie_embeddings else [*rows, *linear("head", "lm_head")]
 
 
@@ -190,44 +190,44 @@ _NORMS = {
 }
 
 
-def norms(index: int, *, config: DecoderConfig) -> list[Entry]:
+def norms(index: int, *, config: DecoderConfig) -> list[TensorEntry]:
   """Norms around the mixer and the MLP of one layer."""
   return [
-    Entry(f"layers.{index}.{ours}.scale", f"model.layers.{index}.{theirs}_layernorm.weight")
+    TensorEntry(f"layers.{index}.{ours}.scale", f"model.layers.{index}.{theirs}_layernorm.weight")
     for ours, theirs in _NORMS[config.norms]
   ]
 
 
-def mlp(index: int, *, spec: MlpConfig) -> list[Entry]:
+def mlp(index: int, *, spec: MlpConfig) -> list[TensorEntry]:
   """Projections of the gated MLP of one layer."""
   ours, theirs = f"layers.{index}.mlp", f"model.layers.{index}.mlp"
   names = ("gate", "up", "down")
   return [row for x in names for row in linear(f"{ours}.{x}", f"{theirs}.{x}_proj", bias=spec.use_bias)]
 
 
-def experts(index: int, *, spec: MoeConfig, block: str, names: dict[str, str]) -> list[Entry]:
+def experts(index: int, *, spec: MoeConfig, block: str, names: dict[str, str]) -> list[TensorEntry]:
   """Router and experts of one layer, where the checkpoint holds one tensor an expert and a projection."""
   ours, theirs = f"layers.{index}.mlp", f"model.layers.{index}.{block}"
   rows = linear(f"{ours}.router", f"{theirs}.gate")
   for expert in range(spec.num_experts):
     rows += [
-      Entry(f"{ours}.experts.{x}.kernel", f"{theirs}.experts.{expert}.{y}.weight", "transpose", expert=expert)
+      TensorEntry(f"{ours}.experts.{x}.kernel", f"{theirs}.experts.{expert}.{y}.weight", "transpose", expert=expert)
       for x, y in names.items()
     ]
   return rows
 
 
-def attention(index: int, *, spec: AttentionConfig) -> list[Entry]:
+def attention(index: int, *, spec: AttentionConfig) -> list[TensorEntry]:
   """Projections, norms and sinks of one attention layer."""
   ours, theirs = f"layers.{index}.mixer", f"model.layers.{index}.self_attn"
   rows = [row for name in "qkv" for row in linear(f"{ours}.{name}", f"{theirs}.{name}_proj", bias=spec.use_bias)]
   rows += linear(f"{ours}.o", f"{theirs}.o_proj", bias=spec.use_out_bias)
   if spec.qk_norm:
-    rows += [Entry(f"{ours}.{name}_norm.scale", f"{theirs}.{name}_norm.weight") for name in "qk"]
-  return [*rows, Entry(f"{ours}.sinks", f"{theirs}.sinks")] if spec.sinks else rows
+    rows += [TensorEntry(f"{ours}.{name}_norm.scale", f"{theirs}.{name}_norm.weight") for name in "qk"]
+  return [*rows, TensorEntry(f"{ours}.sinks", f"{theirs}.sinks")] if spec.sinks else rows
 
 
-def dense_table(config: DecoderConfig) -> tuple[Entry, ...]:
+def dense_table(config: DecoderConfig) -> tuple[TensorEntry, ...]:
   """Every parameter of a model of attention and gated MLPs with the usual names."""
   rows = frame(config)
   for index, (layer, mixer) in enumerate(zip(config.layers, mixers(config), strict=True)):

@@ -7,20 +7,19 @@ from typing import Any
 from distill.checkpoints.attributes import Attributes
 from distill.checkpoints.families.common import decoder, dense_table, heads, mixers, written
 from distill.checkpoints.families.ropes import read_rope
+from distill.checkpoints.family import Family
 from distill.models.config import DecoderConfig, LayerConfig
 from distill.nn.attention import AttentionConfig
 from distill.nn.mlp import MlpConfig
 
-ARCHITECTURE = "GemmaForCausalLM"
-table = dense_table
 ACT = "gelu_pytorch_tanh"
 
 
 def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
-  """Architecture of an HF configuration.
+  """Reads the keys of a config.json.
 
   Raises:
-    InputError: An attribute is missing, unknown or not supported.
+    InputError: A key is missing, unknown or not supported.
   """
   have = Attributes(values, where=where)
   have.only("use_bidirectional_attention", (False,))
@@ -43,5 +42,14 @@ def traits(have: Attributes) -> dict[str, Any]:
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
-  """HF configuration of an architecture of this family."""
+  """Returns the keys of config.json."""
   return {**written(config), "attention_bias": mixers(config)[0].use_bias}
+
+
+FAMILY = Family(
+  name="gemma",
+  architecture="GemmaForCausalLM",
+  read=read,
+  write=write,
+  table=dense_table,
+)

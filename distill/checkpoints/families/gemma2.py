@@ -19,20 +19,18 @@ from distill.checkpoints.families.common import (
 )
 from distill.checkpoints.families.gemma import ACT, traits
 from distill.checkpoints.families.ropes import read_rope
+from distill.checkpoints.family import Family
 from distill.errors import InputError
 from distill.models.config import DecoderConfig
 from distill.nn.attention import AttentionConfig
 from distill.nn.mlp import MlpConfig
 
-ARCHITECTURE = "Gemma2ForCausalLM"
-table = dense_table
-
 
 def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
-  """Architecture of an HF configuration.
+  """Reads the keys of a config.json.
 
   Raises:
-    InputError: An attribute is missing, unknown or not supported.
+    InputError: A key is missing, unknown or not supported.
   """
   have = Attributes(values, where=where)
   have.only("use_bidirectional_attention", (False,))
@@ -73,7 +71,7 @@ def softcap(have: Attributes, key: str, default: float | None) -> float | None:
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
-  """HF configuration of an architecture of this family."""
+  """Returns the keys of config.json."""
   mixer = mixers(config)[0]
   assert mixer.scale is not None, mixer
   fields = written(config)
@@ -87,3 +85,12 @@ def write(config: DecoderConfig) -> dict[str, Any]:
     "attn_logit_softcapping": mixer.softcap,
     "final_logit_softcapping": config.logit_softcap,
   }
+
+
+FAMILY = Family(
+  name="gemma2",
+  architecture="Gemma2ForCausalLM",
+  read=read,
+  write=write,
+  table=dense_table,
+)

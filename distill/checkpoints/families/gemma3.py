@@ -18,19 +18,17 @@ from distill.checkpoints.families.common import (
 )
 from distill.checkpoints.families.gemma import ACT, traits
 from distill.checkpoints.families.ropes import read_nested_ropes
+from distill.checkpoints.family import Family
 from distill.models.config import DecoderConfig
 from distill.nn.attention import AttentionConfig
 from distill.nn.mlp import MlpConfig
 
-ARCHITECTURE = "Gemma3ForCausalLM"
-table = dense_table
-
 
 def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
-  """Architecture of an HF configuration.
+  """Reads the keys of a config.json.
 
   Raises:
-    InputError: An attribute is missing, unknown or not supported.
+    InputError: A key is missing, unknown or not supported.
   """
   have = Attributes(values, where=where)
   have.only("use_bidirectional_attention", (False,))
@@ -51,5 +49,14 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
-  """HF configuration of an architecture of this family."""
+  """Returns the keys of config.json."""
   return {**gemma2.write(config), "rope_parameters": written_ropes(mixers(config))}
+
+
+FAMILY = Family(
+  name="gemma3_text",
+  architecture="Gemma3ForCausalLM",
+  read=read,
+  write=write,
+  table=dense_table,
+)

@@ -6,13 +6,13 @@ from typing import Any
 
 from distill.checkpoints.attributes import Attributes
 from distill.checkpoints.families.common import dense, linear, mixers
-from distill.checkpoints.name_table import Entry, Part
+from distill.checkpoints.family import Family
+from distill.checkpoints.name_table import Part, TensorEntry
 from distill.errors import InputError
 from distill.models.config import DecoderConfig, LayerConfig
 from distill.nn.attention import AttentionConfig
 from distill.nn.mlp import MlpConfig
 
-ARCHITECTURE = "GPT2LMHeadModel"
 _SUMMARY = ("type", "use_proj", "activation", "proj_to_labels", "first_dropout", "last_dropout")
 # Names of other families, which transformers takes as well.
 _RENAMED = {
@@ -72,7 +72,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
-  """HF configuration of an architecture of this family."""
+  """Returns the keys of config.json."""
   first, last = mixers(config)[0], mixers(config)[-1]
   return {
     "vocab_size": config.vocab_size,
@@ -89,11 +89,11 @@ def write(config: DecoderConfig) -> dict[str, Any]:
   }
 
 
-def table(config: DecoderConfig) -> tuple[Entry, ...]:
+def table(config: DecoderConfig) -> tuple[TensorEntry, ...]:
   """Every parameter under both names; Conv1D kernels are stored [in, out], as ours are."""
   rows = [
-    Entry("embed.table", "transformer.wte.weight"),
-    Entry("positions.table", "transformer.wpe.weight"),
+    TensorEntry("embed.table", "transformer.wte.weight"),
+    TensorEntry("positions.table", "transformer.wpe.weight"),
     *_norm("norm", "transformer.ln_f"),
   ]
   for index in range(len(config.layers)):
@@ -107,12 +107,21 @@ def table(config: DecoderConfig) -> tuple[Entry, ...]:
   return tuple(rows if config.tie_embeddings else [*rows, *linear("head", "lm_head")])
 
 
-def _norm(ours: str, theirs: str) -> list[Entry]:
-  return [Entry(f"{ours}.scale", f"{theirs}.weight"), Entry(f"{ours}.bias", f"{theirs}.bias")]
+def _norm(ours: str, theirs: str) -> list[TensorEntry]:
+  return [TensorEntry(f"{ours}.scale", f"{theirs}.weight"), TensorEntry(f"{ours}.bias", f"{theirs}.bias")]
 
 
-def _conv(ours: str, theirs: str, *, part: Part | None = None) -> list[Entry]:
+def _conv(ours: str, theirs: str, *, part: Part | None = None) -> list[TensorEntry]:
   return [
-    Entry(f"{ours}.kernel", f"{theirs}.weight", part=part),
-    Entry(f"{ours}.bias", f"{theirs}.bias", part=part),
+    TensorEntry(f"{ours}.kernel", f"{theirs}.weight", part=part),
+    TensorEntry(f"{ours}.bias", f"{theirs}.bias", part=part),
   ]
+
+
+FAMILY = Family(
+  name="gpt2",
+  architecture="GPT2LMHeadModel",
+  read=read,
+  write=write,
+  table=table,
+)

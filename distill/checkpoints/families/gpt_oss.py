@@ -20,12 +20,12 @@ from distill.checkpoints.families.common import (
   written_windows,
 )
 from distill.checkpoints.families.ropes import read_rope
-from distill.checkpoints.name_table import Entry, Part
+from distill.checkpoints.family import Family
+from distill.checkpoints.name_table import Part, TensorEntry
 from distill.models.config import DecoderConfig
 from distill.nn.attention import AttentionConfig
 from distill.nn.moe import MoeConfig
 
-ARCHITECTURE = "GptOssForCausalLM"
 _ROPE = {
   "rope_type": "yarn",
   "factor": 32.0,
@@ -37,10 +37,10 @@ _ROPE = {
 
 
 def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
-  """Architecture of an HF configuration.
+  """Reads the keys of a config.json.
 
   Raises:
-    InputError: An attribute is missing, unknown or not supported.
+    InputError: A key is missing, unknown or not supported.
   """
   roped = values.get("rope_parameters") or values.get("rope_scaling")
   have = Attributes(values if roped else {**values, "rope_parameters": _ROPE}, where=where)
@@ -64,7 +64,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
-  """HF configuration of an architecture of this family."""
+  """Returns the keys of config.json."""
   mlp = config.layers[0].mlp
   assert isinstance(mlp, MoeConfig) and mlp.clamp is not None, mlp
   return {
@@ -78,8 +78,8 @@ def write(config: DecoderConfig) -> dict[str, Any]:
   }
 
 
-def table(config: DecoderConfig) -> tuple[Entry, ...]:
-  """Every parameter under both names."""
+def table(config: DecoderConfig) -> tuple[TensorEntry, ...]:
+  """Returns the name table."""
   rows = frame(config)
   for index, (layer, mixer) in enumerate(zip(config.layers, mixers(config), strict=True)):
     ours, theirs = f"layers.{index}.mlp", f"model.layers.{index}.mlp"
@@ -88,8 +88,17 @@ def table(config: DecoderConfig) -> tuple[Entry, ...]:
     rows += linear(f"{ours}.router", f"{theirs}.router", bias=True)
     for place, name in enumerate(("gate", "up")):
       part = Part(place, place + 1, 2)
-      rows.append(Entry(f"{ours}.experts.{name}.kernel", f"{theirs}.experts.gate_up_proj", part=part))
-      rows.append(Entry(f"{ours}.experts.{name}.bias", f"{theirs}.experts.gate_up_proj_bias", part=part))
-    rows.append(Entry(f"{ours}.experts.down.kernel", f"{theirs}.experts.down_proj"))
-    rows.append(Entry(f"{ours}.experts.down.bias", f"{theirs}.experts.down_proj_bias"))
+      rows.append(TensorEntry(f"{ours}.experts.{name}.kernel", f"{theirs}.experts.gate_up_proj", part=part))
+      rows.append(TensorEntry(f"{ours}.experts.{name}.bias", f"{theirs}.experts.gate_up_proj_bias", part=part))
+    rows.append(TensorEntry(f"{ours}.experts.down.kernel", f"{theirs}.experts.down_proj"))
+    rows.append(TensorEntry(f"{ours}.experts.down.bias", f"{theirs}.experts.down_proj_bias"))
   return tuple(rows)
+
+
+FAMILY = Family(
+  name="gpt_oss",
+  architecture="GptOssForCausalLM",
+  read=read,
+  write=write,
+  table=table,
+)

@@ -6,20 +6,18 @@ from typing import Any
 from distill.checkpoints.attributes import Attributes
 from distill.checkpoints.families.common import decoder, dense, dense_table, heads, mixers, written
 from distill.checkpoints.families.ropes import read_rope
+from distill.checkpoints.family import Family
 from distill.errors import InputError
 from distill.models.config import DecoderConfig, LayerConfig
 from distill.nn.attention import AttentionConfig
 from distill.nn.mlp import MlpConfig
 
-ARCHITECTURE = "GraniteForCausalLM"
-table = dense_table
-
 
 def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
-  """Architecture of an HF configuration.
+  """Reads the keys of a config.json.
 
   Raises:
-    InputError: An attribute is missing, unknown or not supported.
+    InputError: A key is missing, unknown or not supported.
   """
   have = Attributes(values, where=where)
   sizes, bias = heads(have), have.flag("attention_bias")
@@ -40,7 +38,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
-  """HF configuration of an architecture of this family."""
+  """Returns the keys of config.json."""
   mixer = mixers(config)[0]
   return {
     **written(config),
@@ -51,3 +49,12 @@ def write(config: DecoderConfig) -> dict[str, Any]:
     "residual_multiplier": config.residual_scale,
     "logits_scaling": 1.0 / config.logit_scale,
   }
+
+
+FAMILY = Family(
+  name="granite",
+  architecture="GraniteForCausalLM",
+  read=read,
+  write=write,
+  table=dense_table,
+)

@@ -17,7 +17,8 @@ from distill.checkpoints.families.state_space import (
   write_mixer,
   written_heads,
 )
-from distill.checkpoints.name_table import Entry
+from distill.checkpoints.family import Family
+from distill.checkpoints.name_table import TensorEntry
 from distill.errors import InputError
 from distill.models.config import DecoderConfig, LayerConfig
 from distill.nn.attention import AttentionConfig
@@ -25,16 +26,15 @@ from distill.nn.mamba2 import Mamba2Config
 from distill.nn.mlp import MlpConfig
 from distill.nn.moe import MoeConfig
 
-ARCHITECTURE = "GraniteMoeHybridForCausalLM"
 # Names of before version 5.
 _EARLIER = {"mamba": LINEAR, "attention": FULL}
 
 
 def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
-  """Architecture of an HF configuration.
+  """Reads the keys of a config.json.
 
   Raises:
-    InputError: An attribute is missing, unknown or not supported.
+    InputError: A key is missing, unknown or not supported.
   """
   have = Attributes(values, where=where)
   have.only("hidden_act", ("silu",))
@@ -81,7 +81,7 @@ def _mlp(have: Attributes) -> MlpConfig | MoeConfig:
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
-  """HF configuration of an architecture of this family."""
+  """Returns the keys of config.json."""
   (full, space), mlp = kinds(config), config.layers[0].mlp
   fields: dict[str, Any] = {}
   if full is not None and full.rope is not None:
@@ -112,8 +112,8 @@ def write(config: DecoderConfig) -> dict[str, Any]:
   }
 
 
-def table(config: DecoderConfig) -> tuple[Entry, ...]:
-  """Every parameter under both names."""
+def table(config: DecoderConfig) -> tuple[TensorEntry, ...]:
+  """Returns the name table."""
   rows = frame(config)
   for index, layer in enumerate(config.layers):
     ours, theirs = f"layers.{index}", f"model.layers.{index}"
@@ -131,15 +131,24 @@ def table(config: DecoderConfig) -> tuple[Entry, ...]:
   return tuple(rows)
 
 
-def _shared(ours: str, theirs: str, *, width: int) -> list[Entry]:
+def _shared(ours: str, theirs: str, *, width: int) -> list[TensorEntry]:
   """Rows of an MLP whose gate stands before what it gates."""
   rows = fused({"gate": width, "up": width}, ours=f"{ours}.{{}}.kernel", theirs=f"{theirs}.input_linear.weight")
   return [*rows, *linear(f"{ours}.down", f"{theirs}.output_linear")]
 
 
-def _experts(ours: str, theirs: str, *, spec: MoeConfig) -> list[Entry]:
+def _experts(ours: str, theirs: str, *, spec: MoeConfig) -> list[TensorEntry]:
   """Rows of a router and of experts that are one tensor a projection."""
   return [
     *linear(f"{ours}.router", f"{theirs}.router.layer"),
     *_shared(f"{ours}.experts", theirs, width=spec.width),
   ]
+
+
+FAMILY = Family(
+  name="granitemoehybrid",
+  architecture="GraniteMoeHybridForCausalLM",
+  read=read,
+  write=write,
+  table=table,
+)

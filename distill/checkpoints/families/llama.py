@@ -6,19 +6,17 @@ from typing import Any
 from distill.checkpoints.attributes import Attributes
 from distill.checkpoints.families.common import decoder, dense, dense_table, heads, mixers, written
 from distill.checkpoints.families.ropes import read_rope
+from distill.checkpoints.family import Family
 from distill.models.config import DecoderConfig, LayerConfig
 from distill.nn.attention import AttentionConfig
 from distill.nn.mlp import MlpConfig
 
-ARCHITECTURE = "LlamaForCausalLM"
-table = dense_table
-
 
 def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
-  """Architecture of an HF configuration.
+  """Reads the keys of a config.json.
 
   Raises:
-    InputError: An attribute is missing, unknown or not supported.
+    InputError: A key is missing, unknown or not supported.
   """
   have = Attributes(values, where=where)
   have.only("rope_interleaved", (False,))
@@ -30,9 +28,18 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
-  """HF configuration of an architecture of this family."""
+  """Returns the keys of config.json."""
   return {
     **written(config),
     "attention_bias": mixers(config)[0].use_bias,
     "mlp_bias": dense(config).use_bias,
   }
+
+
+FAMILY = Family(
+  name="llama",
+  architecture="LlamaForCausalLM",
+  read=read,
+  write=write,
+  table=dense_table,
+)

@@ -6,11 +6,11 @@ from typing import Any
 from distill.checkpoints.attributes import Attributes
 from distill.checkpoints.families.common import linear
 from distill.checkpoints.families.state_space import PLAIN, kinds, mixer, read_mixer, write_mixer
-from distill.checkpoints.name_table import Entry
+from distill.checkpoints.family import Family
+from distill.checkpoints.name_table import TensorEntry
 from distill.models.config import DecoderConfig, LayerConfig
 from distill.nn.mamba2 import Mamba2Config
 
-ARCHITECTURE = "Mamba2ForCausalLM"
 # How fresh weights are drawn, how kernels cut rows, and in which dtype transformers adds: nothing of the function.
 _IGNORED = """
   time_step_rank time_step_min time_step_max time_step_floor time_step_scale time_step_init_scheme
@@ -21,10 +21,10 @@ _POSITIONS = 2**31 - 1
 
 
 def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
-  """Architecture of an HF configuration.
+  """Reads the keys of a config.json.
 
   Raises:
-    InputError: An attribute is missing, unknown or not supported.
+    InputError: A key is missing, unknown or not supported.
   """
   have = Attributes(values, where=where)
   have.only("hidden_act", ("silu",))
@@ -47,7 +47,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
-  """HF configuration of an architecture of this family."""
+  """Returns the keys of config.json."""
   return {
     "vocab_size": config.vocab_size,
     "hidden_size": config.width,
@@ -59,12 +59,21 @@ def write(config: DecoderConfig) -> dict[str, Any]:
   }
 
 
-def table(config: DecoderConfig) -> tuple[Entry, ...]:
-  """Every parameter under both names."""
-  rows = [Entry("embed.table", "backbone.embeddings.weight"), Entry("norm.scale", "backbone.norm_f.weight")]
+def table(config: DecoderConfig) -> tuple[TensorEntry, ...]:
+  """Returns the name table."""
+  rows = [TensorEntry("embed.table", "backbone.embeddings.weight"), TensorEntry("norm.scale", "backbone.norm_f.weight")]
   for index, layer in enumerate(config.layers):
     assert isinstance(layer.mixer, Mamba2Config), layer.mixer
     ours, theirs = f"layers.{index}", f"backbone.layers.{index}"
-    rows.append(Entry(f"{ours}.mixer_norm.scale", f"{theirs}.norm.weight"))
+    rows.append(TensorEntry(f"{ours}.mixer_norm.scale", f"{theirs}.norm.weight"))
     rows += mixer(f"{ours}.mixer", f"{theirs}.mixer", spec=layer.mixer)
   return tuple(rows if config.tie_embeddings else [*rows, *linear("head", "lm_head")])
+
+
+FAMILY = Family(
+  name="mamba2",
+  architecture="Mamba2ForCausalLM",
+  read=read,
+  write=write,
+  table=table,
+)

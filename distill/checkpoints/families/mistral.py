@@ -6,19 +6,17 @@ from typing import Any
 from distill.checkpoints.attributes import Attributes
 from distill.checkpoints.families.common import decoder, dense_table, heads, mixers, window, written
 from distill.checkpoints.families.ropes import read_rope
+from distill.checkpoints.family import Family
 from distill.models.config import DecoderConfig, LayerConfig
 from distill.nn.attention import AttentionConfig
 from distill.nn.mlp import MlpConfig
 
-ARCHITECTURE = "MistralForCausalLM"
-table = dense_table
-
 
 def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
-  """Architecture of an HF configuration.
+  """Reads the keys of a config.json.
 
   Raises:
-    InputError: An attribute is missing, unknown or not supported.
+    InputError: A key is missing, unknown or not supported.
   """
   have = Attributes(values, where=where)
   sizes = heads(have, kv=8)
@@ -31,5 +29,14 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
-  """HF configuration of an architecture of this family."""
+  """Returns the keys of config.json."""
   return {**written(config), "sliding_window": mixers(config)[0].window}
+
+
+FAMILY = Family(
+  name="mistral",
+  architecture="MistralForCausalLM",
+  read=read,
+  write=write,
+  table=dense_table,
+)

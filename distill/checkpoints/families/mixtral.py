@@ -16,20 +16,20 @@ from distill.checkpoints.families.common import (
   written,
 )
 from distill.checkpoints.families.ropes import read_rope
-from distill.checkpoints.name_table import Entry
+from distill.checkpoints.family import Family
+from distill.checkpoints.name_table import TensorEntry
 from distill.models.config import DecoderConfig, LayerConfig
 from distill.nn.attention import AttentionConfig
 from distill.nn.moe import MoeConfig
 
-ARCHITECTURE = "MixtralForCausalLM"
 _NAMES = {"gate": "w1", "up": "w3", "down": "w2"}
 
 
 def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
-  """Architecture of an HF configuration.
+  """Reads the keys of a config.json.
 
   Raises:
-    InputError: An attribute is missing, unknown or not supported.
+    InputError: A key is missing, unknown or not supported.
   """
   have = Attributes(values, where=where)
   sizes = heads(have, kv=8)
@@ -46,18 +46,27 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
-  """HF configuration of an architecture of this family."""
+  """Returns the keys of config.json."""
   mlp = config.layers[0].mlp
   assert isinstance(mlp, MoeConfig), mlp
   mixed = {"num_local_experts": mlp.num_experts, "num_experts_per_tok": mlp.top_k}
   return {**written(config), "sliding_window": mixers(config)[0].window, **mixed}
 
 
-def table(config: DecoderConfig) -> tuple[Entry, ...]:
-  """Every parameter under both names."""
+def table(config: DecoderConfig) -> tuple[TensorEntry, ...]:
+  """Returns the name table."""
   rows = frame(config)
   for index, (layer, mixer) in enumerate(zip(config.layers, mixers(config), strict=True)):
     assert isinstance(layer.mlp, MoeConfig), layer.mlp
     rows += [*norms(index, config=config), *attention(index, spec=mixer)]
     rows += experts(index, spec=layer.mlp, block="block_sparse_moe", names=_NAMES)
   return tuple(rows)
+
+
+FAMILY = Family(
+  name="mixtral",
+  architecture="MixtralForCausalLM",
+  read=read,
+  write=write,
+  table=table,
+)

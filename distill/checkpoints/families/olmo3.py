@@ -18,19 +18,17 @@ from distill.checkpoints.families.common import (
   written_windows,
 )
 from distill.checkpoints.families.ropes import read_nested_ropes
+from distill.checkpoints.family import Family
 from distill.models.config import DecoderConfig
 from distill.nn.attention import AttentionConfig
 from distill.nn.mlp import MlpConfig
 
-ARCHITECTURE = "Olmo3ForCausalLM"
-table = dense_table
-
 
 def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
-  """Architecture of an HF configuration.
+  """Reads the keys of a config.json.
 
   Raises:
-    InputError: An attribute is missing, unknown or not supported.
+    InputError: A key is missing, unknown or not supported.
   """
   have = Attributes(values, where=where)
   sizes, bias = heads(have), have.flag("attention_bias")
@@ -43,5 +41,14 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
-  """HF configuration of an architecture of this family."""
+  """Returns the keys of config.json."""
   return {**olmo2.write(config), **written_windows(config), "rope_parameters": written_ropes(mixers(config))}
+
+
+FAMILY = Family(
+  name="olmo3",
+  architecture="Olmo3ForCausalLM",
+  read=read,
+  write=write,
+  table=dense_table,
+)

@@ -17,22 +17,22 @@ from distill.checkpoints.families.common import (
   written,
 )
 from distill.checkpoints.families.ropes import read_rope
-from distill.checkpoints.name_table import Entry
+from distill.checkpoints.family import Family
+from distill.checkpoints.name_table import TensorEntry
 from distill.models.config import DecoderConfig, LayerConfig
 from distill.nn.attention import AttentionConfig
 from distill.nn.mlp import MlpConfig
 from distill.nn.rope import LongRope
 
-ARCHITECTURE = "Phi3ForCausalLM"
 # Two names that longrope had before it was called so.
 _LONGROPE = ("su", "yarn")
 
 
 def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
-  """Architecture of an HF configuration.
+  """Reads the keys of a config.json.
 
   Raises:
-    InputError: An attribute is missing, unknown or not supported.
+    InputError: A key is missing, unknown or not supported.
   """
   renamed = dict(values)
   for key in ("rope_scaling", "rope_parameters"):
@@ -52,7 +52,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
-  """HF configuration of an architecture of this family."""
+  """Returns the keys of config.json."""
   mixer = mixers(config)[0]
   scaling = mixer.rope.scaling if mixer.rope is not None else None
   original = {
@@ -62,8 +62,8 @@ def write(config: DecoderConfig) -> dict[str, Any]:
   return {**written(config), "sliding_window": mixer.window, **original, "pad_token_id": None}
 
 
-def table(config: DecoderConfig) -> tuple[Entry, ...]:
-  """Every parameter under both names."""
+def table(config: DecoderConfig) -> tuple[TensorEntry, ...]:
+  """Returns the name table."""
   rows = frame(config)
   for index, mixer in enumerate(mixers(config)):
     ours, theirs = f"layers.{index}", f"model.layers.{index}"
@@ -77,3 +77,12 @@ def table(config: DecoderConfig) -> tuple[Entry, ...]:
     rows += fused(sizes, ours=f"{ours}.mlp.{{}}.kernel", theirs=f"{theirs}.mlp.gate_up_proj.weight")
     rows += linear(f"{ours}.mlp.down", f"{theirs}.mlp.down_proj")
   return tuple(rows)
+
+
+FAMILY = Family(
+  name="phi3",
+  architecture="Phi3ForCausalLM",
+  read=read,
+  write=write,
+  table=table,
+)

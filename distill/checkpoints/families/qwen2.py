@@ -16,19 +16,17 @@ from distill.checkpoints.families.common import (
   written_windows,
 )
 from distill.checkpoints.families.ropes import read_rope
+from distill.checkpoints.family import Family
 from distill.models.config import DecoderConfig, LayerConfig
 from distill.nn.attention import AttentionConfig
 from distill.nn.mlp import MlpConfig
 
-ARCHITECTURE = "Qwen2ForCausalLM"
-table = dense_table
-
 
 def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
-  """Architecture of an HF configuration.
+  """Reads the keys of a config.json.
 
   Raises:
-    InputError: An attribute is missing, unknown or not supported.
+    InputError: A key is missing, unknown or not supported.
   """
   have = Attributes(values, where=where)
   have.only("use_mrope", (False,))
@@ -56,6 +54,15 @@ def switched_layers(have: Attributes, *, mixer: AttentionConfig) -> list[LayerCo
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
-  """HF configuration of an architecture of this family."""
+  """Returns the keys of config.json."""
   kinds = written_windows(config)
   return {**written(config), **kinds, "use_sliding_window": kinds["sliding_window"] is not None}
+
+
+FAMILY = Family(
+  name="qwen2",
+  architecture="Qwen2ForCausalLM",
+  read=read,
+  write=write,
+  table=dense_table,
+)

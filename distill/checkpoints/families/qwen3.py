@@ -7,18 +7,16 @@ from distill.checkpoints.attributes import Attributes
 from distill.checkpoints.families import qwen2
 from distill.checkpoints.families.common import decoder, dense_table, heads, mixers
 from distill.checkpoints.families.ropes import read_rope
+from distill.checkpoints.family import Family
 from distill.models.config import DecoderConfig
 from distill.nn.attention import AttentionConfig
 
-ARCHITECTURE = "Qwen3ForCausalLM"
-table = dense_table
-
 
 def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
-  """Architecture of an HF configuration.
+  """Reads the keys of a config.json.
 
   Raises:
-    InputError: An attribute is missing, unknown or not supported.
+    InputError: A key is missing, unknown or not supported.
   """
   have = Attributes(values, where=where)
   sizes, bias = heads(have, kv=32, head_dim=128), have.flag("attention_bias")
@@ -28,5 +26,14 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
-  """HF configuration of an architecture of this family."""
+  """Returns the keys of config.json."""
   return {**qwen2.write(config), "attention_bias": mixers(config)[0].use_bias}
+
+
+FAMILY = Family(
+  name="qwen3",
+  architecture="Qwen3ForCausalLM",
+  read=read,
+  write=write,
+  table=dense_table,
+)

@@ -6,24 +6,24 @@ from typing import Any
 from distill.checkpoints.attributes import Attributes
 from distill.checkpoints.families.common import attention, decoder, dense, frame, fused, heads, linear, mlp, norms
 from distill.checkpoints.families.ropes import read_rope, write_rope
-from distill.checkpoints.name_table import Entry
+from distill.checkpoints.family import Family
+from distill.checkpoints.name_table import TensorEntry
 from distill.errors import InputError
 from distill.models.config import DecoderConfig, LayerConfig
 from distill.nn.attention import AttentionConfig
 from distill.nn.gated_delta import GatedDeltaConfig
 from distill.nn.mlp import MlpConfig
 
-ARCHITECTURE = "Qwen3_5ForCausalLM"
-# Layers that predict further tokens, which transformers leaves out as well.
-IGNORED = r"mtp\."
+# Multi-token prediction layers, which transformers does not load either.
+IGNORED_TENSORS = r"mtp\."
 _KINDS = ("linear_attention", "full_attention")
 
 
 def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
-  """Architecture of an HF configuration.
+  """Reads the keys of a config.json.
 
   Raises:
-    InputError: An attribute is missing, unknown or not supported.
+    InputError: A key is missing, unknown or not supported.
   """
   have = Attributes(values, where=where)
   mixers = hybrid(have, kv=4)
@@ -62,7 +62,7 @@ def hybrid(have: Attributes, *, kv: int) -> list[AttentionConfig | GatedDeltaCon
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
-  """HF configuration of an architecture of this family."""
+  """Returns the keys of config.json."""
   return {**written_hybrid(config), "intermediate_size": dense(config).width}
 
 
@@ -102,8 +102,8 @@ def written_hybrid(config: DecoderConfig) -> dict[str, Any]:
   }
 
 
-def table(config: DecoderConfig) -> tuple[Entry, ...]:
-  """Every parameter under both names."""
+def table(config: DecoderConfig) -> tuple[TensorEntry, ...]:
+  """Returns the name table."""
   rows = frame(config)
   for index, layer in enumerate(config.layers):
     assert isinstance(layer.mlp, MlpConfig), layer.mlp
@@ -115,7 +115,7 @@ def table(config: DecoderConfig) -> tuple[Entry, ...]:
   return tuple(rows)
 
 
-def delta(index: int, *, spec: GatedDeltaConfig, interleaved: bool = False) -> list[Entry]:
+def delta(index: int, *, spec: GatedDeltaConfig, interleaved: bool = False) -> list[TensorEntry]:
   """Rows of one gated delta layer.
 
   Args:
@@ -137,8 +137,18 @@ def delta(index: int, *, spec: GatedDeltaConfig, interleaved: bool = False) -> l
   return [
     *rows,
     *fused(every, ours=f"{ours}.conv.{{}}.kernel", theirs=f"{theirs}.conv1d.weight", form="conv"),
-    Entry(f"{ours}.dt_bias", f"{theirs}.dt_bias"),
-    Entry(f"{ours}.a_log", f"{theirs}.A_log"),
-    Entry(f"{ours}.norm.scale", f"{theirs}.norm.weight"),
+    TensorEntry(f"{ours}.dt_bias", f"{theirs}.dt_bias"),
+    TensorEntry(f"{ours}.a_log", f"{theirs}.A_log"),
+    TensorEntry(f"{ours}.norm.scale", f"{theirs}.norm.weight"),
     *linear(f"{ours}.o", f"{theirs}.out_proj"),
   ]
+
+
+FAMILY = Family(
+  name="qwen3_5_text",
+  architecture="Qwen3_5ForCausalLM",
+  read=read,
+  write=write,
+  table=table,
+  ignored_tensors=IGNORED_TENSORS,
+)

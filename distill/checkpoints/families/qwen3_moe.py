@@ -18,22 +18,22 @@ from distill.checkpoints.families.common import (
 )
 from distill.checkpoints.families.qwen2 import switched_window
 from distill.checkpoints.families.ropes import read_rope
-from distill.checkpoints.name_table import Entry
+from distill.checkpoints.family import Family
+from distill.checkpoints.name_table import TensorEntry
 from distill.errors import InputError
 from distill.models.config import DecoderConfig, LayerConfig
 from distill.nn.attention import AttentionConfig
 from distill.nn.mlp import MlpConfig
 from distill.nn.moe import MoeConfig
 
-ARCHITECTURE = "Qwen3MoeForCausalLM"
 _NAMES = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
 
 
 def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
-  """Architecture of an HF configuration.
+  """Reads the keys of a config.json.
 
   Raises:
-    InputError: An attribute is missing, unknown or not supported.
+    InputError: A key is missing, unknown or not supported.
   """
   have = Attributes(values, where=where)
   sizes, bias, act = heads(have, kv=4), have.flag("attention_bias"), have.activation()
@@ -88,7 +88,7 @@ def written_sparse(config: DecoderConfig) -> dict[str, Any]:
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
-  """HF configuration of an architecture of this family."""
+  """Returns the keys of config.json."""
   mixer = mixers(config)[0]
   return {
     **written(config),
@@ -99,8 +99,8 @@ def write(config: DecoderConfig) -> dict[str, Any]:
   }
 
 
-def table(config: DecoderConfig) -> tuple[Entry, ...]:
-  """Every parameter under both names."""
+def table(config: DecoderConfig) -> tuple[TensorEntry, ...]:
+  """Returns the name table."""
   rows = frame(config)
   for index, (layer, mixer) in enumerate(zip(config.layers, mixers(config), strict=True)):
     rows += [*norms(index, config=config), *attention(index, spec=mixer)]
@@ -108,7 +108,7 @@ def table(config: DecoderConfig) -> tuple[Entry, ...]:
   return tuple(rows)
 
 
-def sparse_mlp(index: int, *, spec: MlpConfig | MoeConfig | None) -> list[Entry]:
+def sparse_mlp(index: int, *, spec: MlpConfig | MoeConfig | None) -> list[TensorEntry]:
   """Rows of a mixture, with its shared expert if it has one, or of the MLP in its place."""
   if not isinstance(spec, MoeConfig):
     assert spec is not None, index
@@ -119,3 +119,12 @@ def sparse_mlp(index: int, *, spec: MlpConfig | MoeConfig | None) -> list[Entry]
     for name, other in _NAMES.items():
       rows += linear(f"{ours}.shared.{name}", f"{theirs}.shared_expert.{other}")
   return [*rows, *linear(f"{ours}.shared_gate", f"{theirs}.shared_expert_gate")] if spec.shared_gated else rows
+
+
+FAMILY = Family(
+  name="qwen3_moe",
+  architecture="Qwen3MoeForCausalLM",
+  read=read,
+  write=write,
+  table=table,
+)

@@ -5,22 +5,21 @@ from typing import Any
 
 from distill.checkpoints.attributes import Attributes
 from distill.checkpoints.families.common import attention, decoder, frame, norms
-from distill.checkpoints.families.qwen3_5 import delta, hybrid, written_hybrid
+from distill.checkpoints.families.qwen3_5 import IGNORED_TENSORS, delta, hybrid, written_hybrid
 from distill.checkpoints.families.qwen3_moe import sparse, sparse_mlp, written_sparse
-from distill.checkpoints.name_table import Entry
+from distill.checkpoints.family import Family
+from distill.checkpoints.name_table import TensorEntry
 from distill.models.config import DecoderConfig, LayerConfig
 from distill.nn.attention import AttentionConfig
 from distill.nn.gated_delta import GatedDeltaConfig
 from distill.nn.moe import MoeConfig
 
-ARCHITECTURE = "Qwen3NextForCausalLM"
-
 
 def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
-  """Architecture of an HF configuration.
+  """Reads the keys of a config.json.
 
   Raises:
-    InputError: An attribute is missing, unknown or not supported.
+    InputError: A key is missing, unknown or not supported.
   """
   have = Attributes(values, where=where)
   mixers = hybrid(have, kv=2)
@@ -39,14 +38,14 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
-  """HF configuration of an architecture of this family."""
+  """Returns the keys of config.json."""
   shared = next((x.mlp.shared for x in config.layers if isinstance(x.mlp, MoeConfig)), None)
   fields = {} if shared is None else {"shared_expert_intermediate_size": shared}
   return {**written_hybrid(config), **written_sparse(config), **fields}
 
 
-def table(config: DecoderConfig) -> tuple[Entry, ...]:
-  """Every parameter under both names."""
+def table(config: DecoderConfig) -> tuple[TensorEntry, ...]:
+  """Returns the name table."""
   rows = frame(config)
   for index, layer in enumerate(config.layers):
     rows += [*norms(index, config=config), *sparse_mlp(index, spec=layer.mlp)]
@@ -55,3 +54,13 @@ def table(config: DecoderConfig) -> tuple[Entry, ...]:
     elif isinstance(layer.mixer, GatedDeltaConfig):
       rows += delta(index, spec=layer.mixer, interleaved=True)
   return tuple(rows)
+
+
+FAMILY = Family(
+  name="qwen3_next",
+  architecture="Qwen3NextForCausalLM",
+  read=read,
+  write=write,
+  table=table,
+  ignored_tensors=IGNORED_TENSORS,
+)

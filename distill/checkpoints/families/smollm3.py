@@ -19,19 +19,17 @@ from distill.checkpoints.families.common import (
   written_windows,
 )
 from distill.checkpoints.families.ropes import read_rope
+from distill.checkpoints.family import Family
 from distill.models.config import DecoderConfig, LayerConfig
 from distill.nn.attention import AttentionConfig
 from distill.nn.mlp import MlpConfig
 
-ARCHITECTURE = "SmolLM3ForCausalLM"
-table = dense_table
-
 
 def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
-  """Architecture of an HF configuration.
+  """Reads the keys of a config.json.
 
   Raises:
-    InputError: An attribute is missing, unknown or not supported.
+    InputError: A key is missing, unknown or not supported.
   """
   have = Attributes(values, where=where)
   sizes, bias, count = heads(have, kv=4), have.flag("attention_bias"), have.integer("num_hidden_layers")
@@ -52,7 +50,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
-  """HF configuration of an architecture of this family."""
+  """Returns the keys of config.json."""
   kinds = written_windows(config)
   return {
     **written(config),
@@ -63,3 +61,12 @@ def write(config: DecoderConfig) -> dict[str, Any]:
     "mlp_bias": dense(config).use_bias,
     "pad_token_id": None,
   }
+
+
+FAMILY = Family(
+  name="smollm3",
+  architecture="SmolLM3ForCausalLM",
+  read=read,
+  write=write,
+  table=dense_table,
+)

@@ -6,7 +6,7 @@ from typing import Any
 
 from distill.checkpoints.attributes import Attributes
 from distill.checkpoints.families.common import fused, linear
-from distill.checkpoints.name_table import Entry
+from distill.checkpoints.name_table import TensorEntry
 from distill.errors import InputError
 from distill.files.json_file import number
 from distill.models.config import DecoderConfig
@@ -102,7 +102,7 @@ def write_mixer(spec: Mamba2Config | None, words: Mapping[str, str], *, width: i
   return fields
 
 
-def mixer(ours: str, theirs: str, *, spec: Mamba2Config) -> list[Entry]:
+def mixer(ours: str, theirs: str, *, spec: Mamba2Config) -> list[TensorEntry]:
   """Rows of one mixer, whose projections and convolutions are fused in the checkpoint."""
   inner, shared = spec.num_heads * spec.head_dim, spec.num_groups * spec.state_size
   convolved = {"x": inner, "b": shared, "c": shared}
@@ -114,11 +114,11 @@ def mixer(ours: str, theirs: str, *, spec: Mamba2Config) -> list[Entry]:
   if spec.conv_bias:
     rows += fused(convolved, ours=f"{ours}.conv.{{}}.bias", theirs=f"{theirs}.conv1d.bias", form="copy")
   rows += [
-    Entry(f"{ours}.{x}", f"{theirs}.{y}") for x, y in (("dt_bias", "dt_bias"), ("a_log", "A_log"), ("skip", "D"))
+    TensorEntry(f"{ours}.{x}", f"{theirs}.{y}") for x, y in (("dt_bias", "dt_bias"), ("a_log", "A_log"), ("skip", "D"))
   ]
   return [
     *rows,
-    Entry(f"{ours}.norm.scale", f"{theirs}.norm.weight"),
+    TensorEntry(f"{ours}.norm.scale", f"{theirs}.norm.weight"),
     *linear(f"{ours}.o", f"{theirs}.out_proj", bias=spec.use_bias),
   ]
 

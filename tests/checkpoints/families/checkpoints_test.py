@@ -12,7 +12,8 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill.checkpoints import hf
+from distill.checkpoints import hf, hf_config
+from distill.checkpoints.registry import FAMILIES
 from distill.errors import InputError
 from tests.checkpoints.families import reference
 from tests.checkpoints.families.cases import CASES, FIRST, NAMES
@@ -35,7 +36,7 @@ def test_there_and_back_is_bit_equal_and_means_the_same_to_transformers(tmp_path
   directory, model = reference.built(family, case)
   config, params = hf.load(directory)
   hf.save(tmp_path / "copy", config=config, params=params)
-  assert hf.read_config(tmp_path / "copy") == config
+  assert hf_config.read_config(tmp_path / "copy") == config
   before, after = (safetensors.numpy.load_file(x / "model.safetensors") for x in (directory, tmp_path / "copy"))
   assert set(before) == set(after)
   for name, value in before.items():
@@ -52,8 +53,8 @@ def test_there_and_back_is_bit_equal_and_means_the_same_to_transformers(tmp_path
 def test_a_configuration_means_the_same_as_people_and_as_transformers_write_it(family, case):
   fields = CASES[family][case]
   theirs = transformers.AutoConfig.for_model(family, **json.loads(json.dumps(fields))).to_dict()
-  read = hf.config_from_dict({"model_type": family, **fields}, where="people's")
-  assert read == hf.config_from_dict(json.loads(json.dumps(theirs, default=str)), where="transformers'")
+  read = hf_config.config_from_dict({"model_type": family, **fields}, where="people's")
+  assert read == hf_config.config_from_dict(json.loads(json.dumps(theirs, default=str)), where="transformers'")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -119,12 +120,12 @@ ANYTHING = st.recursive(
 def test_any_value_of_any_key_is_read_or_refused(data):
   family, case = data.draw(st.sampled_from(NAMES))
   values = {"model_type": family, **json.loads(json.dumps(CASES[family][case]))}
-  known = hf.FAMILIES[family].write(hf.config_from_dict(values, where="somewhere"))
+  known = FAMILIES[family].write(hf_config.config_from_dict(values, where="somewhere"))
   key = data.draw(st.sampled_from(sorted({*values, *known, "rope_scaling", "rope_theta"} - {"model_type"})))
   inside = values[key] if isinstance(values.get(key), dict) else values
   inside[data.draw(st.sampled_from(sorted(inside))) if inside is not values else key] = data.draw(ANYTHING)
   try:
-    config = hf.config_from_dict(values, where="somewhere")
+    config = hf_config.config_from_dict(values, where="somewhere")
   except InputError as error:
     assert str(error).startswith("somewhere: ") and "\n" not in str(error)
   else:
@@ -174,8 +175,8 @@ PUBLISHED = {
 @pytest.mark.parametrize("family", PUBLISHED)
 def test_attributes_that_published_checkpoints_carry_change_nothing(family):
   values = {"model_type": family, **next(iter(CASES[family].values()))}
-  plain = hf.config_from_dict(values, where="somewhere")
-  assert hf.config_from_dict({**values, **PUBLISHED[family]}, where="somewhere") == plain
+  plain = hf_config.config_from_dict(values, where="somewhere")
+  assert hf_config.config_from_dict({**values, **PUBLISHED[family]}, where="somewhere") == plain
 
 
 REFUSED = {
@@ -208,7 +209,7 @@ def test_what_would_change_the_answer_is_refused_by_name(family, key):
   }
   hint = "short_factor" if key == "rope_scaling" else key
   with pytest.raises(InputError, match=f"somewhere: .*{hint}"):
-    hf.config_from_dict(values, where="somewhere")
+    hf_config.config_from_dict(values, where="somewhere")
 
 
 def _longrope(**changes):
@@ -237,14 +238,14 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 def test_rotary_settings_beyond_reason_are_refused_by_name(rope, hint):
   values = {"model_type": "llama", **CASES["llama"]["linear rope, relu"], "rope_scaling": rope}
   with pytest.raises(InputError, match=f"^somewhere: .*{hint}"):
-    hf.config_from_dict(values, where="somewhere")
+    hf_config.config_from_dict(values, where="somewhere")
 
 
 @pytest.mark.parametrize("value", [-1, 0, 1e-46, 2.0])
 @pytest.mark.parametrize(("family", "key"), [("llama", "rms_norm_eps"), ("gpt2", "layer_norm_epsilon")])
 def test_an_epsilon_beyond_reason_is_refused_by_name(family, key, value):
   with pytest.raises(InputError, match=f"^somewhere: {key} = "):
-    hf.config_from_dict({"model_type": family, **CASES[family][FIRST_OF[family]], key: value}, where="somewhere")
+    hf_config.config_from_dict({"model_type": family, **CASES[family][FIRST_OF[family]], key: value}, where="somewhere")
 
 
 def _gpt2_renamed():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from distill.checkpoints import hf, sharded
+from distill.checkpoints import hf, hf_config, sharded
 from distill.models.decoder import Decoder
 from distill.parallel.mesh import make_mesh
 from tests.checkpoints.families import cases
@@ -11,9 +11,9 @@ from tests.checkpoints.families import cases
 
 @pytest.mark.parametrize(("family", "case"), cases.FIRST, ids=[family for family, _ in cases.FIRST])
 def test_a_family_comes_onto_a_mesh_by_its_tables(family, case, tmp_path):
-  config = hf.config_from_dict({"model_type": family, **cases.CASES[family][case]}, where="case")
+  config = hf_config.config_from_dict({"model_type": family, **cases.CASES[family][case]}, where="case")
   rng = np.random.default_rng(0)
-  params = {name: rng.normal(size=shape).astype(np.float32) for name, shape in hf.shapes(config).items()}
+  params = {name: rng.normal(size=shape).astype(np.float32) for name, shape in hf_config.shapes(config).items()}
   hf.save(tmp_path / "model", config=config, params=params)
   sizes = []
   _, loaded = sharded.load(tmp_path / "model", mesh=make_mesh((1, 2, 4)), report=sizes.append)
