@@ -27,13 +27,14 @@ def get_config(variant: str) -> ConfigDict:
       },
       "data": {"sources": sources, "length": 128},
       "training": {"batch_size": 16, "dtype": "float32"},
-      "stages": {
-        "adapter": {
+      "stages": [
+        {
+          "name": "adapter",
           "steps": 300,
           "terms": [{"kind": "cross_entropy"}],
           "train": ((r"adapters\..*", 1.0), (r".*", 0.0)),
           "optimizer": {"learning_rate": {"kind": "cosine", "peak": 3e-3, "end": 1e-4, "warmup": 20}},
         }
-      },
+      ],
     }
   )

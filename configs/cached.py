@@ -24,8 +24,9 @@ def get_config(variant: str = "") -> ConfigDict:
       **recipe(),
       "student": HYBRID,
       "cache": {"targets": "top_k", "size": 64},
-      "stages": {
-        "distill": {
+      "stages": [
+        {
+          "name": "distill",
           "steps": STEPS,
           "terms": [{"kind": "cross_entropy" if variant else "forward_kl"}],
           "optimizer": {
@@ -34,6 +35,6 @@ def get_config(variant: str = "") -> ConfigDict:
             "decays": ((r".*kernel", 1.0), (r".*", 0.0)),
           },
         },
-      },
+      ],
     }
   )

@@ -56,23 +56,45 @@ def cosine(peak: float, end: float) -> dict:
   return {"learning_rate": {"kind": "cosine", "peak": peak, "end": end, "warmup": 10}}
 
 
-def stages(part: str) -> dict:
-  """The stages of a part of the recipe, in order."""
-  mixers = ((r"student\.layers\..*\.mixer\..*", 1.0), (".*", 0.0))
-  layers = ((r"student\.layers\..*", 1.0), (".*", 0.0))
-  kl = {"kind": "forward_kl"}
-  mixer = {"steps": MIXER_STEPS, "terms": [{"kind": "mixer_output"}], "train": mixers, "optimizer": cosine(4e-3, 1e-3)}
-  block = {"steps": BLOCK_STEPS, "terms": [{"kind": "block_output"}], "train": layers, "optimizer": cosine(1e-3, 1e-4)}
-  logit = {"steps": LOGIT_STEPS, "terms": [kl], "optimizer": cosine(1e-3, 5e-5)}
-  longer = {"steps": LONG_STEPS, "batch_size": 4, "length": 512, "terms": [{"kind": "cross_entropy"}]}
+def stages(part: str) -> list[dict]:
+  """The stages of a part of the recipe."""
+  only_mixers = ((r"student\.layers\..*\.mixer\..*", 1.0), (".*", 0.0))
+  only_layers = ((r"student\.layers\..*", 1.0), (".*", 0.0))
+  mixers = {
+    "name": "mixers",
+    "steps": MIXER_STEPS,
+    "terms": [{"kind": "mixer_output"}],
+    "train": only_mixers,
+    "optimizer": cosine(4e-3, 1e-3),
+  }
+  blocks = {
+    "name": "blocks",
+    "steps": BLOCK_STEPS,
+    "terms": [{"kind": "block_output"}],
+    "train": only_layers,
+    "optimizer": cosine(1e-3, 1e-4),
+  }
+  logits = {
+    "name": "logits",
+    "steps": LOGIT_STEPS,
+    "terms": [{"kind": "forward_kl"}],
+    "optimizer": cosine(1e-3, 5e-5),
+  }
+  longer = {
+    "name": "longer",
+    "steps": LONG_STEPS,
+    "batch_size": 4,
+    "length": 512,
+    "terms": [{"kind": "cross_entropy"}],
+    "optimizer": cosine(5e-5, 1e-5),
+  }
   match part:
     case "":
-      longer["optimizer"] = cosine(5e-5, 1e-5)
-      return {"1_mixers": mixer, "2_blocks": block, "3_logits": logit, "4_longer": longer}
+      return [mixers, blocks, logits, longer]
     case "aligned":
-      return {"1_mixers": mixer, "2_blocks": block}
+      return [mixers, blocks]
     case "end_to_end":
-      return {"3_logits": {**logit, "steps": MIXER_STEPS + BLOCK_STEPS, "optimizer": cosine(2e-3, 5e-5)}}
+      return [{**logits, "steps": MIXER_STEPS + BLOCK_STEPS, "optimizer": cosine(2e-3, 5e-5)}]
   raise ValueError(f"unknown part {part!r}; use none, aligned or end_to_end")
 
 

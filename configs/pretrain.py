@@ -37,8 +37,9 @@ def get_config(directory: str) -> ConfigDict:
       },
       "data": {"sources": [{"kind": "jsonl", "path": str(root / "base.jsonl")}], "length": 128},
       "training": {"batch_size": 16, "dtype": "float32"},
-      "stages": {
-        "pretrain": {
+      "stages": [
+        {
+          "name": "pretrain",
           "steps": steps,
           "terms": [{"kind": "cross_entropy"}],
           "optimizer": {
@@ -47,6 +48,6 @@ def get_config(directory: str) -> ConfigDict:
             "decays": ((r".*kernel", 1.0), (r".*", 0.0)),
           },
         }
-      },
+      ],
     }
   )

@@ -26,13 +26,15 @@ def get_config(variant: str = "") -> ConfigDict:
     {
       **recipe(),
       "student": HYBRID,
-      "stages": {
-        "1_align": {
+      "stages": [
+        {
+          "name": "align",
           "steps": ALIGN_STEPS,
           "terms": control if variant else [hidden],
           "optimizer": {"learning_rate": {"kind": "cosine", "peak": 2e-3, "end": 1e-3, "warmup": 20}},
         },
-        "2_distill": {
+        {
+          "name": "distill",
           "steps": DISTILL_STEPS,
           "terms": control if variant else [kl, {**hidden, "weight": 0.3}],
           "optimizer": {
@@ -41,6 +43,6 @@ def get_config(variant: str = "") -> ConfigDict:
             "decays": ((r".*kernel", 1.0), (r".*", 0.0)),
           },
         },
-      },
+      ],
     }
   )

@@ -7,6 +7,7 @@ it; nothing deeper in the code indexes a nested dict.
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,8 +27,12 @@ def option(
   above: float | None = None,
   most: float | None = None,
   choices: Sequence[str] = (),
+  regex: bool = False,
+  kinds: Mapping[str, type] | None = None,
 ) -> Any:
   """Declares one field of a configuration dataclass.
+
+  Limits hold for every number in the value, also for those inside lists.
 
   Args:
     default: Value where a recipe leaves the key out; a dataclass type means that dataclass with all its defaults.
@@ -37,8 +42,11 @@ def option(
     above: Numbers must be greater than this.
     most: Largest number allowed.
     choices: The only texts allowed.
+    regex: Texts must be regular expressions.
+    kinds: Dataclass that a dict is read into, by its `kind`; the annotation names their common base.
   """
-  metadata = {"help": help, "least": least, "above": above, "most": most, "choices": tuple(choices)}
+  metadata: dict[str, Any] = {"help": help, "least": least, "above": above, "most": most}
+  metadata |= {"choices": tuple(choices), "regex": regex, "kinds": kinds}
   if isinstance(default, type):
     return dataclasses.field(default_factory=default, metadata=metadata)
   return dataclasses.field(default=default, metadata=metadata)
@@ -72,15 +80,40 @@ def read(cls: type[Config], given: Any, *, key: str) -> Config:
   return cls(**values)
 
 
+def read_kind(kinds: Mapping[str, type[Config]], given: Any, *, key: str) -> Config:
+  """Returns a mapping read into the one of several dataclasses that its `kind` names.
+
+  Args:
+    kinds: Dataclass of each kind.
+    given: Mapping with a `kind`; an instance of one of the dataclasses is returned as it is.
+    key: Where the mapping stands in the recipe.
+
+  Raises:
+    InputError: The kind is unknown, or `read` refuses the rest.
+  """
+  for cls in kinds.values():
+    if isinstance(given, cls):
+      return given
+  if not isinstance(given, Mapping):
+    raise InputError(f"{key}: {_shown(given)}; give a dict with a kind")
+  kind = given.get("kind")
+  if not isinstance(kind, str) or kind not in kinds:
+    near = difflib.get_close_matches(str(kind), list(kinds), n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(map(repr, kinds))}"
+    raise InputError(f"{key}.kind: {_shown(kind)}; {hint}")
+  return read(kinds[kind], given, key=key)
+
+
 def describe(cls: type, *, key: str = "config") -> Iterator[tuple[str, Any, Any, str]]:
   """Yields (dotted key, annotation, default, help) of every option of a configuration dataclass, depth first."""
   hints = typing.get_type_hints(cls)
   for name, field in _options(cls).items():
     where, hint = f"{key}.{name}", hints[name]
     yield where, hint, field.default, field.metadata["help"]
-    inner = hint if dataclasses.is_dataclass(hint) else next(iter(typing.get_args(hint)), None)
-    if isinstance(inner, type) and dataclasses.is_dataclass(inner):
-      yield from describe(inner, key=where if inner is hint else f"{where}[i]")
+    inner = next((one for one in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(one)), None)
+    if isinstance(inner, type) and not field.metadata["kinds"]:
+      many = typing.get_origin(hint) is tuple
+      yield from describe(inner, key=f"{where}.NAME" if _is_named(inner) else f"{where}[i]" if many else where)
 
 
 def _options(cls: type) -> dict[str, dataclasses.Field]:
@@ -100,7 +133,7 @@ def _value(value: Any, hint: Any, *, options: Mapping[str, Any], key: str) -> An
   if origin is tuple:
     return _tuple(value, arguments, options=options, key=key)
   if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-    return read(hint, value, key=key)
+    return read_kind(options["kinds"], value, key=key) if options["kinds"] else read(hint, value, key=key)
   if origin is not None and issubclass(origin, Mapping):
     if not isinstance(value, Mapping):
       raise InputError(f"{key}: {_shown(value)}; give a dict")
@@ -124,14 +157,42 @@ def _one_of(value: Any, hints: Sequence[Any], *, options: Mapping[str, Any], key
 
 
 def _tuple(value: Any, arguments: Sequence[Any], *, options: Mapping[str, Any], key: str) -> tuple[Any, ...]:
+  if isinstance(value, Mapping) and _is_named(arguments[0]):
+    listed = ", ".join(f"{{'name': {name!r}, …}}" for name in value)
+    raise InputError(f"{key}: a dict, which keeps no order; give a list: [{listed}]")
   if not isinstance(value, list | tuple):
     raise InputError(f"{key}: {_shown(value)}; give a list")
   if len(arguments) == 2 and arguments[1] is Ellipsis:
-    return tuple(_value(one, arguments[0], options=options, key=f"{key}[{i}]") for i, one in enumerate(value))
+    keys = _element_keys(value, arguments[0], key=key)
+    return tuple(_value(one, arguments[0], options=options, key=where) for one, where in zip(value, keys, strict=True))
   if len(value) != len(arguments):
     raise InputError(f"{key}: {_shown(value)}; give {len(arguments)} values")
   pairs = zip(value, arguments, strict=True)
   return tuple(_value(one, hint, options=options, key=f"{key}[{i}]") for i, (one, hint) in enumerate(pairs))
+
+
+def _element_keys(values: Sequence[Any], hint: Any, *, key: str) -> list[str]:
+  """The keys of a list's elements: their place, or the name of those that must have one."""
+  if not _is_named(hint):
+    return [f"{key}[{i}]" for i in range(len(values))]
+  names = [_name(one) for one in values]
+  for i, name in enumerate(names):
+    if name and name in names[:i]:
+      raise InputError(f"{key}[{i}].name: {name!r} is the name of another one; names must differ")
+  return [f"{key}.{name}" if name else f"{key}[{i}]" for i, name in enumerate(names)]
+
+
+def _is_named(hint: Any) -> bool:
+  """Tells whether an annotation is a dataclass whose `name` is required, so that lists of it are found by name."""
+  if not dataclasses.is_dataclass(hint) or not isinstance(hint, type):
+    return False
+  name = _options(hint).get("name")
+  return name is not None and name.default is dataclasses.MISSING
+
+
+def _name(value: Any) -> str:
+  name = value.get("name") if isinstance(value, Mapping) else getattr(value, "name", "")
+  return name if isinstance(name, str) else ""
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -159,6 +220,11 @@ def _in_range(value: Any, hint: Any, *, options: Mapping[str, Any], key: str) ->
       raise InputError(f"{key}: {value!r}; use {_wanted(hint, options)}")
   if hint is str and choices and value not in choices:
     raise InputError(f"{key}: {_shown(value)}; use one of {', '.join(map(repr, choices))}")
+  if hint is str and options["regex"]:
+    try:
+      re.compile(value)
+    except re.error as error:
+      raise InputError(f"{key}: {_shown(value)} is no regular expression ({error})") from error
   return value
 
 

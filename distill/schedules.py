@@ -1,43 +1,94 @@
 """Numbers that may change with the step: `float | Schedule`."""
 
-from collections.abc import Callable
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from distill.configuration import option, read_kind
 from distill.errors import InputError
 
 Schedule = Callable[[Any], Float[Array, ""]]
 
 
-def schedule(spec: float | dict[str, Any], *, key: str, steps: int) -> Schedule:
-  """A schedule over the `steps` steps of a stage.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+  """A number that changes over the steps of a stage."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LinearScheduleConfig(ScheduleConfig):
+  """A straight line from the first to the last step."""
+
+  kind: str = option("linear", help="The kind of schedule.", choices=("linear",))
+  start: float = option(help="Value at the first step.")
+  end: float = option(help="Value at the last step.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CosineScheduleConfig(ScheduleConfig):
+  """A linear warm-up from 0 to `peak`, then half a cosine down to `end`."""
+
+  kind: str = option("cosine", help="The kind of schedule.", choices=("cosine",))
+  peak: float = option(help="Value after the warm-up.")
+  end: float = option(0.0, help="Value that the last steps approach.")
+  warmup: int = option(0, help="Steps of the warm-up; fewer than the stage has.", least=0)
+
+
+SCHEDULES: Mapping[str, type[ScheduleConfig]] = {"linear": LinearScheduleConfig, "cosine": CosineScheduleConfig}
+
+
+def schedule(
+  spec: Any,
+  *,
+  key: str,
+  steps: int,
+  least: float = -math.inf,
+  above: float = -math.inf,
+) -> Schedule:
+  """Returns a function from the step to the value of a number that may change over a stage.
 
   Args:
-    spec: A number (constant), or one of
-      dict(kind='linear', start, end) from the first to the last step,
-      dict(kind='cosine', peak, end=0, warmup=0): linear from 0 over `warmup` steps, then cosine down to `end`.
+    spec: A recipe's value: a number, which is constant, or a schedule, which is one of `SCHEDULES` or a dict that is
+      read into one.
     key: Where the value stands in the configuration, for messages.
     steps: Length of the stage, in optimizer steps.
+    least: Smallest value allowed at any step.
+    above: All values must be greater than this.
 
   Raises:
-    InputError: Unknown kind or field.
+    InputError: The kind is unknown, a field is wrong, a value is out of range, or the warm-up does not end.
   """
-  if isinstance(spec, int | float):
+  if isinstance(spec, int | float) and not isinstance(spec, bool):
+    _check_range((spec,), spec, key=key, least=least, above=above)
     return lambda step: jnp.full((), spec, jnp.float32)
-  fields = dict(spec)
-  kind = fields.pop("kind", None)
-  try:
-    if kind == "linear":
-      return optax.linear_schedule(fields.pop("start"), fields.pop("end"), max(steps - 1, 1), **fields)
-    if kind == "cosine":
-      warmup, end = fields.pop("warmup", 0), fields.pop("end", 0.0)
-      peak = fields.pop("peak")
-      return optax.warmup_cosine_decay_schedule(
-        0.0 if warmup else peak, peak, warmup, max(steps, warmup + 1), end_value=end, **fields
-      )
-  except (KeyError, TypeError) as error:
-    raise InputError(f"{key}: {kind} schedule with wrong fields ({error}); see distill/schedules.py") from error
-  raise InputError(f"{key}: unknown schedule kind {kind!r}; use a number, kind='linear' or kind='cosine'")
+  if not isinstance(spec, ScheduleConfig | Mapping):
+    raise InputError(f"{key}: {spec!r}; use a number or a schedule, a dict with a kind")
+  match config := read_kind(SCHEDULES, spec, key=key):
+    case LinearScheduleConfig():
+      _check_range((config.start, config.end), config, key=key, least=least, above=above)
+      return optax.linear_schedule(config.start, config.end, max(steps - 1, 1))
+    case CosineScheduleConfig():
+      if config.warmup >= max(steps, 1):
+        raise InputError(f"{key}.warmup: {config.warmup} steps, and the stage has {steps}; use fewer")
+      first = 0.0 if config.warmup else config.peak
+      _check_range((first, config.peak, config.end), config, key=key, least=least, above=above)
+      return optax.warmup_cosine_decay_schedule(first, config.peak, config.warmup, steps, end_value=config.end)
+  raise AssertionError(config)
+
+
+def _shown(spec: Any) -> str:
+  if not isinstance(spec, ScheduleConfig):
+    return repr(spec)
+  return ", ".join(f"{name} {value}" for name, value in vars(spec).items())
+
+
+def _check_range(values: tuple[float, ...], spec: Any, *, key: str, least: float, above: float) -> None:
+  """Refuses values out of range; both schedules are monotonic between the given ones."""
+  if not all(math.isfinite(value) and value >= least and value > above for value in values):
+    limit = f" above {above:g}" if above > -math.inf else f" of at least {least:g}" if least > -math.inf else ""
+    raise InputError(f"{key}: {_shown(spec)}; use numbers{limit} at every step")

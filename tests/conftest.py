@@ -160,12 +160,14 @@ def get_config(variant=""):
     "student": {{"config": dense if variant else hybrid, "layers_from": (0, 1, 2, 3)}},
     "data": {{"sources": [{{"kind": "jsonl", "path": {str(text_file)!r}}}], "length": 32}},
     "training": {{"batch_size": 16, "dtype": "float32", "checkpoint_every": 4}},
-    "stages": {{
-      "1_align": {{
+    "stages": [
+      {{
+        "name": "align",
         "steps": 6, "length": 16, "terms": [hidden, {{"kind": "mixer_output"}}, {{"kind": "block_output"}}],
         "train": ((r".*embed.*", 0.0), (".*", 1.0)),
         "optimizer": {{"learning_rate": 1e-2}}}},
-      "2_distill": {{
+      {{
+        "name": "distill",
         "steps": 14,
         "terms": [
           {{"kind": "forward_kl"}},
@@ -179,7 +181,7 @@ def get_config(variant=""):
           "learning_rates": ((r"student\\.layers\\.0\\..*", 0.5), (".*", 1.0)),
         }},
       }},
-    }},
+    ],
   }})
 """
   )

@@ -177,8 +177,8 @@ def vocabularies_may_be_padded_differently():
 
 def fingerprints_are_the_same_in_every_process(digest="config.fingerprint(value)"):
   program = f"""
-from distill.training import config
-value = {{"training": {{}}, "teacher": {{"cache": ""}}, "seed": 1, "names": ("a", "b")}}
+from distill.jobs import config
+value = config.resolve({{"data": {{"sources": []}}, "stages": [{{"name": "a", "steps": 1, "terms": []}}]}})
 print({digest})
 """
   found = {

@@ -1,3 +1,7 @@
+"""Schedules: values at the ends, and what is refused."""
+
+import re
+
 import pytest
 
 from distill.errors import InputError
@@ -14,9 +18,32 @@ def test_values_at_the_ends():
   assert float(cosine(20)) == pytest.approx(0.1)
 
 
+def test_every_step_of_a_warm_up_is_below_the_peak():
+  rate = schedule({"kind": "cosine", "peak": 1.0, "warmup": 3}, key="rate", steps=4)
+  assert [float(rate(step)) for step in range(4)] == pytest.approx([0, 1 / 3, 2 / 3, 1])
+
+
 @pytest.mark.parametrize(
-  "spec", [{"kind": "cosin"}, {"kind": "linear", "start": 1}, {"kind": "linear", "start": 1, "end": 2, "x": 3}]
+  ("spec", "message"),
+  [
+    ({"kind": "cosin"}, "rate.kind: 'cosin'; did you mean 'cosine'?"),
+    ({"kind": "linear", "start": 1}, "rate.end: missing; it has no default"),
+    ({"kind": "linear", "start": 1, "end": 2, "ends": 3}, "rate.ends: unknown key; did you mean rate.end?"),
+    ({"kind": "cosine", "peak": True}, "rate.peak: True; use a number"),
+    ({"kind": "cosine", "peak": 1, "warmup": 0.1}, "rate.warmup: 0.1; use a whole number of at least 0"),
+    ({"kind": "cosine", "peak": 1, "warmup": 10}, "rate.warmup: 10 steps, and the stage has 10; use fewer"),
+    ({"kind": "linear", "start": 4, "end": -1}, "use numbers of at least 0 at every step"),
+    (-1e-3, "rate: -0.001; use numbers of at least 0 at every step"),
+    (float("nan"), "rate: nan; use numbers of at least 0 at every step"),
+    ("0.1", "rate: '0.1'; use a number or a schedule"),
+    (True, "rate: True; use a number or a schedule"),
+  ],
 )
-def test_wrong_specifications_name_the_key(spec):
-  with pytest.raises(InputError, match=r"^stages\.0\.lr: "):
-    schedule(spec, key="stages.0.lr", steps=10)
+def test_a_wrong_schedule_is_refused_with_its_key(spec, message):
+  with pytest.raises(InputError, match=re.escape(message)):
+    schedule(spec, key="rate", steps=10, least=0)
+
+
+def test_a_number_that_must_stay_above_zero_may_not_end_there():
+  with pytest.raises(InputError, match="temperature: .* use numbers above 0 at every step"):
+    schedule({"kind": "linear", "start": 4, "end": 0}, key="temperature", steps=10, above=0)

@@ -21,6 +21,7 @@ import jax
 
 from distill.cli.configuration import load
 from distill.demo import SKILLS
+from distill.jobs.config import RunConfig
 from distill.jobs.train import prepared
 from distill.parallel.mesh import to_global_batch
 from distill.teachers.cache import sections
@@ -81,8 +82,8 @@ def _times(cache: pathlib.Path, *, rounds: int, steps: int) -> dict[str, list[fl
   advance: dict[str, Callable[[int], None]] = {}
   for name, change in overrides.items():
     config = f"{_CONFIG}{':control' if name == 'cross_entropy' else ''}"
-    resolved = load(config, overrides={"data.store": store, **change})
-    advance[name] = _advance(resolved, workdir=cache.parent.parent / f"timed_{name}")
+    loaded = load(config, overrides={"data.store": store, **change})
+    advance[name] = _advance(loaded, workdir=cache.parent.parent / f"timed_{name}")
   times: dict[str, list[float]] = {name: [] for name in advance}
   for turn in range(rounds + 1):
     for name, run in advance.items():
@@ -93,9 +94,9 @@ def _times(cache: pathlib.Path, *, rounds: int, steps: int) -> dict[str, list[fl
   return times
 
 
-def _advance(resolved: dict, *, workdir: pathlib.Path) -> Callable[[int], None]:
+def _advance(config: RunConfig, *, workdir: pathlib.Path) -> Callable[[int], None]:
   """A run that goes on by so many steps whenever it is called."""
-  runner, params = prepared(resolved, workdir=workdir)
+  runner, params = prepared(config, workdir=workdir)
   (stage,) = runner.stages
   state, optimizer = runner.state(stage, params)
   step = runner.step(stage, state, optimizer)

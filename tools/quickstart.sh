@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets up .venv, distils the embedded teacher with its three adapters into a hybrid student, compares the two skill by
 # skill, and exports the student as a Hugging Face directory. Arguments go to `distill train`, for example
-#   tools/quickstart.sh --config.stages.2_distill.steps=50
+#   tools/quickstart.sh --config.stages.distill.steps=50
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tools/setup.sh

@@ -15,8 +15,8 @@ recipe.define(FLAGS, workdir="Directory of the cache.")
 
 def main(arguments: Sequence[str]) -> int:
   """Runs the teacher once over all rows; the same command goes on. --config.path.to.key=value overrides a key."""
-  resolved, workdir = recipe.read(FLAGS, arguments)
-  code = make(resolved, workdir=workdir)
+  config, workdir = recipe.read(FLAGS, arguments)
+  code = make(config, workdir=workdir)
   if code == EXIT_INTERRUPTED:
     print("distill cache: stopped; the same command goes on", file=sys.stderr)
   else:

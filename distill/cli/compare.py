@@ -30,9 +30,9 @@ def main(arguments: Sequence[str]) -> int:
   """Writes report.json and report.html, and prints the table."""
   rest, overrides = configuration.split(arguments)
   parse(FLAGS, rest)
-  settings = configuration.load(_CONFIG.value, overrides=overrides)["evaluation"]
-  skills = [read_skill(pathlib.Path(path)) for path in settings["skills"]]
-  if not skills and not settings["heldout"]:
+  settings = configuration.load(_CONFIG.value, overrides=overrides).evaluation
+  skills = [read_skill(pathlib.Path(path)) for path in settings.skills]
+  if not skills and not settings.heldout:
     raise InputError(f"{_CONFIG.value}: config.evaluation names neither skills nor heldout text; nothing to compare")
   student_path, teacher_path = locate(_STUDENT.value), locate(FLAGS.teacher)
   stack = models.stack(FLAGS)
@@ -49,8 +49,8 @@ def main(arguments: Sequence[str]) -> int:
   tokenizer = load_tokenizer(str(teacher_path))
   with tempfile.TemporaryDirectory() as scratch:
     heldout = None
-    if settings["heldout"]:
-      source = open_source(settings["heldout"], key="config.evaluation.heldout")
+    if settings.heldout:
+      source = open_source(settings.heldout, key="config.evaluation.heldout")
       heldout = build(source, tokenizer=tokenizer, length=128, directory=scratch)
     report = compare(
       student=student,

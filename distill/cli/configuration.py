@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from distill.errors import InputError
-from distill.jobs.config import resolve
+from distill.jobs.config import RunConfig, plain, resolve
 
 _PREFIX = "--config."
 
@@ -34,11 +34,15 @@ def split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
   return rest, overrides
 
 
-def load(name: str, *, overrides: dict[str, str]) -> dict[str, Any]:
-  """The resolved configuration of FILE.py[:variant] with overrides.
+def load(name: str, *, overrides: dict[str, str]) -> RunConfig:
+  """Returns the configuration of FILE.py[:variant] with overrides.
+
+  Args:
+    name: The recipe's file, with its variant if it takes one.
+    overrides: Texts by dotted key, from `split`; Python literals are read as such.
 
   Raises:
-    InputError: The file cannot be run, has no get_config, or a key is unknown or of the wrong type.
+    InputError: The file cannot be run, has no get_config, or a key or a value is wrong.
   """
   file, colon, variant = name.partition(":")
   path = pathlib.Path(file)
@@ -57,10 +61,10 @@ def load(name: str, *, overrides: dict[str, str]) -> dict[str, Any]:
     raise InputError(f"{name}: {type(error).__name__}: {error}") from error
   if not isinstance(config, Mapping | ConfigDict):
     raise InputError(f"{name}: get_config returned {type(config).__name__}, not a ConfigDict")
-  locked = ConfigDict(resolve(config)).lock()
+  recipe = plain(config)
   for key, text in overrides.items():
-    _override(locked, key, text)
-  return resolve(locked)
+    recipe = _override(recipe, key.split("."), _literal(text), key=f"{_PREFIX}{key}")
+  return resolve(recipe)
 
 
 def _optional(module: Any) -> bool:
@@ -68,31 +72,33 @@ def _optional(module: Any) -> bool:
   return parameter.default is not inspect.Parameter.empty
 
 
-def _override(config: ConfigDict, key: str, text: str) -> None:
-  *parents, last = key.split(".")
-  node: Any = config
-  for depth, name in enumerate([*parents, last]):
-    if not isinstance(node, ConfigDict) or name not in node:
-      where = ".".join(["config", *parents[:depth]])
-      near = difflib.get_close_matches(name, list(node) if isinstance(node, ConfigDict) else [], n=1)
-      hint = f"did you mean {near[0]}?" if near else "it is not in the configuration"
-      raise InputError(f"--config.{key}: {where} has no key {name!r}; {hint}")
-    if depth < len(parents):
-      node = node[name]
+def _literal(text: str) -> Any:
   try:
-    value = ast.literal_eval(text)
+    return ast.literal_eval(text)
   except (ValueError, SyntaxError):
-    value = text
-  try:
-    if (_scheduled(node[last]) and _scheduled(value)) or key == "student.layers_from":
-      with node.ignore_type():
-        node[last] = value
-    else:
-      node[last] = value
-  except TypeError as error:
-    raise InputError(f"--config.{key}={text}: expected {type(node[last]).__name__}") from error
+    return text
 
 
-def _scheduled(value: Any) -> bool:
-  """Whether a value is a number or a schedule, which stand for one another."""
-  return isinstance(value, int | float) or (isinstance(value, dict | ConfigDict) and "kind" in value)
+def _override(value: Any, path: Sequence[str], new: Any, *, key: str) -> Any:
+  """Returns a recipe, or a part of it, with the value at `path` replaced; elements of a list go by name or place."""
+  if not path:
+    return new
+  name, *rest = path
+  if value is None or isinstance(value, Mapping):
+    found = dict(value or {})
+    return {**found, name: _override(found.get(name), rest, new, key=key)}
+  if not isinstance(value, list | tuple):
+    raise InputError(f"{key}: there is no {name!r} in {value!r}")
+  names = [one.get("name") if isinstance(one, Mapping) else None for one in value]
+  known = [one for one in names if isinstance(one, str)] or list(map(str, range(len(value))))
+  if name in names:
+    place = names.index(name)
+  elif name.isdigit() and int(name) < len(value):
+    place = int(name)
+  else:
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(known)}"
+    raise InputError(f"{key}: no {name!r} in the list; {hint}")
+  changed = list(value)
+  changed[place] = _override(value[place], rest, new, key=key)
+  return tuple(changed)

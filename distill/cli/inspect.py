@@ -137,7 +137,7 @@ def _checkpoint(directory: pathlib.Path) -> Iterator[str]:
 
 
 def _run(directory: pathlib.Path, values: dict) -> Iterator[str]:
-  yield f"run: stages {', '.join(values['config']['stages'])}"
+  yield f"run: stages {', '.join(stage['name'] for stage in values['config']['stages'])}"
   yield f"fingerprint: {values['fingerprint']}"
   steps = sorted(int(path.name) for path in (directory / "checkpoints").glob("[0-9]*") if path.name.isdigit())
   yield f"checkpoints: {', '.join(map(str, steps)) or 'none'}"

@@ -4,7 +4,6 @@ import os
 import pathlib
 import stat
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 from absl import flags
@@ -12,6 +11,7 @@ from absl import flags
 from distill.cli import configuration
 from distill.cli.parsing import parse
 from distill.errors import InputError
+from distill.jobs.config import RunConfig
 
 
 def define(values: flags.FlagValues, *, workdir: str) -> None:
@@ -24,8 +24,8 @@ def define(values: flags.FlagValues, *, workdir: str) -> None:
   )
 
 
-def read(values: flags.FlagValues, arguments: Sequence[str]) -> tuple[dict[str, Any], pathlib.Path]:
-  """The resolved configuration and the workdir of a command line, whose compilation cache is in use from here on.
+def read(values: flags.FlagValues, arguments: Sequence[str]) -> tuple[RunConfig, pathlib.Path]:
+  """Returns the configuration and the workdir of a command line, whose compilation cache is in use from here on.
 
   Raises:
     InputError: A flag, the configuration or the cache's directory is wrong.

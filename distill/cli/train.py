@@ -18,13 +18,13 @@ recipe.define(FLAGS, workdir="Directory of the run.")
 
 def main(arguments: Sequence[str]) -> int:
   """Trains; the same command resumes. --config.path.to.key=value overrides a key."""
-  resolved, workdir = recipe.read(FLAGS, arguments)
-  for path in resolved["evaluation"]["skills"]:
+  config, workdir = recipe.read(FLAGS, arguments)
+  for path in config.evaluation.skills:
     read_skill(pathlib.Path(path))  # Wrong ones would be found only when the run is over.
-  code = train(resolved, workdir=workdir)
+  code = train(config, workdir=workdir)
   if code == EXIT_INTERRUPTED:
     print("distill train: saved and stopped; the same command goes on", file=sys.stderr)
   else:
     print(summary(workdir))
-    print(f"wrote {workdir / ('adapter' if resolved['student']['adapters']['targets'] else 'student')}")
+    print(f"wrote {workdir / ('adapter' if config.student.adapters.targets else 'student')}")
   return code

@@ -1,7 +1,6 @@
 """Where text comes from: files, HF datasets and TFDS, all as documents."""
 
 import dataclasses
-import difflib
 import glob
 import hashlib
 import itertools
@@ -10,6 +9,16 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from distill.configuration import read_kind
+from distill.data.config import (
+  SOURCES,
+  HfSourceConfig,
+  JsonlSourceConfig,
+  RecordSourceConfig,
+  SourceConfig,
+  TextSourceConfig,
+  TfdsSourceConfig,
+)
 from distill.errors import InputError
 
 
@@ -22,7 +31,7 @@ class Document:
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class DocumentSource:
   """Documents in a fixed order.
 
   Attributes:
@@ -36,55 +45,35 @@ class Source:
   documents: Callable[[], Iterator[Document]]
 
 
-# None marks a required string; any other default also says the type.
-_RECORD: dict[str, Any] = {"text_key": "text", "learn_prompt": False}
-_FIELDS: dict[str, dict[str, Any]] = {
-  "text": {"path": None, "blank_lines": False},
-  "jsonl": {"path": None, **_RECORD},
-  "hf": {"name": None, "subset": "", "split": "train", "data_files": "", **_RECORD},
-  "tfds": {"name": "", "directory": "", "split": "train", **_RECORD},
-}
 _LOCAL_BUILDERS = ("arrow", "csv", "json", "parquet", "text")
 
 
-def open_source(spec: Mapping[str, Any], *, key: str) -> Source:
-  """The source that a configuration describes.
+def open_source(spec: SourceConfig | Mapping[str, Any], *, key: str) -> DocumentSource:
+  """Opens the source that a configuration describes.
 
   Args:
-    spec: One of
-      dict(kind='text', path, blank_lines=False): files of plain text by glob, one document a file, or with blank_lines
-        one a paragraph;
-      dict(kind='jsonl', path, text_key='text'): an object a line, with text or with prompt and completion;
-      dict(kind='hf', name, subset, split='train', data_files, text_key): HF `datasets`, from the hub, or name 'json',
-        'parquet', 'csv', 'arrow' or 'text' with a glob of local data_files;
-      dict(kind='tfds', name or directory, split='train', text_key): TensorFlow Datasets, read without TensorFlow.
-      A prompt is read but not learnt, unless the source has learn_prompt=True.
-    key: Where the specification stands in the configuration, for messages.
+    spec: One of `SOURCES`, or a dict that is read into one.
+    key: Where it stands in the configuration, for messages.
 
   Raises:
-    InputError: Unknown kind or field, a value of the wrong type, missing file, or a record without the text.
+    InputError: The kind or a field is unknown or wrong, a file is missing, or a record has no text.
   """
-  fields = dict(spec)
-  kind = fields.pop("kind", None)
-  if not isinstance(kind, str) or kind not in _FIELDS:
-    raise InputError(f"{key}.kind: unknown source {kind!r}; {_nearest(kind, _FIELDS)}")
-  defaults = _FIELDS[kind]
-  for name, value in fields.items():
-    if name not in defaults:
-      raise InputError(f"{key}.{name}: not a field of a {kind} source; {_nearest(name, defaults)}")
-    wanted = bool if isinstance(defaults[name], bool) else str
-    if not isinstance(value, wanted):
-      raise InputError(f"{key}.{name}: {value!r} is a {type(value).__name__}; give a {wanted.__name__}")
-  fields = {**defaults, **fields}
-  for name, value in fields.items():
-    if value is None:
-      raise InputError(f"{key}.{name}: a {kind} source needs it")
-  return {"text": _text, "jsonl": _jsonl, "hf": _hf, "tfds": _tfds}[kind]({"kind": kind, **fields}, key)
+  match read_kind(SOURCES, spec, key=key):
+    case TextSourceConfig() as config:
+      return _text(config, key)
+    case JsonlSourceConfig() as config:
+      return _jsonl(config, key)
+    case HfSourceConfig() as config:
+      return _hf(config, key)
+    case TfdsSourceConfig() as config:
+      return _tfds(config, key)
+    case config:
+      raise AssertionError(config)
 
 
-def _nearest(name: Any, known: Iterable[str]) -> str:
-  near = difflib.get_close_matches(str(name), list(known), n=1)
-  return f"did you mean {near[0]}?" if near else f"use one of {', '.join(known)}"
+def _spec(config: SourceConfig) -> dict[str, Any]:
+  """The options that decide the documents; which rows are drawn and who teaches them does not."""
+  return {name: value for name, value in dataclasses.asdict(config).items() if name not in ("weight", "adapters")}
 
 
 def _reason(error: Exception) -> str:
@@ -106,18 +95,18 @@ def _digest(paths: Iterable[pathlib.Path]) -> str:
   return digest.hexdigest()
 
 
-def _text(spec: dict[str, Any], key: str) -> Source:
-  paths = _files(spec["path"], f"{key}.path")
+def _text(config: TextSourceConfig, key: str) -> DocumentSource:
+  paths = _files(config.path, f"{key}.path")
 
   def documents() -> Iterator[Document]:
     for path in paths:
       try:
         with path.open(encoding="utf-8") as file:
-          yield from _paragraphs(file) if spec["blank_lines"] else [Document(file.read())]
+          yield from _paragraphs(file) if config.blank_lines else [Document(file.read())]
       except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); convert it first") from error
 
-  return Source(spec, _digest(paths), documents)
+  return DocumentSource(_spec(config), _digest(paths), documents)
 
 
 def _paragraphs(lines: Iterable[str]) -> Iterator[Document]:
@@ -126,12 +115,12 @@ def _paragraphs(lines: Iterable[str]) -> Iterator[Document]:
       yield Document("".join(group).removesuffix("\n"))
 
 
-def _document(record: Any, *, spec: Mapping[str, Any], where: str) -> Document:
-  text_key = spec["text_key"]
+def _document(record: Any, *, config: RecordSourceConfig, where: str) -> Document:
+  text_key = config.text_key
   if isinstance(record, Mapping):
     prompt, completion, text = (_string(record.get(name), where) for name in ("prompt", "completion", text_key))
     if prompt is not None and completion is not None:
-      return Document(prompt + completion) if spec["learn_prompt"] else Document(completion, prompt)
+      return Document(prompt + completion) if config.learn_prompt else Document(completion, prompt)
     if text is not None:
       return Document(text)
   raise InputError(f"{where}: no string {text_key!r}, nor prompt and completion; set text_key to the field of the text")
@@ -146,8 +135,8 @@ def _string(value: Any, where: str) -> str | None:
   return value if isinstance(value, str) else None
 
 
-def _jsonl(spec: dict[str, Any], key: str) -> Source:
-  paths = _files(spec["path"], f"{key}.path")
+def _jsonl(config: JsonlSourceConfig, key: str) -> DocumentSource:
+  paths = _files(config.path, f"{key}.path")
 
   def documents() -> Iterator[Document]:
     for path in paths:
@@ -160,51 +149,51 @@ def _jsonl(spec: dict[str, Any], key: str) -> Source:
             record = json.loads(line.decode("utf-8-sig"))
           except ValueError as error:
             raise InputError(f"{where}: not JSON in UTF-8 ({error}); each line must be one object") from error
-          yield _document(record, spec=spec, where=where)
+          yield _document(record, config=config, where=where)
 
-  return Source(spec, _digest(paths), documents)
+  return DocumentSource(_spec(config), _digest(paths), documents)
 
 
-def _hf(spec: dict[str, Any], key: str) -> Source:
+def _hf(config: HfSourceConfig, key: str) -> DocumentSource:
   import datasets
 
-  files: str | list[str] | None = spec["data_files"] or None
+  files: str | list[str] | None = config.data_files or None
   paths = []
-  if spec["name"] in _LOCAL_BUILDERS:
-    paths = _files(spec["data_files"], f"{key}.data_files")
+  if config.name in _LOCAL_BUILDERS:
+    paths = _files(config.data_files, f"{key}.data_files")
     files = [str(path) for path in paths]
   try:
-    dataset = datasets.load_dataset(spec["name"], spec["subset"] or None, split=spec["split"], data_files=files)
+    dataset = datasets.load_dataset(config.name, config.subset or None, split=config.split, data_files=files)
   except Exception as error:
     raise InputError(f"{key}.name: cannot load dataset {spec['name']!r}: {_reason(error)}") from error
-  used = {"prompt", "completion", spec["text_key"]} & set(dataset.column_names)
+  used = {"prompt", "completion", config.text_key} & set(dataset.column_names)
   # Columns that are not text may be costly to decode.
   rows = dataset.select_columns(sorted(used)) if used else dataset
 
   def documents() -> Iterator[Document]:
-    return (_document(record, spec=spec, where=f"{key} record {i}") for i, record in enumerate(rows))
+    return (_document(record, config=config, where=f"{key} record {i}") for i, record in enumerate(rows))
 
-  return Source(spec, _digest(paths) if paths else dataset._fingerprint, documents)
+  return DocumentSource(_spec(config), _digest(paths) if paths else dataset._fingerprint, documents)
 
 
-def _tfds(spec: dict[str, Any], key: str) -> Source:
+def _tfds(config: TfdsSourceConfig, key: str) -> DocumentSource:
   import tensorflow_datasets as tfds
 
-  if bool(spec["name"]) == bool(spec["directory"]):
+  if bool(config.name) == bool(config.directory):
     raise InputError(f"{key}: a tfds source needs either name or directory (a prepared dataset with its version)")
   try:
-    if spec["directory"]:
-      builder = tfds.builder_from_directory(spec["directory"])
+    if config.directory:
+      builder = tfds.builder_from_directory(config.directory)
     else:
-      builder = tfds.builder(spec["name"], file_format="array_record")
+      builder = tfds.builder(config.name, file_format="array_record")
       builder.download_and_prepare(file_format="array_record")
-    data = builder.as_data_source(split=spec["split"])
-    digest = _digest(map(pathlib.Path, builder.info.splits[spec["split"]].filepaths))
+    data = builder.as_data_source(split=config.split)
+    digest = _digest(map(pathlib.Path, builder.info.splits[config.split].filepaths))
   except Exception as error:
-    what = spec["directory"] or spec["name"]
+    what = config.directory or config.name
     raise InputError(f"{key}: cannot read TFDS {what!r}: {_reason(error)}") from error
 
   def documents() -> Iterator[Document]:
-    return (_document(data[i], spec=spec, where=f"{key} record {i}") for i in range(len(data)))
+    return (_document(data[i], config=config, where=f"{key} record {i}") for i in range(len(data)))
 
-  return Source(spec, digest, documents)
+  return DocumentSource(_spec(config), digest, documents)

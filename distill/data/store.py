@@ -13,7 +13,7 @@ from jaxtyping import Int
 from transformers import PreTrainedTokenizerBase
 
 from distill.data.packing import loss_mask, pack, positions
-from distill.data.sources import Document, Source
+from distill.data.sources import Document, DocumentSource
 from distill.errors import InputError
 from distill.files.replace import new_directory
 
@@ -63,7 +63,7 @@ class TokenStore:
 
 
 def build(
-  source: Source, *, tokenizer: PreTrainedTokenizerBase, length: int, directory: str | os.PathLike[str]
+  source: DocumentSource, *, tokenizer: PreTrainedTokenizerBase, length: int, directory: str | os.PathLike[str]
 ) -> TokenStore:
   """The store of `source` under `directory`, named by its fingerprint; written only if it is not there.
 
@@ -86,7 +86,7 @@ def build(
 
 
 def _build(
-  target: pathlib.Path, *, source: Source, tokenizer: PreTrainedTokenizerBase, length: int, fingerprint: str
+  target: pathlib.Path, *, source: DocumentSource, tokenizer: PreTrainedTokenizerBase, length: int, fingerprint: str
 ) -> None:
   target.parent.mkdir(parents=True, exist_ok=True)
   # Another process may build the same store at this moment, with the same rows.
@@ -97,7 +97,7 @@ def _build(
     (work / "meta.json").write_text(json.dumps({"fingerprint": fingerprint, **meta}, indent=1))
 
 
-def _fingerprint(source: Source, *, tokenizer: PreTrainedTokenizerBase, length: int) -> str:
+def _fingerprint(source: DocumentSource, *, tokenizer: PreTrainedTokenizerBase, length: int) -> str:
   spec = {key: value for key, value in source.spec.items() if key not in PLACES}
   parts = [VERSION, spec, source.digest, _digest(tokenizer), length]
   return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -116,7 +116,9 @@ def _words(tokenizer: PreTrainedTokenizerBase) -> Any:
   return {key: value for key, value in json.loads(backend.to_str()).items() if key not in ("truncation", "padding")}
 
 
-def _write(work: pathlib.Path, *, source: Source, tokenizer: PreTrainedTokenizerBase, length: int) -> dict[str, Any]:
+def _write(
+  work: pathlib.Path, *, source: DocumentSource, tokenizer: PreTrainedTokenizerBase, length: int
+) -> dict[str, Any]:
   counts = {"documents": 0, "tokens": 0, "bytes": 0}
   # Identifiers may have holes, so their number is no bound.
   widest = max(tokenizer.get_vocab().values())

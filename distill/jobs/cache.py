@@ -20,7 +20,7 @@ from distill.data.store import PLACES, TokenStore
 from distill.errors import InputError
 from distill.files import safetensors_files
 from distill.jobs import data
-from distill.jobs.config import resolve
+from distill.jobs.config import RunConfig, resolve
 from distill.jobs.models import chosen, live_teacher, routes, stack
 from distill.objectives.terms import Demands, build_terms, demands, is_divergence, pairs_missing, uses_teacher
 from distill.parallel.interruption import EXIT_INTERRUPTED, Interruption
@@ -32,12 +32,13 @@ from distill.teachers.cached import CachedTeacher
 from distill.teachers.caching import CacheWriter
 from distill.teachers.live import LiveTeacher
 from distill.teachers.targets import targets
+from distill.training.config import StageConfig
 from distill.training.metrics import Progress
 from distill.types import INPUT
 
 
-def make(config: Mapping[str, Any], *, workdir: pathlib.Path) -> int:
-  """Writes, or goes on with, the cache of all rows that stages of `config` need a teacher for, in `workdir`.
+def make(recipe: Mapping[str, Any] | RunConfig, *, workdir: pathlib.Path) -> int:
+  """Writes, or goes on with, the cache of all rows that stages of `recipe` need a teacher for, in `workdir`.
 
   Returns:
     0, or `EXIT_INTERRUPTED` after a signal.
@@ -45,25 +46,25 @@ def make(config: Mapping[str, Any], *, workdir: pathlib.Path) -> int:
   Raises:
     InputError: The configuration, a file it names, or the workdir is wrong.
   """
-  resolved = resolve(config)
-  mesh = make_mesh(resolved["training"]["mesh"])
-  if resolved["training"]["batch_size"] % (mesh.size // mesh.shape["tensor"]):
+  config = resolve(recipe)
+  mesh = make_mesh(config.training.mesh)
+  if config.training.batch_size % (mesh.size // mesh.shape["tensor"]):
     raise InputError("config.training.batch_size: must divide among the data and fsdp devices")
-  if not resolved["teacher"]["model"]:
+  if not config.teacher.model:
     raise InputError("config.teacher.model: a cache is of a teacher; give a directory")
-  if not _taught(resolved):
+  if not _taught(config):
     raise InputError("config.stages: no term of any stage looks at a teacher, so there is nothing to cache")
-  base = hf_config.read_config(locate(resolved["teacher"]["model"]))
-  targets(resolved["cache"], where="config.cache", vocab=base.vocab_size)
-  states = _states(resolved, depth=len(base.layers))
-  _, batches = data.read(resolved, workdir=workdir)
-  teacher = live_teacher(resolved, mesh=mesh)
-  sections = _claimed(resolved, batches, teacher=teacher, states=states, workdir=workdir)
+  base = hf_config.read_config(locate(config.teacher.model))
+  targets(vars(config.cache), where="config.cache", vocab=base.vocab_size)
+  states = _states(config, depth=len(base.layers))
+  _, batches = data.read(config, workdir=workdir)
+  teacher = live_teacher(config, mesh=mesh)
+  sections = _claimed(config, batches, teacher=teacher, states=states, workdir=workdir)
   fillers: dict[Rows, CacheWriter] = {}
   with Interruption() as interruption:
     for number, (section, store, route) in enumerate(sections, start=1):
       if section.rows not in fillers:
-        dtype = jnp.dtype(resolved["training"]["dtype"])
+        dtype = jnp.dtype(config.training.dtype)
         fillers[section.rows] = CacheWriter(teacher, rows=section.rows, mesh=mesh, dtype=dtype)
       done = store.rows - sum(len(section.bounds(shard)) for shard in section.missing())
       rows = _Progress(f"[{number}/{len(sections)}]", done=done, store=store)
@@ -81,7 +82,7 @@ def make(config: Mapping[str, Any], *, workdir: pathlib.Path) -> int:
 
 
 def _claimed(
-  resolved: Mapping[str, Any],
+  config: RunConfig,
   batches: Mapping[str, Batches],
   *,
   teacher: LiveTeacher,
@@ -89,12 +90,12 @@ def _claimed(
   workdir: pathlib.Path,
 ) -> list[tuple[Section, TokenStore, int]]:
   """A section for each store of each stage with a teacher, with the route that teaches its rows."""
-  subjects = _subjects(resolved)
-  places = routes(resolved["data"]["sources"])[1]
+  subjects = _subjects(config)
+  places = routes(config.data.sources)[1]
   found: dict[str, tuple[Section, TokenStore, int]] = {}
-  for name in _taught(resolved):
-    for number, store in enumerate(batches[name].stores):
-      manifest = {**_manifest(resolved, teacher=teacher, store=store), **states, **subjects(number, store)}
+  for stage in _taught(config):
+    for number, store in enumerate(batches[stage.name].stores):
+      manifest = {**_manifest(config, teacher=teacher, store=store), **states, **subjects(number, store)}
       rows = cache.rows_of(manifest, where="config.cache")
       manifest["shard_rows"] = cache.shard_rows(rows, batch_size=manifest["batch_size"])
       with fail_together("--workdir"):
@@ -103,9 +104,9 @@ def _claimed(
   return list(found.values())
 
 
-def _taught(resolved: Mapping[str, Any]) -> list[str]:
+def _taught(config: RunConfig) -> list[StageConfig]:
   """The stages with a teacher."""
-  return [name for name, stage in resolved["stages"].items() if uses_teacher(stage["terms"])]
+  return [stage for stage in config.stages if uses_teacher(stage.terms)]
 
 
 class _Progress:
@@ -128,10 +129,10 @@ def _line(section: Section, store: TokenStore) -> str:
   return f"{section.directory}: {store.rows:,} rows, {size:,} bytes, {size / max(tokens, 1):.1f} bytes a token"
 
 
-def _manifest(resolved: Mapping[str, Any], *, teacher: LiveTeacher, store: TokenStore) -> dict[str, Any]:
+def _manifest(config: RunConfig, *, teacher: LiveTeacher, store: TokenStore) -> dict[str, Any]:
   """How the teacher is run, and what is kept of its distributions."""
   vocab = teacher.decoder.config.vocab_size
-  kept = targets(resolved["cache"], where="config.cache", vocab=vocab)
+  kept = targets(vars(config.cache), where="config.cache", vocab=vocab)
   return {
     "format": cache.FORMAT,
     "rows": store.rows,
@@ -139,44 +140,42 @@ def _manifest(resolved: Mapping[str, Any], *, teacher: LiveTeacher, store: Token
     "width": teacher.width,
     "depth": teacher.depth,
     "vocab_size": vocab,
-    "dtype": resolved["training"]["dtype"],
-    "teacher_dtype": resolved["teacher"]["dtype"],
-    "batch_size": resolved["training"]["batch_size"],
+    "dtype": config.training.dtype,
+    "teacher_dtype": config.teacher.dtype,
+    "batch_size": config.training.batch_size,
     # Nothing else depends on it.
-    "seed": resolved["seed"] if resolved["cache"]["targets"] == "sampled" else 0,
-    "targets": resolved["cache"]["targets"],
+    "seed": config.seed if config.cache.targets == "sampled" else 0,
+    "targets": config.cache.targets,
     "size": kept.size,
     "temperature": kept.temperature,
   }
 
 
-def _states(resolved: Mapping[str, Any], *, depth: int) -> dict[str, list[int]]:
+def _states(config: RunConfig, *, depth: int) -> dict[str, list[int]]:
   """Layers and mixers that config.cache names or a term of the run's own student looks at."""
-  spec, student = resolved["cache"], resolved["student"]
-  lowest = {"layers": INPUT, "mixers": 0}
-  for name, least in lowest.items():
-    listed = isinstance(spec[name], list | tuple) and all(type(one) is int for one in spec[name])
-    if not listed or not all(least <= one < depth for one in spec[name]):
+  student = config.student
+  found = {"layers": set(config.cache.layers), "mixers": set(config.cache.mixers)}
+  for name, least in (("layers", INPUT), ("mixers", 0)):
+    if not all(least <= one < depth for one in found[name]):
       raise InputError(
-        f"config.cache.{name}: {spec[name]!r}; list layers of the teacher's, from {least} to {depth - 1}"
+        f"config.cache.{name}: {sorted(found[name])}; list layers of the teacher's, from {least} to {depth - 1}"
       )
-  found = {name: set(spec[name]) for name in lowest}
-  if student["model"] or student["config"]:
-    config = (
-      hf_config.read_config(locate(student["model"]))
-      if student["model"]
-      else hf_config.config_from_dict(student["config"], where="config.student.config")
+  if student.model or student.config:
+    architecture = (
+      hf_config.read_config(locate(student.model))
+      if student.model
+      else hf_config.config_from_dict(student.config or {}, where="config.student.config")
     )
     # Which layers importance will choose is not known yet; config.cache has to name those.
-    chosen_later = isinstance(student["layers_from"], str)
-    layers = () if chosen_later else student["layers_from"]
-    for name in _taught(resolved):
-      stage, key = resolved["stages"][name], f"config.stages.{name}.terms"
-      terms = [term for term in stage["terms"] if not (chosen_later and pairs_missing(term))]
+    chosen_later = isinstance(student.layers_from, str)
+    layers = student.layers_from if isinstance(student.layers_from, tuple) else ()
+    for stage in _taught(config):
+      key = f"config.stages.{stage.name}.terms"
+      terms = [term for term in stage.terms if not (chosen_later and pairs_missing(term))]
       if not terms:
         continue
-      depths = len(config.layers), depth
-      wanted = demands(build_terms(terms, key=key, steps=stage["steps"], layers_from=layers, depths=depths))
+      depths = len(architecture.layers), depth
+      wanted = demands(build_terms(terms, key=key, steps=stage.steps, layers_from=layers, depths=depths))
       found["layers"] |= set(wanted.teacher_layers)
       found["mixers"] |= set(wanted.teacher_mixers)
   return {name: sorted(states) for name, states in found.items()}
@@ -186,7 +185,7 @@ class CacheIndex:
   """What a run trains from in place of a teacher.
 
   Args:
-    resolved: The configuration; its teacher.cache names the cache.
+    config: The run's; its teacher.cache names the cache.
     batches: Of its stages.
 
   Attributes:
@@ -196,24 +195,24 @@ class CacheIndex:
     InputError: The cache has nothing for some rows, is damaged, or is of another teacher, tokenizer or text.
   """
 
-  def __init__(self, resolved: Mapping[str, Any], *, batches: Mapping[str, Batches]):
+  def __init__(self, config: RunConfig, *, batches: Mapping[str, Batches]):
     self._batches = batches
     with fail_together("config.teacher.cache"):
-      subjects, sections = _subjects(resolved), cache.sections(resolved["teacher"]["cache"])
+      subjects, sections = _subjects(config), cache.sections(config.teacher.cache)
       self._sections = {
-        name: [
+        stage.name: [
           cache.find(sections, subjects(number, store), what=f"config.data.sources[{number}]")
-          for number, store in enumerate(batches[name].stores)
+          for number, store in enumerate(batches[stage.name].stores)
         ]
-        for name in _taught(resolved)
+        for stage in _taught(config)
       }
     used = {section.identity: section for one in self._sections.values() for section in one}
     if not used:
       raise InputError("config.teacher.cache: no term of any stage looks at a teacher; leave it out")
     self._one = next(iter(used.values())).manifest
-    settings = {f"cache.{key}": resolved["cache"][key] for key in ("targets", "size", "temperature")}
-    if resolved["teacher"]["model"]:
-      settings["teacher.dtype"] = resolved["teacher"]["dtype"]
+    settings = {f"cache.{key}": getattr(config.cache, key) for key in ("targets", "size", "temperature")}
+    if config.teacher.model:
+      settings["teacher.dtype"] = config.teacher.dtype
     for section in used.values():
       where = section.directory / cache.MANIFEST
       for key in ("teacher", "width", "depth", "vocab_size"):
@@ -266,13 +265,13 @@ class CacheIndex:
         )
 
 
-def _subjects(resolved: Mapping[str, Any]) -> Callable[[int, TokenStore], dict[str, Any]]:
+def _subjects(config: RunConfig) -> Callable[[int, TokenStore], dict[str, Any]]:
   """(number of a source, its store) -> what its rows are of: the keys of `cache.SUBJECT` that the run knows."""
-  spec, sources = resolved["teacher"], resolved["data"]["sources"]
+  spec, sources = config.teacher, config.data.sources
   teacher, adapters = "", []
-  if spec["model"]:
+  if spec.model:
     with fail_together("config.teacher"):
-      teacher = safetensors_files.digest(locate(spec["model"]), stem="model", settings="config.json")
+      teacher = safetensors_files.digest(locate(spec.model), stem="model", settings="config.json")
       entries = stack(spec)
       sums = [[_digest(entry), entry.weight, entry.mode] for entry in entries]
       named, places = routes(sources)

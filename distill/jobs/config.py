@@ -1,6 +1,6 @@
-"""The configuration of a run: its keys, their defaults, and the refusal of anything else."""
+"""The configuration of a run: the sections that packages declare, put together and checked against one another."""
 
-import difflib
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -8,115 +8,110 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from distill.adapters.config import AdapterConfig
+from distill.configuration import option, read
+from distill.data.config import DataConfig
 from distill.errors import InputError
+from distill.evaluation.config import EvaluationConfig
+from distill.schedules import schedule
+from distill.teachers.config import TeacherCacheConfig, TeacherConfig
+from distill.training.config import StageConfig, TrainingConfig
 
-REQUIRED = object()
-
-STAGE: Mapping[str, Any] = {
-  "steps": REQUIRED,
-  "terms": REQUIRED,
-  # Of this stage alone; 0: as training.batch_size and data.length say.
-  "batch_size": 0,
-  "length": 0,
-  "train": ((".*", 1.0),),
-  "optimizer": {},
-}
-
-SCHEMA: Mapping[str, Any] = {
-  "seed": 0,
-  "tokenizer": "",
-  "teacher": {"model": "", "adapters": (), "adapter_stack": "", "dtype": "float32", "cache": ""},
-  # What `distill cache` keeps of the teacher.
-  "cache": {"targets": "top_k", "size": 64, "temperature": 1.0, "layers": (), "mixers": ()},
-  "student": {
-    "model": "",
-    "config": None,
-    "layers_from": (),
-    "calibration_rows": 64,
-    "adapters": {"targets": "", "rank": 8, "alpha": 16.0},
-  },
-  "data": {"sources": REQUIRED, "length": 256, "store": ""},
-  "training": {
-    "batch_size": 8,
-    "micro_batches": 1,
-    "dtype": "bfloat16",
-    "mesh": (-1, 1, 1),
-    "checkpoint_every": 200,
-    "log_every": 1,
-  },
-  "stages": REQUIRED,
-  "evaluation": {"skills": (), "heldout": None},
-}
-
-# What a training does not depend on.
-_APART = ("cache", "evaluation")
-# Free-form values: another room checks their fields.
-_OPEN = {"student.config", "data.sources", "evaluation.heldout"}
+# Sections that a training does not depend on.
+_SEPARATE = ("cache", "evaluation")
 
 
-def resolve(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
-  """Plain nested dictionary with every default filled in.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StudentConfig:
+  """The student: a model that is trained further, or a new one."""
 
-  Args:
-    config: What a configuration file returned: a ConfigDict or a mapping. `stages` maps a stage's name to the fields
-      of `STAGE`; they run in the order of their names (a ConfigDict keeps no other), so number them.
+  model: str = option("", help="Model directory, or org/name[@revision] of the hub; in place of config.")
+  config: Mapping[str, Any] | None = option(None, help="Keys of an HF config.json, for a new student.")
+  layers_from: tuple[int, ...] | str = option(
+    (), help="Teacher layer that each student layer starts from; 'importance' measures which; empty starts at random."
+  )
+  calibration_rows: int = option(64, help="Rows of the run's text on which importance is measured.", least=1)
+  adapters: AdapterConfig = option(AdapterConfig, help="A LoRA adapter that is trained.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+  """Everything that a recipe says of a run."""
+
+  seed: int = option(0, help="Seed of initial weights, shuffling and sampling.", least=0)
+  tokenizer: str = option("", help="Directory of the tokenizer; the teacher's, else the student's, where it is empty.")
+  teacher: TeacherConfig = option(TeacherConfig, help="The teacher.")
+  cache: TeacherCacheConfig = option(TeacherCacheConfig, help="What `distill cache` stores.")
+  student: StudentConfig = option(StudentConfig, help="The student.")
+  data: DataConfig = option(help="The text.")
+  training: TrainingConfig = option(TrainingConfig, help="What all stages share.")
+  stages: tuple[StageConfig, ...] = option(help="Stages of the training, which run in this order.")
+  evaluation: EvaluationConfig = option(EvaluationConfig, help="What `distill compare` measures.")
+
+  def stage_shape(self, stage: StageConfig) -> tuple[int, int]:
+    """Returns (rows of a batch, tokens of a row) of a stage: its own, else the run's."""
+    return stage.batch_size or self.training.batch_size, stage.length or self.data.length
+
+
+def resolve(recipe: Mapping[str, Any] | ConfigDict | RunConfig) -> RunConfig:
+  """Returns a recipe as typed configuration, with every default filled in.
 
   Raises:
-    InputError: A missing or unknown key; the message suggests the nearest one.
+    InputError: A key is missing or unknown, a value is wrong, or two of them do not agree.
   """
-  plain = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
-  resolved = _fill(plain, SCHEMA, "")
-  if not isinstance(resolved["stages"], Mapping) or not resolved["stages"]:
-    raise InputError("config.stages: give at least one stage, as dict(name=dict(steps=…, terms=…))")
-  resolved["stages"] = {
-    name: _fill(stage, STAGE, f"stages.{name}.") for name, stage in sorted(resolved["stages"].items())
-  }
-  sources = resolved["data"]["sources"]
-  if not isinstance(sources, list | tuple) or not all(isinstance(source, Mapping) for source in sources):
-    raise InputError(f"config.data.sources: {sources!r}; give a list of dicts, each with a kind")
-  training = resolved["training"]
-  if training["dtype"] not in ("bfloat16", "float32"):
-    raise InputError(f"config.training.dtype: {training['dtype']!r}; use 'bfloat16' or 'float32'")
-  if resolved["teacher"]["dtype"] not in ("bfloat16", "float16", "float32"):
-    raise InputError(f"config.teacher.dtype: {resolved['teacher']['dtype']!r}; use 'bfloat16', 'float16' or 'float32'")
-  _check_start(resolved["student"])
-  numbers = {f"training.{key}": (training[key], 1) for key in ("batch_size", "micro_batches")}
-  numbers["data.length"] = (resolved["data"]["length"], 2)
-  for name, stage in resolved["stages"].items():
-    numbers |= {f"stages.{name}.{key}": (stage[key], least) for key, least in (("steps", 1), ("batch_size", 0))}
-    numbers[f"stages.{name}.length"] = (stage["length"], 2 if stage["length"] else 0)
-  for key, (value, least) in numbers.items():
-    if type(value) is not int or value < least:
-      raise InputError(f"config.{key}: {value!r}; use a whole number of at least {least}")
-  for rows in (training["batch_size"], *(stage["batch_size"] for stage in resolved["stages"].values())):
-    if rows % training["micro_batches"]:
-      raise InputError(f"config.training.micro_batches: {training['micro_batches']} must divide batch_size {rows}")
-  return resolved
-
-
-def _check_start(student: Mapping[str, Any]) -> None:
-  layers, rows = student["layers_from"], student["calibration_rows"]
-  listed = isinstance(layers, list | tuple) and all(type(layer) is int for layer in layers)
-  if not listed and layers != "importance":
+  config = read(RunConfig, plain(recipe), key="config")
+  if not config.stages:
+    raise InputError("config.stages: empty; give at least one stage, as [{'name': …, 'steps': …, 'terms': …}]")
+  layers = config.student.layers_from
+  if isinstance(layers, str) and layers != "importance":
     raise InputError(f"config.student.layers_from: {layers!r}; list the teacher's layers, or use 'importance'")
-  if type(rows) is not int or rows < 1:
-    raise InputError(f"config.student.calibration_rows: {rows!r}; use a whole number of at least 1")
+  if 0 in config.training.mesh:
+    raise InputError(f"config.training.mesh: {config.training.mesh}; use -1 or at least 1 device along each axis")
+  for stage in config.stages:
+    _check_stage(stage, micro_batches=config.training.micro_batches, rows=config.stage_shape(stage)[0])
+  return config
 
 
-def fingerprint(resolved: Mapping[str, Any]) -> str:
-  """Digest of everything that shapes the result of a run; evaluation, logging, saving and where a cache is do not."""
-  shaping = {key: value for key, value in resolved.items() if key not in _APART}
-  shaping["teacher"] = {**resolved["teacher"], "cache": bool(resolved["teacher"]["cache"])}
-  quiet = ("checkpoint_every", "log_every", "mesh")
-  shaping["training"] = {key: value for key, value in resolved["training"].items() if key not in quiet}
+def plain(value: Any) -> Any:
+  """Returns a ConfigDict, and all inside it, as plain dicts; what is no ConfigDict or container stays as it is."""
+  if isinstance(value, ConfigDict | Mapping):
+    return {key: plain(one) for key, one in value.items()}
+  return type(value)(map(plain, value)) if type(value) in (list, tuple) else value
+
+
+def _check_stage(stage: StageConfig, *, micro_batches: int, rows: int) -> None:
+  key = f"config.stages.{stage.name}"
+  if not stage.name or "." in stage.name or stage.name.isdigit():
+    raise InputError(f"config.stages: {stage.name!r} is no name of a stage; use letters, without dots, as in 'align'")
+  if stage.length == 1:
+    raise InputError(f"{key}.length: 1; use a whole number of at least 2, or 0 for data.length")
+  if rows % micro_batches:
+    raise InputError(f"config.training.micro_batches: {micro_batches} must divide batch_size {rows}")
+  schedule(stage.optimizer.learning_rate, key=f"{key}.optimizer.learning_rate", steps=stage.steps, least=0)
+
+
+def fingerprint(config: RunConfig) -> str:
+  """Returns a digest of all that shapes a run's result; evaluation, logging, saving and a cache's place do not."""
+  shaping = _shaping(config)
+  shaping["teacher"]["cache"] = bool(config.teacher.cache)
+  for quiet in ("checkpoint_every", "log_every", "mesh"):
+    del shaping["training"][quiet]
   return hashlib.sha256(json.dumps(shaping, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def difference(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-  """First key, in alphabetical order, at which two runs' configurations differ as JSON; empty if they are the same."""
-  shaping = [{key: value for key, value in one.items() if key not in _APART} for one in (earlier, now)]
-  plain = [json.loads(json.dumps(one, default=str)) for one in shaping]
-  return _difference(*plain, key="config")
+def _shaping(config: RunConfig) -> dict[str, Any]:
+  return {key: value for key, value in dataclasses.asdict(config).items() if key not in _SEPARATE}
+
+
+def difference(earlier: Mapping[str, Any], now: RunConfig) -> str:
+  """Returns the first key, in alphabetical order, at which two runs differ; empty if they are the same.
+
+  Args:
+    earlier: Configuration of the earlier run, read from its config.json.
+    now: Configuration of this run.
+  """
+  shaping = [{key: value for key, value in earlier.items() if key not in _SEPARATE}, _shaping(now)]
+  return _difference(*(json.loads(json.dumps(one, default=str)) for one in shaping), key="config")
 
 
 def _difference(earlier: Any, now: Any, *, key: str) -> str:
@@ -127,21 +122,3 @@ def _difference(earlier: Any, now: Any, *, key: str) -> str:
   else:
     return "" if earlier == now else key
   return next((found for name, *pair in pairs if (found := _difference(*pair, key=name))), "")
-
-
-def _fill(given: Any, schema: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-  if not isinstance(given, Mapping):
-    raise InputError(f"config.{prefix.rstrip('.')}: expected a dict, got {type(given).__name__}")
-  for key in given:
-    if key not in schema:
-      near = difflib.get_close_matches(str(key), list(schema), n=1)
-      hint = f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(schema)}"
-      raise InputError(f"config.{prefix}{key}: unknown key; {hint}")
-  filled = {}
-  for key, default in schema.items():
-    value = given.get(key, default)
-    if value is REQUIRED:
-      raise InputError(f"config.{prefix}{key}: missing; it has no default")
-    nested = isinstance(default, Mapping) and default and f"{prefix}{key}" not in _OPEN
-    filled[key] = _fill(value, default, f"{prefix}{key}.") if nested else value
-  return filled

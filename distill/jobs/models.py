@@ -2,8 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 from jax.sharding import Mesh
@@ -15,14 +14,17 @@ from distill.adapters.stack import Stack, read_adapters, read_stack, stack_of
 from distill.checkpoints import hf_config, sharded
 from distill.checkpoints.hub import locate
 from distill.data.batches import Batches
+from distill.data.config import SourceConfig
 from distill.errors import InputError
 from distill.initialise.importance import measure
 from distill.initialise.transfer import from_teacher, needs_importance
+from distill.jobs.config import RunConfig
 from distill.models.decoder import Decoder
 from distill.models.host_view import HostView, place
 from distill.parallel.mesh import to_global_batch
 from distill.parallel.processes import fail_together
 from distill.teachers.cached import CachedTeacher
+from distill.teachers.config import TeacherConfig
 from distill.teachers.live import LiveTeacher
 from distill.tree import Params
 
@@ -30,36 +32,30 @@ from distill.tree import Params
 Route = tuple[str, ...] | None
 
 
-def routes(sources: Sequence[Mapping[str, Any]]) -> tuple[list[Route], list[int]]:
+def routes(sources: Sequence[SourceConfig]) -> tuple[list[Route], list[int]]:
   """The different adapter sets that the data sources name by `adapters`, and the place of each source's among them.
 
   A source that names none is taught by the whole stack, one that names an empty list by the base alone.
-
-  Raises:
-    InputError: `adapters` is not a list of names.
   """
   found: list[Route] = []
   places = []
-  for index, source in enumerate(sources):
-    names = source.get("adapters")
-    if names is not None and (isinstance(names, str) or not all(isinstance(name, str) for name in names)):
-      raise InputError(f"config.data.sources[{index}].adapters: {names!r}; give a list of names of the teacher's stack")
-    route = None if names is None else tuple(sorted(set(names)))
+  for source in sources:
+    route = None if source.adapters is None else tuple(sorted(set(source.adapters)))
     if route not in found:
       found.append(route)
     places.append(found.index(route))
   return found, places
 
 
-def stack(spec: Mapping[str, Any]) -> Stack:
+def stack(teacher: TeacherConfig) -> Stack:
   """The adapters that `config.teacher` names.
 
   Raises:
     InputError: It names them twice over, or a file that is wrong.
   """
-  if spec["adapters"] and spec["adapter_stack"]:
+  if teacher.adapters and teacher.adapter_stack:
     raise InputError("config.teacher: adapters and adapter_stack: give one of them")
-  return read_stack(pathlib.Path(spec["adapter_stack"])) if spec["adapter_stack"] else stack_of(spec["adapters"])
+  return read_stack(pathlib.Path(teacher.adapter_stack)) if teacher.adapter_stack else stack_of(teacher.adapters)
 
 
 def chosen(stack: Stack, route: Route) -> list[int]:
@@ -98,7 +94,7 @@ class Models:
 
 
 def build(
-  resolved: Mapping[str, Any],
+  config: RunConfig,
   *,
   mesh: Mesh,
   batches: Batches,
@@ -108,7 +104,7 @@ def build(
   """Loads the teacher and makes the student that the configuration describes.
 
   Args:
-    resolved: The configuration.
+    config: The run's.
     mesh: Where parameters go.
     batches: The run's data; the first rows say what of the teacher matters where not all of it can be taken over.
     cached: Takes the live teacher's place, which is loaded only where the student starts from it, and not kept.
@@ -118,74 +114,76 @@ def build(
     InputError: The configuration or a file it names is wrong.
   """
   teacher: LiveTeacher | None = None
-  spec, layers = resolved["teacher"], resolved["student"]["layers_from"]
-  starts = resolved["student"]["config"] and layers and not (resumes and not isinstance(layers, str))
-  if spec["model"] and (cached is None or starts):
-    teacher = live_teacher(resolved, mesh=mesh)
-  elif not spec["model"] and any(source.get("adapters") is not None for source in resolved["data"]["sources"]):
+  layers = config.student.layers_from
+  starts = config.student.config and layers and not (resumes and not isinstance(layers, str))
+  if config.teacher.model and (cached is None or starts):
+    teacher = live_teacher(config, mesh=mesh)
+  elif not config.teacher.model and any(source.adapters is not None for source in config.data.sources):
     raise InputError("config.data.sources: adapters are the teacher's; set config.teacher.model")
-  student, params, layers = _student(resolved, teacher=teacher, mesh=mesh, batches=batches, resumes=resumes)
+  student, params, layers = _student(config, teacher=teacher, mesh=mesh, batches=batches, resumes=resumes)
   flat = {f"student.{name}": x for name, x in params.items()}
-  adapters = resolved["student"]["adapters"]
-  if adapters["targets"]:
-    key = jax.random.fold_in(jax.random.key(resolved["seed"]), 1)
-    made = lora.init(student, targets=adapters["targets"], rank=adapters["rank"], key=key)
+  adapters = config.student.adapters
+  if adapters.targets:
+    key = jax.random.fold_in(jax.random.key(config.seed), 1)
+    made = lora.init(student, targets=adapters.targets, rank=adapters.rank, key=key)
     flat |= {f"adapters.{name}": x for name, x in made.items()}
   return Models(
     student=student,
     params=flat,
     teacher=cached or teacher,
-    adapter_scale=adapters["alpha"] / adapters["rank"],
+    adapter_scale=adapters.scale,
     layers_from=layers,
   )
 
 
-def live_teacher(resolved: Mapping[str, Any], *, mesh: Mesh) -> LiveTeacher:
+def live_teacher(config: RunConfig, *, mesh: Mesh) -> LiveTeacher:
   """The teacher: merged where all rows have one route, else with the adapters beside it."""
-  spec = resolved["teacher"]
+  spec = config.teacher
   with fail_together("config.teacher"):
-    directory = locate(spec["model"])
+    directory = locate(spec.model)
     entries = stack(spec)
     adapters = read_adapters(entries, config=hf_config.read_config(directory))
-    named = routes(resolved["data"]["sources"])[0]
+    named = routes(config.data.sources)[0]
     taught = [[adapters[place] for place in chosen(entries, route)] for route in named]
   if len(taught) < 2:
     adapters = tuple(taught[0]) if taught else adapters
-    config, params = load_merged(directory, adapters=adapters, mesh=mesh, dtype=spec["dtype"])
+    decoder_config, params = load_merged(directory, adapters=adapters, mesh=mesh, dtype=spec.dtype)
   else:
-    config, params = load_routed(directory, routes=taught, mesh=mesh, dtype=spec["dtype"])
-  return LiveTeacher(decoder=Decoder(config), params=params)
+    decoder_config, params = load_routed(directory, routes=taught, mesh=mesh, dtype=spec.dtype)
+  return LiveTeacher(decoder=Decoder(decoder_config), params=params)
 
 
-def _start(resolved, *, teacher, mesh) -> tuple[Decoder, Params]:
+def _start(spec: TeacherConfig, *, teacher, mesh) -> tuple[Decoder, Params]:
   """What a student may start from: the teacher under the whole stack."""
   if not is_live(teacher.params):
     return teacher.decoder, teacher.params
   with fail_together("config.teacher"):
-    directory = locate(resolved["teacher"]["model"])
-    adapters = read_adapters(stack(resolved["teacher"]), config=hf_config.read_config(directory))
-  config, params = load_merged(directory, adapters=adapters, mesh=mesh, dtype=resolved["teacher"]["dtype"])
+    directory = locate(spec.model)
+    adapters = read_adapters(stack(spec), config=hf_config.read_config(directory))
+  config, params = load_merged(directory, adapters=adapters, mesh=mesh, dtype=spec.dtype)
   return Decoder(config), params
 
 
-def _student(resolved, *, teacher, mesh, batches, resumes) -> tuple[Decoder, Params, tuple[int, ...]]:
+def _student(run: RunConfig, *, teacher, mesh, batches, resumes) -> tuple[Decoder, Params, tuple[int, ...]]:
   """The student, its stacked parameters, and the teacher layer that each of its layers starts from, if any."""
-  spec = resolved["student"]
-  if bool(spec["model"]) == bool(spec["config"]):
+  spec = run.student
+  if bool(spec.model) == bool(spec.config):
     raise InputError("config.student: give either model (a directory) or config (the keys of an HF config.json)")
-  if spec["model"]:
-    if isinstance(spec["layers_from"], str):
-      raise InputError("config.student.layers_from: importance is for a student made anew; list the layers of model's")
-    config, params = sharded.load(locate(spec["model"]), mesh=mesh)
-    return Decoder(config), params, tuple(spec["layers_from"])
-  config = hf_config.config_from_dict(spec["config"], where="config.student.config")
+  if spec.model:
+    if isinstance(spec.layers_from, str):
+      raise InputError(
+        "config.student.layers_from: 'importance' requires student.config; with student.model, list the teacher layers"
+      )
+    config, params = sharded.load(locate(spec.model), mesh=mesh)
+    return Decoder(config), params, spec.layers_from
+  config = hf_config.config_from_dict(spec.config or {}, where="config.student.config")
   hf_config.check_writable(config, where="config.student.config")
   decoder = Decoder(config)
-  fresh = jax.jit(decoder.init, out_shardings=decoder.shardings(mesh))(jax.random.key(resolved["seed"]))
-  if not spec["layers_from"]:
+  fresh = jax.jit(decoder.init, out_shardings=decoder.shardings(mesh))(jax.random.key(run.seed))
+  if not spec.layers_from:
     return decoder, fresh, ()
-  if teacher is None and resumes:
-    return decoder, fresh, tuple(spec["layers_from"])
+  if teacher is None and resumes and isinstance(spec.layers_from, tuple):
+    return decoder, fresh, spec.layers_from
   if teacher is None:
     raise InputError("config.student.layers_from: there is no teacher to copy from; set config.teacher.model")
   if decoder.config.vocab_size != teacher.decoder.config.vocab_size:
@@ -193,16 +191,16 @@ def _student(resolved, *, teacher, mesh, batches, resumes) -> tuple[Decoder, Par
       f"config.student.config.vocab_size: {decoder.config.vocab_size}, the teacher has "
       f"{teacher.decoder.config.vocab_size}; they must share a vocabulary"
     )
-  source, start = _start(resolved, teacher=teacher, mesh=mesh)
+  source, start = _start(run.teacher, teacher=teacher, mesh=mesh)
   if decoder.config.vocab_size != source.config.vocab_size:
     raise InputError(
       f"config.student.config.vocab_size: {decoder.config.vocab_size}, the teacher with all its adapters has "
       f"{source.config.vocab_size}; they must share a vocabulary"
     )
-  layers = spec["layers_from"]
+  layers = spec.layers_from
   importance = None
   if needs_importance(config, teacher=source.config, layers=layers):
-    count = -(-spec["calibration_rows"] // batches.size)
+    count = -(-spec.calibration_rows // batches.size)
     importance = measure(
       source, start, batches=(to_global_batch(batches[i], mesh=mesh) for i in range(count)), mesh=mesh
     )

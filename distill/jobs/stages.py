@@ -1,8 +1,7 @@
 """Stages of a run: their places among its steps, their terms, and what trains beside the student."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ from distill.objectives.terms import RELATIONS, Term, build_terms, demands, need
 from distill.parallel.mesh import replicated
 from distill.teachers.cached import CachedTeacher
 from distill.teachers.live import LiveTeacher
+from distill.training.config import StageConfig
 from distill.tree import Params
 
 
@@ -25,23 +25,24 @@ class Stage:
   first: int
   steps: int
   terms: tuple[Term, ...]
-  spec: Mapping[str, Any]
+  config: StageConfig
 
 
-def read_stages(resolved: Mapping[str, Any], models: Models) -> tuple[Stage, ...]:
-  """The stages of a run, in order.
+def read_stages(configs: Sequence[StageConfig], models: Models) -> tuple[Stage, ...]:
+  """Returns the stages of a run, in order.
 
   Raises:
     InputError: Terms that are wrong, or that these models have nothing for.
   """
   stages: list[Stage] = []
   student, teacher = models.student.config, models.teacher
-  for name, spec in resolved["stages"].items():
+  for config in configs:
+    name = config.name
     first = stages[-1].first + stages[-1].steps if stages else 0
     terms = build_terms(
-      spec["terms"],
+      config.terms,
       key=f"config.stages.{name}.terms",
-      steps=spec["steps"],
+      steps=config.steps,
       layers_from=models.layers_from,
       depths=(len(student.layers), teacher.depth if teacher else len(student.layers)),
     )
@@ -58,7 +59,7 @@ def read_stages(resolved: Mapping[str, Any], models: Models) -> tuple[Stage, ...
     for index, term in enumerate(terms):
       for i, j in term.pairs if term.kind == RELATIONS else ():
         _check_heads(term.heads, models, (i, j), key=f"config.stages.{name}.terms[{index}].heads")
-    stages.append(Stage(name=name, first=first, steps=spec["steps"], terms=terms, spec=spec))
+    stages.append(Stage(name=name, first=first, steps=config.steps, terms=terms, config=config))
   return tuple(stages)
 
 

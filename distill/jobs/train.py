@@ -23,7 +23,7 @@ from distill.errors import InputError
 from distill.files.json_file import read_json
 from distill.files.replace import replace_file
 from distill.jobs import cache, data
-from distill.jobs.config import difference, fingerprint, resolve
+from distill.jobs.config import RunConfig, difference, fingerprint, resolve
 from distill.jobs.models import Models, build
 from distill.jobs.stages import Stage, projectors, read_stages
 from distill.models.remat import REMAT_POLICIES
@@ -42,8 +42,8 @@ from distill.training.step import StepConfig, TrainState, branch, canonical_name
 from distill.tree import Params
 
 
-def train(config: Mapping[str, Any], *, workdir: pathlib.Path) -> int:
-  """Runs, or goes on with, the training that `config` describes; the same call resumes where it stopped.
+def train(recipe: Mapping[str, Any] | RunConfig, *, workdir: pathlib.Path) -> int:
+  """Runs, or goes on with, the training that `recipe` describes; the same call resumes where it stopped.
 
   Writes `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/`, and at the end `student/` (an HF directory) or,
   when adapters were trained, `adapter/` (a PEFT directory).
@@ -54,8 +54,8 @@ def train(config: Mapping[str, Any], *, workdir: pathlib.Path) -> int:
   Raises:
     InputError: The configuration, a file it names, or the workdir is wrong.
   """
-  resolved = resolve(config)
-  runner, params = prepared(resolved, workdir=workdir)
+  config = resolve(recipe)
+  runner, params = prepared(config, workdir=workdir)
   checkpoints = Checkpoints(workdir / "checkpoints")
   try:
     with Interruption() as interruption:
@@ -64,28 +64,26 @@ def train(config: Mapping[str, Any], *, workdir: pathlib.Path) -> int:
     checkpoints.close()
   if not finished:
     return EXIT_INTERRUPTED
-  _write_result(workdir, resolved, runner.models, params)
+  _write_result(workdir, config, runner.models, params)
   return 0
 
 
-def prepared(resolved: Mapping[str, Any], *, workdir: pathlib.Path) -> tuple["Runner", Params]:
+def prepared(config: RunConfig, *, workdir: pathlib.Path) -> tuple["Runner", Params]:
   """A run, its data read and its models in memory, and its parameters before the first step.
 
   Raises:
     InputError: The configuration, a file it names, or the workdir is wrong.
   """
-  mesh = make_mesh(resolved["training"]["mesh"])
-  shapes = {name: data.shape(resolved, stage=name) for name in resolved["stages"]}
-  if any(
-    rows // resolved["training"]["micro_batches"] % (mesh.size // mesh.shape["tensor"]) for rows, _ in shapes.values()
-  ):
+  mesh = make_mesh(config.training.mesh)
+  shapes = [config.stage_shape(stage) for stage in config.stages]
+  if any(rows // config.training.micro_batches % (mesh.size // mesh.shape["tensor"]) for rows, _ in shapes):
     raise InputError("config.training.batch_size: a micro-batch must divide among the data and fsdp devices")
-  _claim(workdir, resolved)
-  tokenizer, batches = data.read(resolved, workdir=workdir)
-  found = cache.CacheIndex(resolved, batches=batches) if resolved["teacher"]["cache"] else None
+  _claim(workdir, config)
+  tokenizer, batches = data.read(config, workdir=workdir)
+  found = cache.CacheIndex(config, batches=batches) if config.teacher.cache else None
   cached = found.teacher if found else None
   resumes = any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
-  models = build(resolved, mesh=mesh, batches=next(iter(batches.values())), cached=cached, resumes=resumes)
+  models = build(config, mesh=mesh, batches=next(iter(batches.values())), cached=cached, resumes=resumes)
   vocab = models.student.config.vocab_size
   if len(tokenizer) > vocab:
     raise InputError(
@@ -93,24 +91,24 @@ def prepared(resolved: Mapping[str, Any], *, workdir: pathlib.Path) -> tuple["Ru
     )
   live = (models.teacher.decoder,) if isinstance(models.teacher, LiveTeacher) else ()
   for decoder in (models.student, *live):
-    decoder.check_length(max(length for _, length in shapes.values()), what="config.data.length")
-  stages = read_stages(resolved, models)
+    decoder.check_length(max(length for _, length in shapes), what="config.data.length")
+  stages = read_stages(config.stages, models)
   if found:
     batches = {
-      stage.name: found.batches(stage.name, terms=stage.spec["terms"], wanted=demands(stage.terms)) for stage in stages
+      stage.name: found.batches(stage.name, terms=stage.config.terms, wanted=demands(stage.terms)) for stage in stages
     }
-  params = {**models.params, **projectors(stages, models=models, seed=resolved["seed"], mesh=mesh)}
+  params = {**models.params, **projectors(stages, models=models, seed=config.seed, mesh=mesh)}
   student = models.student.config
   print(f"student: {student.family}; {hf_config.who_loads(student)}", file=sys.stderr, flush=True)
   runner = Runner(
-    resolved=resolved, workdir=workdir, mesh=mesh, models=models, batches=batches, stages=stages, resumes=resumes
+    config=config, workdir=workdir, mesh=mesh, models=models, batches=batches, stages=stages, resumes=resumes
   )
   return runner, params
 
 
-def _claim(workdir: pathlib.Path, resolved: Mapping[str, Any]) -> None:
+def _claim(workdir: pathlib.Path, config: RunConfig) -> None:
   """Marks the directory as this run's, or refuses one of another that has got anywhere."""
-  path, identity = workdir / "config.json", fingerprint(resolved)
+  path, identity = workdir / "config.json", fingerprint(config)
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     if path.exists():
@@ -118,10 +116,12 @@ def _claim(workdir: pathlib.Path, resolved: Mapping[str, Any]) -> None:
       if earlier.get("fingerprint") == identity:
         return
       if any((workdir / "checkpoints").glob("[0-9]*")) or "fingerprint" not in earlier:
-        key = difference(earlier.get("config", {}), resolved) or "config"
+        key = difference(earlier.get("config", {}), config) or "config"
         raise InputError(f"{path}: of a run with another {key}; use another --workdir, or delete this one")
     with replace_file(path) as work:
-      work.write_text(json.dumps({"fingerprint": identity, "config": resolved}, indent=1, default=str) + "\n")
+      work.write_text(
+        json.dumps({"fingerprint": identity, "config": dataclasses.asdict(config)}, indent=1, default=str) + "\n"
+      )
   except OSError as error:
     raise InputError(f"{workdir}: cannot be written ({error.strerror}); name another --workdir") from error
 
@@ -135,7 +135,7 @@ def _carried(stage: Stage, optimizer) -> Callable[[Params], tuple[Any, TermState
 class Runner:
   """The stages of one run, one after another, from wherever the last checkpoint stands."""
 
-  resolved: Mapping[str, Any]
+  config: RunConfig
   workdir: pathlib.Path
   mesh: Mesh
   models: Models
@@ -186,7 +186,7 @@ class Runner:
     """(factor of every parameter the stage trains, its optimizer)."""
     key = f"config.stages.{stage.name}"
     names = canonical_names(self.models.student, params)
-    factors = multipliers(stage.spec["train"], names=names, what=f"{key}.train")
+    factors = multipliers(stage.config.train, names=names, what=f"{key}.train")
     used = {f"projectors.{i}_{j}.kernel" for i, j in end_to_end(stage.terms)}
     trained = {
       name: factor
@@ -197,7 +197,7 @@ class Runner:
       raise InputError(f"{key}.train: nothing trains; give a regex that matches a parameter")
     names = {name: names[name] for name in trained}
     return trained, make_optimizer(
-      stage.spec["optimizer"], trained=trained, names=names, key=f"{key}.optimizer", steps=stage.steps
+      stage.config.optimizer, trained=trained, names=names, key=f"{key}.optimizer", steps=stage.steps
     )
 
   def _abstract(self, shapes: Params, extra: Mapping[str, Any]) -> Params:
@@ -242,12 +242,12 @@ class Runner:
 
   def step(self, stage: Stage, state: TrainState, optimizer: optax.GradientTransformation):
     """The jitted step of a stage, which keeps as much of the forward pass as there is memory for."""
-    training = self.resolved["training"]
+    training = self.config.training
     config = StepConfig(
       terms=stage.terms,
       steps=stage.steps,
-      micro_batches=training["micro_batches"],
-      dtype=jnp.dtype(training["dtype"]),
+      micro_batches=training.micro_batches,
+      dtype=jnp.dtype(training.dtype),
       adapter_scale=self.models.adapter_scale,
     )
     steps = [
@@ -264,7 +264,6 @@ class Runner:
     return first_that_fits(steps, report=lambda text: print(f"{stage.name}: {text}", file=sys.stderr))
 
   def _stage(self, stage, state, optimizer, checkpoints, interruption, writer) -> tuple[TrainState, int]:
-    training = self.resolved["training"]
     step = self.step(stage, state, optimizer)
     done = int(state.step)
     progress = Progress(stage.name, done=done, total=stage.steps)
@@ -286,7 +285,7 @@ class Runner:
       extra = {"stage": stage.name, "step": stage.first + at} | ({"cache": self._cache} if self._cache else {})
       checkpoints.save(stage.first + at, arrays=arrays, extra=extra)
 
-    every = training["checkpoint_every"]
+    every = self.config.training.checkpoint_every
     hooks = loop.Hooks(
       log=log, save=save, save_after=lambda at: at % every == 0 or at == stage.steps, stop=interruption.requested
     )
@@ -309,18 +308,18 @@ def _base_name(model: str) -> str:
   return pathlib.Path(model).name if pathlib.Path(model).is_dir() else model.partition("@")[0]
 
 
-def _write_result(workdir: pathlib.Path, resolved: Mapping[str, Any], models: Models, params: Params) -> None:
+def _write_result(workdir: pathlib.Path, config: RunConfig, models: Models, params: Params) -> None:
   adapters = branch(params, "adapters")
   if adapters:
     write_adapter(
       workdir / "adapter",
       factors=lora.factors(models.student, adapters, scale=models.adapter_scale),
       config=models.student.config,
-      base=_base_name(resolved["student"]["model"]),
+      base=_base_name(config.student.model),
     )
     return
   canonical = models.student.unstack(jax.device_get(branch(params, "student")))
-  source = data.tokenizer_path(resolved)
+  source = data.tokenizer_path(config)
   tokenizer = load_tokenizer(source)
   special = {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
   hf.save(

@@ -1,17 +1,14 @@
 """AdamW with ordered regex lists for learning rates and decay."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from distill.errors import InputError
 from distill.schedules import schedule
+from distill.training.config import OptimizerConfig
 from distill.tree import Params, first_match
-
-_FIELDS = {"learning_rate", "b1", "b2", "eps", "weight_decay", "clip_norm", "learning_rates", "decays"}
 
 
 def multipliers(rules: Sequence[tuple[str, float]], *, names: Mapping[str, Sequence[str]], what: str) -> Params:
@@ -37,31 +34,28 @@ def _broadcast(factor, like):
 
 
 def make_optimizer(
-  spec: Mapping[str, Any], *, trained: Params, names: Mapping[str, Sequence[str]], key: str, steps: int
+  config: OptimizerConfig, *, trained: Params, names: Mapping[str, Sequence[str]], key: str, steps: int
 ) -> optax.GradientTransformation:
-  """AdamW (Loshchilov & Hutter 2019, 1711.05101) over a flat dictionary of parameters.
+  """Returns AdamW (Loshchilov & Hutter 2019, 1711.05101) over a flat dictionary of parameters.
 
   Args:
-    spec: learning_rate (number or schedule), b1 0.9, b2 0.95, eps 1e-8, weight_decay 0, clip_norm 1.0 (global norm;
-      0 for none), learning_rates and decays: ordered (regex, factor) pairs on canonical names, default all 1.
+    config: Options of the optimizer.
     trained: Stage factor of every parameter that trains, from `multipliers`; 0 for single frozen layers.
     names: Stacked name -> canonical names.
-    key: Where the specification stands, for messages.
+    key: Where the options stand in the configuration, for messages.
     steps: Length of the stage.
 
   Raises:
-    InputError: Unknown field, or a parameter that a rule list does not cover.
+    InputError: A rule list does not cover a parameter, or the learning rate is out of range.
   """
-  spec = dict(spec)
-  if unknown := set(spec) - _FIELDS:
-    raise InputError(f"{key}.{min(unknown)}: not a field of the optimizer; it has {', '.join(sorted(_FIELDS))}")
-  everything = ((".*", 1.0),)
-  rates = multipliers(spec.get("learning_rates", everything), names=names, what=f"{key}.learning_rates")
-  decays = multipliers(spec.get("decays", everything), names=names, what=f"{key}.decays")
-  decay = spec.get("weight_decay", 0.0)
+  rates = multipliers(config.learning_rates, names=names, what=f"{key}.learning_rates")
+  decays = multipliers(config.decays, names=names, what=f"{key}.decays")
 
   def add_decay(updates, params):
-    return {name: update + decay * _broadcast(decays[name], update) * params[name] for name, update in updates.items()}
+    return {
+      name: update + config.weight_decay * _broadcast(decays[name], update) * params[name]
+      for name, update in updates.items()
+    }
 
   def scale_rates(updates, params):
     del params
@@ -70,11 +64,10 @@ def make_optimizer(
       for name, update in updates.items()
     }
 
-  rate = schedule(spec.get("learning_rate", 1e-3), key=f"{key}.learning_rate", steps=steps)
-  clip = spec.get("clip_norm", 1.0)
+  rate = schedule(config.learning_rate, key=f"{key}.learning_rate", steps=steps, least=0)
   return optax.chain(
-    optax.clip_by_global_norm(clip) if clip else optax.identity(),
-    optax.scale_by_adam(b1=spec.get("b1", 0.9), b2=spec.get("b2", 0.95), eps=spec.get("eps", 1e-8)),
+    optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
+    optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
     optax.stateless(add_decay),
     optax.scale_by_learning_rate(rate),
     optax.stateless(scale_rates),

@@ -1,30 +1,59 @@
-"""Overrides of a configuration file's values."""
+"""Overrides of a recipe's values on the command line."""
 
 import pytest
 
 from distill.cli import configuration
 from distill.errors import InputError
+from distill.schedules import CosineScheduleConfig
 
-KEY = "stages.1_align.optimizer.learning_rate"
-
-
-def rate(recipe, text, key=KEY):
-  resolved = configuration.load(str(recipe), overrides={key: text})
-  _, stage, *rest = key.split(".")
-  value = resolved["stages"][stage]
-  for name in rest:
-    value = value[name]
-  return value
+KEY = "stages.align.optimizer.learning_rate"
 
 
-def test_a_number_and_a_schedule_stand_for_one_another(recipe):
-  assert rate(recipe, "1e-6") == 1e-6
+def load(recipe, **overrides):
+  return configuration.load(str(recipe), overrides=overrides)
+
+
+def test_a_number_and_a_schedule_may_replace_each_other(recipe):
+  assert load(recipe, **{KEY: "1e-6"}).stages[0].optimizer.learning_rate == 1e-6
   schedule = {"kind": "cosine", "peak": 1e-3, "warmup": 2}
-  assert rate(recipe, repr(schedule)) == schedule
-  assert rate(recipe, "1e-6", key="stages.2_distill.optimizer.learning_rate") == 1e-6
+  found = load(recipe, **{KEY: repr(schedule)}).stages[0].optimizer.learning_rate
+  assert found == CosineScheduleConfig(peak=1e-3, warmup=2)
+  assert load(recipe, **{"stages.distill.optimizer.learning_rate": "1"}).stages[1].optimizer.learning_rate == 1.0
 
 
-@pytest.mark.parametrize("text", ["fast", "(1, 2)"])
-def test_nothing_else_does(recipe, text):
-  with pytest.raises(InputError, match=f"{KEY}=.*expected float"):
-    rate(recipe, text)
+@pytest.mark.parametrize("text", ["fast", "(1, 2)", "True", "-1"])
+def test_a_learning_rate_of_another_type_is_refused(recipe, text):
+  with pytest.raises(InputError, match=rf"config\.{KEY}: .*; use a number of at least 0"):
+    load(recipe, **{KEY: text})
+
+
+def test_a_stage_is_found_by_its_name_and_by_its_place(recipe):
+  by_name, by_place = (load(recipe, **{f"stages.{key}.steps": "5"}) for key in ("distill", "1"))
+  assert [stage.steps for stage in by_name.stages] == [6, 5] and by_name == by_place
+
+
+def test_one_value_of_a_schedule_or_of_a_term_may_be_replaced(recipe):
+  config = load(recipe, **{"stages.distill.optimizer.learning_rate.warmup": "2", "stages.distill.terms.1.weight": "3"})
+  assert config.stages[1].optimizer.learning_rate == CosineScheduleConfig(peak=3e-3, warmup=2)
+  assert config.stages[1].terms[1]["weight"] == 3
+
+
+def test_a_section_that_the_recipe_leaves_out_may_be_overridden(recipe):
+  assert load(recipe, **{"evaluation.skills": "('a.jsonl',)"}).evaluation.skills == ("a.jsonl",)
+  assert load(recipe, **{"stages.align.optimizer.weight_decay": "0.5"}).stages[0].optimizer.weight_decay == 0.5
+
+
+@pytest.mark.parametrize(
+  ("key", "message"),
+  [
+    ("stages.destill.steps", "--config.stages.destill.steps: no 'destill' in the list; did you mean distill?"),
+    ("stages.2.steps", "--config.stages.2.steps: no '2' in the list; use one of align, distill"),
+    ("stages.align.step", "config.stages.align.step: unknown key; did you mean config.stages.align.steps?"),
+    ("sead", "config.sead: unknown key; did you mean config.seed?"),
+    ("training.batch_size.x", "--config.training.batch_size.x: there is no 'x' in 16"),
+  ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_one(recipe, key, message):
+  with pytest.raises(InputError) as error:
+    load(recipe, **{key: "1"})
+  assert message in str(error.value)

@@ -99,7 +99,7 @@ def test_unknown_flag_and_command(refused):
 
 def test_unknown_configuration_key(refused, recipe, tmp_path):
   run = ["train", f"--config={recipe}", f"--workdir={tmp_path / 'run'}"]
-  refused(*run, "--config.training.batchsize=4", says=["batchsize", "did you mean batch_size"])
+  refused(*run, "--config.training.batchsize=4", says=["batchsize", "did you mean config.training.batch_size"])
   assert not (tmp_path / "run").exists()
 
 
@@ -142,7 +142,7 @@ def get_config():
   config.teacher = {{"model": ""}}
   config.tokenizer = {str(tokenizer_dir)!r}
   config.student = {{"config": {gpt2!r}}}
-  config.stages = {{"1": {{"steps": 1, "terms": [{{"kind": "cross_entropy"}}]}}}}
+  config.stages = [{{"name": "only", "steps": 1, "terms": [{{"kind": "cross_entropy"}}]}}]
   return config
 """
   )

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill.data.batches import Batches
-from distill.data.sources import Document, Source
+from distill.data.sources import Document, DocumentSource
 from distill.data.store import build
 from distill.data.tokenizer import load_tokenizer
 from distill.errors import InputError
@@ -25,7 +25,7 @@ def stores(tokenizer_dir, tmp_path_factory):
   for name, rows in zip("ab", ROWS, strict=True):
     # A document a row: with the end, 7 bytes of 8 are used, and no two fit.
     documents = [Document(f"{name}#{i:04d}") for i in range(rows)]
-    source = Source({"name": name}, name, documents.__iter__)
+    source = DocumentSource({"name": name}, name, documents.__iter__)
     made.append(build(source, tokenizer=tokenizer, length=8, directory=directory))
   assert tuple(store.rows for store in made) == ROWS
   return made
@@ -146,7 +146,7 @@ def test_wrong_mixtures_are_refused(changed, says, stores):
 
 
 def test_stores_of_unlike_lengths_are_refused(stores, tokenizer_dir, tmp_path):
-  source = Source({}, "", [Document("old")].__iter__)
+  source = DocumentSource({}, "", [Document("old")].__iter__)
   other = build(source, tokenizer=load_tokenizer(str(tokenizer_dir)), length=9, directory=tmp_path)
   with pytest.raises(InputError, match=r"lengths \[8, 9\]"):
     Batches([stores[0], other], weights=[1.0, 1.0], batch_size=4, seed=0)

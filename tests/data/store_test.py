@@ -6,7 +6,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from distill.data import store as store_module
-from distill.data.sources import Document, Source, open_source
+from distill.data.sources import Document, DocumentSource, open_source
 from distill.data.store import TokenStore, build
 from distill.data.tokenizer import load_tokenizer
 from distill.errors import InputError
@@ -29,7 +29,7 @@ def make(text_file, tokenizer, tmp_path):
 
 
 def source_of(*documents, digest="0"):
-  return Source({"kind": "here"}, digest, lambda: iter(documents))
+  return DocumentSource({"kind": "here"}, digest, lambda: iter(documents))
 
 
 def test_a_store_holds_the_text(make, text_file, tokenizer):
@@ -127,7 +127,7 @@ def test_a_build_that_fails_leaves_nothing(tokenizer, tmp_path):
     raise InputError("the source: ends here")
 
   with pytest.raises(InputError, match="ends here"):
-    build(Source({}, "0", documents), tokenizer=tokenizer, length=8, directory=tmp_path / "stores")
+    build(DocumentSource({}, "0", documents), tokenizer=tokenizer, length=8, directory=tmp_path / "stores")
   assert not list((tmp_path / "stores").iterdir())
 
 
@@ -139,7 +139,7 @@ def test_of_two_who_build_the_same_store_both_get_it(tokenizer, tmp_path):
     inner.append(build(source_of(document), tokenizer=tokenizer, length=8, directory=tmp_path))
     yield document
 
-  outer = build(Source({"kind": "here"}, "0", documents), tokenizer=tokenizer, length=8, directory=tmp_path)
+  outer = build(DocumentSource({"kind": "here"}, "0", documents), tokenizer=tokenizer, length=8, directory=tmp_path)
   assert outer.directory == inner[0].directory
   assert list(tmp_path.iterdir()) == [outer.directory]
 

@@ -41,7 +41,7 @@ def config(llama_dir, adapter_dirs, text_file):
     "cache": {"targets": "top_k", "size": 300},
     "data": {"sources": [{"kind": "jsonl", "path": str(text_file)}], "length": 16},
     "training": {"batch_size": 16, "dtype": "float32", "checkpoint_every": 4},
-    "stages": {"1": {"steps": 12, "terms": terms, "optimizer": {"learning_rate": 1e-5}}},
+    "stages": [{"name": "only", "steps": 12, "terms": terms, "optimizer": {"learning_rate": 1e-5}}],
   }
 
 
@@ -51,7 +51,7 @@ def changed(config, *, terms=None, **tops):
   for top, values in tops.items():
     other[top].update(values)
   if terms is not None:
-    other["stages"]["1"]["terms"] = terms
+    other["stages"][0]["terms"] = terms
   return other
 
 
@@ -208,7 +208,7 @@ def test_what_the_cache_has_not_is_refused_before_the_training(change, says, cac
 
 def test_draws_teach_by_forward_kl_alone_and_without_the_teacher(config, llama_dir, tmp_path):
   sampled = changed(config, cache={"targets": "sampled", "size": 20}, terms=[{"kind": "forward_kl"}])
-  sampled["stages"]["1"]["optimizer"] = {"learning_rate": 1e-2}
+  sampled["stages"][0]["optimizer"] = {"learning_rate": 1e-2}
   assert make(sampled, workdir=tmp_path / "cache") == 0
   alone = {"model": "", "adapters": (), "cache": str(tmp_path / "cache")}
   run = {**changed(sampled, teacher=alone, student={"layers_from": ()}), "tokenizer": str(llama_dir)}

@@ -24,7 +24,7 @@ def config(llama_dir, text_file):
     "student": {"model": str(llama_dir)},
     "data": {"sources": [{"kind": "jsonl", "path": str(text_file)}], "length": 16},
     "training": {"batch_size": 16, "dtype": "float32"},
-    "stages": {"1": {"steps": 3, "terms": terms, "optimizer": {"learning_rate": 1e-3}}},
+    "stages": [{"name": "only", "steps": 3, "terms": terms, "optimizer": {"learning_rate": 1e-3}}],
   }
 
 
@@ -36,19 +36,19 @@ def losses(workdir):
 STEPS = """
 import ast, pathlib
 import numpy as np
-from distill.parallel.mesh import globally
-from distill.training import run
+from distill.parallel.mesh import to_global_batch
+from distill.jobs import train
 from distill.jobs.config import resolve
 
 # FAULT
 
-runner, params = run.prepared(resolve(ast.literal_eval(sys.argv[3])), workdir=pathlib.Path(sys.argv[4]) / str(RANK))
+runner, params = train.prepared(resolve(ast.literal_eval(sys.argv[3])), workdir=pathlib.Path(sys.argv[4]) / str(RANK))
 (stage,) = runner.stages
 state, optimizer = runner.state(stage, params)
 step, teacher = runner.step(stage, state, optimizer), runner.teacher_params(stage)
 losses = []
 for batch, _ in zip(runner.batches[stage.name].iterate(0), range(3)):
-  state, metrics = step(state, teacher, globally(batch, mesh=runner.mesh))
+  state, metrics = step(state, teacher, to_global_batch(batch, mesh=runner.mesh))
   losses.append(float(metrics["loss"]))
 print(losses)
 """
@@ -65,8 +65,8 @@ def by_the_host(right, **fixed):
   step.lower = right.lower
   return step
 
-make_step = run.make_step
-run.make_step = lambda student, **fixed: by_the_host(make_step(student, **fixed), **fixed)
+make_step = train.make_step
+train.make_step = lambda student, **fixed: by_the_host(make_step(student, **fixed), **fixed)
 """
 
 

@@ -19,6 +19,8 @@ from distill.models.decoder import Decoder
 from distill.models.host_view import HostView
 from distill.parallel.mesh import make_mesh
 
+REST = {"data": {"sources": ()}, "stages": [{"name": "only", "steps": 1, "terms": ()}]}
+
 
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-6), ("bfloat16", 2e-2)])
 def test_a_teacher_on_the_mesh_is_the_base_with_its_stack_merged(llama_dir, adapter_dirs, dtype, tolerance):
@@ -36,20 +38,20 @@ def test_a_teacher_on_the_mesh_is_the_base_with_its_stack_merged(llama_dir, adap
 
 def test_a_dtype_that_a_teacher_cannot_have_is_refused():
   with pytest.raises(InputError, match=r"config\.teacher\.dtype: 'int8'"):
-    resolve({"teacher": {"dtype": "int8"}, "data": {"sources": ()}, "stages": {"1": {"steps": 1, "terms": ()}}})
+    resolve({"teacher": {"dtype": "int8"}, **REST})
 
 
 @pytest.mark.parametrize(
   "student, says",
   [
     ({"layers_from": "last"}, r"config\.student\.layers_from: 'last'.*'importance'"),
-    ({"layers_from": (0, 1.5)}, r"config\.student\.layers_from: \(0, 1\.5\)"),
+    ({"layers_from": (0, 1.5)}, r"config\.student\.layers_from\[1\]: 1\.5"),
     ({"calibration_rows": 0}, r"config\.student\.calibration_rows: 0"),
   ],
 )
 def test_a_start_that_cannot_be_is_refused(student, says):
   with pytest.raises(InputError, match=says):
-    resolve({"student": student, "data": {"sources": ()}, "stages": {"1": {"steps": 1, "terms": ()}}})
+    resolve({"student": student, **REST})
 
 
 def test_a_run_measures_its_teacher_on_rows_of_its_own_data(llama_dir, adapter_dirs, text_file, tmp_path):
@@ -69,7 +71,7 @@ def test_a_run_measures_its_teacher_on_rows_of_its_own_data(llama_dir, adapter_d
       "teacher": {"model": str(llama_dir), "adapters": tuple(map(str, adapter_dirs))},
       "student": {"config": values, "layers_from": "importance", "calibration_rows": 12},
       "data": {"sources": (source,), "length": 32},
-      "stages": {"1": {"steps": 1, "terms": ()}},
+      "stages": [{"name": "only", "steps": 1, "terms": ()}],
     }
   )
   tokenizer = load_tokenizer(str(llama_dir))

@@ -10,6 +10,7 @@ import pytest
 from distill.adapters.stack import merge, stack_of
 from distill.checkpoints import hf
 from distill.data.batches import Batches
+from distill.data.config import SourceConfig
 from distill.data.store import TokenStore
 from distill.errors import InputError
 from distill.jobs.models import routes
@@ -33,7 +34,7 @@ def config(llama_dir, adapter_dirs, files, sets):
       "length": 16,
     },
     "training": {"batch_size": 16, "micro_batches": 2, "dtype": "float32"},
-    "stages": {"1": {"steps": 1, "terms": [{"kind": "forward_kl"}], "optimizer": {"learning_rate": 1e-4}}},
+    "stages": [{"name": "only", "steps": 1, "terms": [{"kind": "forward_kl"}], "optimizer": {"learning_rate": 1e-4}}],
   }
 
 
@@ -81,16 +82,16 @@ def test_each_source_is_taught_by_its_own_adapters(llama_dir, adapter_dirs, file
 
 
 def test_sources_that_name_the_same_adapters_share_a_route_and_none_means_the_whole_stack():
-  named = [{}, {"adapters": ["b", "a"]}, {"adapters": []}, {"adapters": ("a", "b")}, {"adapters": None}]
-  assert routes(named) == ([None, ("a", "b"), ()], [0, 1, 2, 1, 0])
+  named = [None, ("b", "a"), (), ("a", "b"), None]
+  assert routes([SourceConfig(adapters=names) for names in named]) == ([None, ("a", "b"), ()], [0, 1, 2, 1, 0])
 
 
 @pytest.mark.parametrize(
   ("sets", "says"),
   [
     ([["nothing"], []], "'nothing' is not in the teacher's stack"),
-    (["name", []], "give a list of names"),
-    ([[1], []], "give a list of names"),
+    (["name", []], r"config\.data\.sources\[0\]\.adapters: 'name'; use a list or None"),
+    ([[1], []], r"config\.data\.sources\[0\]\.adapters\[0\]: 1; use a text"),
   ],
 )
 def test_wrong_names_are_refused(llama_dir, adapter_dirs, files, sets, says, tmp_path):
@@ -101,6 +102,6 @@ def test_wrong_names_are_refused(llama_dir, adapter_dirs, files, sets, says, tmp
 def test_adapters_without_a_teacher_are_refused(llama_dir, files, tmp_path):
   settings = config(llama_dir, [], files, [["a"], []])
   settings["teacher"] = {}
-  settings["stages"]["1"]["terms"] = [{"kind": "cross_entropy"}]
+  settings["stages"][0]["terms"] = [{"kind": "cross_entropy"}]
   with pytest.raises(InputError, match="adapters are the teacher's"):
     train(settings, workdir=tmp_path)

@@ -43,7 +43,7 @@ def straight(tmp_path_factory, recipe, one_device):
 def test_it_learns_and_logs_every_step_once(straight):
   lines = [json.loads(line) for line in (straight / "metrics.jsonl").read_text().splitlines()]
   assert [line["step"] for line in lines] == list(range(1, 21))
-  assert [line["stage"] for line in lines] == ["1_align"] * 6 + ["2_distill"] * 14
+  assert [line["stage"] for line in lines] == ["align"] * 6 + ["distill"] * 14
   assert lines[5]["loss"] < 0.95 * lines[0]["loss"]
   assert lines[19]["0_forward_kl"] < 0.9 * lines[6]["0_forward_kl"]
   assert any((straight / "tensorboard").iterdir())
@@ -53,8 +53,10 @@ def test_it_learns_and_logs_every_step_once(straight):
 HYBRID = (
   "--config=configs/quickstart.py",
   "--config.data.length=32",
-  "--config.stages.1_align.steps=10",
-  "--config.stages.2_distill.steps=10",
+  "--config.stages.align.steps=10",
+  "--config.stages.distill.steps=10",
+  "--config.stages.align.optimizer.learning_rate.warmup=5",
+  "--config.stages.distill.optimizer.learning_rate.warmup=5",
 )
 
 
@@ -116,7 +118,7 @@ def test_sigterm_saves_exits_with_75_and_the_same_command_goes_on(straight, reci
 def test_inspect_tells_what_a_run_its_checkpoint_and_its_store_are(straight, distill):
   assert re.search(r"checkpoints: \d+, 20\n", distill("inspect", straight).stdout)
   shown = distill("inspect", straight / "checkpoints/20").stdout
-  assert "checkpoint: stage 2_distill, step 20" in shown and " of student" in shown and " of optimizer" in shown
+  assert "checkpoint: stage distill, step 20" in shown and " of student" in shown and " of optimizer" in shown
   stores = [distill("inspect", store).stdout for store in (straight / "tokens").iterdir()]
   assert all(any(f"rows of {length} tokens" in shown for shown in stores) for length in (16, 32))
 

@@ -38,7 +38,7 @@ def config(llama_dir, text_file, *, student, training, terms=()):
     "student": student,
     "data": {"sources": [{"kind": "jsonl", "path": str(text_file)}], "length": 32},
     "training": {"batch_size": 16, "dtype": "float32", **training},
-    "stages": {"1": {"steps": 3, "terms": terms, "optimizer": {"learning_rate": 1e-2}}},
+    "stages": [{"name": "only", "steps": 3, "terms": terms, "optimizer": {"learning_rate": 1e-2}}],
   }
 
 
@@ -56,5 +56,5 @@ def test_micro_batches_and_a_mesh_give_the_same_terms(llama_dir, text_file, tmp_
 
 
 def test_a_student_without_mixtures_is_refused(llama_dir, text_file, tmp_path):
-  with pytest.raises(InputError, match=r"config\.stages\.1\.terms: balance .* the student has none"):
+  with pytest.raises(InputError, match=r"config\.stages\.only\.terms: balance .* the student has none"):
     train(config(llama_dir, text_file, student={"model": str(llama_dir)}, training={}), workdir=tmp_path)

@@ -16,6 +16,7 @@ from distill.objectives.objective import initial_states
 from distill.objectives.terms import build_terms, demands
 from distill.parallel.mesh import make_mesh
 from distill.teachers.live import LiveTeacher
+from distill.training.config import OptimizerConfig, StageConfig
 from distill.training.optimizer import make_optimizer, multipliers
 from distill.training.step import StepConfig, TrainState, canonical_names, make_step
 from distill.types import INPUT, Batch
@@ -67,7 +68,11 @@ def trained(student, params, *, terms, teacher, steps, train=((".*", 1.0),)):
   mine = {name: x for name, x in params.items() if np.any(factors[name])}
   factors = {name: factors[name] for name in mine}
   optimizer = make_optimizer(
-    {"learning_rate": 1e-2}, trained=factors, names={name: names[name] for name in mine}, key="optimizer", steps=steps
+    OptimizerConfig(learning_rate=1e-2),
+    trained=factors,
+    names={name: names[name] for name in mine},
+    key="optimizer",
+    steps=steps,
   )
   everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   state = TrainState(
@@ -144,11 +149,11 @@ def test_relation_heads_divide_what_both_models_project():
   model = decoder(SOFT, SOFT)
   models = Models(student=decoder(DELTA), params={}, teacher=LiveTeacher(decoder=model, params={}), adapter_scale=1.0)
   terms = [{"kind": "relations", "pairs": ((0, 1),), "heads": 16}]
-  resolved = {"stages": {"one": {"steps": 1, "terms": terms}}}
+  stage = StageConfig(name="only", steps=1, terms=tuple(terms))
   with pytest.raises(
     InputError, match=r"terms\[0\]\.heads: 16 relation heads do not divide the teacher's .* 16, 8, 8 wide"
   ):
-    read_stages(resolved, models)
+    read_stages([stage], models)
 
 
 def test_what_relates_are_the_projections_of_what_a_layer_is_given():

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from distill.errors import InputError
-from distill.jobs.config import difference, resolve
 from distill.losses.divergences import OF_LOGITS, forward_kl
 from distill.objectives.objective import LossContext, counts, initial_states, loss_sums, next_states
 from distill.objectives.terms import build_terms
+from distill.training.config import OptimizerConfig
 from distill.training.optimizer import make_optimizer, multipliers
 from distill.types import Apart, Batch, DenseSignal, ModelOutput, Readout
 
@@ -210,23 +210,7 @@ def test_rules_reach_single_layers_of_a_stack():
 def test_a_frozen_layer_of_a_stack_stays_bit_equal():
   names = {"a": ["layers.0", "layers.1"]}
   trained = {"a": np.asarray([1.0, 0.0], np.float32)}
-  optimizer = make_optimizer({"weight_decay": 0.1}, trained=trained, names=names, key="optimizer", steps=10)
+  optimizer = make_optimizer(OptimizerConfig(weight_decay=0.1), trained=trained, names=names, key="optimizer", steps=10)
   params = {"a": jnp.ones((2, 3))}
   updates, _ = optimizer.update({"a": jnp.ones((2, 3))}, optimizer.init(params), params)
   assert np.all(np.asarray(updates["a"][0]) < 0) and np.all(np.asarray(updates["a"][1]) == 0)
-
-
-def test_stages_run_in_the_order_of_their_names_and_defaults_are_filled_in():
-  stage = {"steps": 1, "terms": [{"kind": "cross_entropy"}]}
-  resolved = resolve({"data": {"sources": []}, "stages": {"2_b": stage, "1_a": stage}})
-  assert list(resolved["stages"]) == ["1_a", "2_b"]
-  assert resolved["training"]["micro_batches"] == 1
-  with pytest.raises(InputError, match="did you mean stages"):
-    resolve({"data": {"sources": []}, "stage": {}})
-
-
-def test_the_first_key_that_differs_is_named():
-  one = {"a": {"b": [1, {"c": 2}], "d": 3}, "e": (1, 2)}
-  assert difference(one, {**one, "e": [1, 2]}) == ""
-  assert difference(one, {**one, "a": {"b": [1, {"c": 4}], "d": 5}}) == "config.a.b[1].c"
-  assert difference(one, {**one, "f": 1}) == "config.f"

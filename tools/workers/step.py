@@ -16,6 +16,7 @@ from distill.objectives.terms import build_terms
 from distill.parallel.mesh import make_mesh, replicated, to_global_batch
 from distill.teachers.live import LiveTeacher
 from distill.training import loop
+from distill.training.config import OptimizerConfig
 from distill.training.optimizer import make_optimizer
 from distill.training.step import StepConfig, TrainState, canonical_names, make_step
 from distill.tree import Params
@@ -56,7 +57,7 @@ class Steps:
       depths=(len(student.config.layers), self._teacher.depth),
     )
     optimizer = make_optimizer(
-      {"learning_rate": settings["learning_rate"], "clip_norm": 0},
+      OptimizerConfig(learning_rate=settings["learning_rate"], clip_norm=0.0),
       trained=dict.fromkeys(trained, 1.0),
       names=canonical_names(student, trained),
       key="optimizer",

@@ -1,0 +1,19 @@
+"""Configuration of an adapter that is trained."""
+
+import dataclasses
+
+from distill.configuration import option
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+  """A LoRA adapter on the student; only it is exported."""
+
+  targets: str = option("", help="Regular expression of kernels that get factors; empty trains no adapter.", regex=True)
+  rank: int = option(8, help="Rank of the factors.", least=1)
+  alpha: float = option(16.0, help="The update is scaled by alpha / rank.", above=0)
+
+  @property
+  def scale(self) -> float:
+    """Factor of the product of the two factors."""
+    return self.alpha / self.rank

@@ -1,0 +1,134 @@
+"""A recipe becomes one typed configuration, or is refused by one line with the key."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+from ml_collections import ConfigDict
+
+from distill.errors import InputError
+from distill.jobs.config import difference, fingerprint, resolve
+
+STAGE = {"name": "only", "steps": 4, "terms": [{"kind": "cross_entropy"}]}
+RECIPE = {"data": {"sources": [{"kind": "text", "path": "a.txt"}]}, "stages": [STAGE]}
+
+
+def stages(*names):
+  return {**RECIPE, "stages": [{**STAGE, "name": name} for name in names]}
+
+
+def test_ten_stages_run_in_the_order_of_the_list():
+  names = [f"{number}_stage" for number in (1, 2, 9, 10, 3)]
+  assert [stage.name for stage in resolve(ConfigDict(stages(*names))).stages] == names
+
+
+def test_defaults_are_filled_in_and_a_resolved_configuration_stays_as_it_is():
+  config = resolve(RECIPE)
+  assert config.training.micro_batches == 1 and config.stages[0].optimizer.b2 == 0.95
+  assert config.data.sources[0].weight == 1.0 and config.stage_shape(config.stages[0]) == (8, 256)
+  assert resolve(config) is config
+
+
+def test_a_stage_may_have_a_shape_of_its_own():
+  config = resolve({**RECIPE, "stages": [{**STAGE, "batch_size": 4, "length": 512}]})
+  assert config.stage_shape(config.stages[0]) == (4, 512)
+
+
+def test_a_dict_of_stages_is_refused_with_the_list_to_write():
+  message = "config.stages: a dict, which keeps no order; give a list: [{'name': 'align', …}, {'name': 'distill', …}]"
+  with pytest.raises(InputError, match=re.escape(message)):
+    resolve({**RECIPE, "stages": {"align": {"steps": 1}, "distill": {"steps": 1}}})
+
+
+def stage(**changes):
+  return {"stages": [{**STAGE, **changes}]}
+
+
+def optimizer(**options):
+  return stage(optimizer=options)
+
+
+@pytest.mark.parametrize(
+  ("change", "key"),
+  [
+    (stages("a", "a"), "config.stages[1].name: 'a' is the name of another one"),
+    (stages("1"), "config.stages: '1' is no name of a stage"),
+    (stages("a.b"), "config.stages: 'a.b' is no name of a stage"),
+    (stages(), "config.stages: empty; give at least one stage"),
+    (stage(steps=0), "config.stages.only.steps: 0"),
+    (stage(steps=2.0), "config.stages.only.steps: 2.0"),
+    (stage(length=1), "config.stages.only.length: 1"),
+    (stage(terms=None), "config.stages.only.terms: None"),
+    (stage(train=".*"), "config.stages.only.train: '.*'"),
+    (stage(train=None), "config.stages.only.train: None"),
+    (stage(train=((".*[", 1.0),)), "config.stages.only.train[0][0]: '.*[' is no regular expression"),
+    (stage(optimizer=None), "config.stages.only.optimizer: None"),
+    (optimizer(learning_rate="0.001"), "config.stages.only.optimizer.learning_rate: '0.001'"),
+    (optimizer(learning_rate=None), "config.stages.only.optimizer.learning_rate: None"),
+    (optimizer(learning_rate=-1e-3), "config.stages.only.optimizer.learning_rate: -0.001"),
+    (optimizer(learning_rate=float("nan")), "config.stages.only.optimizer.learning_rate: nan"),
+    (
+      optimizer(learning_rate={"kind": "linear", "start": 1, "end": -1}),
+      "config.stages.only.optimizer.learning_rate: kind linear, start 1.0, end -1.0; use numbers of at least 0",
+    ),
+    (
+      optimizer(learning_rate={"kind": "cosine", "peak": 1e-3, "warmup": 4}),
+      "config.stages.only.optimizer.learning_rate.warmup: 4 steps, and the stage has 4; use fewer",
+    ),
+    (optimizer(weight_decay="0.1"), "config.stages.only.optimizer.weight_decay: '0.1'"),
+    (optimizer(b1="0.9"), "config.stages.only.optimizer.b1: '0.9'"),
+    (optimizer(clip_norm=-1), "config.stages.only.optimizer.clip_norm: -1"),
+    (optimizer(decays=((".*[", 1.0),)), "config.stages.only.optimizer.decays[0][0]: '.*['"),
+    (optimizer(decays=((".*", -1.0),)), "config.stages.only.optimizer.decays[0][1]: -1.0"),
+    (optimizer(learning_rat=1), "did you mean config.stages.only.optimizer.learning_rate?"),
+    ({"seed": -1}, "config.seed: -1"),
+    ({"seed": None}, "config.seed: None"),
+    ({"seed": "0"}, "config.seed: '0'"),
+    ({"stage": []}, "did you mean config.stages?"),
+    ({"teacher": {"dtype": "int8"}}, "config.teacher.dtype: 'int8'"),
+    ({"student": {"layers_from": "last"}}, "config.student.layers_from: 'last'"),
+    ({"student": {"layers_from": (0, 1.5)}}, "config.student.layers_from[1]: 1.5"),
+    ({"student": {"calibration_rows": 0}}, "config.student.calibration_rows: 0"),
+    ({"student": {"config": "student.json"}}, "config.student.config: 'student.json'"),
+    ({"student": {"model": 3}}, "config.student.model: 3"),
+    ({"student": {"adapters": {"rank": 0}}}, "config.student.adapters.rank: 0"),
+    ({"student": {"adapters": {"targets": "("}}}, "config.student.adapters.targets: '('"),
+    ({"data": {"sources": "a.txt"}}, "config.data.sources: 'a.txt'; give a list"),
+    ({"data": {"sources": ["a.txt"]}}, "config.data.sources[0]: 'a.txt'; give a dict with a kind"),
+    (
+      {"data": {"sources": [{**RECIPE["data"]["sources"][0], "weight": "two"}]}},
+      "config.data.sources[0].weight: 'two'",
+    ),
+    ({"data": {"sources": [{**RECIPE["data"]["sources"][0], "adapters": 3}]}}, "config.data.sources[0].adapters: 3"),
+    ({"data": {"sources": [], "store": 3}}, "config.data.store: 3"),
+    ({"training": {"batch_size": True}}, "config.training.batch_size: True"),
+    ({"training": {"micro_batches": 3}}, "config.training.micro_batches: 3 must divide batch_size 8"),
+    ({"training": {"dtype": "float16"}}, "config.training.dtype: 'float16'"),
+    ({"training": {"checkpoint_every": 0}}, "config.training.checkpoint_every: 0"),
+    ({"training": {"checkpoint_every": "2"}}, "config.training.checkpoint_every: '2'"),
+    ({"training": {"mesh": "auto"}}, "config.training.mesh: 'auto'"),
+    ({"training": {"mesh": None}}, "config.training.mesh: None"),
+    ({"training": {"mesh": (-1, 0, 1)}}, "config.training.mesh: (-1, 0, 1)"),
+    ({"evaluation": {"skills": None}}, "config.evaluation.skills: None"),
+  ],
+)
+def test_a_wrong_value_is_refused_with_its_key(change, key):
+  with pytest.raises(InputError, match=re.escape(key)) as error:
+    resolve({**RECIPE, **change})
+  assert "\n" not in str(error.value)
+
+
+def test_the_fingerprint_leaves_out_what_does_not_shape_the_result():
+  same = {"training": {"checkpoint_every": 3, "log_every": 2, "mesh": (1, 1, 1)}, "evaluation": {"skills": ["a"]}}
+  assert fingerprint(resolve({**RECIPE, **same})) == fingerprint(resolve(RECIPE))
+  assert fingerprint(resolve({**RECIPE, "seed": 1})) != fingerprint(resolve(RECIPE))
+  here, there = (resolve({**RECIPE, "teacher": {"cache": name}}) for name in ("here", "there"))
+  assert fingerprint(here) == fingerprint(there) != fingerprint(resolve(RECIPE))
+
+
+def test_the_first_key_that_differs_is_named():
+  earlier = json.loads(json.dumps(dataclasses.asdict(resolve(RECIPE))))
+  assert difference(earlier, resolve(RECIPE)) == ""
+  assert difference(earlier, resolve({**RECIPE, **stage(steps=5)})) == "config.stages[0].steps"
+  assert difference(earlier, resolve({**RECIPE, "evaluation": {"skills": ["a"]}})) == ""
