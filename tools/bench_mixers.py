@@ -33,22 +33,22 @@ Step = tuple[Callable[[], Any], float | None]
 def attention(width: int) -> nnx.Module:
   """Softmax attention over everything before."""
   heads = width // _HEAD
-  spec = AttentionConfig(num_heads=heads, num_kv_heads=heads, head_dim=_HEAD, rope=RopeConfig())
-  return Attention(Init(jax.random.key(0)), spec=spec, width=width, norm_eps=1e-6, norm_offset=0.0)
+  config = AttentionConfig(num_heads=heads, num_kv_heads=heads, head_dim=_HEAD, rope=RopeConfig())
+  return Attention(Init(jax.random.key(0)), config=config, width=width, norm_eps=1e-6, norm_offset=0.0)
 
 
 def gated_delta(width: int) -> nnx.Module:
   """The gated delta rule with as many heads."""
   heads = width // _HEAD
-  spec = GatedDeltaConfig(num_key_heads=heads, num_value_heads=heads, key_head_dim=_HEAD, value_head_dim=_HEAD)
-  return GatedDelta(Init(jax.random.key(0)), spec=spec, width=width, norm_eps=1e-6)
+  config = GatedDeltaConfig(num_key_heads=heads, num_value_heads=heads, key_head_dim=_HEAD, value_head_dim=_HEAD)
+  return GatedDelta(Init(jax.random.key(0)), config=config, width=width, norm_eps=1e-6)
 
 
 def mamba2(width: int) -> nnx.Module:
   """A state space with as many heads, each with a group of its own."""
   heads = width // _HEAD
-  spec = Mamba2Config(num_heads=heads, head_dim=_HEAD, state_size=_HEAD, num_groups=heads)
-  return Mamba2(Init(jax.random.key(0)), spec=spec, width=width, norm_eps=1e-6)
+  config = Mamba2Config(num_heads=heads, head_dim=_HEAD, state_size=_HEAD, num_groups=heads)
+  return Mamba2(Init(jax.random.key(0)), config=config, width=width, norm_eps=1e-6)
 
 
 # A mixer that is added here is measured.

@@ -1,4 +1,4 @@
-"""Continuing prompts: filled into the caches at once, then drawn in blocks of tokens that Python does not interrupt."""
+"""Continues prompts: one prefill, then blocks of tokens that are sampled inside one compiled loop each."""
 
 import dataclasses
 import functools
@@ -14,12 +14,12 @@ from distill.errors import InputError
 from distill.generate.sampling import Sampling, draw
 from distill.models.decoder import Decoder
 
-_BLOCK = 32  # Tokens between two looks at what was drawn.
-_SHORTEST = 16  # Prompts are padded to a power of two, at least this: each length is compiled for itself.
+_BLOCK = 32  # Most tokens of one compiled loop; the caller reads them after each block.
+_MIN_PROMPT = 16  # Prompts are padded to a power of two, at least this, so that few lengths are compiled.
 
 
-def _draw(output, *, positions, seed, sampling):
-  """A token a row from keys of (seed, row, position)."""
+def _sample(output, *, positions, seed, sampling):
+  """Draws one token for each row; its random key follows from the seed, the row and the position."""
   rows = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(len(positions)))
   keys = jax.vmap(jax.random.fold_in)(rows, positions)
   logits = output.readout.logits(output.hidden)[:, : output.readout.vocab_size]
@@ -28,17 +28,17 @@ def _draw(output, *, positions, seed, sampling):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Rows:
-  """Where a batch of texts stands.
+class _Texts:
+  """A batch of texts between two steps of decoding.
 
   Attributes:
-    cache: Of single layers.
-    last: The last token of each row, which is not in the cache yet.
-    positions: Its position.
-    ended: Whether a row has come to a stop.
+    state: Decoding state of every layer, not stacked.
+    last: Last token of each text, which the decoding state lacks.
+    positions: Position of that token.
+    ended: True for texts that have reached a stop token.
   """
 
-  cache: Any
+  state: Any
   last: Int[Array, " B"]
   positions: Int[Array, " B"]
   ended: Bool[Array, " B"]
@@ -46,32 +46,32 @@ class _Rows:
 
 @functools.partial(jax.jit, static_argnames=("decoder", "length", "sampling", "dtype"))
 def _start(params, tokens, lengths, stop, seed, *, decoder, length, sampling, dtype):
-  """(parameters of single layers, rows with their first token)."""
-  output, cache = decoder.prefill(params, tokens=tokens, lengths=lengths, length=length, dtype=dtype)
-  first = _draw(output, positions=lengths, seed=seed, sampling=sampling)
-  rows = _Rows(cache=decoder.unroll_cache(cache), last=first, positions=lengths, ended=jnp.isin(first, stop))
-  return decoder.unroll(params), rows
+  """Returns the parameters of single layers, and texts with their first token."""
+  output, state = decoder.prefill(params, tokens=tokens, lengths=lengths, length=length, dtype=dtype)
+  first = _sample(output, positions=lengths, seed=seed, sampling=sampling)
+  texts = _Texts(state=decoder.unroll_cache(state), last=first, positions=lengths, ended=jnp.isin(first, stop))
+  return decoder.unroll(params), texts
 
 
-@functools.partial(jax.jit, static_argnames=("decoder", "sampling", "dtype"), donate_argnames=("rows",))
-def _block(params, rows, count, stop, seed, *, decoder, sampling, dtype):
-  """Up to `count` more tokens of each row, fewer if all have ended: ([B,_BLOCK], how many, rows)."""
+@functools.partial(jax.jit, static_argnames=("decoder", "sampling", "dtype"), donate_argnames=("texts",))
+def _block(params, texts, count, stop, seed, *, decoder, sampling, dtype):
+  """Draws `count` tokens for each text, or fewer if all end: returns tokens [B, _BLOCK], their number and the texts."""
 
   def goes_on(carry):
-    step, rows, _ = carry
-    return (step < count) & ~jnp.all(rows.ended)
+    step, texts, _ = carry
+    return (step < count) & ~jnp.all(texts.ended)
 
   def body(carry):
-    step, rows, drawn = carry
-    output, cache = decoder.step(params, cache=rows.cache, tokens=rows.last, positions=rows.positions, dtype=dtype)
-    positions = rows.positions + 1
-    tokens = _draw(output, positions=positions, seed=seed, sampling=sampling)
-    rows = _Rows(cache=cache, last=tokens, positions=positions, ended=rows.ended | jnp.isin(tokens, stop))
-    return step + 1, rows, drawn.at[:, step].set(tokens)
+    step, texts, drawn = carry
+    output, state = decoder.step(params, cache=texts.state, tokens=texts.last, positions=texts.positions, dtype=dtype)
+    positions = texts.positions + 1
+    tokens = _sample(output, positions=positions, seed=seed, sampling=sampling)
+    texts = _Texts(state=state, last=tokens, positions=positions, ended=texts.ended | jnp.isin(tokens, stop))
+    return step + 1, texts, drawn.at[:, step].set(tokens)
 
-  drawn = jnp.zeros((len(rows.last), _BLOCK), jnp.int32)
-  step, rows, drawn = jax.lax.while_loop(goes_on, body, (jnp.zeros((), jnp.int32), rows, drawn))
-  return drawn, step, rows
+  drawn = jnp.zeros((len(texts.last), _BLOCK), jnp.int32)
+  step, texts, drawn = jax.lax.while_loop(goes_on, body, (jnp.zeros((), jnp.int32), texts, drawn))
+  return drawn, step, texts
 
 
 def stream(
@@ -85,38 +85,41 @@ def stream(
   stop: Collection[int] = (),
   dtype: Any = jnp.float32,
 ) -> Iterator[list[list[int]]]:
-  """What `generate` draws, as it is drawn: the next few tokens of every row, none for a row that has ended."""
+  """Yields the tokens of `generate` as they are drawn: the next few of every prompt, none for a text that has ended.
+
+  Args and errors are those of `generate`.
+  """
   if max_tokens < 1:
     raise InputError(f"max_tokens={max_tokens}: expected at least 1")
   if not prompts or not all(map(len, prompts)):
     raise InputError("prompts: expected at least one, of at least one token each")
   longest = max(map(len, prompts))
   decoder.check_length(longest + max_tokens, what="prompt and text to draw")
-  padded = max(_SHORTEST, 1 << (longest - 1).bit_length())
-  # Where a text's length decides what the model computes, it is not rounded up.
+  padded = max(_MIN_PROMPT, 1 << (longest - 1).bit_length())
+  # Rounded up so that few lengths are compiled, except where the length changes what the model computes.
   length = longest + max_tokens if decoder.config.bound_to_length else padded + max_tokens
   tokens = np.zeros((len(prompts), min(padded, length)), np.int32)
   for row, prompt in enumerate(prompts):
     tokens[row, : len(prompt)] = prompt
   lengths = np.asarray([len(prompt) for prompt in prompts], np.int32)
-  how = dict(seed=jnp.uint32(seed % 2**32), sampling=sampling, dtype=dtype)
+  options = dict(seed=jnp.uint32(seed % 2**32), sampling=sampling, dtype=dtype)
   stops = jnp.asarray(sorted(stop), jnp.int32)
-  single, rows = _start(params, tokens, lengths, stops, decoder=decoder, length=length, **how)
-  block, done = np.asarray(rows.last)[:, None], 0
-  going = [True] * len(prompts)
+  unrolled, texts = _start(params, tokens, lengths, stops, decoder=decoder, length=length, **options)
+  block, done = np.asarray(texts.last)[:, None], 0
+  running = [True] * len(prompts)
   while True:
     news: list[list[int]] = [[] for _ in prompts]
     for row, new in enumerate(block.tolist()):
       end = next((i for i, token in enumerate(new) if token in stop), None)
-      news[row] = new[:end] if going[row] else []
-      going[row] &= end is None
+      news[row] = new[:end] if running[row] else []
+      running[row] &= end is None
     yield news
     done += block.shape[1]
-    if done >= max_tokens or not any(going):
+    if done >= max_tokens or not any(running):
       return
-    # Blocks grow with what there is to read: one token, then two, then twice as many each time.
+    # Blocks double from one token on: the first tokens come soon, and long texts take few calls.
     count = min(done + 1, _BLOCK, max_tokens - done)
-    drawn, steps, rows = _block(single, rows, jnp.int32(count), stops, decoder=decoder.unrolled, **how)
+    drawn, steps, texts = _block(unrolled, texts, jnp.int32(count), stops, decoder=decoder.unrolled, **options)
     block = np.asarray(drawn)[:, : int(steps)]
 
 
@@ -131,19 +134,20 @@ def generate(
   stop: Collection[int] = (),
   dtype: Any = jnp.float32,
 ) -> list[list[int]]:
-  """The tokens that follow each prompt; a row's draws depend on the seed, its number and its own text alone.
+  """Returns the tokens that follow each prompt.
 
-  But where rotary frequencies depend on a text's length (dynamic, longrope): all rows have those of the longest.
+  A text depends only on the seed, on its index and on its own prompt. Exception: where rotary frequencies depend on a
+  text's length (dynamic, longrope), all texts use those of the longest.
 
   Args:
-    decoder: Architecture. One that is `unrolled`, with parameters that are, saves cutting them apart in every call.
-    params: Its parameters.
-    prompts: Of any lengths, at least one token each.
-    max_tokens: Most tokens to draw for each, at least one.
-    sampling: How a token is drawn; unless given, the likeliest is taken.
-    seed: Of the draws.
-    stop: Tokens that end a text; they are not in it.
-    dtype: Dtype of the operands and caches.
+    decoder: Architecture. Repeated calls are faster with `decoder.unrolled` and unrolled parameters.
+    params: Stacked parameters.
+    prompts: Token ids of each prompt, of any lengths, at least one token each.
+    max_tokens: Most tokens to draw for each prompt, at least one.
+    sampling: Distribution of the next token; by default the most likely token is taken.
+    seed: Seed of the draws.
+    stop: Tokens that end a text; they are not part of it.
+    dtype: Dtype of the operands and of KV caches.
 
   Raises:
     InputError: A prompt is empty, max_tokens below 1, or the model has no embedding for so many positions.

@@ -1,4 +1,4 @@
-"""How the next token is drawn from its logits."""
+"""Draws the next token from its logits."""
 
 import dataclasses
 import math
@@ -14,12 +14,12 @@ _ONE = 0x3F800000  # The bits of 1.0 in float32.
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
-  """A distribution over the next token; each limit cuts what the one before it left.
+  """A distribution over the next token: temperature, then top-k, then nucleus sampling.
 
   Attributes:
-    temperature: Divides the logits; 0 takes the likeliest token.
-    top_k: Only this many of the likeliest tokens; 0 for all.
-    top_p: Only the likeliest tokens that reach this probability together, above 0 and at most 1.
+    temperature: Divides the logits; 0 takes the most likely token.
+    top_k: Number of most likely tokens to draw from; 0 for all.
+    top_p: Nucleus sampling: draws from the smallest token set whose probability reaches top_p, above 0 and at most 1.
 
   Raises:
     InputError: A value is out of its bounds.
@@ -33,35 +33,35 @@ class Sampling:
     if not 0 <= self.temperature < math.inf:
       raise InputError(f"temperature={self.temperature}: expected a finite number, at least 0")
     if self.top_k < 0:
-      raise InputError(f"top_k={self.top_k}: expected 0 for all tokens, or how many")
+      raise InputError(f"top_k={self.top_k}: expected the number of tokens to draw from, or 0 for all")
     if not 0 < self.top_p <= 1:
       raise InputError(f"top_p={self.top_p}: expected a probability above 0, at most 1")
 
 
 def nucleus(logits: Float[Array, "*B V"], top_p: float) -> Bool[Array, "*B V"]:
-  """The smallest set of likeliest tokens whose probabilities sum to `top_p` (Holtzman et al. 2019, 1904.09751).
+  """Returns the smallest set of most likely tokens that reaches probability `top_p` (Holtzman et al. 2019, 1904.09751).
 
-  Tokens as likely as the last that is needed are all in it. The bound on the probability is found by bisection over
-  the bits of a float32, which order as the floats do, in 30 sums: sorting a vocabulary takes far longer.
+  Ties with the least likely token of the set are included. The least probability is found by bisection over the bits of
+  a float32, which sort like the floats, in 30 sums over the vocabulary. Sorting the vocabulary takes far longer.
   """
   probs = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
 
   def halve(_, bounds):
-    enough, more = bounds
-    middle = enough + (more - enough) // 2
-    least = jax.lax.bitcast_convert_type(middle, jnp.float32)
-    mass = jnp.sum(jnp.where(probs >= least, probs, 0.0), axis=-1, keepdims=True)
+    low, high = bounds
+    middle = low + (high - low) // 2
+    threshold = jax.lax.bitcast_convert_type(middle, jnp.float32)
+    mass = jnp.sum(jnp.where(probs >= threshold, probs, 0.0), axis=-1, keepdims=True)
     reached = mass >= top_p
-    return jnp.where(reached, middle, enough), jnp.where(reached, more, middle)
+    return jnp.where(reached, middle, low), jnp.where(reached, high, middle)
 
   shape = (*logits.shape[:-1], 1)
   bounds = jnp.zeros(shape, jnp.int32), jnp.full(shape, _ONE + 1, jnp.int32)
-  enough, _ = jax.lax.fori_loop(0, 30, halve, bounds)
-  return probs >= jax.lax.bitcast_convert_type(enough, jnp.float32)
+  low, _ = jax.lax.fori_loop(0, 30, halve, bounds)
+  return probs >= jax.lax.bitcast_convert_type(low, jnp.float32)
 
 
 def draw(logits: Float[Array, "B V"], *, keys: Key[Array, " B"], sampling: Sampling) -> Int[Array, " B"]:
-  """One token a row; a row's depends on its own logits and key alone."""
+  """Draws one token for each row, from its own logits and key alone."""
   if sampling.temperature == 0:
     return jnp.argmax(logits, axis=-1)
   logits, ids = logits / sampling.temperature, None

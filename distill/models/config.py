@@ -1,4 +1,4 @@
-"""Architectures as data: a decoder is a tuple of layer kinds."""
+"""Architectures as data: a decoder is a tuple of layers, each a mixer and an MLP."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from distill.nn.rope import RopeConfig as RopeConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerConfig:
-  """One residual block: a sequence mixer, then an MLP, if any."""
+  """One layer: a sequence mixer, then an MLP or a mixture of experts; None for a mixer alone."""
 
   mixer: MixerConfig
   mlp: MlpConfig | MoeConfig | None
@@ -27,17 +27,19 @@ class DecoderConfig:
 
   Attributes:
     family: Name of the HF family that its checkpoints are read from and written to.
-    norm: 'rms', or 'layer' for norms with mean and bias.
-    norms: Where each mixer and MLP is normalised: 'pre' on its input, 'post' on its output, 'both'.
-    norm_offset: 1.0 when norm scales are stored as differences from one (Gemma, Qwen 3.5), else 0.0.
+    width: Model width D.
+    norm: 'rms', or 'layer' for LayerNorm with mean and bias.
+    norms: Position of the norms of mixers and MLPs: 'pre' on the input, 'post' on the output, or 'both'.
+    norm_eps: Epsilon of all norms.
+    norm_offset: Added to stored norm scales: 1.0 in families that store them as differences from one (Gemma, Qwen 3.5).
     tie_embeddings: The head is the embedding transposed.
-    learned_positions: An embedding for each of `max_positions` positions is added to that of the token.
+    learned_positions: Adds a trainable embedding of each of `max_positions` positions to that of the token.
     embed_scale: Multiplies embeddings.
-    round_embed_scale: It is rounded to the dtype of the computation first, as Gemma was trained.
-    residual_scale: Multiplies what each mixer and MLP adds to the residual stream.
+    round_embed_scale: Rounds `embed_scale` to the dtype of the computation first, as in the training of Gemma.
+    residual_scale: Multiplies the output of each mixer and MLP before it is added to the residual stream.
     logit_scale: Multiplies logits.
-    logit_softcap: cap * tanh(logits / cap), if any.
-    max_positions: Longest sequence the HF configuration promises.
+    logit_softcap: Logits become cap * tanh(logits / cap); None for no cap.
+    max_positions: Longest sequence that the HF configuration declares.
   """
 
   family: str
@@ -59,30 +61,30 @@ class DecoderConfig:
 
   @property
   def bound_to_length(self) -> bool:
-    """What is computed for a position depends on the length of its document, or there are positions for so many."""
+    """True if an output depends on the length of its document, or if positions have trainable embeddings."""
     return self.learned_positions or any(layer.mixer.bound_to_length for layer in self.layers)
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-  """Layers start .. start + repeats * len(pattern) - 1: `pattern`, `repeats` times over."""
+  """Consecutive layers, from `start` on, that repeat a pattern; each place in the pattern is stacked and scanned."""
 
   start: int
   pattern: tuple[LayerConfig, ...]
   repeats: int
 
   def layer(self, repeat: int, position: int) -> int:
-    """Index in the decoder of one layer of the group."""
+    """Returns the index in the decoder of one layer of the group."""
     return self.start + repeat * len(self.pattern) + position
 
 
 def singles(layers: Sequence[LayerConfig]) -> tuple[Group, ...]:
-  """Every layer a group of its own."""
+  """Puts every layer into a group of its own."""
   return tuple(Group(i, (layer,), 1) for i, layer in enumerate(layers))
 
 
 def groups(layers: Sequence[LayerConfig]) -> tuple[Group, ...]:
-  """Layers cut into repeated patterns, the shortest that cover most; a left-over is a group of its own."""
+  """Groups layers into repeated patterns; the rest after the shortest pattern that repeats is grouped in turn."""
   layers = tuple(layers)
   if not layers:
     raise InputError("layers: a decoder needs at least one layer")

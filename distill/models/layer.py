@@ -1,4 +1,4 @@
-"""One residual block: a mixer, an MLP, and their norms."""
+"""One layer of a decoder: a mixer, an MLP, and their norms."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -9,7 +9,7 @@ from distill.nn.param import Init
 
 
 def block_norm(init: Init, *, config: DecoderConfig) -> RMSNorm | LayerNorm:
-  """A norm of the residual stream."""
+  """Makes a norm of the residual stream."""
   if config.norm == "layer":
     return LayerNorm(init, width=config.width, eps=config.norm_eps)
   return RMSNorm(init, width=config.width, eps=config.norm_eps, offset=config.norm_offset)
@@ -45,51 +45,55 @@ class Layer(nnx.Module):
     self.mlp_post_norm = norm("mlp_post_norm", "post", "both")
 
   def mixer_dtype(self, dtype):
-    """Dtype of the mixer's operands and caches where that of the computation is `dtype`."""
+    """Returns the dtype of the mixer's operands and decoding state in a computation of `dtype`."""
     return jnp.float32 if self.exact_mixer else dtype
 
   def _scaled(self, y, norm):
     y = y if norm is None else norm(y)
     return y if self.scale == 1.0 else y * self.scale
 
-  def _inner(self, x):
+  def _mixer_input(self, x):
     return x if self.mixer_norm is None else self.mixer_norm(x)
 
-  def _read(self, x):
+  def _mlp_input(self, x):
     return x if self.mlp_norm is None else self.mlp_norm(x)
 
   def mix(self, x, *, segments, positions, dtype):
-    """What the mixer adds to the residual stream; operands of projections are `dtype`."""
-    mixed = self.mixer(self._inner(x), segments=segments, positions=positions, dtype=self.mixer_dtype(dtype))
+    """Returns what the mixer adds to the residual stream; operands of projections are `dtype`."""
+    mixed = self.mixer(self._mixer_input(x), segments=segments, positions=positions, dtype=self.mixer_dtype(dtype))
     return self._scaled(mixed, self.mixer_post_norm)
 
   def qkv(self, x, *, segments, positions, dtype):
-    """Queries, keys and values of the layer's mixer from the layer's input, float32."""
+    """Returns queries, keys and values of the mixer from the layer's input, float32."""
     del segments, positions
-    return self.mixer.qkv(self._inner(x), dtype=self.mixer_dtype(dtype))
+    return self.mixer.qkv(self._mixer_input(x), dtype=self.mixer_dtype(dtype))
 
   def feed(self, x, *, dtype):
-    """The stream with what the MLP adds to it."""
+    """Returns the residual stream after the MLP."""
     if self.mlp is None:
       return x
     dtype = jnp.float32 if self.routed else dtype
-    return x + self._scaled(self.mlp(self._read(x), dtype=dtype), self.mlp_post_norm)
+    return x + self._scaled(self.mlp(self._mlp_input(x), dtype=dtype), self.mlp_post_norm)
 
   def balance(self, x, *, segments):
-    """How evenly each row's tokens use the experts that `feed` would give `x` to; None without a mixture."""
-    return None if self.mlp is None else self.mlp.balance(self._read(x), valid=segments > 0)
+    """Returns the expert balance of each row for the input of `feed`, 1 for the most even; None without experts."""
+    return None if self.mlp is None else self.mlp.balance(self._mlp_input(x), valid=segments > 0)
 
   def __call__(self, x, *, segments, positions, dtype):
-    """The block's output."""
+    """Returns the residual stream after the layer."""
     x = x + self.mix(x, segments=segments, positions=positions, dtype=dtype)
     return self.feed(x, dtype=dtype)
 
   def prefill(self, x, *, lengths, length, dtype):
-    """Whole rows of `lengths` positions, and the mixer's cache after them, with room for `length`."""
-    mixed, cache = self.mixer.prefill(self._inner(x), lengths=lengths, length=length, dtype=self.mixer_dtype(dtype))
-    return self.feed(x + self._scaled(mixed, self.mixer_post_norm), dtype=dtype), cache
+    """Runs prompts of `lengths` positions; returns the residual stream and the mixer's decoding state."""
+    mixed, state = self.mixer.prefill(
+      self._mixer_input(x), lengths=lengths, length=length, dtype=self.mixer_dtype(dtype)
+    )
+    return self.feed(x + self._scaled(mixed, self.mixer_post_norm), dtype=dtype), state
 
-  def step(self, x, *, cache, positions, dtype):
-    """One position a row, and the mixer's cache after it."""
-    mixed, cache = self.mixer.step(self._inner(x), cache=cache, positions=positions, dtype=self.mixer_dtype(dtype))
-    return self.feed(x + self._scaled(mixed, self.mixer_post_norm), dtype=dtype), cache
+  def step(self, x, *, state, positions, dtype):
+    """Runs the next position of each row; returns the residual stream and the mixer's decoding state."""
+    mixed, state = self.mixer.step(
+      self._mixer_input(x), state=state, positions=positions, dtype=self.mixer_dtype(dtype)
+    )
+    return self.feed(x + self._scaled(mixed, self.mixer_post_norm), dtype=dtype), state

@@ -132,7 +132,7 @@ class DecoderModule(nnx.Module):
     """
 
     def stacked(layer: Layer, repeats: int):
-      cache = layer.mixer.init_cache(batch, length=length, dtype=layer.mixer_dtype(dtype))
+      cache = layer.mixer.init_state(batch, length=length, dtype=layer.mixer_dtype(dtype))
       return cache if repeats == 1 else jax.tree.map(lambda x: jnp.broadcast_to(x, (repeats, *x.shape)), cache)
 
     pairs = zip(self.plan, self.groups, strict=True)
@@ -175,7 +175,7 @@ class DecoderModule(nnx.Module):
     """Output for one token a row, hidden [B,D], and the caches after it."""
 
     def advance(layer, x, cache):
-      return layer.step(x, cache=cache, positions=positions, dtype=dtype)
+      return layer.step(x, state=cache, positions=positions, dtype=dtype)
 
     x, after = self._through(self.embedded(tokens, positions, dtype), cache, advance)
     return ModelOutput(hidden=self.norm(x), captured=(), readout=self.readout(dtype)), after

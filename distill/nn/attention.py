@@ -22,14 +22,17 @@ class AttentionConfig:
   """Causal softmax attention with grouped key/value heads.
 
   Attributes:
-    rope: None for a layer that sees positions through its mask alone.
-    window: A position attends to itself and the window − 1 before it; None for all before it.
+    num_heads: Query heads N.
+    num_kv_heads: Key/value heads K, a divisor of the query heads.
+    head_dim: Head width H.
+    rope: Rotary position embedding; None for none (NoPE).
+    window: A position attends to itself and the window − 1 positions before it; None for all positions before it.
     scale: Multiplies query-key products; None for head_dim ** −0.5.
-    softcap: cap * tanh(score / cap), if any.
-    sinks: A learnt score a head that takes part in the softmax and adds nothing (gpt-oss).
-    gated: The output is multiplied by sigmoid of a second projection (Qwen 3.5).
-    qk_norm: Queries and keys are RMS-normalised: 'head' for each head, 'full' across all of them, or None.
-    use_bias: Biases on q, k, v.
+    softcap: Scores become softcap * tanh(score / softcap); None for no cap.
+    sinks: One trainable logit per head takes part in the softmax and contributes no value (gpt-oss).
+    gated: The output is multiplied by the sigmoid of a second projection (Qwen 3.5).
+    qk_norm: RMS norm of queries and keys: 'head' for each head alone, 'full' across all heads, or None.
+    use_bias: Biases on the projections q, k, v.
     use_out_bias: Bias on the output projection.
   """
 
@@ -69,18 +72,21 @@ class AttentionConfig:
 
   def build(self, init: Init, *, width: int, norm_eps: float, norm_offset: float) -> "Attention":
     """Makes the module; `norm_eps` and `norm_offset` are of the norms of queries and keys."""
-    return Attention(init, spec=self, width=width, norm_eps=norm_eps, norm_offset=norm_offset)
+    return Attention(init, config=self, width=width, norm_eps=norm_eps, norm_offset=norm_offset)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AttentionCache:
-  """Keys and values of the latest S positions: slot s holds the last position seen that is s modulo S.
+class KvCache:
+  """Keys and values of the latest S positions, a ring: slot s holds the latest position that is s modulo S.
 
-  Rows and heads are one dimension B * K: XLA's CPU products drop a batch of one, and would copy the cache to do so.
+  Rows and heads share one dimension B·K. With a batch of one, the CPU code of XLA would otherwise drop that dimension
+  before each product, and copy the whole ring to do so.
 
   Attributes:
-    length: Positions of the longest text there is room for; S is less where a window bounds it.
+    k: Keys.
+    v: Values.
+    length: Number of positions that a row can grow to; S is less where a window bounds it.
   """
 
   k: Float[Array, "BK S H"]
@@ -88,9 +94,9 @@ class AttentionCache:
   length: int = dataclasses.field(metadata={"static": True})
 
 
-def held(positions: Int[Array, " B"], *, size: int) -> Int[Array, "B S"]:
-  """Position in each slot of a ring of `size` whose latest position is given; below 0 where there is none yet."""
-  return positions[:, None] - (positions[:, None] - jnp.arange(size)) % size
+def ring_positions(latest: Int[Array, " B"], *, size: int) -> Int[Array, "B S"]:
+  """Returns the position in each slot of a ring after the latest position; negative in slots that are empty."""
+  return latest[:, None] - (latest[:, None] - jnp.arange(size)) % size
 
 
 class Attention(nnx.Module):
@@ -98,53 +104,53 @@ class Attention(nnx.Module):
 
   Args:
     init: Maker of the parameters.
-    spec: What it computes.
+    config: Architecture.
     width: Model width D.
-    norm_eps: Of the norms of queries and keys.
-    norm_offset: Of the same.
+    norm_eps: Epsilon of the norms of queries and keys.
+    norm_offset: What these norms add to their scales.
   """
 
-  def __init__(self, init: Init, *, spec: AttentionConfig, width: int, norm_eps: float, norm_offset: float):
-    self.spec = spec
-    queries, keys = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+  def __init__(self, init: Init, *, config: AttentionConfig, width: int, norm_eps: float, norm_offset: float):
+    self.config = config
+    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
 
     def project(name: str, out: int, axis: str) -> Linear:
-      return Linear(init.child(name), shape=(width, out), axes=("embed", axis), use_bias=spec.use_bias)
+      return Linear(init.child(name), shape=(width, out), axes=("embed", axis), use_bias=config.use_bias)
 
     def norm(name: str, full: int) -> RMSNorm | None:
-      size = full if spec.qk_norm == "full" else spec.head_dim
-      return RMSNorm(init.child(name), width=size, eps=norm_eps, offset=norm_offset) if spec.qk_norm else None
+      size = full if config.qk_norm == "full" else config.head_dim
+      return RMSNorm(init.child(name), width=size, eps=norm_eps, offset=norm_offset) if config.qk_norm else None
 
-    self.q = project("q", queries * (2 if spec.gated else 1), "heads")
+    self.q = project("q", queries * (2 if config.gated else 1), "heads")
     self.k = project("k", keys, "kv_heads")
     self.v = project("v", keys, "kv_heads")
-    self.o = Linear(init.child("o"), shape=(queries, width), axes=("heads", "embed"), use_bias=spec.use_out_bias)
+    self.o = Linear(init.child("o"), shape=(queries, width), axes=("heads", "embed"), use_bias=config.use_out_bias)
     self.q_norm, self.k_norm = norm("q_norm", queries), norm("k_norm", keys)
-    self.sinks = init.param("sinks", shape=(spec.num_heads,), axes=("heads",), init=zeros) if spec.sinks else None
+    self.sinks = init.param("sinks", shape=(config.num_heads,), axes=("heads",), init=zeros) if config.sinks else None
 
   def _project(self, x, positions, inverse):
-    """(q [*B,K,G,H], k [*B,K,H], v [*B,K,H], gate [*B,N,H] or None), rotated, in x's dtype."""
-    spec = self.spec
+    """Returns rotated q [*B,K,G,H] and k [*B,K,H], v [*B,K,H], and gate [*B,N,H] or None, in x's dtype."""
+    config = self.config
     q, k, gate = self.q(x, out=jnp.float32), self.k(x, out=jnp.float32), None
-    v = self.v(x).reshape(*x.shape[:-1], spec.num_kv_heads, spec.head_dim)
-    if spec.qk_norm == "full":
+    v = self.v(x).reshape(*x.shape[:-1], config.num_kv_heads, config.head_dim)
+    if config.qk_norm == "full":
       q, k = self.q_norm(q), self.k_norm(k)
-    q, k = q.reshape(*x.shape[:-1], spec.num_heads, -1), k.reshape(v.shape)
-    if spec.gated:
-      q, gate = q[..., : spec.head_dim], q[..., spec.head_dim :]
-    if spec.qk_norm == "head":
+    q, k = q.reshape(*x.shape[:-1], config.num_heads, -1), k.reshape(v.shape)
+    if config.gated:
+      q, gate = q[..., : config.head_dim], q[..., config.head_dim :]
+    if config.qk_norm == "head":
       q, k = self.q_norm(q), self.k_norm(k)
-    if spec.rope is not None:
-      factor = spec.rope.attention_factor
+    if config.rope is not None:
+      factor = config.rope.attention_factor
       q, k = (rotate(y, positions=positions, inverse=inverse, factor=factor) for y in (q, k))
-    q = q.reshape(*q.shape[:-2], spec.num_kv_heads, -1, spec.head_dim)
+    q = q.reshape(*q.shape[:-2], config.num_kv_heads, -1, config.head_dim)
     return q.astype(x.dtype), k.astype(x.dtype), v, gate
 
   def _inverse(self, segments, positions):
-    """Frequencies for whole rows: one set, or [B,T,Half] where they depend on a document's length."""
-    if self.spec.rope is None:
+    """Rotary frequencies for whole rows: one set, or [B,T,Half] where they depend on a document's length."""
+    if self.config.rope is None:
       return None
-    inverse, first = frequencies(self.spec.head_dim, rope=self.spec.rope, length=segments.shape[1])
+    inverse, first = frequencies(self.config.head_dim, rope=self.config.rope, length=segments.shape[1])
     if len(inverse) == 1:
       return inverse[0]
     row = jnp.clip(document_lengths(segments, positions=positions) - first, 0, len(inverse) - 1)
@@ -152,20 +158,20 @@ class Attention(nnx.Module):
 
   @property
   def _scale(self) -> float:
-    return self.spec.head_dim**-0.5 if self.spec.scale is None else self.spec.scale
+    return self.config.head_dim**-0.5 if self.config.scale is None else self.config.scale
 
   def _weights(self, scores, mask, dtype):
-    """Softmax of float32 scores [B,K,G,…,S] where the mask lets them through."""
+    """Masked softmax of float32 query-key products [B,K,G,…,S], scaled and capped."""
     scores = scores * self._scale
-    if self.spec.softcap is not None:
-      scores = self.spec.softcap * jnp.tanh(scores / self.spec.softcap)
+    if self.config.softcap is not None:
+      scores = self.config.softcap * jnp.tanh(scores / self.config.softcap)
     scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
     if self.sinks is None:
       return jax.nn.softmax(scores, axis=-1).astype(dtype)
-    sinks = self.sinks[...].astype(jnp.float32).reshape(self.spec.num_kv_heads, -1, *[1] * (scores.ndim - 3))
-    most = jax.lax.stop_gradient(jnp.maximum(jnp.max(scores, axis=-1, keepdims=True), sinks))
-    raised = jnp.exp(scores - most)
-    return (raised / (jnp.sum(raised, axis=-1, keepdims=True) + jnp.exp(sinks - most))).astype(dtype)
+    sinks = self.sinks[...].astype(jnp.float32).reshape(self.config.num_kv_heads, -1, *[1] * (scores.ndim - 3))
+    max_logit = jax.lax.stop_gradient(jnp.maximum(jnp.max(scores, axis=-1, keepdims=True), sinks))
+    exp_scores = jnp.exp(scores - max_logit)
+    return (exp_scores / (jnp.sum(exp_scores, axis=-1, keepdims=True) + jnp.exp(sinks - max_logit))).astype(dtype)
 
   def _output(self, y_BTNH, gate, dtype):
     if gate is not None:
@@ -173,95 +179,95 @@ class Attention(nnx.Module):
     return self.o(y_BTNH.astype(dtype).reshape(*y_BTNH.shape[:-2], -1), out=jnp.float32)
 
   def _mix(self, x, *, segments, positions, inverse, dtype):
-    """(mixed sequence [B,T,D], keys [B,K,T,H], values [B,K,T,H])."""
-    spec = self.spec
+    """Returns the mixed sequence [B,T,D], keys [B,K,T,H] and values [B,K,T,H]."""
+    config = self.config
     q_BTKGH, k_BSKH, v_BSKH, gate = self._project(x.astype(dtype), positions, inverse)
     q_BKGTH = q_BTKGH.transpose(0, 2, 3, 1, 4)
     k_BKSH, v_BKSH = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
-    sinks = None if self.sinks is None else self.sinks[...].reshape(spec.num_kv_heads, -1)
+    sinks = None if self.sinks is None else self.sinks[...].reshape(config.num_kv_heads, -1)
     y = attention(
       q_BKGTH,
       k_BKSH,
       v_BKSH,
       segments=segments,
       scale=self._scale,
-      softcap=spec.softcap,
-      window=spec.window,
+      softcap=config.softcap,
+      window=config.window,
       sinks=sinks,
     )
-    y = self._output(y.transpose(0, 3, 1, 2, 4).reshape(*x.shape[:2], spec.num_heads, -1), gate, dtype)
+    y = self._output(y.transpose(0, 3, 1, 2, 4).reshape(*x.shape[:2], config.num_heads, -1), gate, dtype)
     return y, k_BKSH, v_BKSH
 
   def __call__(
     self, x: Float[Array, "B T D"], *, segments: Int[Array, "B T"], positions: Int[Array, "B T"], dtype: DTypeLike
   ) -> Float[Array, "B T D"]:
-    """Mixed sequence, float32; operands are `dtype`, scores and softmax float32."""
+    """Mixes packed rows; operands are `dtype`, scores, softmax and result float32."""
     inverse = self._inverse(segments, positions)
     return self._mix(x, segments=segments, positions=positions, inverse=inverse, dtype=dtype)[0]
 
   def qkv(self, x: Float[Array, "B T D"], *, dtype: DTypeLike) -> tuple[Float[Array, "B T I"], ...]:
-    """Queries, keys and values of all heads side by side, float32, as projected: neither normalised nor rotated."""
+    """Returns queries, keys and values of all heads side by side, float32, neither normalised nor rotated."""
     x = x.astype(dtype)
     q, k, v = (project(x, out=jnp.float32) for project in (self.q, self.k, self.v))
-    if self.spec.gated:
-      q = q.reshape(*q.shape[:-1], self.spec.num_heads, -1)[..., : self.spec.head_dim].reshape(*q.shape[:-1], -1)
+    if self.config.gated:
+      q = q.reshape(*q.shape[:-1], self.config.num_heads, -1)[..., : self.config.head_dim].reshape(*q.shape[:-1], -1)
     return q, k, v
 
   def _slots(self, length: int) -> int:
-    return length if self.spec.window is None else min(length, self.spec.window)
+    return length if self.config.window is None else min(length, self.config.window)
 
-  def _full(self, length: int):
-    """Frequencies of a document of `length` positions."""
-    rope = self.spec.rope
-    return None if rope is None else frequencies(self.spec.head_dim, rope=rope, length=length)[0][-1]
+  def _decoding_inverse(self, length: int):
+    """Rotary frequencies of a document of `length` positions."""
+    rope = self.config.rope
+    return None if rope is None else frequencies(self.config.head_dim, rope=rope, length=length)[0][-1]
 
-  def init_cache(self, batch: int, *, length: int, dtype: DTypeLike) -> AttentionCache:
-    """An empty cache for texts of `length` positions."""
-    shape = (batch * self.spec.num_kv_heads, self._slots(length), self.spec.head_dim)
-    return AttentionCache(k=jnp.zeros(shape, dtype), v=jnp.zeros(shape, dtype), length=length)
+  def init_state(self, batch: int, *, length: int, dtype: DTypeLike) -> KvCache:
+    """Returns an empty KV cache for rows that grow to `length` positions."""
+    shape = (batch * self.config.num_kv_heads, self._slots(length), self.config.head_dim)
+    return KvCache(k=jnp.zeros(shape, dtype), v=jnp.zeros(shape, dtype), length=length)
 
   def prefill(
     self, x: Float[Array, "B T D"], *, lengths: Int[Array, " B"], length: int, dtype: DTypeLike
-  ) -> tuple[Float[Array, "B T D"], AttentionCache]:
-    """Rows of `lengths` positions at once, and the cache as `lengths` steps would leave it.
+  ) -> tuple[Float[Array, "B T D"], KvCache]:
+    """Mixes prompts of `lengths` positions and returns the KV cache that `lengths` steps would leave.
 
-    Outputs past a row's length mean nothing. Frequencies that depend on a document's length are those of a document of
-    `length` positions, as in `step`.
+    Outputs past a row's length are undefined. Rotary frequencies that depend on a document's length are those of a
+    document of `length` positions, as in `step`.
     """
     positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
     segments = (positions < lengths[:, None]).astype(jnp.int32)
-    y, k, v = self._mix(x, segments=segments, positions=positions, inverse=self._full(length), dtype=dtype)
-    held_BS = held(lengths - 1, size=self._slots(length))
+    y, k, v = self._mix(x, segments=segments, positions=positions, inverse=self._decoding_inverse(length), dtype=dtype)
+    slots_BS = ring_positions(lengths - 1, size=self._slots(length))
 
-    def place(x_BKTH):
-      taken = jnp.take_along_axis(x_BKTH, jnp.clip(held_BS, 0, x.shape[1] - 1)[:, None, :, None], axis=2)
-      placed = jnp.where((held_BS >= 0)[:, None, :, None], taken, 0)
-      return placed.reshape(-1, *placed.shape[2:])
+    def to_ring(x_BKTH):
+      taken = jnp.take_along_axis(x_BKTH, jnp.clip(slots_BS, 0, x.shape[1] - 1)[:, None, :, None], axis=2)
+      ring = jnp.where((slots_BS >= 0)[:, None, :, None], taken, 0)
+      return ring.reshape(-1, *ring.shape[2:])
 
-    return y, AttentionCache(k=place(k), v=place(v), length=length)
+    return y, KvCache(k=to_ring(k), v=to_ring(v), length=length)
 
   def step(
-    self, x: Float[Array, "B D"], *, cache: AttentionCache, positions: Int[Array, " B"], dtype: DTypeLike
-  ) -> tuple[Float[Array, "B D"], AttentionCache]:
-    """One position a row, float32, which attends to all positions before it in its window, and itself.
+    self, x: Float[Array, "B D"], *, state: KvCache, positions: Int[Array, " B"], dtype: DTypeLike
+  ) -> tuple[Float[Array, "B D"], KvCache]:
+    """Mixes the next position of each row, which attends to itself and the positions before it in its window.
 
-    Frequencies that depend on a document's length are those of a document that fills the cache.
+    Rotary frequencies that depend on a document's length are those of a document that fills the KV cache.
     """
-    spec, size, heads = self.spec, cache.k.shape[1], self.spec.num_kv_heads
-    q_BKGH, k_BKH, v_BKH, gate = self._project(x.astype(dtype), positions, self._full(cache.length))
-    rows, slots = jnp.arange(len(cache.k)), jnp.repeat(positions % size, heads)
+    config, size, heads = self.config, state.k.shape[1], self.config.num_kv_heads
+    q_BKGH, k_BKH, v_BKH, gate = self._project(x.astype(dtype), positions, self._decoding_inverse(state.length))
+    rows, slots = jnp.arange(len(state.k)), jnp.repeat(positions % size, heads)
 
-    def put(cache, new):
-      new = new.reshape(-1, spec.head_dim).astype(cache.dtype)
-      return cache.at[rows, slots].set(new, mode="promise_in_bounds", unique_indices=True)
+    def write(ring, new):
+      new = new.reshape(-1, config.head_dim).astype(ring.dtype)
+      return ring.at[rows, slots].set(new, mode="promise_in_bounds", unique_indices=True)
 
-    keys, values = put(cache.k, k_BKH), put(cache.v, v_BKH)
-    q = q_BKGH.reshape(len(rows), -1, spec.head_dim)
+    keys, values = write(state.k, k_BKH), write(state.v, v_BKH)
+    q = q_BKGH.reshape(len(rows), -1, config.head_dim)
     scores = jnp.einsum("rgh,rsh->rgs", q, keys.astype(dtype), preferred_element_type=jnp.float32)
-    # No slot is further back than the window: there are no more slots than that.
-    seen_BS = held(positions, size=size) >= 0
+    # The window needs no mask: the ring has at most as many slots as the window.
+    seen_BS = ring_positions(positions, size=size) >= 0
     scores = scores.reshape(len(x), heads, -1, size)
     weights = self._weights(scores, seen_BS[:, None, None], dtype).reshape(len(rows), -1, size)
     y = jnp.einsum("rgs,rsh->rgh", weights, values.astype(dtype), preferred_element_type=jnp.float32)
-    y = self._output(y.reshape(len(x), spec.num_heads, spec.head_dim), gate, dtype)
-    return y, dataclasses.replace(cache, k=keys, v=values)
+    y = self._output(y.reshape(len(x), config.num_heads, config.head_dim), gate, dtype)
+    return y, dataclasses.replace(state, k=keys, v=values)

@@ -1,4 +1,4 @@
-"""Causal depthwise convolution that stays within documents."""
+"""A causal depthwise convolution that stays within documents."""
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +10,14 @@ from distill.nn.param import Init, zeros
 
 
 class ShortConv(nnx.Module):
-  """A causal depthwise convolution with its parameters, and the window of inputs that decoding carries along.
+  """A causal depthwise convolution, and the window of inputs that decoding carries from step to step.
 
   Args:
     init: Maker of the parameters.
     width: Taps W.
-    channels: I.
+    channels: Number of channels I.
     axis: Logical axis of the channels.
-    use_bias: Whether a bias is added.
+    use_bias: Adds a bias.
   """
 
   def __init__(self, init: Init, *, width: int, channels: int, axis: str | None, use_bias: bool):
@@ -34,23 +34,23 @@ class ShortConv(nnx.Module):
     return y if self.bias is None else y + self.bias[...]
 
   def __call__(self, x: Float[Array, "B T I"], *, segments: Int[Array, "B T"]) -> Float[Array, "B T I"]:
-    """The convolution within each document, float32."""
+    """Convolves each document, float32."""
     return self._biased(causal_conv(x, self.kernel[...], segments=segments))
 
-  def empty(self, batch: int) -> Float[Array, "B W I"]:
-    """The W − 1 inputs before a document's first."""
+  def empty_window(self, batch: int) -> Float[Array, "B W I"]:
+    """Returns the W − 1 inputs before a document's first: zeros."""
     width, channels = self.kernel.shape[-2:]
     return jnp.zeros((batch, width - 1, channels), jnp.float32)
 
   def window(self, x: Float[Array, "B T I"], *, lengths: Int[Array, " B"]) -> Float[Array, "B W I"]:
-    """The last W − 1 inputs of documents that are the first `lengths` positions of each row."""
-    x = jnp.concatenate([self.empty(x.shape[0]), x.astype(jnp.float32)], axis=1)
+    """Returns the last W − 1 inputs of the first `lengths` positions of each row."""
+    x = jnp.concatenate([self.empty_window(x.shape[0]), x.astype(jnp.float32)], axis=1)
     rows = lengths[:, None] + jnp.arange(self.kernel.shape[-2] - 1)
     return jnp.take_along_axis(x, rows[..., None], axis=1)
 
   def step(
     self, x: Float[Array, "B I"], *, window: Float[Array, "B W I"]
   ) -> tuple[Float[Array, "B I"], Float[Array, "B W I"]]:
-    """The convolution at one more position, float32, and the window after it."""
+    """Convolves the next position, float32, and returns the window after it."""
     window = jnp.concatenate([window, x.astype(jnp.float32)[:, None]], axis=1)
     return self._biased(jnp.einsum("bwi,wi->bi", window, self.kernel[...])), window[:, 1:]

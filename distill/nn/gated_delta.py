@@ -26,8 +26,8 @@ class GatedDeltaConfig:
   Attributes:
     num_key_heads: Heads of queries and keys, a divisor of the value heads; each serves neighbouring value heads.
     num_value_heads: Heads of values N.
-    key_head_dim: H.
-    value_head_dim: P.
+    key_head_dim: Width of a query or key H.
+    value_head_dim: Width of a value P; the state of a head is [H, P].
     conv_width: Taps of the convolution W.
   """
 
@@ -62,31 +62,31 @@ class GatedDeltaConfig:
   def build(self, init: Init, *, width: int, norm_eps: float, norm_offset: float) -> "GatedDelta":
     """Makes the module; the scale of its gated norm is stored as it is, whatever `norm_offset`."""
     del norm_offset
-    return GatedDelta(init, spec=self, width=width, norm_eps=norm_eps)
+    return GatedDelta(init, config=self, width=width, norm_eps=norm_eps)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DeltaCache:
-  """The last W − 1 inputs of the convolutions of q, k and v, and the recurrent state."""
+class GatedDeltaState:
+  """Decoding state: the last W − 1 inputs of the convolutions of q, k and v, and the recurrent state."""
 
-  window: dict[str, Float[Array, "B W _"]]
-  state: Float[Array, "B N H P"]
+  windows: dict[str, Float[Array, "B W _"]]
+  recurrent: Float[Array, "B N H P"]
 
 
 class GatedDelta(nnx.Module):
-  """Short convolution, gated delta rule, gated norm (Yang et al. 2024, 2412.06464), as in Qwen 3 Next and 3.5.
+  """A short convolution, the gated delta rule and a gated norm, as in Qwen 3 Next and 3.5.
 
   Args:
     init: Maker of the parameters.
-    spec: What it computes.
+    config: Architecture.
     width: Model width D.
-    norm_eps: Of the gated norm.
+    norm_eps: Epsilon of the gated norm.
   """
 
-  def __init__(self, init: Init, *, spec: GatedDeltaConfig, width: int, norm_eps: float):
-    self.spec = spec
-    keys, values = spec.num_key_heads * spec.key_head_dim, spec.num_value_heads * spec.value_head_dim
+  def __init__(self, init: Init, *, config: GatedDeltaConfig, width: int, norm_eps: float):
+    self.config = config
+    keys, values = config.num_key_heads * config.key_head_dim, config.num_value_heads * config.value_head_dim
     sizes = {"q": keys, "k": keys, "v": values}
 
     def project(name: str, out: int, axis: str | None) -> Linear:
@@ -94,37 +94,38 @@ class GatedDelta(nnx.Module):
 
     self.q, self.k, self.v = (project(name, size, "heads") for name, size in sizes.items())
     self.z = project("z", values, "heads")
-    self.b = project("b", spec.num_value_heads, None)
-    self.a = project("a", spec.num_value_heads, None)
+    self.b = project("b", config.num_value_heads, None)
+    self.a = project("a", config.num_value_heads, None)
     self.conv = nnx.Dict(
       {
         name: ShortConv(
-          init.child("conv").child(name), width=spec.conv_width, channels=size, axis="heads", use_bias=False
+          init.child("conv").child(name), width=config.conv_width, channels=size, axis="heads", use_bias=False
         )
         for name, size in sizes.items()
       }
     )
-    self.dt_bias = init.param("dt_bias", shape=(spec.num_value_heads,), axes=(None,), init=time_step)
-    self.a_log = init.param("a_log", shape=(spec.num_value_heads,), axes=(None,), init=log_rate(0.01))
-    self.norm = RMSNorm(init.child("norm"), width=spec.value_head_dim, eps=norm_eps)
+    self.dt_bias = init.param("dt_bias", shape=(config.num_value_heads,), axes=(None,), init=time_step)
+    self.a_log = init.param("a_log", shape=(config.num_value_heads,), axes=(None,), init=log_rate(0.01))
+    self.norm = RMSNorm(init.child("norm"), width=config.value_head_dim, eps=norm_eps)
     self.o = Linear(init.child("o"), shape=(values, width), axes=("heads", "embed"))
 
   def _inputs(self, x, dtype):
-    """What the convolutions take, by name: [*B, channels], float32."""
+    """Returns the inputs of the convolutions by name, [*B, channels], float32."""
     x = x.astype(dtype)
     return {name: getattr(self, name)(x, out=jnp.float32) for name in self.conv}
 
-  def _heads(self, mixed):
-    """Convolved inputs -> (q, k [*B,N,H], v [*B,N,P]), float32; q and k of norm one, q scaled."""
-    spec = self.spec
-    heads = {"q": spec.num_key_heads, "k": spec.num_key_heads, "v": spec.num_value_heads}
-    q, k, v = (jax.nn.silu(mixed[name]).reshape(*mixed[name].shape[:-1], heads[name], -1) for name in heads)
+  def _heads(self, convolved):
+    """Splits convolved inputs into q, k [*B,N,H] of unit norm, q scaled, and v [*B,N,P], float32."""
+    config = self.config
+    heads = {"q": config.num_key_heads, "k": config.num_key_heads, "v": config.num_value_heads}
+    q, k, v = (jax.nn.silu(convolved[name]).reshape(*convolved[name].shape[:-1], heads[name], -1) for name in heads)
     q, k = (x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + _EPS) for x in (q, k))
-    q, k = (jnp.repeat(x, spec.num_value_heads // spec.num_key_heads, axis=-2) for x in (q, k))
-    return q * spec.key_head_dim**-0.5, k, v
+    q, k = (jnp.repeat(x, config.num_value_heads // config.num_key_heads, axis=-2) for x in (q, k))
+    return q * config.key_head_dim**-0.5, k, v
 
   def _gates(self, x):
-    """(log decay, beta) [*B,N], float32 from an input that was not rounded: decays multiply over whole documents."""
+    """Returns log decay and beta [*B,N], float32."""
+    # The input is not rounded: decays multiply over whole documents.
     x = x.astype(jnp.float32)
     a = self.a(x) + self.dt_bias[...]
     return -jnp.exp(self.a_log[...]) * jax.nn.softplus(a), jax.nn.sigmoid(self.b(x))
@@ -135,8 +136,10 @@ class GatedDelta(nnx.Module):
     return self.o(y.reshape(*x.shape[:-1], -1), out=jnp.float32)
 
   def _mix(self, x, *, segments, real, dtype):
-    """(mixed sequence, inputs of the convolutions, last state [B,N,H,P]); the state passes over what is not `real`
-    [B,T] unchanged."""
+    """Returns the mixed sequence, the inputs of the convolutions and the last recurrent state.
+
+    Positions that are not `real` [B,T] leave the recurrent state as it is.
+    """
     inputs = self._inputs(x, dtype)
     q, k, v = self._heads({name: self.conv[name](y, segments=segments) for name, y in inputs.items()})
     log_decay, beta = self._gates(x)
@@ -146,49 +149,50 @@ class GatedDelta(nnx.Module):
     return self._output(y, x, dtype), inputs, state
 
   def qkv(self, x: Float[Array, "B T D"], *, dtype: DTypeLike) -> tuple[Float[Array, "B T I"], ...]:
-    """Queries, keys and values of all heads side by side, float32, as projected: not convolved."""
+    """Returns queries, keys and values of all heads side by side, float32, before the convolutions."""
     return tuple(self._inputs(x, dtype)[name] for name in "qkv")
 
   def __call__(
     self, x: Float[Array, "B T D"], *, segments: Int[Array, "B T"], positions: Int[Array, "B T"], dtype: DTypeLike
   ) -> Float[Array, "B T D"]:
-    """Mixed sequence, float32; operands of projections are `dtype`. Convolution and state start afresh with every
-    document."""
+    """Mixes packed rows, float32; operands of projections are `dtype`. Each document starts from an empty state."""
     del positions
     return self._mix(x, segments=segments, real=None, dtype=dtype)[0]
 
-  def init_cache(self, batch: int, *, length: int, dtype: DTypeLike) -> DeltaCache:
-    """An empty cache, float32; its size does not depend on `length`."""
+  def init_state(self, batch: int, *, length: int, dtype: DTypeLike) -> GatedDeltaState:
+    """Returns an empty decoding state, float32; its size does not depend on `length`."""
     del length, dtype
-    spec = self.spec
-    return DeltaCache(
-      window={name: conv.empty(batch) for name, conv in self.conv.items()},
-      state=jnp.zeros((batch, spec.num_value_heads, spec.key_head_dim, spec.value_head_dim), jnp.float32),
+    config = self.config
+    return GatedDeltaState(
+      windows={name: conv.empty_window(batch) for name, conv in self.conv.items()},
+      recurrent=jnp.zeros((batch, config.num_value_heads, config.key_head_dim, config.value_head_dim), jnp.float32),
     )
 
   def prefill(
     self, x: Float[Array, "B T D"], *, lengths: Int[Array, " B"], length: int, dtype: DTypeLike
-  ) -> tuple[Float[Array, "B T D"], DeltaCache]:
-    """Rows of `lengths` positions at once, and the cache as `lengths` steps would leave it; outputs past a row's length
-    mean nothing."""
+  ) -> tuple[Float[Array, "B T D"], GatedDeltaState]:
+    """Mixes prompts of `lengths` positions and returns the decoding state that `lengths` steps would leave.
+
+    Outputs past a row's length are undefined; `length` is ignored.
+    """
     del length
     real = jnp.arange(x.shape[1]) < lengths[:, None]
-    y, inputs, state = self._mix(x, segments=jnp.ones(x.shape[:2], jnp.int32), real=real, dtype=dtype)
-    window = {name: self.conv[name].window(one, lengths=lengths) for name, one in inputs.items()}
-    return y, DeltaCache(window=window, state=state)
+    y, inputs, recurrent = self._mix(x, segments=jnp.ones(x.shape[:2], jnp.int32), real=real, dtype=dtype)
+    windows = {name: self.conv[name].window(one, lengths=lengths) for name, one in inputs.items()}
+    return y, GatedDeltaState(windows=windows, recurrent=recurrent)
 
   def step(
-    self, x: Float[Array, "B D"], *, cache: DeltaCache, positions: Int[Array, " B"], dtype: DTypeLike
-  ) -> tuple[Float[Array, "B D"], DeltaCache]:
-    """One position a row, float32, by the recurrence itself."""
+    self, x: Float[Array, "B D"], *, state: GatedDeltaState, positions: Int[Array, " B"], dtype: DTypeLike
+  ) -> tuple[Float[Array, "B D"], GatedDeltaState]:
+    """Mixes the next position of each row by one step of the recurrence, float32."""
     del positions
-    mixed, window = {}, {}
+    convolved, windows = {}, {}
     for name, inputs in self._inputs(x, dtype).items():
-      mixed[name], window[name] = self.conv[name].step(inputs, window=cache.window[name])
-    q, k, v = self._heads(mixed)
+      convolved[name], windows[name] = self.conv[name].step(inputs, window=state.windows[name])
+    q, k, v = self._heads(convolved)
     log_decay, beta = self._gates(x)
-    state = cache.state * jnp.exp(log_decay)[..., None, None]
-    error = (v - jnp.einsum("bnhp,bnh->bnp", state, k)) * beta[..., None]
-    state = state + jnp.einsum("bnh,bnp->bnhp", k, error)
-    y = jnp.einsum("bnhp,bnh->bnp", state, q)
-    return self._output(y, x, dtype), DeltaCache(window=window, state=state)
+    recurrent = state.recurrent * jnp.exp(log_decay)[..., None, None]
+    error = (v - jnp.einsum("bnhp,bnh->bnp", recurrent, k)) * beta[..., None]
+    recurrent = recurrent + jnp.einsum("bnh,bnp->bnhp", k, error)
+    y = jnp.einsum("bnhp,bnh->bnp", recurrent, q)
+    return self._output(y, x, dtype), GatedDeltaState(windows=windows, recurrent=recurrent)

@@ -1,4 +1,4 @@
-"""The one projection that everything goes through."""
+"""The projection that all layers are made of."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -18,10 +18,10 @@ class Linear(nnx.Module):
 
   Args:
     init: Maker of the parameters.
-    shape: (in, out).
-    axes: Logical axes of (in, out).
-    use_bias: Whether a bias is added.
-    kernel_init: Default: normal of 1 / sqrt(in).
+    shape: Input and output width (I, O).
+    axes: Logical axes of both.
+    use_bias: Adds a bias.
+    kernel_init: Initialiser of the kernel; by default a normal distribution of standard deviation 1 / sqrt(I).
   """
 
   def __init__(
@@ -38,8 +38,9 @@ class Linear(nnx.Module):
     self.bias = init.param("bias", shape=shape[1:], axes=axes[1:], init=zeros) if use_bias else None
 
   def __call__(self, x: Float[Array, "*B I"], *, out: DTypeLike | None = None) -> Float[Array, "*B O"]:
-    """The projection, in x's dtype or in `out`."""
-    # Two-dimensional operands: XLA's CPU backward pass of the same product over [B, T, I] takes 2.5 times as long.
+    """Projects x; the result has x's dtype, or `out`."""
+    # Flattened to two dimensions: the backward pass over [B, T, I] takes 2.5 times as long in XLA's CPU code (jaxlib
+    # 0.10.2).
     rows = x.reshape(-1, x.shape[-1])
     y = as_matrix(self.kernel.get_value()).project(rows)
     if self.bias is not None:

@@ -22,16 +22,15 @@ class Mamba2Config:
   """A selective state space whose decays are scalars (Dao & Gu 2024, 2405.21060), as in Mamba-2, Bamba and Granite 4.
 
   Attributes:
-    num_heads: N.
-    head_dim: Width of a head P.
-    state_size: H; a head's state is [H, P].
-    num_groups: A divisor of the heads; neighbouring heads of one group write and read by the same b and c, and are
-      normed together.
+    num_heads: Heads N.
+    head_dim: Width of a head's values P.
+    state_size: Width of b and c H; the state of a head is [H, P].
+    num_groups: Groups of neighbouring heads, a divisor of the heads. A group shares b and c and is normalised as one.
     conv_width: Taps of the convolution W.
-    conv_bias: Of the convolution.
-    use_bias: On the projections.
-    min_step: Least time step.
-    max_step: Largest time step, if there is one.
+    conv_bias: Bias on the convolution.
+    use_bias: Biases on the projections.
+    min_step: Smallest time step.
+    max_step: Largest time step; None for no limit.
   """
 
   num_heads: int
@@ -64,136 +63,139 @@ class Mamba2Config:
   def build(self, init: Init, *, width: int, norm_eps: float, norm_offset: float) -> "Mamba2":
     """Makes the module; the scale of its gated norm is stored as it is, whatever `norm_offset`."""
     del norm_offset
-    return Mamba2(init, spec=self, width=width, norm_eps=norm_eps)
+    return Mamba2(init, config=self, width=width, norm_eps=norm_eps)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Mamba2Cache:
-  """The last W − 1 inputs of each convolution, and the recurrent state."""
+class Mamba2State:
+  """Decoding state: the last W − 1 inputs of each convolution, and the recurrent state."""
 
   windows: dict[str, Float[Array, "B W _"]]
-  state: Float[Array, "B N H P"]
+  recurrent: Float[Array, "B N H P"]
 
 
 class Mamba2(nnx.Module):
-  """Short convolutions, selective state space, gated norm (Dao & Gu 2024, 2405.21060).
+  """Short convolutions, a selective state space and a gated norm (Dao & Gu 2024, 2405.21060).
 
   Args:
     init: Maker of the parameters.
-    spec: What it computes.
+    config: Architecture.
     width: Model width D.
-    norm_eps: Of the gated norm.
+    norm_eps: Epsilon of the gated norm.
   """
 
-  def __init__(self, init: Init, *, spec: Mamba2Config, width: int, norm_eps: float):
-    self.spec = spec
-    inner, shared = spec.num_heads * spec.head_dim, spec.num_groups * spec.state_size
+  def __init__(self, init: Init, *, config: Mamba2Config, width: int, norm_eps: float):
+    self.config = config
+    inner, shared = config.num_heads * config.head_dim, config.num_groups * config.state_size
 
     def project(name: str, out: int, axis: str | None) -> Linear:
-      return Linear(init.child(name), shape=(width, out), axes=("embed", axis), use_bias=spec.use_bias)
+      return Linear(init.child(name), shape=(width, out), axes=("embed", axis), use_bias=config.use_bias)
 
-    # What belongs to heads is spread over devices by heads; b and c, which heads share, are whole on each.
+    # Projections of single heads are sharded by heads; b and c, which heads share, are replicated.
     self.z, self.x = project("z", inner, "heads"), project("x", inner, "heads")
     self.b, self.c = project("b", shared, None), project("c", shared, None)
-    self.dt = project("dt", spec.num_heads, "heads")
+    self.dt = project("dt", config.num_heads, "heads")
     self.conv = nnx.Dict(
       {
         name: ShortConv(
-          init.child(f"conv.{name}"), width=spec.conv_width, channels=channels, axis=axis, use_bias=spec.conv_bias
+          init.child(f"conv.{name}"), width=config.conv_width, channels=channels, axis=axis, use_bias=config.conv_bias
         )
         for name, channels, axis in (("x", inner, "heads"), ("b", shared, None), ("c", shared, None))
       }
     )
 
     def per_head(name: str, draw: Initializer) -> nnx.Param:
-      return init.param(name, shape=(spec.num_heads,), axes=("heads",), init=draw)
+      return init.param(name, shape=(config.num_heads,), axes=("heads",), init=draw)
 
     self.dt_bias, self.a_log = per_head("dt_bias", time_step), per_head("a_log", log_rate(1.0))
     self.skip = per_head("skip", ones)
-    self.norm = RMSNorm(init.child("norm"), width=inner, eps=norm_eps, groups=spec.num_groups)
-    self.o = Linear(init.child("o"), shape=(inner, width), axes=("heads", "embed"), use_bias=spec.use_bias)
+    self.norm = RMSNorm(init.child("norm"), width=inner, eps=norm_eps, groups=config.num_groups)
+    self.o = Linear(init.child("o"), shape=(inner, width), axes=("heads", "embed"), use_bias=config.use_bias)
 
   def _project(self, x, dtype):
-    """Projections, float32. Time steps take an input that was not rounded: decays multiply over documents."""
+    """Returns all input projections by name, float32."""
     rounded = x.astype(dtype)
-    found = {name: getattr(self, name)(rounded, out=jnp.float32) for name in "zxbc"}
-    return {**found, "dt": self.dt(x.astype(jnp.float32))}
+    projected = {name: getattr(self, name)(rounded, out=jnp.float32) for name in "zxbc"}
+    # The input of time steps is not rounded: decays multiply over whole documents.
+    return {**projected, "dt": self.dt(x.astype(jnp.float32))}
 
-  def _split(self, mixed):
-    """Convolved [*B, …] -> (x [*B,N,P], b [*B,G,H], c [*B,G,H])."""
-    lead, groups = mixed["x"].shape[:-1], self.spec.num_groups
-    x, b, c = (jax.nn.silu(mixed[name]) for name in "xbc")
-    return x.reshape(*lead, self.spec.num_heads, -1), b.reshape(*lead, groups, -1), c.reshape(*lead, groups, -1)
+  def _split(self, convolved):
+    """Splits convolved inputs into x [*B,N,P], b [*B,G,H] and c [*B,G,H]."""
+    lead, groups = convolved["x"].shape[:-1], self.config.num_groups
+    x, b, c = (jax.nn.silu(convolved[name]) for name in "xbc")
+    return x.reshape(*lead, self.config.num_heads, -1), b.reshape(*lead, groups, -1), c.reshape(*lead, groups, -1)
 
   def _steps(self, dt):
-    """(time steps, log decay) [*B,N]."""
-    steps = jnp.clip(jax.nn.softplus(dt + self.dt_bias[...]), self.spec.min_step, self.spec.max_step)
+    """Returns time steps and log decay [*B,N]."""
+    steps = jnp.clip(jax.nn.softplus(dt + self.dt_bias[...]), self.config.min_step, self.config.max_step)
     return steps, -jnp.exp(self.a_log[...]) * steps
 
   def _gate(self, y, inputs, z):
-    """What the output projection reads."""
+    """Returns the input of the output projection."""
     y = (y + self.skip[...][:, None] * inputs).reshape(z.shape)
     return self.norm(y * jax.nn.silu(z))
 
   def _whole(self, projected, segments, real):
-    """(what the output projection reads, last state) of whole rows, where only `real` positions change the state."""
+    """Returns the input of the output projection and the last recurrent state of whole rows.
+
+    Positions that are not `real` [B,T] leave the recurrent state as it is.
+    """
     inputs, b, c = self._split({name: self.conv[name](projected[name], segments=segments) for name in "xbc"})
     steps, log_decay = self._steps(projected["dt"])
     if real is not None:
       steps, log_decay = (jnp.where(real[..., None], y, 0.0) for y in (steps, log_decay))
-    y, state = ssd(inputs * steps[..., None], log_decay=log_decay, b=b, c=c, segments=segments)
-    return self._gate(y, inputs, projected["z"]), state
+    y, recurrent = ssd(inputs * steps[..., None], log_decay=log_decay, b=b, c=c, segments=segments)
+    return self._gate(y, inputs, projected["z"]), recurrent
 
   def qkv(self, x: Float[Array, "B T D"], *, dtype: DTypeLike) -> tuple[Float[Array, "B T I"], ...]:
-    """What stands for queries, keys and values: c, b and x as projected, float32, not convolved."""
+    """Returns c, b and x, which stand for queries, keys and values, float32, before the convolutions."""
     x = x.astype(dtype)
     return tuple(project(x, out=jnp.float32) for project in (self.c, self.b, self.x))
 
   def __call__(
     self, x: Float[Array, "B T D"], *, segments: Int[Array, "B T"], positions: Int[Array, "B T"], dtype: DTypeLike
   ) -> Float[Array, "B T D"]:
-    """Mixed sequence, float32; operands of projections are `dtype`. Convolutions and state start afresh with every
-    document."""
+    """Mixes packed rows, float32; operands of projections are `dtype`. Each document starts from an empty state."""
     del positions
-    # Of what lies between projections only they are kept for the way back.
+    # Save only the projections for the backward pass; recompute everything between them.
     y, _ = jax.checkpoint(self._whole)(self._project(x, dtype), segments, None)
     return self.o(y.astype(dtype), out=jnp.float32)
 
-  def init_cache(self, batch: int, *, length: int, dtype: DTypeLike) -> Mamba2Cache:
-    """An empty cache, float32; its size does not depend on `length`."""
+  def init_state(self, batch: int, *, length: int, dtype: DTypeLike) -> Mamba2State:
+    """Returns an empty decoding state, float32; its size does not depend on `length`."""
     del length, dtype
-    spec = self.spec
-    return Mamba2Cache(
-      windows={name: conv.empty(batch) for name, conv in self.conv.items()},
-      state=jnp.zeros((batch, spec.num_heads, spec.state_size, spec.head_dim), jnp.float32),
+    config = self.config
+    return Mamba2State(
+      windows={name: conv.empty_window(batch) for name, conv in self.conv.items()},
+      recurrent=jnp.zeros((batch, config.num_heads, config.state_size, config.head_dim), jnp.float32),
     )
 
   def prefill(
     self, x: Float[Array, "B T D"], *, lengths: Int[Array, " B"], length: int, dtype: DTypeLike
-  ) -> tuple[Float[Array, "B T D"], Mamba2Cache]:
-    """The first `lengths` positions of each row at once, float32, and the cache after them; the rest is padding.
+  ) -> tuple[Float[Array, "B T D"], Mamba2State]:
+    """Mixes prompts of `lengths` positions and returns the decoding state that `lengths` steps would leave.
 
-    The cache's size does not depend on `length`.
+    Outputs past a row's length are undefined; `length` is ignored.
     """
     del length
     projected, real = self._project(x, dtype), jnp.arange(x.shape[1]) < lengths[:, None]
-    y, state = self._whole(projected, jnp.ones(x.shape[:2], jnp.int32), real)
+    y, recurrent = self._whole(projected, jnp.ones(x.shape[:2], jnp.int32), real)
     windows = {name: self.conv[name].window(projected[name], lengths=lengths) for name in "xbc"}
-    return self.o(y.astype(dtype), out=jnp.float32), Mamba2Cache(windows=windows, state=state)
+    return self.o(y.astype(dtype), out=jnp.float32), Mamba2State(windows=windows, recurrent=recurrent)
 
   def step(
-    self, x: Float[Array, "B D"], *, cache: Mamba2Cache, positions: Int[Array, " B"], dtype: DTypeLike
-  ) -> tuple[Float[Array, "B D"], Mamba2Cache]:
-    """One position a row, float32, by the recurrence itself."""
+    self, x: Float[Array, "B D"], *, state: Mamba2State, positions: Int[Array, " B"], dtype: DTypeLike
+  ) -> tuple[Float[Array, "B D"], Mamba2State]:
+    """Mixes the next position of each row by one step of the recurrence, float32."""
     del positions
-    projected, mixed, windows = self._project(x, dtype), {}, {}
+    projected, convolved, windows = self._project(x, dtype), {}, {}
     for name in "xbc":
-      mixed[name], windows[name] = self.conv[name].step(projected[name], window=cache.windows[name])
-    inputs, b, c = self._split(mixed)
+      convolved[name], windows[name] = self.conv[name].step(projected[name], window=state.windows[name])
+    inputs, b, c = self._split(convolved)
     steps, log_decay = self._steps(projected["dt"])
-    b, c = (jnp.repeat(y, self.spec.num_heads // self.spec.num_groups, axis=1) for y in (b, c))
+    b, c = (jnp.repeat(y, self.config.num_heads // self.config.num_groups, axis=1) for y in (b, c))
     written = jnp.einsum("bnh,bnp->bnhp", b, inputs * steps[..., None])
-    state = cache.state * jnp.exp(log_decay)[..., None, None] + written
-    y = self._gate(jnp.einsum("bnhp,bnh->bnp", state, c), inputs, projected["z"])
-    return self.o(y.astype(dtype), out=jnp.float32), Mamba2Cache(windows=windows, state=state)
+    recurrent = state.recurrent * jnp.exp(log_decay)[..., None, None] + written
+    y = self._gate(jnp.einsum("bnhp,bnh->bnp", recurrent, c), inputs, projected["z"])
+    return self.o(y.astype(dtype), out=jnp.float32), Mamba2State(windows=windows, recurrent=recurrent)

@@ -49,7 +49,7 @@ class Mixer(Protocol):
   def qkv(self, x: Float[Array, "B T D"], *, dtype: DTypeLike) -> tuple[Float[Array, "B T I"], ...]:
     """Returns queries, keys and values, or what stands for them, as projected; all heads are side by side."""
 
-  def init_cache(self, batch: int, *, length: int, dtype: DTypeLike) -> Any:
+  def init_state(self, batch: int, *, length: int, dtype: DTypeLike) -> Any:
     """Returns the decoding state of `batch` empty rows that grow to `length` positions: a pytree of arrays."""
 
   def prefill(
@@ -65,13 +65,13 @@ class Mixer(Protocol):
     """
 
   def step(
-    self, x: Float[Array, "B D"], *, cache: Any, positions: Int[Array, " B"], dtype: DTypeLike
+    self, x: Float[Array, "B D"], *, state: Any, positions: Int[Array, " B"], dtype: DTypeLike
   ) -> tuple[Float[Array, "B D"], Any]:
     """Mixes the next position of each row and returns the new decoding state; equals a call on the whole row.
 
     Args:
       x: Normalised residual stream at that position.
-      cache: The decoding state before it.
+      state: The decoding state before it.
       positions: Position of each row within its document.
       dtype: Dtype of the projections' operands.
     """

@@ -17,7 +17,7 @@ from distill.nn.param import Init
 _tanh_gelu = functools.partial(jax.nn.gelu, approximate=True)
 _exact_gelu = functools.partial(jax.nn.gelu, approximate=False)
 
-# By the names that Hugging Face configurations use; several are one function.
+# By the names in Hugging Face configurations; some are synonyms.
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
   "silu": jax.nn.silu,
   "swish": jax.nn.silu,
@@ -46,8 +46,10 @@ class MlpConfig:
   """down(act(gate(x)) * up(x)), or down(act(up(x))) without a gate.
 
   Attributes:
-    act: One of `ACTIVATIONS`.
-    use_bias: On every projection.
+    width: Number of neurons F.
+    act: Activation, one of `ACTIVATIONS`.
+    gated: Multiplies by the activated projection `gate`.
+    use_bias: Biases on all projections.
   """
 
   width: int
@@ -60,25 +62,27 @@ class MlpConfig:
 
   def build(self, init: Init, *, width: int) -> "Mlp":
     """Makes the module with fresh parameters, for a model of that width."""
-    return Mlp(init, spec=self, width=width)
+    return Mlp(init, config=self, width=width)
 
 
 class Mlp(nnx.Module):
-  """The MLP that `spec` describes (Shazeer 2020, 2002.05202)."""
+  """A multi-layer perceptron, with or without a gate (Shazeer 2020, 2002.05202)."""
 
-  def __init__(self, init: Init, *, spec: MlpConfig, width: int):
-    wide, narrow, bias = ("embed", "mlp"), ("mlp", "embed"), spec.use_bias
-    self.spec = spec
-    self.gate = Linear(init.child("gate"), shape=(width, spec.width), axes=wide, use_bias=bias) if spec.gated else None
-    self.up = Linear(init.child("up"), shape=(width, spec.width), axes=wide, use_bias=bias)
-    self.down = Linear(init.child("down"), shape=(spec.width, width), axes=narrow, use_bias=bias)
+  def __init__(self, init: Init, *, config: MlpConfig, width: int):
+    wide, narrow, bias = ("embed", "mlp"), ("mlp", "embed"), config.use_bias
+    self.config = config
+    self.gate = (
+      Linear(init.child("gate"), shape=(width, config.width), axes=wide, use_bias=bias) if config.gated else None
+    )
+    self.up = Linear(init.child("up"), shape=(width, config.width), axes=wide, use_bias=bias)
+    self.down = Linear(init.child("down"), shape=(config.width, width), axes=narrow, use_bias=bias)
 
   def __call__(self, x: Float[Array, "*B D"], *, dtype: DTypeLike) -> Float[Array, "*B D"]:
-    """The MLP, float32; operands of projections are `dtype`."""
+    """Applies the MLP; operands of projections are `dtype`, the result is float32."""
     x = x.astype(dtype)
-    act, up = ACTIVATIONS[self.spec.act], self.up(x).astype(jnp.float32)
+    act, up = ACTIVATIONS[self.config.act], self.up(x).astype(jnp.float32)
     hidden = act(up) if self.gate is None else act(self.gate(x).astype(jnp.float32)) * up
     return self.down(hidden.astype(dtype), out=jnp.float32)
 
   def balance(self, x: Float[Array, "B T D"], *, valid: Bool[Array, "B T"]) -> None:
-    """None: only a mixture of experts has a balance."""
+    """Returns None: only a mixture of experts has a balance."""

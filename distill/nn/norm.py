@@ -1,4 +1,4 @@
-"""Norms of the last axis."""
+"""Norms over the last axis."""
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +9,13 @@ from distill.nn.param import Init, ones, zeros
 
 
 class RMSNorm(nnx.Module):
-  """x / rms(x) times a learnt scale, in float32, returned in x's dtype (Zhang & Sennrich 2019, 1910.07467).
+  """x / rms(x) times a trainable scale (Zhang & Sennrich 2019, 1910.07467).
 
   Args:
     init: Maker of the parameters.
     width: Size of the normalised last axis.
     eps: Added to the mean square.
-    offset: 0.0 when the scale is stored as it is, 1.0 when it is stored as a difference from one.
+    offset: Added to the stored scale: 1.0 when the scale is stored as its difference from one, else 0.0.
     groups: Equal parts of the axis, each divided by its own root mean square.
   """
 
@@ -24,7 +24,7 @@ class RMSNorm(nnx.Module):
     self.eps, self.offset, self.groups = eps, offset, groups
 
   def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-    """The normalised input, in x's dtype."""
+    """Normalises x in float32; the result has x's dtype."""
     x32 = x.astype(jnp.float32).reshape(*x.shape[:-1], self.groups, -1)
     y = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
     y = y.reshape(x.shape)
@@ -32,7 +32,7 @@ class RMSNorm(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-  """(x − mean) / deviation times a learnt scale plus a bias, in float32, in x's dtype (Ba et al. 2016, 1607.06450).
+  """(x − mean) / standard deviation, times a trainable scale, plus a bias (Ba et al. 2016, 1607.06450).
 
   Args:
     init: Maker of the parameters.
@@ -46,7 +46,7 @@ class LayerNorm(nnx.Module):
     self.eps = eps
 
   def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-    """The normalised input, in x's dtype."""
+    """Normalises x in float32; the result has x's dtype."""
     x32 = x.astype(jnp.float32)
     centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
     y = centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + self.eps)

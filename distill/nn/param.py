@@ -1,4 +1,4 @@
-"""One description of a parameter: shape, logical axes, initialiser; sharding, loading and export follow from it."""
+"""Makes parameters: shape, logical axes and initialiser, from which sharding, loading and export follow."""
 
 import math
 import zlib
@@ -13,48 +13,56 @@ Initializer = Callable[[Key[Array, ""], tuple[int, ...]], Float[Array, "..."]]
 
 
 def zeros(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
-  """All zero."""
+  """Returns zeros."""
   return jnp.zeros(shape, jnp.float32)
 
 
 def ones(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
-  """All one."""
+  """Returns ones."""
   return jnp.ones(shape, jnp.float32)
 
 
 def normal(stddev: float) -> Initializer:
-  """Gaussian of the given standard deviation."""
+  """Returns an initialiser that draws from a normal distribution of mean zero."""
   return lambda key, shape: stddev * jax.random.normal(key, shape, jnp.float32)
 
 
 def log_rate(low: float) -> Initializer:
-  """Logarithm of decay rates uniform from `low` to 16 (Dao & Gu 2024, 2405.21060)."""
+  """Returns an initialiser of log decay rates; rates are uniform from `low` to 16 (Dao & Gu 2024, 2405.21060)."""
   return lambda key, shape: jnp.log(jax.random.uniform(key, shape, jnp.float32, low, 16.0))
 
 
 def time_step(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
-  """Inverse softplus of time steps log-uniform from 0.001 to 0.1: a fresh layer remembers tens of positions."""
+  """Draws inverse-softplus time steps; steps are log-uniform from 0.001 to 0.1, a memory of tens of positions."""
   steps = jnp.exp(jax.random.uniform(key, shape, jnp.float32, math.log(1e-3), math.log(1e-1)))
   return steps + jnp.log(-jnp.expm1(-steps))
 
 
 class Init:
-  """Makes the parameters of a module, each with a key of its own name, stacked over `repeats` layers if asked.
+  """Makes the parameters of a module.
 
   Args:
-    key: Root key; a parameter's key is folded in from its name, so adding one leaves the others as they were.
-    repeats: Leading 'layers' dimension of every parameter, or None for a single layer.
+    key: Root key. The key of a parameter follows from its name, so that a new parameter changes no other.
+    repeats: Size of a leading dimension 'layers' of every parameter; None for a single layer.
+    scope: Dotted name of the module.
   """
 
   def __init__(self, key: Key[Array, ""], *, repeats: int | None = None, scope: str = ""):
     self._key, self._repeats, self._scope = key, repeats, scope
 
   def child(self, name: str) -> "Init":
-    """The same maker, one level down the tree of names."""
+    """Returns the maker for a child module."""
     return Init(self._key, repeats=self._repeats, scope=f"{self._scope}.{name}")
 
   def param(self, name: str, *, shape: Sequence[int], axes: Sequence[str | None], init: Initializer) -> nnx.Param:
-    """A float32 parameter of `shape` with one logical axis name (or None) a dimension."""
+    """Makes a float32 parameter.
+
+    Args:
+      name: Name within the module.
+      shape: Shape of one layer's parameter.
+      axes: Logical axis name of each dimension; None for a dimension that is never sharded.
+      init: Initialiser.
+    """
     assert len(shape) == len(axes), (self._scope, name)
     key = jax.random.fold_in(self._key, zlib.crc32(f"{self._scope}.{name}".encode()))
     if self._repeats is None:

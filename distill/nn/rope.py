@@ -1,4 +1,4 @@
-"""Rotary position embedding, and the ways in which its frequencies are stretched for long contexts."""
+"""Rotary position embedding (RoPE), and scaling of its frequencies for long contexts."""
 
 import dataclasses
 import math
@@ -10,14 +10,14 @@ from jaxtyping import Array, Float, Int
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Interpolation:
-  """Every frequency divided by `factor` (Chen et al. 2023, 2306.15595)."""
+  """Divides every frequency by `factor` (Chen et al. 2023, 2306.15595)."""
 
   factor: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DynamicNtk:
-  """The base grows with the length of a document once it passes `max_positions`."""
+  """Raises the base with the length of a document, from `max_positions` on."""
 
   factor: float
   max_positions: int
@@ -25,7 +25,7 @@ class DynamicNtk:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Llama3:
-  """Wave lengths beyond the original context are stretched, short ones stay, those between are blended (Llama 3.1)."""
+  """Divides low frequencies by `factor`, keeps high ones and blends those between (Llama 3.1)."""
 
   factor: float
   low_freq_factor: float
@@ -35,11 +35,14 @@ class Llama3:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Yarn:
-  """Frequencies that turn less than `beta_slow` times in the original context are stretched, those that turn more than
-  `beta_fast` times stay, with a ramp between (Peng et al. 2023, 2309.00071).
+  """Divides low frequencies by `factor` and keeps high ones, with a ramp between (Peng et al. 2023, 2309.00071).
 
   Attributes:
+    factor: Divisor of the low frequencies.
+    original_max_positions: Context length before scaling.
     attention_factor: Multiplies the rotated queries and keys.
+    beta_fast: Frequencies with more turns than this in the original context are kept.
+    beta_slow: Frequencies with fewer turns than this in the original context are divided.
     truncate: The ramp begins and ends at whole channels.
   """
 
@@ -53,9 +56,12 @@ class Yarn:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LongRope:
-  """A divisor for every frequency: `short` up to the original context, `long` past it (Ding et al. 2024, 2402.13753).
+  """Divides each frequency by a number of its own (Ding et al. 2024, 2402.13753).
 
   Attributes:
+    short: Divisors for documents up to the original context length.
+    long: Divisors for longer documents.
+    original_max_positions: Context length before scaling.
     attention_factor: Multiplies the rotated queries and keys.
   """
 
@@ -74,8 +80,8 @@ class RopeConfig:
 
   Attributes:
     theta: Base of the frequencies.
-    fraction: Part of the head width that is rotated, from the left.
-    scaling: How frequencies are stretched, if at all.
+    fraction: Fraction of the head width that is rotated, from the first channel on.
+    scaling: Scaling of the frequencies for long contexts; None for none.
   """
 
   theta: float = 10_000.0
@@ -84,20 +90,26 @@ class RopeConfig:
 
   @property
   def attention_factor(self) -> float:
-    """What rotated queries and keys are multiplied by."""
+    """Multiplier of rotated queries and keys."""
     return self.scaling.attention_factor if isinstance(self.scaling, Yarn | LongRope) else 1.0
 
   @property
   def by_length(self) -> bool:
-    """Frequencies depend on the length of a document."""
+    """True if frequencies depend on the length of a document."""
     return isinstance(self.scaling, DynamicNtk | LongRope)
 
 
 def frequencies(head_dim: int, *, rope: RopeConfig, length: int) -> tuple[Float[np.ndarray, "Rows Half"], int]:
-  """Radians a position for each rotated pair, float32, and the length from which on the rows differ.
+  """Returns the angle per position of each rotated pair.
 
-  A document of n positions, n at most `length`, takes row clip(n − first, 0, last row); there is more than one row only
-  where frequencies depend on the length of a document.
+  Args:
+    head_dim: Head width.
+    rope: The embedding.
+    length: Length of the longest document.
+
+  Returns:
+    Frequencies in radians, float32, and a length `first`. A document of n positions uses row clip(n − first, 0, last
+    row). There are several rows only if frequencies depend on the length of a document.
   """
   rotated = int(head_dim * rope.fraction)
   exponent = np.arange(0, rotated, 2, dtype=np.float32) / np.float32(rotated)
@@ -128,7 +140,7 @@ def frequencies(head_dim: int, *, rope: RopeConfig, length: int) -> tuple[Float[
 
 
 def _yarn_ramp(yarn: Yarn, *, rotated: int, theta: float) -> np.ndarray:
-  """How far each frequency is stretched, 0 to 1."""
+  """Returns the weight of division by `factor` for each frequency, 0 to 1."""
 
   def channel(turns: float) -> float:
     return rotated * math.log(yarn.original_max_positions / (turns * 2 * math.pi)) / (2 * math.log(theta))
@@ -144,7 +156,7 @@ def _yarn_ramp(yarn: Yarn, *, rotated: int, theta: float) -> np.ndarray:
 
 
 def document_lengths(segments: Int[Array, "B T"], *, positions: Int[Array, "B T"]) -> Int[Array, "B T"]:
-  """Number of positions of the document that each position is in."""
+  """Returns the length of the document that each position belongs to."""
   same = segments[:, :, None] == segments[:, None, :]
   return jnp.max(jnp.where(same, positions[:, None, :] + 1, 0), axis=-1)
 
@@ -156,9 +168,17 @@ def rotate(
   inverse: Float[np.ndarray, " Half"] | Float[Array, "*B Half"],
   factor: float = 1.0,
 ) -> Float[Array, "*B N H"]:
-  """The pairs (i, i + R / 2) of the first R = 2 * Half channels turned by position * inverse[i], times `factor`.
+  """Rotates pairs of channels by angles that grow with the position.
 
-  Computed in float32 and returned in x's dtype; channels past R are left as they are.
+  Args:
+    x_BTNH: Queries or keys.
+    positions: Position of each token within its document.
+    inverse: Angle per position of each pair, from `frequencies`: for all tokens, or for each.
+    factor: Multiplies the rotated channels.
+
+  Returns:
+    x with the pairs (i, i + Half) of its first 2 · Half channels rotated, in x's dtype; float32 inside. Channels past
+    them are unchanged.
   """
   half = inverse.shape[-1]
   angle = (positions[..., None].astype(jnp.float32) * inverse)[..., None, :]

@@ -7,13 +7,13 @@ from flax import nnx
 from distill.nn.mamba2 import Mamba2, Mamba2Config
 from distill.nn.param import Init
 
-SPEC = Mamba2Config(num_heads=6, head_dim=8, state_size=5, num_groups=3, use_bias=True, min_step=0.01, max_step=0.9)
+CONFIG = Mamba2Config(num_heads=6, head_dim=8, state_size=5, num_groups=3, use_bias=True, min_step=0.01, max_step=0.9)
 
 
 @pytest.fixture(scope="module")
 def mixer():
   """(graph, parameters) of a mixer whose every parameter is perturbed."""
-  graph, state = nnx.split(Mamba2(Init(jax.random.key(0)), spec=SPEC, width=16, norm_eps=1e-5))
+  graph, state = nnx.split(Mamba2(Init(jax.random.key(0)), config=CONFIG, width=16, norm_eps=1e-5))
   leaves, tree = jax.tree.flatten(state)
   keys = jax.random.split(jax.random.key(1), len(leaves))
   moved = [x + 0.3 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)]
@@ -26,9 +26,9 @@ def mixed(mixer, state, x, segments):
 
 
 def stepper(mixer):
-  """step(x, cache) -> (output, cache), compiled."""
+  """A compiled step(x, state) -> (output, state)."""
   module = nnx.merge(*mixer)
-  return jax.jit(lambda x, cache: module.step(x, cache=cache, positions=jnp.zeros(len(x), int), dtype=jnp.float32))
+  return jax.jit(lambda x, state: module.step(x, state=state, positions=jnp.zeros(len(x), int), dtype=jnp.float32))
 
 
 def test_documents_in_one_row_are_as_in_rows_of_their_own_with_their_gradients(mixer):
@@ -58,28 +58,28 @@ def test_padded_prompts_at_once_and_steps_after_them_equal_whole_rows(mixer):
   whole = jax.jit(lambda x: mixed(mixer, mixer[1], x, np.ones((5, length), int)))(x)
   scale = float(jnp.abs(whole).max())
   prefill = jax.jit(lambda x: module.prefill(x, lengths=lengths, length=length, dtype=jnp.float32))
-  y, cache = prefill(x[:, :70])
+  y, state = prefill(x[:, :70])
   for row, count in enumerate(lengths):
     np.testing.assert_allclose(y[row, :count], whole[row, :count], atol=2e-6 * scale)
-  nothing = module.init_cache(1, length=length, dtype=jnp.float32)
-  jax.tree.map(lambda one, none: np.testing.assert_array_equal(one[3:4], none), cache, nothing)
+  nothing = module.init_state(1, length=length, dtype=jnp.float32)
+  jax.tree.map(lambda one, none: np.testing.assert_array_equal(one[3:4], none), state, nothing)
   for ahead in range(6):
-    y, cache = step(x[jnp.arange(5), lengths + ahead], cache)
+    y, state = step(x[jnp.arange(5), lengths + ahead], state)
     np.testing.assert_allclose(y, whole[jnp.arange(5), lengths + ahead], atol=2e-6 * scale)
 
 
-def test_an_empty_cache_and_steps_equal_the_whole_row(mixer):
-  step, cache = stepper(mixer), nnx.merge(*mixer).init_cache(2, length=9, dtype=jnp.float32)
+def test_steps_from_an_empty_state_equal_the_whole_row(mixer):
+  step, state = stepper(mixer), nnx.merge(*mixer).init_state(2, length=9, dtype=jnp.float32)
   x = jax.random.normal(jax.random.key(4), (2, 9, 16))
   whole = mixed(mixer, mixer[1], x, np.ones((2, 9), int))
   for t in range(9):
-    y, cache = step(x[:, t], cache)
+    y, state = step(x[:, t], state)
     np.testing.assert_allclose(y, whole[:, t], atol=2e-6 * float(jnp.abs(whole).max()))
 
 
 def test_fresh_parameters_are_drawn_as_in_the_paper():
-  spec = Mamba2Config(num_heads=500, head_dim=1, state_size=1)
-  module = Mamba2(Init(jax.random.key(0)), spec=spec, width=4, norm_eps=1e-5)
+  config = Mamba2Config(num_heads=500, head_dim=1, state_size=1)
+  module = Mamba2(Init(jax.random.key(0)), config=config, width=4, norm_eps=1e-5)
   rates, steps = jnp.exp(module.a_log[...]), jax.nn.softplus(module.dt_bias[...])
   assert 1.0 <= rates.min() < 1.2 and 15.8 < rates.max() <= 16.0
   assert 0.00099 <= steps.min() < 0.0011 and 0.09 < steps.max() <= 0.1001

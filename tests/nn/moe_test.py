@@ -8,12 +8,12 @@ from distill.nn.moe import Moe, MoeConfig
 from distill.nn.param import Init
 from distill.parallel.mesh import make_mesh, sharding
 
-SPEC = MoeConfig(width=7, num_experts=4, top_k=2, use_bias=True, renormalise=False)
+CONFIG = MoeConfig(width=7, num_experts=4, top_k=2, use_bias=True, renormalise=False)
 
 
-def module(spec):
+def module(config):
   """With every parameter at random, biases too."""
-  made = Moe(Init(jax.random.key(0)), spec=spec, width=6)
+  made = Moe(Init(jax.random.key(0)), config=config, width=6)
   graph, state = nnx.split(made)
   leaves, tree = jax.tree.flatten(state)
   keys = jax.random.split(jax.random.key(1), len(leaves))
@@ -29,14 +29,14 @@ def one_by_one(moe, x_TD):
   probs /= probs.sum(-1, keepdims=True)
   out = np.zeros_like(x_TD)
   for t, x in enumerate(x_TD):
-    chosen = np.argsort(-logits[t])[: moe.spec.top_k]
-    share = probs[t][chosen].sum() if moe.spec.renormalise else 1.0
+    chosen = np.argsort(-logits[t])[: moe.config.top_k]
+    share = probs[t][chosen].sum() if moe.config.renormalise else 1.0
     for e in chosen:
       gate, up = (x @ get[name][0][e] + get[name][1][e] for name in ("gate", "up"))
-      if moe.spec.clamp is None:
+      if moe.config.clamp is None:
         hidden = gate / (1 + np.exp(-gate)) * up
       else:
-        alpha, limit = moe.spec.clamp
+        alpha, limit = moe.config.clamp
         gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
         hidden = (up + 1) * gate / (1 + np.exp(-alpha * gate))
       out[t] += probs[t][e] / share * (hidden @ get["down"][0][e] + get["down"][1][e])
@@ -45,7 +45,7 @@ def one_by_one(moe, x_TD):
 
 @pytest.mark.parametrize("change", [{}, {"renormalise": True}, {"clamp": (1.7, 0.5)}, {"top_k": 1}])
 def test_equals_a_loop_over_the_chosen_experts(change):
-  moe = module(MoeConfig(**{**vars(SPEC), **change}))
+  moe = module(MoeConfig(**{**vars(CONFIG), **change}))
   x = np.random.default_rng(0).normal(size=(11, 6))
   got = moe(jnp.asarray(x, jnp.float32), dtype=jnp.float32)
   expected = one_by_one(moe, x)
@@ -53,7 +53,7 @@ def test_equals_a_loop_over_the_chosen_experts(change):
 
 
 def test_balance_of_a_row_is_the_mean_over_its_valid_tokens_and_its_gradient_spreads_them():
-  moe = module(MoeConfig(**{**vars(SPEC), "top_k": 3, "num_experts": 5}))
+  moe = module(MoeConfig(**{**vars(CONFIG), "top_k": 3, "num_experts": 5}))
   x = np.random.default_rng(0).normal(size=(3, 8, 6))
   valid = np.arange(8) < np.asarray([[8], [5], [0]])
 
@@ -85,7 +85,7 @@ def test_balance_of_a_row_is_the_mean_over_its_valid_tokens_and_its_gradient_spr
 
 
 def test_experts_spread_over_devices_compute_the_same_with_the_same_gradients():
-  graph, state = nnx.split(module(SPEC))
+  graph, state = nnx.split(module(CONFIG))
   x = jax.random.normal(jax.random.key(2), (2, 8, 6))
   mesh = make_mesh((2, 2, 2))
   spread = jax.tree.map(
@@ -96,7 +96,7 @@ def test_experts_spread_over_devices_compute_the_same_with_the_same_gradients():
     is_leaf=lambda leaf: isinstance(leaf, nnx.Variable),
   )
   kernel = spread["experts"]["up"]["kernel"][...]
-  assert kernel.sharding.shard_shape(kernel.shape)[0] == SPEC.num_experts // 2
+  assert kernel.sharding.shard_shape(kernel.shape)[0] == CONFIG.num_experts // 2
 
   @jax.jit
   def run(state, x):
