@@ -37,7 +37,7 @@ from distill.training import loop
 from distill.training.checkpoint import Checkpoints, flatten_state, unflatten_state
 from distill.training.memory import first_that_fits
 from distill.training.metrics import MetricsWriter, Progress
-from distill.training.optimizer import make_optimizer, multipliers
+from distill.training.optimizer import make_optimizer, multipliers, state_shardings
 from distill.training.step import StepConfig, TrainState, branch, canonical_names, make_step
 from distill.tree import Params
 
@@ -206,18 +206,12 @@ class Runner:
     trained, optimizer = self._optimizer(stage, shapes)
     carried = _carried(stage, optimizer)
     state = jax.eval_shape(carried, {name: shapes[name] for name in trained})
+    places = flatten_state(state_shardings(state, params=shapes, mesh=self.mesh))
     flat = {
-      name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._leaf_sharding(name, x, shapes))
-      for name, x in flatten_state(state).items()
+      name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places[name]) for name, x in flatten_state(state).items()
     }
     params = {f"params.{name}": x for name, x in shapes.items()}
     return params | {f"optimizer.{name}": x for name, x in flat.items()}
-
-  def _leaf_sharding(self, path: str, leaf: Any, shapes: Params):
-    """Moments live where their parameter does, everything else everywhere."""
-    name = path.rsplit("/", 1)[-1]
-    same = name in shapes and shapes[name].shape == leaf.shape
-    return shapes[name].sharding if same else replicated(self.mesh)
 
   def state(self, stage: Stage, params: Params, *, done: int = 0, flat: Params | None = None):
     """(what a stage's steps change, its optimizer), from so many steps on with the `flat` state of a checkpoint."""
@@ -229,9 +223,7 @@ class Runner:
     if flat:
       opt, terms = unflatten_state(state, flat)
     else:
-      shardings = unflatten_state(
-        state, {path: self._leaf_sharding(path, x, params) for path, x in flatten_state(state).items()}
-      )
+      shardings = state_shardings(state, params=params, mesh=self.mesh)
       opt, terms = jax.jit(carried, out_shardings=shardings)(mine)
     step = jax.device_put(jnp.asarray(done, jnp.int32), replicated(self.mesh))
     return TrainState(trained=mine, frozen=rest, optimizer=opt, step=step, terms=terms), optimizer

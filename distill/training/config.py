@@ -16,14 +16,20 @@ EVERYTHING: Rules = ((".*", 1.0),)
 class OptimizerConfig:
   """The optimizer of a stage."""
 
+  name: str = option(
+    "adamw",
+    help="The update rule. Muon applies to the kernels of layers and AdamW to the rest; Adafactor's learning rate is "
+    "relative to the size of a parameter.",
+    choices=("adamw", "muon", "adafactor", "sgd", "lion"),
+  )
   learning_rate: float | ScheduleConfig = option(
     1e-3, help="A number, or a schedule over the steps of the stage.", least=0, kinds=SCHEDULES
   )
   weight_decay: float = option(0.0, help="Decoupled weight decay, multiplied by the learning rate.", least=0)
   clip_norm: float = option(1.0, help="Largest global norm of the gradient; 0 does not clip.", least=0)
-  b1: float = option(0.9, help="Decay of the first moment.", least=0, most=1)
-  b2: float = option(0.95, help="Decay of the second moment.", least=0, most=1)
-  eps: float = option(1e-8, help="Added to the root of the second moment.", least=0)
+  b1: float = option(0.9, help="Decay of the first moment; momentum of sgd. Adafactor has none.", least=0, most=1)
+  b2: float = option(0.95, help="Decay of the second moment of AdamW; of Lion's momentum.", least=0, most=1)
+  eps: float = option(1e-8, help="Added to the root of AdamW's second moment.", least=0)
   learning_rates: Rules = option(
     EVERYTHING, help="Ordered (regex, factor) pairs for the learning rate of parameters.", least=0, regex=True
   )

@@ -1,18 +1,22 @@
-"""AdamW with ordered regex lists for learning rates and decay."""
+"""Optimizers of optax, with ordered regex lists for learning rates and weight decay."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
+from distill.parallel.mesh import replicated
 from distill.schedules import schedule
 from distill.training.config import OptimizerConfig
 from distill.tree import Params, first_match
 
 
 def multipliers(rules: Sequence[tuple[str, float]], *, names: Mapping[str, Sequence[str]], what: str) -> Params:
-  """The factor of each stacked parameter: an array over its layers where they differ, else a number.
+  """Returns the factor of each stacked parameter: an array over its layers where they differ, else a number.
 
   Args:
     rules: Ordered (regex, factor) pairs, matched against canonical names; the first match counts.
@@ -36,12 +40,14 @@ def _broadcast(factor, like):
 def make_optimizer(
   config: OptimizerConfig, *, trained: Params, names: Mapping[str, Sequence[str]], key: str, steps: int
 ) -> optax.GradientTransformation:
-  """Returns AdamW (Loshchilov & Hutter 2019, 1711.05101) over a flat dictionary of parameters.
+  """Returns the optimizer of a stage over a flat dictionary of parameters.
+
+  Weight decay is decoupled from the update rule (Loshchilov & Hutter 2019, 1711.05101) for all of them.
 
   Args:
     config: Options of the optimizer.
     trained: Stage factor of every parameter that trains, from `multipliers`; 0 for single frozen layers.
-    names: Stacked name -> canonical names.
+    names: Stacked name -> canonical names of its layers.
     key: Where the options stand in the configuration, for messages.
     steps: Length of the stage.
 
@@ -67,8 +73,60 @@ def make_optimizer(
   rate = schedule(config.learning_rate, key=f"{key}.learning_rate", steps=steps, least=0)
   return optax.chain(
     optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
-    optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+    _update_rule(config),
     optax.stateless(add_decay),
     optax.scale_by_learning_rate(rate),
     optax.stateless(scale_rates),
   )
+
+
+def _update_rule(config: OptimizerConfig) -> optax.GradientTransformation:
+  """From gradients to updates, before weight decay and the learning rate."""
+  match config.name:
+    case "adamw":
+      return optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
+    case "lion":
+      return optax.scale_by_lion(b1=config.b1, b2=config.b2)
+    case "sgd":
+      return optax.trace(decay=config.b1) if config.b1 else optax.identity()
+    case "adafactor":
+      return optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms())
+    case "muon":
+      # optax's Muon multiplies by minus its learning rate: -1 leaves rate and sign to the rest of the chain. A
+      # consistent RMS of 0.2 makes its updates as large as AdamW's, so that both parts may share a learning rate.
+      return optax.contrib.muon(
+        -1.0,
+        adam_b1=config.b1,
+        adam_b2=config.b2,
+        eps=config.eps,
+        muon_weight_dimension_numbers=_matrices,
+        consistent_rms=0.2,
+      )
+  raise AssertionError(config.name)
+
+
+def _matrices(params: Params) -> dict[str, optax.contrib.MuonDimensionNumbers | None]:
+  """The axes of each stacked kernel that Muon makes orthogonal; None for parameters that are no matrix of a layer."""
+  axes = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
+  kernels = {name for name in params if ".groups." in name and name.endswith(".kernel") and ".conv." not in name}
+  return {name: axes if name in kernels else None for name in params}
+
+
+def state_shardings(state: Any, *, params: Mapping[str, Any], mesh: Mesh) -> Any:
+  """Returns the shardings of an optimizer's state.
+
+  Moments live where their parameter does. Everything else is replicated: counters, and Adafactor's factors, whose size
+  is that of one row and one column a layer.
+
+  Args:
+    state: The state, or its shapes: a pytree whose paths end in the names of parameters.
+    params: The parameters, or their shapes with shardings.
+    mesh: The devices.
+  """
+
+  def leaf_sharding(path: Any, leaf: Any) -> Any:
+    name = path[-1].key if path and isinstance(path[-1], jax.tree_util.DictKey) else ""
+    same = name in params and params[name].shape == leaf.shape
+    return params[name].sharding if same else replicated(mesh)
+
+  return jax.tree_util.tree_map_with_path(leaf_sharding, state)

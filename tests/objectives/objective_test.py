@@ -8,8 +8,6 @@ from distill.errors import InputError
 from distill.losses.divergences import OF_LOGITS, forward_kl
 from distill.objectives.objective import LossContext, counts, initial_states, loss_sums, next_states
 from distill.objectives.terms import build_terms
-from distill.training.config import OptimizerConfig
-from distill.training.optimizer import make_optimizer, multipliers
 from distill.types import Apart, Batch, DenseSignal, ModelOutput, Readout
 
 
@@ -196,21 +194,3 @@ def test_shares_of_micro_batches_add_up():
 def test_wrong_terms_are_named(terms, says):
   with pytest.raises(InputError, match=says):
     build_terms(terms, key="config.stages.a.terms", steps=1, depths=(1, 3))
-
-
-def test_rules_reach_single_layers_of_a_stack():
-  names = {"student.groups.0.0.k": ["student.layers.0.k", "student.layers.1.k"], "student.norm": ["student.norm"]}
-  factors = multipliers(((r".*layers\.1\..*", 0.0), (r".*", 2.0)), names=names, what="train")
-  np.testing.assert_array_equal(factors["student.groups.0.0.k"], [2.0, 0.0])
-  assert factors["student.norm"] == 2.0
-  with pytest.raises(InputError, match="student.norm"):
-    multipliers(((r".*layers.*", 1.0),), names=names, what="train")
-
-
-def test_a_frozen_layer_of_a_stack_stays_bit_equal():
-  names = {"a": ["layers.0", "layers.1"]}
-  trained = {"a": np.asarray([1.0, 0.0], np.float32)}
-  optimizer = make_optimizer(OptimizerConfig(weight_decay=0.1), trained=trained, names=names, key="optimizer", steps=10)
-  params = {"a": jnp.ones((2, 3))}
-  updates, _ = optimizer.update({"a": jnp.ones((2, 3))}, optimizer.init(params), params)
-  assert np.all(np.asarray(updates["a"][0]) < 0) and np.all(np.asarray(updates["a"][1]) == 0)
