@@ -14,8 +14,7 @@ from distill.adapters.edits import LowRank
 from distill.adapters.factored import Factored, factored
 from distill.adapters.stack import Applied, apply, check_finite, edited, prepare, settle
 from distill.checkpoints import hf, sharded
-from distill.checkpoints.tensor_sources import Block
-from distill.files.tensors import Reader
+from distill.checkpoints.tensor_source import Block
 from distill.models.config import DecoderConfig
 from distill.models.decoder import Decoder
 from distill.parallel.processes import fail_together
@@ -29,8 +28,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
     self.config, self._sources = hf.sources(directory)
 
   def __getitem__(self, name: str) -> np.ndarray:
-    with Reader() as reader:
-      return self._sources[name].read(reader)
+    return self._sources[name].read()
 
   def shape(self, name: str) -> tuple[int, ...]:
     """Of one parameter, without reading it."""

@@ -9,13 +9,12 @@ from typing import Any
 
 from distill.checkpoints import hf_config
 from distill.checkpoints.name_table import spellings
+from distill.checkpoints.parameter_sources import ParameterSource, parameter_sources, pending
 from distill.checkpoints.registry import FAMILIES
-from distill.checkpoints.tensor_sources import Source, pending
-from distill.checkpoints.tensor_sources import sources as find_sources
+from distill.checkpoints.tensor_source import SafetensorsSource
 from distill.errors import InputError
 from distill.files import safetensors_files
 from distill.files.replace import replace_directory
-from distill.files.tensors import Reader
 from distill.models.config import DecoderConfig
 from distill.tree import Params
 
@@ -42,11 +41,10 @@ def load(directory: pathlib.Path) -> tuple[DecoderConfig, Params]:
     InputError: What `sources` raises, or values that are not finite.
   """
   config, found = sources(directory)
-  with Reader() as reader:
-    return config, {name: one.read(reader) for name, one in found.items()}
+  return config, {name: source.read() for name, source in found.items()}
 
 
-def sources(directory: pathlib.Path) -> tuple[DecoderConfig, dict[str, Source]]:
+def sources(directory: pathlib.Path) -> tuple[DecoderConfig, dict[str, ParameterSource]]:
   """Opens a model directory: its configuration, and the source of every canonical parameter.
 
   Of the weights only the headers are read.
@@ -56,27 +54,26 @@ def sources(directory: pathlib.Path) -> tuple[DecoderConfig, dict[str, Source]]:
   """
   directory = pathlib.Path(directory)
   config = hf_config.read_config(directory)
-  entries, files = hf_config.name_table(config), safetensors_files.stored(directory, stem="model")
-  ignored = FAMILIES[config.family].ignored_tensors
-  stored = {name: files[there] for name, there in spellings(files, table=entries, ignored=ignored).items()}
-  if missing := next((entry.theirs for entry in entries if entry.theirs not in stored), None):
+  entries, tensors = hf_config.name_table(config), SafetensorsSource(directory, stem="model")
+  ignored, found = FAMILIES[config.family].ignored_tensors, tensors.tensors()
+  infos = {name: found[stored] for name, stored in spellings(found, table=entries, ignored=ignored).items()}
+  if missing := next((entry.theirs for entry in entries if entry.theirs not in infos), None):
     raise InputError(f"{directory}: tensor {missing} is missing; config.json and weights do not agree")
-  extra = set(stored) - {entry.theirs for entry in entries}
+  extra = set(infos) - {entry.theirs for entry in entries}
   head = "lm_head.weight" if config.tie_embeddings and "lm_head.weight" in extra else None
   if unexpected := sorted(extra - {head}):
     raise InputError(
       f"{directory}: unexpected tensor {unexpected[0]}; {len(unexpected)} are not of a {config.family} model"
     )
-  found = find_sources(
-    entries, stored=stored, shapes=hf_config.shapes(config, where=str(directory / "config.json")), where=str(directory)
-  )
+  shapes = hf_config.shapes(config, where=str(directory / "config.json"))
+  sources = parameter_sources(entries, tensors=tensors, infos=infos, shapes=shapes, where=str(directory))
   if head is not None:
-    embedding = found["embed.table"].pieces[0][0]
-    if stored[head].shape != found["embed.table"].shape:
+    embedding = sources["embed.table"]
+    if infos[head].shape != embedding.shape:
       raise InputError(f"{directory}: {head} differs from the embedding it is tied to in config.json")
-    twin = (dataclasses.replace(embedding, theirs=head), stored[head])
-    found["embed.table"] = dataclasses.replace(found["embed.table"], twin=twin)
-  return config, found
+    tied_head = (dataclasses.replace(embedding.pieces[0][0], theirs=head), infos[head])
+    sources["embed.table"] = dataclasses.replace(embedding, tied_head=tied_head)
+  return config, sources
 
 
 def save(

@@ -1,4 +1,4 @@
-"""From a checkpoint's files straight onto the mesh: every process reads what its devices hold, and no more."""
+"""Loading a checkpoint straight onto the mesh: every process reads only the blocks that its devices hold."""
 
 import math
 import pathlib
@@ -12,26 +12,26 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from distill.checkpoints import hf
-from distill.checkpoints.tensor_sources import Block, Source
+from distill.checkpoints.parameter_sources import ParameterSource
+from distill.checkpoints.tensor_source import Block
 from distill.errors import InputError
-from distill.files.tensors import Reader, finite
+from distill.files.tensors import finite
 from distill.models.config import DecoderConfig
 from distill.models.decoder import Decoder
 from distill.parallel.processes import fail_together
 from distill.tree import Params
 
-# (block in float32, where it lies in the canonical parameter, reader of any other block of it as stored) -> block
-Edit = Callable[[np.ndarray, Block, Callable[[Block], np.ndarray]], np.ndarray]
+# (value of a block in float32, the block, reads any other block in the checkpoint's dtype) -> new value of the block
+BlockEdit = Callable[[np.ndarray, Block, Callable[[Block], np.ndarray]], np.ndarray]
+BlockEdits = Mapping[str, BlockEdit | np.ndarray]
 
-
-Edits = Mapping[str, Edit | np.ndarray]
-
-# What of a parameter one device holds; slices cannot be keys.
+# The part of a parameter that one device holds; ranges can be dictionary keys, slices cannot.
 Region = tuple[range, ...]
 
-_STRETCH = 256 * 2**20
+# Layers are loaded together as long as their buffers on the host take no more.
+_BUFFER_BYTES = 256 * 2**20
 # Fits a core's cache: checks and transposed copies are several times faster from there than from memory.
-_CHUNK = 2**18
+_CHUNK_BYTES = 2**18
 
 
 def load(
@@ -39,25 +39,28 @@ def load(
   *,
   mesh: Mesh,
   dtype: Any = "float32",
-  edits: Edits | None = None,
+  edits: BlockEdits | None = None,
   config: DecoderConfig | None = None,
   report: Callable[[int], Any] = lambda size: None,
 ) -> tuple[DecoderConfig, Params]:
-  """Architecture and stacked parameters as arrays on `mesh`, placed as `Decoder.shardings` says.
+  """Loads a model directory onto a mesh.
 
-  Host memory beyond them stays below the largest tensor and a gigabyte, whatever the model's size.
+  Host memory stays below the largest tensor plus a gigabyte, whatever the model's size.
 
   Args:
     directory: A model directory.
-    mesh: Where the parameters go.
-    dtype: float32, bfloat16 or float16; edits happen in float32 before.
-    edits: By canonical name, what becomes of a parameter's blocks as they are read, or an array that takes its
-      place, of whatever shape `config` has for it.
-    config: The architecture after the edits, where it is not that of the directory.
-    report: Told the number of bytes after every read of this process.
+    mesh: The mesh.
+    dtype: float32, bfloat16 or float16. Edits run in float32 before the cast.
+    edits: Canonical name -> a function that changes every block as it is read, or an array that replaces the
+      parameter and has the shape that `config` says.
+    config: The configuration after the edits, where it is not that of the directory.
+    report: Gets the number of bytes after every read of this process.
+
+  Returns:
+    The configuration, and stacked parameters sharded as `Decoder.shardings` says.
 
   Raises:
-    InputError: What `hf.load` raises, or a value that `dtype` cannot hold; every process raises where one does.
+    InputError: What `hf.load` raises, or a value that `dtype` cannot hold. If one process raises, all do.
   """
   with fail_together(str(directory)):
     edits = edits or {}
@@ -72,9 +75,9 @@ def load(
       bar.update(size)
       report(size)
 
-    with bar, Reader(report=count) as reader:
+    with bar:
       loader = _Loader(
-        reader=reader, sources=sources, edits=edits, dtype=np.dtype(jnp.dtype(dtype)), where=str(directory)
+        sources=sources, edits=edits, dtype=np.dtype(jnp.dtype(dtype)), where=str(directory), report=count
       )
       params = {
         name: loader.parameter(
@@ -86,7 +89,7 @@ def load(
 
 
 def _bytes(decoder, shardings, sources, edits) -> int:
-  """What this process is going to read, twins and what edits ask for apart."""
+  """Returns how many bytes this process will read, except for those that edits ask for."""
   total = 0
   for name, x in decoder.abstract().items():
     sizes = (_size(one) for one in _regions(shardings[name], x.shape))
@@ -100,7 +103,7 @@ def _size(region: Region) -> int:
 
 
 def _regions(sharding: NamedSharding, shape: Sequence[int]) -> dict[Region, list[jax.Device]]:
-  """Distinct regions that this process's devices hold, each with those devices."""
+  """Returns the different regions that this process's devices hold, each with its devices."""
   regions: dict[Region, list[jax.Device]] = {}
   for device, index in sharding.addressable_devices_indices_map(tuple(shape)).items():
     region = tuple(range(size)[cut] for cut, size in zip(index or (), shape, strict=True))
@@ -108,18 +111,18 @@ def _regions(sharding: NamedSharding, shape: Sequence[int]) -> dict[Region, list
   return regions
 
 
-def _boxes(regions: Sequence[Region]) -> list[tuple[Block, list[Region]]]:
-  """Blocks to read: one around all regions where they fill it, so that long rows are read at once; else each region."""
-  box = tuple(
+def _blocks(regions: Sequence[Region]) -> list[Block]:
+  """Returns the blocks to read: one around all regions if they fill it, for long reads, else one for each region."""
+  whole = tuple(
     slice(min(cut.start for cut in cuts), max(cut.stop for cut in cuts)) for cuts in zip(*regions, strict=True)
   )
-  if math.prod(cut.stop - cut.start for cut in box) == sum(map(_size, regions)):
-    return [(box, list(regions))]
-  return [(tuple(slice(cut.start, cut.stop) for cut in region), [region]) for region in regions]
+  if math.prod(cut.stop - cut.start for cut in whole) == sum(map(_size, regions)):
+    return [whole]
+  return [tuple(slice(cut.start, cut.stop) for cut in region) for region in regions]
 
 
 def _overlap(chunk: Block, region: Region) -> tuple[Block, Block] | None:
-  """What the two share, as a block of the region and one of the chunk."""
+  """Returns the overlap as a block of the region and as a block of the chunk, or None if there is none."""
   shared = [(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(chunk, region, strict=True)]
   if any(start >= stop for start, stop in shared):
     return None
@@ -129,40 +132,40 @@ def _overlap(chunk: Block, region: Region) -> tuple[Block, Block] | None:
 
 
 class _Loader:
-  """Makes one stacked parameter after another."""
+  """Loads one stacked parameter after another."""
 
   def __init__(
     self,
     *,
-    reader: Reader,
-    sources: Mapping[str, Source],
-    edits: Edits,
+    sources: Mapping[str, ParameterSource],
+    edits: BlockEdits,
     dtype: np.dtype,
     where: str,
+    report: Callable[[int], Any],
   ):
-    self._reader, self._sources, self._edits, self._dtype, self._where = reader, sources, edits, dtype, where
+    self._sources, self._edits, self._dtype, self._where, self._report = sources, edits, dtype, where, report
 
   def parameter(
     self, layers: list[str], *, shape: tuple[int, ...], sharding: NamedSharding, stacked: bool
   ) -> jax.Array:
-    """The parameter on its devices, layers one stretch after another where all at once are too much for the host."""
+    """Loads a parameter, a few layers at a time if all at once need too much memory on the host."""
     if not stacked:
-      return self._stretch(layers, sharding=sharding, shape=shape, stacked=False)
+      return self._layers(layers, sharding=sharding, shape=shape, stacked=False)
     assert not sharding.spec or sharding.spec[0] is None, sharding
     held = sum(_size(region) for region in _regions(sharding, (1, *shape[1:])))
-    count = max(1, _STRETCH // max(held * self._dtype.itemsize, 1))
+    count = max(1, _BUFFER_BYTES // max(held * self._dtype.itemsize, 1))
     if count >= len(layers):
-      return self._stretch(layers, sharding=sharding, shape=shape)
+      return self._layers(layers, sharding=sharding, shape=shape)
     whole = jax.jit(lambda: jnp.zeros(shape, self._dtype), out_shardings=sharding)()
     put = jax.jit(_put, donate_argnums=0, out_shardings=sharding)
     for start in range(0, len(layers), count):
       names = layers[start : start + count]
-      part = self._stretch(names, sharding=sharding, shape=(len(names), *shape[1:]))
+      part = self._layers(names, sharding=sharding, shape=(len(names), *shape[1:]))
       whole = put(whole, part, start).block_until_ready()
     return whole
 
-  def _stretch(self, names: list[str], *, sharding: NamedSharding, shape: tuple[int, ...], stacked: bool = True):
-    """The array of some layers, or of one parameter that is not stacked."""
+  def _layers(self, names: list[str], *, sharding: NamedSharding, shape: tuple[int, ...], stacked: bool = True):
+    """Loads some layers of a stacked parameter, or one parameter that is not stacked."""
     inner = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:])) if stacked else sharding
     regions = _regions(inner, shape[1:] if stacked else shape)
     buffers = {region: np.empty((len(names), *map(len, region)), self._dtype) for region in regions}
@@ -173,33 +176,36 @@ class _Loader:
       for region, devices in regions.items()
       for device in devices
     ]
-    # Else the host runs ahead, and its buffers wait in line for the devices.
+    # Without the wait the host runs ahead of the devices, and its buffers pile up.
     return jax.make_array_from_single_device_arrays(shape, sharding, shards).block_until_ready()
 
   def _fill(self, name: str, targets: Mapping[Region, np.ndarray]) -> None:
-    """Reads one canonical parameter's regions into `targets`."""
-    for box, regions in _boxes(list(targets)):
-      for chunk, value in self._blocks(name, box):
+    """Reads the regions of one canonical parameter into `targets`."""
+    for block in _blocks(list(targets)):
+      for chunk, value in self._values(name, block):
         if value.dtype != self._dtype:
           with np.errstate(over="ignore", invalid="ignore"):
             value = value.astype(self._dtype)
           if not finite(value):
             raise InputError(f"{self._where}: {name} has values that {self._dtype} cannot hold; load it as bfloat16")
-        for region in regions:
+        for region, target in targets.items():
           if (shared := _overlap(chunk, region)) is not None:
-            targets[region][shared[0]] = value[shared[1]]
+            target[shared[0]] = value[shared[1]]
 
-  def _blocks(self, name: str, box: Block) -> Iterator[tuple[Block, np.ndarray]]:
+  def _values(self, name: str, block: Block) -> Iterator[tuple[Block, np.ndarray]]:
+    """Yields a block of one canonical parameter in chunks, after its edit."""
     edit = self._edits.get(name)
     if isinstance(edit, np.ndarray):
-      yield box, edit[box]
+      yield block, edit[block]
       return
     source = self._sources[name]
 
     def read(block: Block) -> np.ndarray:
-      return source.read(self._reader, index=block)
+      value = source.read(index=block)
+      self._report(value.nbytes)
+      return value
 
-    for chunk in source.chunks(box, size=_CHUNK):
+    for chunk in source.chunks(block, size=_CHUNK_BYTES):
       value = read(chunk)
       yield chunk, value if edit is None else edit(value.astype(np.float32), chunk, read)
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from distill.errors import InputError
 from distill.files.json_file import parse, read_json, regular
-from distill.files.tensors import Pending, Reader, Stored, finite
+from distill.files.tensors import Pending, Stored, TensorReader, finite
 
 # In the order in which the reference writer sorts them, so that what it wrote comes out byte for byte.
 DTYPES: Mapping[str, np.dtype] = {
@@ -50,8 +50,8 @@ def read(directory: pathlib.Path, *, stem: str) -> dict[str, np.ndarray]:
   Raises:
     InputError: What `stored` raises, or values that are not finite.
   """
-  with Reader() as reader:
-    tensors = {name: reader.read(one) for name, one in stored(directory, stem=stem).items()}
+  reader = TensorReader()
+  tensors = {name: reader.read(one) for name, one in stored(directory, stem=stem).items()}
   for name, value in tensors.items():
     if not finite(value):
       raise InputError(f"{directory}: tensor {name} holds values that are not finite; the weights are damaged")

@@ -1,11 +1,10 @@
-"""Blocks of tensors that lie in files: any part of one is read without the rest."""
+"""Tensors in files: any block of one is read without the rest."""
 
 import dataclasses
 import math
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -17,7 +16,7 @@ _AGAIN = "fetch the file again"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stored:
-  """Where a tensor lies: `shape` values of `dtype` from byte `offset` of the file, row by row."""
+  """A tensor in a file: `shape` values of `dtype` from byte `offset` on, in row-major order."""
 
   path: pathlib.Path
   dtype: np.dtype
@@ -32,7 +31,7 @@ class Stored:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pending:
-  """A tensor that is made when its turn to be written comes."""
+  """A tensor that `make` creates when it is written, so that not all are in memory at once."""
 
   shape: tuple[int, ...]
   dtype: np.dtype
@@ -44,28 +43,22 @@ class Pending:
     return math.prod(self.shape) * self.dtype.itemsize
 
 
-class Reader:
-  """Reads blocks of stored tensors, and only these bytes; `bytes_read` counts them.
+class TensorReader:
+  """Reads blocks of stored tensors, and only their bytes. Files stay open until the reader is deleted."""
 
-  Args:
-    report: Told the number of bytes after every read.
-  """
-
-  def __init__(self, *, report: Callable[[int], Any] = lambda size: None):
-    self.bytes_read = 0
-    self._report = report
+  def __init__(self) -> None:
     self._open: dict[pathlib.Path, int] = {}
 
-  def __enter__(self) -> "Reader":
-    return self
-
-  def __exit__(self, *_: object) -> None:
+  def __del__(self) -> None:
     for descriptor in self._open.values():
       os.close(descriptor)
-    self._open.clear()
 
   def read(self, stored: Stored, *, index: Sequence[slice] | None = None) -> np.ndarray:
-    """The tensor, or a block of it: one slice with plain bounds and a positive step for each dimension.
+    """Reads a tensor, or the block that one slice for each dimension selects.
+
+    Args:
+      stored: The tensor.
+      index: Slices with plain bounds and positive steps.
 
     Raises:
       InputError: The file cannot be read or has become shorter.
@@ -76,7 +69,7 @@ class Reader:
     out = np.empty([len(one) for one in ranges], stored.dtype)
     if not out.size:
       return out
-    # A run is what lies together: one stretch of one dimension with all of those behind it.
+    # A run is contiguous in the file: a stretch of one dimension with all of the dimensions after it.
     axis = len(ranges)
     while axis and len(ranges[axis - 1]) == stored.shape[axis - 1]:
       axis -= 1
@@ -89,8 +82,6 @@ class Reader:
     descriptor = self._descriptor(stored.path)
     for i, offset in enumerate(_offsets(ranges[:axis], strides[:axis])):
       self._fill(target[i * size : (i + 1) * size], stored.path, descriptor, start + offset)
-    self.bytes_read += out.nbytes
-    self._report(out.nbytes)
     return out
 
   def _descriptor(self, path: pathlib.Path) -> int:
@@ -124,12 +115,12 @@ def _offsets(ranges: Sequence[range], strides: Sequence[int]) -> Iterator[int]:
 
 
 def finite(value: np.ndarray) -> bool:
-  """Whether a floating array holds neither infinities nor NaN."""
+  """Tells if an array holds neither infinities nor NaN."""
   if value.dtype.kind in "iub":
     return True
   if value.dtype.itemsize == 1:
     return bool(np.isfinite(value.astype(np.float32)).all())
-  # An exponent of all ones; ml_dtypes' own isfinite is many times slower than integers are.
+  # Infinities and NaN have an exponent of all ones. ml_dtypes 0.5: isfinite is many times slower than integer masks.
   bits = {np.dtype(np.float16): 0x7C00, np.dtype(ml_dtypes.bfloat16): 0x7F80, np.dtype(np.float32): 0x7F800000}
   mask = bits.get(value.dtype, 0x7FF0000000000000)
   whole = np.ascontiguousarray(value).view(f"u{value.dtype.itemsize}")

@@ -51,8 +51,8 @@ def directory(tmp_path_factory) -> pathlib.Path:
 @pytest.mark.parametrize("stretch", [None, 1], ids=["at once", "layer by layer"])
 def test_every_parameter_is_what_the_host_reads_and_is_read_once(directory, shape, stretch, monkeypatch):
   if stretch:
-    monkeypatch.setattr(sharded, "_STRETCH", stretch)
-    monkeypatch.setattr(sharded, "_CHUNK", 64)
+    monkeypatch.setattr(sharded, "_BUFFER_BYTES", stretch)
+    monkeypatch.setattr(sharded, "_CHUNK_BYTES", 64)
   mesh, sizes = make_mesh(shape), []
   config, params = sharded.load(directory, mesh=mesh, report=sizes.append)
   decoder = Decoder(config)
