@@ -1,10 +1,13 @@
 """The shape alphabet and the values that travel from a batch to a loss.
 
-B batch, T query position, S key position, D model width, F MLP width, N query heads, K key/value heads,
-H head width, V vocabulary, L layers, R LoRA rank, C chunk.
+B batch, T query position, S key position, D model width, F MLP width, N query heads, K key/value heads, G queries per
+key head, H head width, E experts, V vocabulary, L layers, R LoRA rank, C chunk, M tokens (B·T flattened), P state
+width, W convolution taps, I/O input/output width of a projection. A letter has one meaning; k counts the tokens of a
+sparse target. Names of arrays inside a function may end in their axes: `logits_MV`.
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -13,19 +16,47 @@ from jaxtyping import Array, Float, Int
 from distill.kernels.matmul import matmul
 
 _pytree = jax.tree_util.register_dataclass
-# The number, among captured layers, of what the first one is given.
+# The number, among captured layers, of the first layer's input: the embedded tokens.
 INPUT = -1
 
 
 def before(layer: int) -> int:
-  """The layer whose output `layer` is given."""
+  """Returns the captured layer that is the input of `layer`."""
   return layer - 1 if layer else INPUT
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Capture:
+  """Names the activations that a forward pass returns; `a | b` captures what either does.
+
+  It is static: hashable, each field in ascending order without duplicates.
+
+  Attributes:
+    layers: Layers whose outputs are captured, on the residual stream before the final norm; `INPUT` among them means
+      the first layer's input.
+    mixers: Layers whose mixer output is captured: what the mixer adds to the residual stream.
+    qkv: Layers whose queries, keys and values are captured.
+  """
+
+  layers: tuple[int, ...] = ()
+  mixers: tuple[int, ...] = ()
+  qkv: tuple[int, ...] = ()
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      object.__setattr__(self, field.name, tuple(sorted(set(getattr(self, field.name)))))
+
+  def __or__(self, other: "Capture") -> "Capture":
+    return Capture(layers=self.layers + other.layers, mixers=self.mixers + other.mixers, qkv=self.qkv + other.qkv)
+
+
+NO_CAPTURE = Capture()
 
 
 @_pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Readout:
-  """How a final hidden state becomes logits: softcap(scale * (hidden @ kernel + bias)).
+  """The map from a final hidden state to logits: softcap(scale * (hidden @ kernel + bias)).
 
   Attributes:
     kernel: Columns past `vocab_size` are padding and never get probability.
@@ -42,14 +73,14 @@ class Readout:
   vocab_size: int = dataclasses.field(metadata={"static": True})
 
   def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
-    """Float32 logits over the padded vocabulary; padding columns hold the lowest finite float.
+    """Returns float32 logits over the padded vocabulary; padding columns hold the lowest finite float.
 
     Operands keep the kernel's dtype after casting `hidden` to it; sums are float32.
     """
     return self.finish(matmul(hidden.astype(self.kernel.dtype), jnp.asarray(self.kernel)))
 
   def finish(self, logits: Float[Array, "*B V"]) -> Float[Array, "*B V"]:
-    """Logits from hidden @ kernel: bias, scale, softcap and padding."""
+    """Returns logits from hidden @ kernel: adds the bias, scales, caps and masks the padding."""
     if self.bias is not None:
       logits = logits + self.bias.astype(jnp.float32)
     logits = logits * self.scale
@@ -61,57 +92,43 @@ class Readout:
     return logits
 
 
+# Queries, keys and values of a layer, each with all its heads side by side [B,T,I]; other mixers than attention return
+# what stands for them.
+Qkv = tuple[Float[Array, "B T _"], Float[Array, "B T _"], Float[Array, "B T _"]]
+
+
 @_pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelOutput:
-  """What a decoder gives for a batch.
+  """The output of a decoder for a batch; captured activations are keyed by layer number.
 
   Attributes:
     hidden: Final hidden state, after the final norm.
-    captured: Output of the decoder layers asked for, in the order asked, before the final norm; of `INPUT`, what the
-      first layer is given.
     readout: Turns `hidden` into logits.
-    mixed: What the mixers asked for add to the residual stream, in the order asked.
-    balance: How evenly each row's tokens use the experts, 1 the most even: the mean over layers with a mixture, None
-      without such layers or in decoding.
+    layers: Outputs of the layers in `Capture.layers`.
+    mixers: Mixer outputs of the layers in `Capture.mixers`.
+    qkv: Queries, keys and values of the layers in `Capture.qkv`.
+    balance: Load imbalance over experts of each row, at its least 1 where tokens spread evenly: the mean over MoE
+      layers. None without MoE layers and in decoding.
   """
 
   hidden: Float[Array, "B T D"]
-  captured: tuple[Float[Array, "B T D"], ...]
   readout: Readout
-  mixed: tuple[Float[Array, "B T D"], ...] = ()
+  layers: Mapping[int, Float[Array, "B T D"]] = dataclasses.field(default_factory=dict)
+  mixers: Mapping[int, Float[Array, "B T D"]] = dataclasses.field(default_factory=dict)
+  qkv: Mapping[int, Qkv] = dataclasses.field(default_factory=dict)
   balance: Float[Array, " B"] | None = None
-
-
-# Queries, keys and values of a layer, all heads side by side, or what stands for them in other mixers.
-Related = tuple[Float[Array, "B T I"], ...]
-
-
-@_pytree
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Apart:
-  """Layers that were run by themselves, the first two each on an input of the teacher's.
-
-  Attributes:
-    mixed: What mixers add to the residual stream.
-    blocks: Outputs of whole layers.
-    related: Queries, keys and values, on what the layer is given when the student runs end to end.
-  """
-
-  mixed: tuple[Float[Array, "B T D"], ...] = ()
-  blocks: tuple[Float[Array, "B T D"], ...] = ()
-  related: tuple[Related, ...] = ()
 
 
 @_pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SparseTarget:
-  """What is kept of a teacher's next-token distribution: some ids with their probability, and the rest as one bucket.
+  """A teacher's next-token distribution as some tokens with their probabilities, and the rest as one bucket.
 
   Attributes:
-    ids: Tokens of the support, each once a token; -1 marks a place that is not used.
-    log_probs: Their log-probabilities at the temperature the target was made with; sampled ones are log(count / draws).
-    tail: Log-probability of everything else; -inf or below -10⁴ for none.
+    ids: Tokens of the support, each at most once a position; -1 marks an unused place.
+    log_probs: Their log-probabilities at the temperature the target was made with; of sampled ones log(count / draws).
+    tail: Log-probability of all other tokens together; -inf or below -10⁴ for none.
   """
 
   ids: Int[Array, "*B k"]
@@ -122,26 +139,40 @@ class SparseTarget:
 @_pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DenseSignal:
-  """A teacher's whole next-token distribution, as (hidden, readout), and the layers and mixers that were asked for."""
+  """A teacher's whole next-token distribution, as (hidden, readout), and its captured activations by layer number."""
 
   hidden: Float[Array, "B T D"]
   readout: Readout
-  captured: tuple[Float[Array, "B T D"], ...] = ()
-  mixed: tuple[Float[Array, "B T D"], ...] = ()
-  related: tuple[Related, ...] = ()
+  layers: Mapping[int, Float[Array, "B T D"]] = dataclasses.field(default_factory=dict)
+  mixers: Mapping[int, Float[Array, "B T D"]] = dataclasses.field(default_factory=dict)
+  qkv: Mapping[int, Qkv] = dataclasses.field(default_factory=dict)
+
+  def target_rows(self) -> tuple[Float[Array, "M D"], Readout]:
+    """Returns the distribution of every token as a loss takes it: hidden states and their readout."""
+    return _rows(self.hidden), self.readout
 
 
 @_pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SparseSignal:
-  """What is kept of a teacher's next-token distributions, and the layers and mixers that were asked for."""
+  """A teacher's next-token distributions as sparse targets, and its captured activations by layer number."""
 
   target: SparseTarget
-  captured: tuple[Float[Array, "B T D"], ...] = ()
-  mixed: tuple[Float[Array, "B T D"], ...] = ()
+  layers: Mapping[int, Float[Array, "B T D"]] = dataclasses.field(default_factory=dict)
+  mixers: Mapping[int, Float[Array, "B T D"]] = dataclasses.field(default_factory=dict)
+  qkv: Mapping[int, Qkv] = dataclasses.field(default_factory=dict)
+
+  def target_rows(self) -> tuple[SparseTarget, None]:
+    """Returns the distribution of every token as a loss takes it: the sparse target, which needs no readout."""
+    return jax.tree.map(_rows, self.target), None
 
 
 TeacherSignal = DenseSignal | SparseSignal
+
+
+def _rows(x: Array) -> Array:
+  """[B, T, …] -> [M, …]."""
+  return x.reshape(-1, *x.shape[2:])
 
 
 @_pytree
@@ -156,7 +187,7 @@ class Batch:
     loss_mask: Weight of PREDICTING `tokens[:, t + 1]` from position t, 0 or 1: the last position of a document
       and padding have 0.
     routes: Number of the adapter set that teaches each row; absent: all 0.
-    cached: What a cache has kept of the teacher for these rows.
+    signal: The teacher's signal for these rows, where a teacher cache provides it.
   """
 
   tokens: Int[Array, "B T"]
@@ -164,4 +195,4 @@ class Batch:
   positions: Int[Array, "B T"]
   loss_mask: Float[Array, "B T"]
   routes: Int[Array, " B"] | None = None
-  cached: SparseSignal | None = None
+  signal: SparseSignal | None = None

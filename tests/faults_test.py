@@ -19,7 +19,7 @@ from distill.errors import InputError
 from distill.losses import chunked, divergences
 from distill.objectives import objective, terms
 from distill.training import checkpoint
-from distill.types import Apart, Batch, DenseSignal, ModelOutput, Readout
+from distill.types import Batch, DenseSignal, ModelOutput, Readout
 
 ROWS, T, D, V = 3, 8, 6, 11
 
@@ -48,14 +48,14 @@ def loss(spec, given, *, student=None, teacher=None, rows=slice(None), totals=No
   hidden, others = array(*given.tokens.shape, D), array(*given.tokens.shape, D, seed=3)
   value, _ = objective.loss_sums(
     [term],
-    output=ModelOutput(hidden=hidden[rows], captured=(hidden[rows],), readout=student),
+    output=ModelOutput(hidden=hidden[rows], layers={0: hidden[rows]}, readout=student),
     signal=DenseSignal(
-      hidden=(theirs if theirs is not None else others)[rows], captured=(others[rows],), readout=teacher
+      hidden=(theirs if theirs is not None else others)[rows], layers={0: others[rows]}, readout=teacher
     ),
-    apart=Apart(),
+    isolated=objective.IsolatedOutputs(),
     batch=part,
     projectors={},
-    moment=objective.LossContext(step=jnp.zeros(()), totals=totals or objective.counts(given), states={}, shards=1),
+    context=objective.LossContext(step=jnp.zeros(()), totals=totals or objective.counts(given), states={}, shards=1),
   )
   return float(value)
 
@@ -279,9 +279,9 @@ def _all_at_once(patch):
 def _each_by_itself(patch):
   right = objective.loss_sums
 
-  def alone(*arguments, batch, moment, **others):
-    moment = dataclasses.replace(moment, totals=objective.counts(batch))
-    return right(*arguments, batch=batch, moment=moment, **others)
+  def alone(*arguments, batch, context, **others):
+    context = dataclasses.replace(context, totals=objective.counts(batch))
+    return right(*arguments, batch=batch, context=context, **others)
 
   patch.setattr(objective, "loss_sums", alone)
 

@@ -66,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
     )
   student, mesh = Decoder(config), make_mesh((1, -1, 1))
   for decoder in (teacher, student):
-    decoder.check_length(_LENGTH.value, what=f"--length={_LENGTH.value}")
+    decoder.config.check_length(_LENGTH.value, what=f"--length={_LENGTH.value}")
   fresh = jax.jit(student.init, out_shardings=student.shardings(mesh))(jax.random.key(_SEED.value))
   start = from_teacher(
     dict(HostView(student, fresh, mesh=mesh)),

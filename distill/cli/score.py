@@ -14,6 +14,7 @@ from distill.cli import models
 from distill.cli.parsing import parse
 from distill.errors import InputError
 from distill.files.replace import replace_file
+from distill.types import Capture
 
 FLAGS = flags.FlagValues()
 models.define(FLAGS)
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
   config = decoder.config
   if tokens.size and (tokens.min() < 0 or tokens.max() >= config.vocab_size):
     raise InputError(f"{_TOKENS.value}: token ids must be from 0 to {config.vocab_size - 1}, the model's vocabulary")
-  decoder.check_length(tokens.shape[1], what=_TOKENS.value)
+  decoder.config.check_length(tokens.shape[1], what=_TOKENS.value)
   layers = _layers(len(config.layers))
 
   @jax.jit
@@ -45,16 +46,16 @@ def main(arguments: Sequence[str]) -> int:
       tokens=tokens,
       segments=jnp.ones_like(tokens),
       positions=positions,
-      capture=tuple(sorted(set(layers))),
+      capture=Capture(layers=tuple(layers)),
       dtype=jnp.dtype(_DTYPE.value),
     )
-    return output.readout.logits(output.hidden)[..., : config.vocab_size], output.captured
+    return output.readout.logits(output.hidden)[..., : config.vocab_size], output.layers
 
   parts = [score(params, row[None]) for row in tokens]
   logits = np.concatenate([np.asarray(part[0]) for part in parts])
   arrays: dict[str, Any] = {"logits": logits}
-  for slot, layer in enumerate(sorted(set(layers))):
-    arrays[f"hidden_{layer}"] = np.concatenate([np.asarray(part[1][slot], np.float32) for part in parts])
+  for layer in sorted(set(layers)):
+    arrays[f"hidden_{layer}"] = np.concatenate([np.asarray(part[1][layer], np.float32) for part in parts])
   # Given a path, savez would add .npz to a name without it.
   with replace_file(out) as work, work.open("wb") as file:
     np.savez(file, **arrays)

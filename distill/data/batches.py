@@ -101,7 +101,7 @@ class Batches:
       if not here:
         continue
       rows = np.asarray([chosen[slot][1] for slot in here])
-      known = {"cached": self._known[number](rows)} if self._known else {}
+      known = {"signal": self._known[number](rows)} if self._known else {}
       slots.append(here)
       parts.append({**store.read(rows), "routes": np.full(len(here), self._routes[number]), **known})
 

@@ -94,7 +94,7 @@ def stream(
   if not prompts or not all(map(len, prompts)):
     raise InputError("prompts: expected at least one, of at least one token each")
   longest = max(map(len, prompts))
-  decoder.check_length(longest + max_tokens, what="prompt and text to draw")
+  decoder.config.check_length(longest + max_tokens, what="prompt and text to draw")
   padded = max(_MIN_PROMPT, 1 << (longest - 1).bit_length())
   # Rounded up so that few lengths are compiled, except where the length changes what the model computes.
   length = longest + max_tokens if decoder.config.bound_to_length else padded + max_tokens

@@ -176,8 +176,8 @@ def _states(config: RunConfig, *, depth: int) -> dict[str, list[int]]:
         continue
       depths = len(architecture.layers), depth
       wanted = demands(build_terms(terms, key=key, steps=stage.steps, layers_from=layers, depths=depths))
-      found["layers"] |= set(wanted.teacher_layers)
-      found["mixers"] |= set(wanted.teacher_mixers)
+      found["layers"] |= set(wanted.teacher.layers)
+      found["mixers"] |= set(wanted.teacher.mixers)
   return {name: sorted(states) for name, states in found.items()}
 
 
@@ -222,7 +222,7 @@ class CacheIndex:
         if (found := section.manifest[key.removeprefix("cache.").replace(".", "_")]) != value:
           raise InputError(f"{where}: made with {key} {found!r}, config.{key} is {value!r}; make them agree")
     digest = hashlib.sha256(json.dumps(sorted(used)).encode()).hexdigest()
-    self.teacher = CachedTeacher(width=self._one["width"], depth=self._one["depth"], identity=digest)
+    self.teacher = CachedTeacher(identity=digest, **{key: self._one[key] for key in ("width", "depth", "vocab_size")})
 
   def batches(self, stage: str, *, terms: Sequence[Mapping[str, Any]], wanted: Demands) -> Batches:
     """Batches of a stage with what its terms look at.
@@ -233,20 +233,21 @@ class CacheIndex:
     if stage not in self._sections:
       return self._batches[stage]
     self._check(terms, key=f"config.stages.{stage}.terms")
-    if wanted.teacher_related:
+    if wanted.teacher.qkv:
       raise InputError(
         f"config.stages.{stage}.terms: a cache holds no queries, keys and values for relations; leave out "
         "these, or config.teacher.cache"
       )
     for section in self._sections[stage]:
-      for name, asked in (("layers", wanted.teacher_layers), ("mixers", wanted.teacher_mixers)):
+      for name, asked in (("layers", wanted.teacher.layers), ("mixers", wanted.teacher.mixers)):
         if lacks := sorted(set(asked) - set(section.manifest[name])):
           raise InputError(
             f"config.stages.{stage}.terms: they look at the teacher's {name} {lacks}, which {section.directory} lacks; "
             f"run distill cache with --config.cache.{name} naming all of {sorted(asked)} into another --workdir"
           )
-    reads: dict[str, Any] = {"layers": wanted.teacher_layers, "mixers": wanted.teacher_mixers}
-    return self._batches[stage].beside([functools.partial(one.read, **reads) for one in self._sections[stage]])
+    return self._batches[stage].beside(
+      [functools.partial(one.read, capture=wanted.teacher) for one in self._sections[stage]]
+    )
 
   def _check(self, terms: Sequence[Mapping[str, Any]], *, key: str) -> None:
     kept = targets(self._one, where=str(cache.MANIFEST), vocab=self._one["vocab_size"])

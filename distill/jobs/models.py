@@ -23,9 +23,9 @@ from distill.models.decoder import Decoder
 from distill.models.host_view import HostView, place
 from distill.parallel.mesh import to_global_batch
 from distill.parallel.processes import fail_together
-from distill.teachers.cached import CachedTeacher
 from distill.teachers.config import TeacherConfig
 from distill.teachers.live import LiveTeacher
+from distill.teachers.teacher import Teacher
 from distill.tree import Params
 
 # What the sources of a run name: a set of adapters, or None for the whole stack.
@@ -88,7 +88,7 @@ class Models:
 
   student: Decoder
   params: Params
-  teacher: LiveTeacher | CachedTeacher | None
+  teacher: Teacher | None
   adapter_scale: float
   layers_from: tuple[int, ...] = ()
 
@@ -98,7 +98,7 @@ def build(
   *,
   mesh: Mesh,
   batches: Batches,
-  cached: CachedTeacher | None = None,
+  cached: Teacher | None = None,
   resumes: bool = False,
 ) -> Models:
   """Loads the teacher and makes the student that the configuration describes.

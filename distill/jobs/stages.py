@@ -11,8 +11,6 @@ from distill.errors import InputError
 from distill.jobs.models import Models
 from distill.objectives.terms import RELATIONS, Term, build_terms, demands, needs_teacher, projector_shapes
 from distill.parallel.mesh import replicated
-from distill.teachers.cached import CachedTeacher
-from distill.teachers.live import LiveTeacher
 from distill.training.config import StageConfig
 from distill.tree import Params
 
@@ -64,10 +62,9 @@ def read_stages(configs: Sequence[StageConfig], models: Models) -> tuple[Stage, 
 
 
 def _check_heads(heads: int, models: Models, pair: tuple[int, int], *, key: str) -> None:
-  assert isinstance(models.teacher, LiveTeacher | CachedTeacher)
-  theirs = models.teacher.decoder if isinstance(models.teacher, LiveTeacher) else None
-  for whose, decoder, layer in (("student", models.student, pair[0]), ("teacher", theirs, pair[1])):
-    widths = decoder.config.layers[layer].mixer.qkv_widths if decoder else ()
+  theirs = models.teacher.config if models.teacher else None
+  for whose, config, layer in (("student", models.student.config, pair[0]), ("teacher", theirs, pair[1])):
+    widths = config.layers[layer].mixer.qkv_widths if config else ()
     if bad := [width for width in widths if width % heads]:
       raise InputError(
         f"{key}: {heads} relation heads do not divide the {whose}'s queries, keys and values in layer {layer}, "

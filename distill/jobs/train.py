@@ -31,8 +31,6 @@ from distill.objectives.objective import TermStates, initial_states
 from distill.objectives.terms import demands, end_to_end, needs_teacher
 from distill.parallel.interruption import EXIT_INTERRUPTED, Interruption
 from distill.parallel.mesh import make_mesh, replicated, to_global_batch
-from distill.teachers.cached import CachedTeacher
-from distill.teachers.live import LiveTeacher
 from distill.training import loop
 from distill.training.checkpoint import Checkpoints, flatten_state, unflatten_state
 from distill.training.memory import first_that_fits
@@ -89,9 +87,9 @@ def prepared(config: RunConfig, *, workdir: pathlib.Path) -> tuple["Runner", Par
     raise InputError(
       f"config.tokenizer: {len(tokenizer)} tokens, the student's vocabulary has {vocab}; name the teacher's tokenizer"
     )
-  live = (models.teacher.decoder,) if isinstance(models.teacher, LiveTeacher) else ()
-  for decoder in (models.student, *live):
-    decoder.check_length(max(length for _, length in shapes), what="config.data.length")
+  for architecture in (models.student.config, models.teacher.config if models.teacher else None):
+    if architecture is not None:
+      architecture.check_length(max(length for _, length in shapes), what="config.data.length")
   stages = read_stages(config.stages, models)
   if found:
     batches = {
@@ -174,7 +172,7 @@ class Runner:
   @property
   def _cache(self) -> str:
     """Which cache the run learns from, if any."""
-    return self.models.teacher.identity if isinstance(self.models.teacher, CachedTeacher) else ""
+    return self.models.teacher.identity if self.models.teacher else ""
 
   def _shardings(self, params: Params) -> Params:
     student = {f"student.{name}": x for name, x in self.models.student.shardings(self.mesh).items()}

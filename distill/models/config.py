@@ -64,6 +64,15 @@ class DecoderConfig:
     """True if an output depends on the length of its document, or if positions have trainable embeddings."""
     return self.learned_positions or any(layer.mixer.bound_to_length for layer in self.layers)
 
+  def check_length(self, length: int, *, what: str) -> None:
+    """Refuses documents that are longer than a model with learned positions has embeddings for.
+
+    Raises:
+      InputError: `length` tokens are too many; the message begins with `what`, the key or flag that asks for them.
+    """
+    if self.learned_positions and length > self.max_positions:
+      raise InputError(f"{what}: {length} tokens, but the model has learned {self.max_positions} positions; give fewer")
+
 
 @dataclasses.dataclass(frozen=True)
 class Group:

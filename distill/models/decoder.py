@@ -14,12 +14,11 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Int, Key
 
-from distill.errors import InputError
 from distill.models.config import DecoderConfig, groups, singles
 from distill.models.module import DecoderModule
 from distill.parallel.mesh import sharding
 from distill.tree import Params, flatten, unflatten
-from distill.types import ModelOutput
+from distill.types import NO_CAPTURE, Capture, ModelOutput
 
 
 class Decoder:
@@ -76,26 +75,31 @@ class Decoder:
     tokens: Int[Array, "B T"],
     segments: Int[Array, "B T"],
     positions: Int[Array, "B T"],
-    capture: tuple[int, ...] = (),
-    mixers: tuple[int, ...] = (),
+    capture: Capture = NO_CAPTURE,
     dtype: Any = jnp.bfloat16,
     remat: str = "projections",
   ) -> ModelOutput:
-    """Final hidden states, outputs of the layers in `capture`, what those in `mixers` mix in, and the readout.
+    """Runs the decoder end to end.
 
-    Operands of projections are `dtype`. `remat` names one of `REMAT_POLICIES`: what the backward pass recomputes.
+    Args:
+      params: Stacked parameters.
+      tokens: Token ids.
+      segments: Document of each position; positions see only their own document.
+      positions: Position within the document.
+      capture: Activations to return beside the final hidden state.
+      dtype: Dtype of the operands of projections; sums and the residual stream are float32.
+      remat: One of `REMAT_POLICIES`: what the backward pass recomputes.
     """
     return self.module(params)(
       tokens,
       segments=segments,
       positions=positions,
-      capture=tuple(capture),
-      mixers=tuple(mixers),
+      capture=capture,
       dtype=dtype,
       remat=remat,
     )
 
-  def apart(
+  def run_isolated(
     self,
     params: Mapping[str, Any],
     *,
@@ -106,9 +110,22 @@ class Decoder:
     positions: Int[Array, "B T"],
     dtype: Any = jnp.bfloat16,
   ) -> tuple[Any, ...]:
-    """`run`, a method of `Layer`, of each of `layers` on an input of its own."""
+    """Runs single layers, each on an input of its own, in one scan for each stack of layers.
+
+    Args:
+      params: Stacked parameters.
+      run: A method of `Layer`: `Layer.mix`, or `Layer.__call__` for the whole layer.
+      inputs: One input for each of `layers`.
+      layers: Numbers of the layers.
+      segments: Document of each position.
+      positions: Position within the document.
+      dtype: Dtype of the operands of projections.
+
+    Returns:
+      The outputs, in the order of `layers`.
+    """
     run = functools.partial(run, segments=segments, positions=positions, dtype=dtype)
-    return self.module(params).apart(inputs, layers=layers, run=run)
+    return self.module(params).run_isolated(inputs, layers=layers, run=run)
 
   def init_cache(self, params: Mapping[str, Any], *, batch: int, length: int, dtype: Any = jnp.bfloat16) -> Any:
     """Empty caches for decoding `length` positions of `batch` rows.
@@ -116,7 +133,7 @@ class Decoder:
     Raises:
       InputError: The model has no embedding for so many positions.
     """
-    self.check_length(length, what="prompt and text to draw")
+    self.config.check_length(length, what="prompt and text to draw")
     return self.module(params).init_cache(batch, length=length, dtype=dtype)
 
   def prefill(
@@ -140,7 +157,7 @@ class Decoder:
     Raises:
       InputError: The model has no embedding for so many positions.
     """
-    self.check_length(length, what="prompt and text to draw")
+    self.config.check_length(length, what="prompt and text to draw")
     return self.module(params).prefill(tokens, lengths=lengths, length=length, dtype=dtype)
 
   def step(
@@ -167,17 +184,6 @@ class Decoder:
         alone = one if group.repeats == 1 else jax.tree.map(operator.itemgetter(repeat), one)
         layers[group.layer(repeat, j)] = alone
     return [[layers[i]] for i in range(len(layers))]
-
-  def check_length(self, length: int, *, what: str) -> None:
-    """Refuses a document that a model of learned positions has no embeddings for.
-
-    Raises:
-      InputError: It is longer.
-    """
-    if self.config.learned_positions and length > self.config.max_positions:
-      raise InputError(
-        f"{what}: {length} tokens, but the model has learned {self.config.max_positions} positions; give fewer"
-      )
 
   def canonical(self, name: str) -> list[str]:
     """Canonical names of one stacked parameter, in the order of its layers; a name that is not stacked is its own."""

@@ -1,5 +1,6 @@
 """The modules of a whole decoder: repeated patterns of layers are stacked and scanned."""
 
+import functools
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from distill.models.remat import REMAT_POLICIES
 from distill.nn.embedding import Embedding
 from distill.nn.linear import Linear
 from distill.nn.param import Init
-from distill.types import INPUT, ModelOutput, Readout
+from distill.types import INPUT, Capture, ModelOutput, Readout, before
 
 
 class DecoderModule(nnx.Module):
@@ -59,18 +60,20 @@ class DecoderModule(nnx.Module):
       x = x * (jnp.asarray(scale, dtype).astype(x.dtype) if self.config.round_embed_scale else scale)
     return x if self.positions is None else x + self.positions(positions)
 
-  def __call__(self, tokens, *, segments, positions, capture, mixers, dtype, remat) -> ModelOutput:
+  def __call__(self, tokens, *, segments, positions, capture: Capture, dtype, remat) -> ModelOutput:
     x = self.embedded(tokens, positions, dtype)
-    captured, mixed = (jnp.zeros((len(layers), *x.shape), x.dtype) for layers in (capture, mixers))
+    # Queries, keys and values come after the scan, from their layers' inputs: layers of one scan may differ in width.
+    wanted = capture | Capture(layers=tuple(map(before, capture.qkv)))
+    captured, mixed = (jnp.zeros((len(asked), *x.shape), x.dtype) for asked in (wanted.layers, wanted.mixers))
     balances = []
-    if INPUT in capture:
-      captured = captured.at[capture.index(INPUT)].set(x)
+    if INPUT in wanted.layers:
+      captured = captured.at[wanted.layers.index(INPUT)].set(x)
     for group, layers in zip(self.plan, self.groups, strict=True):
       places = [[group.layer(repeat, j) for j in range(len(layers))] for repeat in range(group.repeats)]
-      # A place beyond the end is dropped.
+      # A layer that is not captured writes past the end, which is dropped.
       slots = [
         np.asarray([[asked.index(i) if i in asked else len(asked) for i in row] for row in places])
-        for asked in (capture, mixers)
+        for asked in (wanted.layers, wanted.mixers)
       ]
       graph, state = nnx.split(layers)
 
@@ -83,29 +86,45 @@ class DecoderModule(nnx.Module):
           balance = layer.balance(x, segments=segments)
           found += [] if balance is None else [balance]
           x = layer.feed(x, dtype=dtype)
-          captured = captured.at[layer_slots[j]].set(x, mode="drop") if capture else captured
-          mixed = mixed.at[mixer_slots[j]].set(added, mode="drop") if mixers else mixed
+          captured = captured.at[layer_slots[j]].set(x, mode="drop") if wanted.layers else captured
+          mixed = mixed.at[mixer_slots[j]].set(added, mode="drop") if wanted.mixers else mixed
         return (x, captured, mixed), found
 
       body = jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=False)
       (x, captured, mixed), found = jax.lax.scan(body, (x, captured, mixed), (state, slots))
       balances += found
+    outputs = dict(zip(wanted.layers, captured, strict=True))
+    qkv = self.run_isolated(
+      [outputs[before(i)] for i in capture.qkv],
+      layers=capture.qkv,
+      run=functools.partial(Layer.qkv, segments=segments, positions=positions, dtype=dtype),
+    )
     return ModelOutput(
       hidden=self.norm(x),
-      captured=tuple(captured),
       readout=self.readout(dtype),
-      mixed=tuple(mixed),
+      layers={i: outputs[i] for i in capture.layers},
+      mixers=dict(zip(wanted.mixers, mixed, strict=True)),
+      qkv=dict(zip(capture.qkv, qkv, strict=True)),
       balance=jnp.mean(jnp.concatenate(balances), axis=0) if balances else None,
     )
 
-  def apart(
+  def run_isolated(
     self,
     inputs: Sequence[Float[Array, "B T D"]],
     *,
     layers: Sequence[int],
     run: Callable[[Layer, Float[Array, "B T D"]], Any],
   ) -> tuple[Any, ...]:
-    """`run` of each of `layers` on an input of its own; layers that are stacked run in one scan."""
+    """Runs each of `layers` on an input of its own; layers that are stacked run in one scan.
+
+    Args:
+      inputs: One input for each of `layers`.
+      layers: Numbers of the layers, in any order, any of them several times.
+      run: (layer, input) -> output, any pytree of arrays.
+
+    Returns:
+      The outputs, in the order of `layers`.
+    """
     found: dict[int, Any] = {}
     for group, stacked in zip(self.plan, self.groups, strict=True):
       for j, layer in enumerate(stacked):
@@ -169,7 +188,7 @@ class DecoderModule(nnx.Module):
     none = [[None] * len(layers) for layers in self.groups]
     x, caches = self._through(self.embedded(tokens, positions, dtype), none, advance)
     last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)[:, 0]
-    return ModelOutput(hidden=self.norm(last), captured=(), readout=self.readout(dtype)), caches
+    return ModelOutput(hidden=self.norm(last), readout=self.readout(dtype)), caches
 
   def step(self, tokens, *, cache, positions, dtype) -> tuple[ModelOutput, list[list[Any]]]:
     """Output for one token a row, hidden [B,D], and the caches after it."""
@@ -178,4 +197,4 @@ class DecoderModule(nnx.Module):
       return layer.step(x, state=cache, positions=positions, dtype=dtype)
 
     x, after = self._through(self.embedded(tokens, positions, dtype), cache, advance)
-    return ModelOutput(hidden=self.norm(x), captured=(), readout=self.readout(dtype)), after
+    return ModelOutput(hidden=self.norm(x), readout=self.readout(dtype)), after

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -19,24 +19,23 @@ from distill.objectives.terms import (
   MIXER,
   RELATIONS,
   Term,
-  demands,
   is_divergence,
   is_logits,
 )
 from distill.tree import Params
-from distill.types import Apart, Batch, DenseSignal, ModelOutput, TeacherSignal
+from distill.types import Batch, ModelOutput, TeacherSignal
 
 Sums = dict[str, Float[Array, ""]]
 TermStates = dict[str, dict[str, Float[Array, ""]]]
 
 
 def initial_states(terms: Sequence[Term]) -> TermStates:
-  """What terms carry from step to step, before the first: TAID's t, momentum m and last value; a balance's ratio."""
+  """What terms carry from step to step, before the first: TAID's t, contextum m and last value; a balance's ratio."""
   states = {}
   for index, term in enumerate(terms):
     if term.kind == "taid":
       start = jnp.float32(term.numbers["t_start"])
-      states[str(index)] = {"t": start, "momentum": jnp.float32(0.0), "last": jnp.float32(jnp.inf)}
+      states[str(index)] = {"t": start, "contextum": jnp.float32(0.0), "last": jnp.float32(jnp.inf)}
     if term.balanced:
       states[str(index)] = {"ratio": jnp.float32(1.0)}
   return states
@@ -66,11 +65,11 @@ def next_states(
       after[key] = {"ratio": jnp.where(jnp.isfinite(ratio), ratio, state["ratio"])}
       continue
     fallen = jnp.where(jnp.isfinite(state["last"]), (state["last"] - value) / state["last"], 0.0)
-    momentum = 0.99 * state["momentum"] + 0.01 * fallen
+    contextum = 0.99 * state["contextum"] + 0.01 * fallen
     line = numbers["t_start"] + (numbers["t_end"] - numbers["t_start"]) * progress
-    ahead = state["t"] + numbers["alpha"] * jax.nn.sigmoid(momentum) * (1.0 - state["t"])
+    ahead = state["t"] + numbers["alpha"] * jax.nn.sigmoid(contextum) * (1.0 - state["t"])
     t = jnp.minimum(numbers["t_end"], jnp.maximum(line, ahead))
-    after[key] = {"t": t, "momentum": momentum, "last": value}
+    after[key] = {"t": t, "contextum": contextum, "last": value}
   return after
 
 
@@ -96,15 +95,23 @@ class LossContext:
   shards: int
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IsolatedOutputs:
+  """Outputs of student layers that run on the teacher's inputs, by (student layer, teacher layer)."""
+
+  mixers: Mapping[tuple[int, int], Float[Array, "B T D"]] = dataclasses.field(default_factory=dict)
+  blocks: Mapping[tuple[int, int], Float[Array, "B T D"]] = dataclasses.field(default_factory=dict)
+
+
 def loss_sums(
   terms: Sequence[Term],
   *,
   output: ModelOutput | None,
   signal: TeacherSignal | None,
-  apart: Apart,
+  isolated: IsolatedOutputs,
   batch: Batch,
   projectors: Params,
-  moment: LossContext,
+  context: LossContext,
 ) -> tuple[Float[Array, ""], Sums]:
   """This micro-batch's share of the loss, and of each term's mean.
 
@@ -112,59 +119,58 @@ def loss_sums(
     terms: Terms of the stage.
     output: The student's output, if any term needs it.
     signal: The teacher's, if any term needs it.
-    apart: Student layers given the teacher's inputs, as `demands` lists them.
+    isolated: Student layers given the teacher's inputs.
     batch: The micro-batch.
     projectors: `{i}_{j}.kernel` [D_s, D_t] for each compared pair; none where the widths agree and none is trained.
-    moment: Where the stage stands.
+    context: Where the stage stands.
 
   Returns:
     Σ weight · ratio · sum / count, ratio 1 unless a term is balanced, and per term sum / count.
   """
   total, parts = jnp.zeros((), jnp.float32), {}
-  from_logits, values = _from_logits(terms, output, signal, batch, moment)
+  from_logits, values = _from_logits(terms, output, signal, batch, context)
   for index, term in enumerate(terms):
     name = f"{index}_{term.kind}"
     if term.kind in LAYERWISE:
-      parts[name] = _layer_sum(term, terms, output, signal, apart, batch, projectors) / moment.totals["present"]
+      parts[name] = _layer_sum(term, output, signal, isolated, batch, projectors) / context.totals["present"]
     elif term.kind == "balance":
       assert output is not None and output.balance is not None, "a student without mixtures"
-      parts[name] = jnp.sum(output.balance * jnp.sum(batch.segments > 0, axis=1)) / moment.totals["present"]
+      parts[name] = jnp.sum(output.balance * jnp.sum(batch.segments > 0, axis=1)) / context.totals["present"]
     else:
       parts[name] = values[index]
       continue
-    weight = term.weight(moment.step) * (moment.states[str(index)]["ratio"] if term.balanced else 1.0)
+    weight = term.weight(context.step) * (context.states[str(index)]["ratio"] if term.balanced else 1.0)
     total = total + weight * parts[name]
   return total + from_logits, parts
 
 
-def _from_logits(terms, output, signal, batch, moment):
+def _from_logits(terms, output, signal, batch, context):
   """(weighted sum, {index: value}) of the terms that learn from logits, which share one walk over them."""
   places = [index for index, term in enumerate(terms) if term.kind not in (*LAYERWISE, "balance")]
   if not places:
     return jnp.zeros((), jnp.float32), {}
   # What each term's sum over tokens is multiplied by to become its value.
-  scales = [1.0 / jnp.maximum(moment.totals["predicted"], 1.0)] * len(places)
+  scales = [1.0 / jnp.maximum(context.totals["predicted"], 1.0)] * len(places)
   losses = []
   for place, index in enumerate(places):
     term = terms[index]
     if is_divergence(term.kind) and term.temperature_squared:
-      scales[place] *= jnp.square(term.temperature(moment.step))
-    losses.append(_token_loss(term, scale=scales[place], step=moment.step, state=moment.states.get(str(index))))
+      scales[place] *= jnp.square(term.temperature(context.step))
+    losses.append(_token_loss(term, scale=scales[place], step=context.step, state=context.states.get(str(index))))
 
   def rows(x):
     return x.reshape(-1, *x.shape[2:])
 
-  dense = isinstance(signal, DenseSignal)
-  target = None if signal is None else signal.hidden if dense else signal.target
+  target, teacher_readout = (None, None) if signal is None else signal.target_rows()
   total, sums = chunked_losses(
     losses,
     hidden=rows(output.hidden),
     readout=output.readout,
-    target=jax.tree.map(rows, target),
-    teacher_readout=signal.readout if dense else None,
+    target=target,
+    teacher_readout=teacher_readout,
     labels=rows(jnp.roll(batch.tokens, -1, axis=1)),
     mask=rows(batch.loss_mask),
-    shards=moment.shards,
+    shards=context.shards,
   )
   return total, {index: sums[place] * scales[place] for place, index in enumerate(places)}
 
@@ -191,26 +197,25 @@ def _divergence(term: Term):
   return functools.partial(function, **term.numbers) if term.numbers else function  # As itself for `OF_LOGITS`.
 
 
-def _layer_sum(term, terms, output, signal, apart, batch, projectors):
-  wanted = demands(terms)
+def _layer_sum(term, output, signal, isolated, batch, projectors):
   present = (batch.segments > 0).astype(jnp.float32)
   total = jnp.zeros((), jnp.float32)
   for pair in term.pairs:
     i, j = pair[:2]
     if term.kind == RELATIONS:
-      mine, theirs = apart.related[wanted.related.index(i)], signal.related[wanted.teacher_related.index(j)]
+      mine, theirs = output.qkv[i], signal.qkv[j]
       for student, teacher in zip(mine, theirs, strict=True):
         distance = relation_kl(student, jax.lax.stop_gradient(teacher), segments=batch.segments, heads=term.heads)
         total = total + jnp.sum(present * distance) / len(mine)
       continue
     if term.kind == MIXER:
-      student, teacher = apart.mixed[wanted.mixers.index((i, j))], signal.mixed[wanted.teacher_mixers.index(j)]
+      student, teacher = isolated.mixers[(i, j)], signal.mixers[j]
     else:
-      teacher = signal.captured[wanted.teacher_layers.index(pair[-1])]
+      teacher = signal.layers[pair[-1]]
     if term.kind == BLOCK:
-      student = apart.blocks[wanted.blocks.index((i, j))]
+      student = isolated.blocks[(i, j)]
     if term.kind == END_TO_END:
-      student = _projected(output.captured[wanted.student_layers.index(i)], projectors.get(f"{i}_{j}.kernel"))
+      student = _projected(output.layers[i], projectors.get(f"{i}_{j}.kernel"))
     total = total + jnp.sum(present * DISTANCES[term.distance](student, jax.lax.stop_gradient(teacher)))
   return total / len(term.pairs)
 

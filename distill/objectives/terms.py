@@ -9,7 +9,7 @@ from distill.errors import InputError
 from distill.losses.divergences import DIVERGENCES
 from distill.losses.layer_distances import cosine, relative_mse
 from distill.schedules import Schedule, schedule
-from distill.types import before
+from distill.types import Capture, before
 
 DISTANCES = {"mse": relative_mse, "cosine": cosine}
 # Terms that compare layers by pairs: the first and last end to end, the others fed the teacher's input of the layer.
@@ -183,35 +183,27 @@ def _numbers(kind: str, fields: dict[str, Any], *, where: str) -> dict[str, floa
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Demands:
-  """What the terms of a stage look at.
+  """The activations that the terms of a stage need.
 
   Attributes:
-    teacher: Any teacher at all.
-    mixture: How the student's tokens use its experts.
-    output: The student run end to end.
-    student_layers: Outputs of its layers, in order.
-    teacher_layers: Outputs of the teacher's layers, in order, `INPUT` among them.
-    teacher_mixers: What its mixers add to the residual stream.
-    related: Layers of the student's whose queries, keys and values are compared, in order.
-    teacher_related: The same of the teacher's.
-    mixers: (student layer, teacher layer whose input it is given) of mixers that run apart.
+    output: Whether the student runs end to end.
+    mixture: Whether the student has to have MoE layers.
+    student: Activations of the student, run end to end.
+    teacher: Activations of the teacher.
+    mixers: (student layer, teacher layer whose input it is given) of mixers that run in isolation.
     blocks: The same of whole layers.
   """
 
-  teacher: bool
-  mixture: bool
   output: bool
-  student_layers: tuple[int, ...]
-  teacher_layers: tuple[int, ...]
-  teacher_mixers: tuple[int, ...]
-  related: tuple[int, ...]
-  teacher_related: tuple[int, ...]
+  mixture: bool
+  student: Capture
+  teacher: Capture
   mixers: tuple[tuple[int, int], ...]
   blocks: tuple[tuple[int, int], ...]
 
 
 def demands(terms: Sequence[Term]) -> Demands:
-  """What `terms` look at, each thing once."""
+  """Returns what `terms` need, each thing once."""
 
   def pairs(*kinds: str) -> list[tuple[int, ...]]:
     return [pair for term in terms if term.kind in kinds for pair in term.pairs]
@@ -219,14 +211,16 @@ def demands(terms: Sequence[Term]) -> Demands:
   given = [before(pair[1]) for pair in pairs(MIXER, BLOCK)]
   compared = [pair[-1] for pair in pairs(END_TO_END, BLOCK)]
   return Demands(
-    teacher=needs_teacher(terms),
-    mixture=any(term.kind == "balance" for term in terms),
     output=any(term.kind not in (MIXER, BLOCK) for term in terms),
-    student_layers=tuple(sorted({pair[0] for pair in pairs(END_TO_END)} | {before(i) for i, _ in pairs(RELATIONS)})),
-    teacher_layers=tuple(sorted({*given, *compared})),
-    teacher_mixers=tuple(sorted({pair[1] for pair in pairs(MIXER)})),
-    related=tuple(sorted({pair[0] for pair in pairs(RELATIONS)})),
-    teacher_related=tuple(sorted({pair[1] for pair in pairs(RELATIONS)})),
+    mixture=any(term.kind == "balance" for term in terms),
+    student=Capture(
+      layers=tuple(pair[0] for pair in pairs(END_TO_END)), qkv=tuple(pair[0] for pair in pairs(RELATIONS))
+    ),
+    teacher=Capture(
+      layers=(*given, *compared),
+      mixers=tuple(pair[1] for pair in pairs(MIXER)),
+      qkv=tuple(pair[1] for pair in pairs(RELATIONS)),
+    ),
     mixers=tuple(sorted({pair[:2] for pair in pairs(MIXER)})),  # type: ignore[misc]
     blocks=tuple(sorted({pair[:2] for pair in pairs(BLOCK)})),  # type: ignore[misc]
   )

@@ -25,7 +25,7 @@ from distill.files import safetensors_files
 from distill.files.json_file import read_json
 from distill.files.replace import replace_file
 from distill.teachers.targets import Targets, targets
-from distill.types import SparseSignal
+from distill.types import NO_CAPTURE, Capture, SparseSignal
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -79,8 +79,8 @@ class Rows:
     rounded = [np.asarray(state, ml_dtypes.bfloat16).view(np.uint16) for state in states]
     return b"".join(x.astype("<u2").tobytes() for x in rounded) + self.targets.pack(kept, bits=self.bits)
 
-  def unpack(self, data: bytes, *, layers: Sequence[int], mixers: Sequence[int]) -> SparseSignal:
-    """The row, with the layers and mixers asked for."""
+  def unpack(self, data: bytes, capture: Capture) -> SparseSignal:
+    """Returns the row's target and the captured activations, all of which the section must hold."""
     many = self.length * self.width
 
     def state(place: int) -> Any:
@@ -90,8 +90,8 @@ class Rows:
     after = 2 * many * (len(self.layers) + len(self.mixers))
     return SparseSignal(
       target=self.targets.unpack(data[after:], length=self.length, bits=self.bits),
-      captured=tuple(state(self.layers.index(one)) for one in layers),
-      mixed=tuple(state(len(self.layers) + self.mixers.index(one)) for one in mixers),
+      layers={one: state(self.layers.index(one)) for one in capture.layers},
+      mixers={one: state(len(self.layers) + self.mixers.index(one)) for one in capture.mixers},
     )
 
 
@@ -159,15 +159,13 @@ class Section:
     for begun in self.directory.glob(f".{self.path(shard).name}-*"):
       shutil.rmtree(begun, ignore_errors=True)
 
-  def read(
-    self, rows: Int[np.ndarray, " N"], *, layers: Sequence[int] = (), mixers: Sequence[int] = ()
-  ) -> SparseSignal:
-    """What was kept of these rows, [N,T,…], with the layers and mixers asked for.
+  def read(self, rows: Int[np.ndarray, " B"], capture: Capture = NO_CAPTURE) -> SparseSignal:
+    """Reads the targets of these rows and the captured activations, [B,T,…].
 
     Raises:
       InputError: A shard is missing, damaged, or of another cache.
     """
-    found = [self.rows.unpack(self._read(int(row)), layers=layers, mixers=mixers) for row in rows]
+    found = [self.rows.unpack(self._read(int(row)), capture) for row in rows]
     return jax.tree.map(lambda *parts: np.stack(parts), *found)
 
   def _read(self, row: int) -> bytes:

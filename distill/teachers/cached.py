@@ -2,46 +2,44 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
-from distill.types import Batch, SparseSignal
+from distill.types import Batch, Capture, SparseSignal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CachedTeacher:
-  """A teacher of which there is nothing in memory: its signal comes with each batch.
+  """A teacher with nothing in memory: its signal comes with each batch.
 
   Attributes:
-    width: D of its hidden states.
-    depth: Its layers.
-    identity: Digest of all that was kept.
+    width: D, width of its hidden states.
+    depth: Number of layers.
+    vocab_size: V, number of tokens that have a probability.
+    identity: Digest of the sections of the cache that the run reads.
   """
 
   width: int
   depth: int
+  vocab_size: int
   identity: str
-  params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  config: ClassVar[None] = None
 
-  def shardings(self, mesh: Mesh) -> dict[str, Any]:
-    """Of no parameters."""
+  @property
+  def params(self) -> Mapping[str, Any]:
+    """No parameters."""
+    return {}
+
+  def shardings(self, mesh: Mesh) -> dict[str, NamedSharding]:
+    """Returns the shardings of no parameters."""
     del mesh
     return {}
 
-  def signal(
-    self,
-    params: Mapping[str, Any],
-    *,
-    batch: Batch,
-    capture: tuple[int, ...],
-    mixers: tuple[int, ...],
-    related: tuple[int, ...],
-    dtype: Any,
-  ) -> SparseSignal:
-    """What the cache has for `batch`, which was read with these layers and mixers."""
+  def signal(self, params: Mapping[str, Any], *, batch: Batch, capture: Capture, dtype: Any) -> SparseSignal:
+    """Returns the signal that the cache has for `batch`, which was read with this `capture`."""
     del params, dtype
-    assert not related, "relations of a cached teacher"
-    assert batch.cached is not None, "a batch without what the cache has for it"
-    assert (len(batch.cached.captured), len(batch.cached.mixed)) == (len(capture), len(mixers))
-    return batch.cached
+    assert batch.signal is not None, "a batch without the signal of the teacher cache"
+    found = {name: tuple(getattr(batch.signal, name)) for name in ("layers", "mixers", "qkv")}
+    assert Capture(**found) == capture, (found, capture)
+    return batch.signal

@@ -15,7 +15,7 @@ from distill.parallel.mesh import batch_sharding, replicated, to_global_batch
 from distill.parallel.processes import fail_together
 from distill.teachers.cache import Rows, Section
 from distill.teachers.live import LiveTeacher
-from distill.types import Batch
+from distill.types import Batch, Capture
 
 
 class CacheWriter:
@@ -32,10 +32,12 @@ class CacheWriter:
     self._teacher, self._rows, self._mesh = teacher, rows, mesh
 
     def run(params, batch: Batch, numbers: UInt32[jax.Array, " B"], key: Key[jax.Array, ""]):
-      signal = teacher.signal(params, batch=batch, capture=rows.layers, mixers=rows.mixers, dtype=dtype)
+      capture = Capture(layers=rows.layers, mixers=rows.mixers)
+      signal = teacher.signal(params, batch=batch, capture=capture, dtype=dtype)
       keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
       kept = rows.targets.keep(signal.hidden, signal.readout, keys=keys)
-      return kept, tuple(state.astype(jnp.bfloat16) for state in (*signal.captured, *signal.mixed))
+      states = [signal.layers[one] for one in rows.layers] + [signal.mixers[one] for one in rows.mixers]
+      return kept, tuple(state.astype(jnp.bfloat16) for state in states)
 
     here = batch_sharding(mesh)
     self._run = jax.jit(run, in_shardings=(teacher.shardings(mesh), here, here, replicated(mesh)), out_shardings=here)

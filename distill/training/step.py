@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -14,13 +14,12 @@ from jaxtyping import Array, Float, Int
 from distill.adapters import lora
 from distill.models.decoder import Decoder
 from distill.models.layer import Layer
-from distill.objectives.objective import LossContext, TermStates, counts, loss_sums, next_states
+from distill.objectives.objective import IsolatedOutputs, LossContext, TermStates, counts, loss_sums, next_states
 from distill.objectives.terms import Demands, Term, demands, needs_teacher
 from distill.parallel.mesh import LOGICAL_TO_MESH, batch_sharding, batch_shards, replicated
-from distill.teachers.cached import CachedTeacher
-from distill.teachers.live import LiveTeacher
+from distill.teachers.teacher import Teacher
 from distill.tree import Params
-from distill.types import Apart, Batch, before
+from distill.types import Batch, before
 
 Metrics = dict[str, Float[Array, ""]]
 
@@ -79,7 +78,7 @@ class StepConfig:
 def make_step(
   student: Decoder,
   *,
-  teacher: LiveTeacher | CachedTeacher | None,
+  teacher: Teacher | None,
   optimizer: optax.GradientTransformation,
   mesh: Mesh,
   state_shardings: TrainState,
@@ -132,28 +131,21 @@ def _loss(trained, state, teacher_params, batch, totals, *, student, teacher, co
       tokens=batch.tokens,
       segments=batch.segments,
       positions=batch.positions,
-      capture=wanted.student_layers,
+      capture=wanted.student,
       dtype=config.dtype,
       remat=config.remat,
     )
-  if wanted.teacher:
+  if needs_teacher(config.terms):
     assert teacher is not None
-    signal = teacher.signal(
-      teacher_params,
-      batch=batch,
-      capture=wanted.teacher_layers,
-      mixers=wanted.teacher_mixers,
-      related=wanted.teacher_related,
-      dtype=config.dtype,
-    )
+    signal = teacher.signal(teacher_params, batch=batch, capture=wanted.teacher, dtype=config.dtype)
   return loss_sums(
     config.terms,
     output=output,
     signal=signal,
-    apart=_apart(student, weights, wanted, signal, output=output, batch=batch, dtype=config.dtype),
+    isolated=_isolated(student, weights, wanted, signal, batch=batch, dtype=config.dtype),
     batch=batch,
     projectors=branch(params, "projectors"),
-    moment=LossContext(step=state.step, totals=totals, states=state.terms, shards=shards),
+    context=LossContext(step=state.step, totals=totals, states=state.terms, shards=shards),
   )
 
 
@@ -171,20 +163,22 @@ def _accumulated(one: Callable[[Batch], Any], batch: Batch, parts: int, mesh: Me
   return jax.lax.scan(body, zero, micros)[0]
 
 
-def _apart(student: Decoder, weights: Params, wanted: Demands, signal, *, output, batch: Batch, dtype: Any) -> Apart:
-  """Student layers by themselves: on the teacher's inputs of layers, and on their own."""
-  common = {"segments": batch.segments, "positions": batch.positions, "dtype": dtype}
+def _isolated(student: Decoder, weights: Params, wanted: Demands, signal, *, batch: Batch, dtype: Any):
+  """Runs student layers on the teacher's inputs."""
 
-  def given(pairs: Sequence[tuple[int, int]]) -> dict[str, Any]:
-    inputs = [jax.lax.stop_gradient(signal.captured[wanted.teacher_layers.index(before(j))]) for _, j in pairs]
-    return {"inputs": inputs, "layers": [i for i, _ in pairs], **common}
+  def run(method, pairs):
+    outputs = student.run_isolated(
+      weights,
+      run=method,
+      inputs=[jax.lax.stop_gradient(signal.layers[before(j)]) for _, j in pairs],
+      layers=[i for i, _ in pairs],
+      segments=batch.segments,
+      positions=batch.positions,
+      dtype=dtype,
+    )
+    return dict(zip(pairs, outputs, strict=True))
 
-  own = [output.captured[wanted.student_layers.index(before(i))] for i in wanted.related]
-  return Apart(
-    mixed=student.apart(weights, run=Layer.mix, **given(wanted.mixers)),
-    blocks=student.apart(weights, run=Layer.__call__, **given(wanted.blocks)),
-    related=student.apart(weights, run=Layer.qkv, inputs=own, layers=wanted.related, **common),
-  )
+  return IsolatedOutputs(mixers=run(Layer.mix, wanted.mixers), blocks=run(Layer.__call__, wanted.blocks))
 
 
 def _split(batch: Batch, parts: int, mesh: Mesh) -> Batch:

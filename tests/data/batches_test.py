@@ -103,10 +103,10 @@ def test_what_a_cache_has_goes_to_its_rows(stores):
 
   batches = Batches(stores, weights=[3.0, 1.0], batch_size=8, seed=7)
   batch = batches.beside([known(0), known(1)])[2]
-  assert equal(batch, batches[2]) and batches[2].cached is None
-  for tokens, (row, number) in zip(batch.tokens, batch.cached.target.ids[:, 0], strict=True):
+  assert equal(batch, batches[2]) and batches[2].signal is None
+  for tokens, (row, number) in zip(batch.tokens, batch.signal.target.ids[:, 0], strict=True):
     assert np.array_equal(tokens, stores[number].read(np.asarray([row]))["tokens"][0])
-  assert {0, 1} == set(batch.cached.target.ids[:, 0, 1])
+  assert {0, 1} == set(batch.signal.target.ids[:, 0, 1])
 
 
 def test_reading_ahead_gives_the_same_batches_and_its_thread_ends(stores):

@@ -19,7 +19,7 @@ from distill.teachers.live import LiveTeacher
 from distill.training.config import OptimizerConfig, StageConfig
 from distill.training.optimizer import make_optimizer, multipliers
 from distill.training.step import StepConfig, TrainState, canonical_names, make_step
-from distill.types import INPUT, Batch
+from distill.types import INPUT, Batch, Capture, before
 
 MLP = MlpConfig(width=24)
 SOFT = LayerConfig(mixer=AttentionConfig(num_heads=2, num_kv_heads=1, head_dim=8, rope=RopeConfig(theta=1e4)), mlp=MLP)
@@ -49,15 +49,15 @@ def test_a_layer_fed_what_its_own_model_feeds_it_gives_what_it_gives_there():
   model = decoder(DELTA, SOFT, DELTA, SOFT, DELTA, residual_scale=0.7, norms="both")
   params, given = model.init(jax.random.key(0)), batch()
   every = tuple(range(5))
-  whole = model.apply(params, capture=(INPUT, *every), mixers=every, **run(given))
+  whole = model.apply(params, capture=Capture(layers=(INPUT, *every), mixers=every), **run(given))
   common = {name: value for name, value in run(given).items() if name != "tokens"}
   for layers in (every, (3, 0, 2)):
-    inputs = [whole.captured[layer] for layer in layers]
-    mixed = model.apart(params, run=Layer.mix, inputs=inputs, layers=layers, **common)
-    blocks = model.apart(params, run=Layer.__call__, inputs=inputs, layers=layers, **common)
+    inputs = [whole.layers[before(layer)] for layer in layers]
+    mixed = model.run_isolated(params, run=Layer.mix, inputs=inputs, layers=layers, **common)
+    blocks = model.run_isolated(params, run=Layer.__call__, inputs=inputs, layers=layers, **common)
     for place, layer in enumerate(layers):
-      np.testing.assert_allclose(mixed[place], whole.mixed[layer], atol=1e-5)
-      np.testing.assert_allclose(blocks[place], whole.captured[layer + 1], atol=1e-5)
+      np.testing.assert_allclose(mixed[place], whole.mixers[layer], atol=1e-5)
+      np.testing.assert_allclose(blocks[place], whole.layers[layer], atol=1e-5)
 
 
 def trained(student, params, *, terms, teacher, steps, train=((".*", 1.0),)):
@@ -159,11 +159,10 @@ def test_relation_heads_divide_what_both_models_project():
 def test_what_relates_are_the_projections_of_what_a_layer_is_given():
   model = decoder(SOFT, SOFT)
   params, given = model.init(jax.random.key(0)), batch()
-  output = model.apply(params, capture=(0,), **run(given))
-  common = {name: value for name, value in run(given).items() if name != "tokens"}
-  ((q, k, v),) = model.apart(params, run=Layer.qkv, inputs=output.captured, layers=(1,), **common)
+  output = model.apply(params, capture=Capture(layers=(0,), qkv=(1,)), **run(given))
+  q, k, v = output.qkv[1]
   one = model.unstack(params)
-  x = output.captured[0]
+  x = output.layers[0]
   x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6) * one["layers.1.mixer_norm.scale"]
   for name, found in zip("qkv", (q, k, v), strict=True):
     np.testing.assert_allclose(found, x @ one[f"layers.1.mixer.{name}.kernel"], atol=1e-5)

@@ -6,9 +6,9 @@ import pytest
 
 from distill.errors import InputError
 from distill.losses.divergences import OF_LOGITS, forward_kl
-from distill.objectives.objective import LossContext, counts, initial_states, loss_sums, next_states
+from distill.objectives.objective import IsolatedOutputs, LossContext, counts, initial_states, loss_sums, next_states
 from distill.objectives.terms import build_terms
-from distill.types import Apart, Batch, DenseSignal, ModelOutput, Readout
+from distill.types import Batch, DenseSignal, ModelOutput, Readout
 
 
 def problem(rows):
@@ -23,10 +23,10 @@ def problem(rows):
     tokens=jnp.asarray(rng.integers(0, 11, (rows, 9))), segments=segments, positions=segments, loss_mask=mask
   )
   output = ModelOutput(
-    hidden=array(rows, 9, 6), captured=(array(rows, 9, 6),), readout=Readout(kernel=array(6, 11), vocab_size=11)
+    hidden=array(rows, 9, 6), layers={0: array(rows, 9, 6)}, readout=Readout(kernel=array(6, 11), vocab_size=11)
   )
   signal = DenseSignal(
-    hidden=array(rows, 9, 5), captured=(array(rows, 9, 5),), readout=Readout(kernel=array(5, 11), vocab_size=11)
+    hidden=array(rows, 9, 5), layers={2: array(rows, 9, 5)}, readout=Readout(kernel=array(5, 11), vocab_size=11)
   )
   return output, signal, batch, {"0_2.kernel": array(6, 5)}
 
@@ -36,10 +36,10 @@ def sums(terms, output, signal, batch, projectors, *, states=None):
     terms,
     output=output,
     signal=signal,
-    apart=Apart(),
+    isolated=IsolatedOutputs(),
     batch=batch,
     projectors=projectors,
-    moment=LossContext(step=jnp.zeros(()), totals=counts(batch), states=states or {}, shards=1),
+    context=LossContext(step=jnp.zeros(()), totals=counts(batch), states=states or {}, shards=1),
   )
 
 
@@ -67,8 +67,8 @@ def test_the_loss_is_the_sum_of_plain_means_over_valid_tokens():
   nll = -np.log(np.take_along_axis(softmax(student), labels[..., None], -1)[..., 0])
   ce = (mask * nll).sum() / mask.sum()
   present = np.asarray(batch.segments) > 0
-  mapped = np.asarray(output.captured[0], np.float64) @ np.asarray(projectors["0_2.kernel"], np.float64)
-  wanted = np.asarray(signal.captured[0], np.float64)
+  mapped = np.asarray(output.layers[0], np.float64) @ np.asarray(projectors["0_2.kernel"], np.float64)
+  wanted = np.asarray(signal.layers[2], np.float64)
   far = ((mapped - wanted) ** 2).sum(-1) / (wanted**2).sum(-1)
   hidden = (present * far).sum() / present.sum()
   np.testing.assert_allclose(list(parts.values()), [kl, ce, hidden], rtol=1e-5)
@@ -143,10 +143,10 @@ def test_balance_counts_each_row_by_its_tokens_and_shares_of_it_add_up():
       terms,
       output=dataclasses.replace(output, balance=balance[rows]),
       signal=None,
-      apart=Apart(),
+      isolated=IsolatedOutputs(),
       batch=Batch(**share, segments=segments[rows]),
       projectors={},
-      moment=LossContext(step=jnp.zeros(()), totals=totals, states={}, shards=1),
+      context=LossContext(step=jnp.zeros(()), totals=totals, states={}, shards=1),
     )[0]
 
   expected = 0.1 * (9 * 1.0 + 4 * 1.5 + 2 * 2.0) / 15
@@ -163,12 +163,12 @@ def test_shares_of_micro_batches_add_up():
 
     return loss_sums(
       terms,
-      output=ModelOutput(hidden=cut(output.hidden), captured=tuple(map(cut, output.captured)), readout=output.readout),
-      signal=DenseSignal(hidden=cut(signal.hidden), captured=tuple(map(cut, signal.captured)), readout=signal.readout),
-      apart=Apart(),
+      output=ModelOutput(hidden=cut(output.hidden), layers={0: cut(output.layers[0])}, readout=output.readout),
+      signal=DenseSignal(hidden=cut(signal.hidden), layers={2: cut(signal.layers[2])}, readout=signal.readout),
+      isolated=IsolatedOutputs(),
       batch=Batch(**{name: cut(getattr(batch, name)) for name in ("tokens", "segments", "positions", "loss_mask")}),
       projectors=projectors,
-      moment=LossContext(step=jnp.zeros(()), totals=counts(batch), states={}, shards=1),
+      context=LossContext(step=jnp.zeros(()), totals=counts(batch), states={}, shards=1),
     )[0]
 
   np.testing.assert_allclose(part(slice(0, 1)) + part(slice(1, 4)), part(slice(0, 4)), rtol=1e-5)

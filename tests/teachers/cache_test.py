@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from distill.errors import InputError
 from distill.teachers import cache
+from distill.types import Capture
 
 T, D, V, ROWS = 6, 4, 50, 11
 MANIFEST = {
@@ -59,14 +60,14 @@ def made(directory, manifest=MANIFEST):
 def test_rows_come_back_in_any_order_with_the_states_asked_for(tmp_path):
   _, kept = made(tmp_path)
   found = cache.find(cache.sections(tmp_path), SUBJECT, what="rows")
-  signal = found.read(np.asarray([9, 0, 9, 4]), layers=(2,), mixers=(1,))
+  signal = found.read(np.asarray([9, 0, 9, 4]), Capture(layers=(2,), mixers=(1,)))
   for place, row in enumerate((9, 0, 9, 4)):
     ids, log_probs, tail, _, layer, mixer = kept[row]
     np.testing.assert_array_equal(signal.target.ids[place], ids)
     np.testing.assert_array_equal(signal.target.log_probs[place], log_probs.astype(np.float32))
     np.testing.assert_array_equal(signal.target.tail[place], tail.astype(np.float32))
-    np.testing.assert_array_equal(np.asarray(signal.captured[0][place], np.float32), layer)
-    np.testing.assert_array_equal(np.asarray(signal.mixed[0][place], np.float32), mixer)
+    np.testing.assert_array_equal(np.asarray(signal.layers[2][place], np.float32), layer)
+    np.testing.assert_array_equal(np.asarray(signal.mixers[1][place], np.float32), mixer)
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -16,6 +16,7 @@ import transformers
 
 from distill.checkpoints import hf
 from distill.models.decoder import Decoder
+from distill.types import Capture
 from tests.checkpoints.families.cases import CASES, LENGTH
 
 
@@ -78,10 +79,10 @@ def ours(directory: pathlib.Path, tokens: np.ndarray) -> dict[str, tuple[np.ndar
         tokens=rows,
         segments=jnp.ones_like(rows),
         positions=jnp.broadcast_to(jnp.arange(rows.shape[1]), rows.shape),
-        capture=every,
+        capture=Capture(layers=every),
         dtype=dtype,
       )
-      return output.readout.logits(output.hidden), output.captured
+      return output.readout.logits(output.hidden), list(output.layers.values())
 
     logits, captured = jax.jit(score)(stacked)
     return np.asarray(logits, np.float32), [np.asarray(x) for x in captured]
