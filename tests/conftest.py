@@ -136,6 +136,47 @@ def distill(cache):
   return run
 
 
+@pytest.fixture
+def command(capfd):
+  """Runs the command line within this process: command(*arguments, check=0) -> (output, errors)."""
+  import importlib
+
+  from absl.testing import flagsaver
+
+  from distill.cli.main import main
+
+  def run(*arguments, check: int = 0) -> tuple[str, str]:
+    values = importlib.import_module(f"distill.cli.{arguments[0]}").FLAGS
+    saved = flagsaver.save_flag_values(values)
+    capfd.readouterr()
+    try:
+      code = main([str(argument) for argument in arguments])
+    finally:
+      flagsaver.restore_flag_values(saved, values)
+    out, errors = capfd.readouterr()
+    assert code == check, errors
+    return out, errors
+
+  return run
+
+
+@pytest.fixture
+def refused(command, tmp_path):
+  """Runs a command that must refuse its arguments: exit code 2, one line with all words of `says`, nothing written."""
+
+  def run(*arguments, says):
+    before = {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*")}
+    out, errors = command(*arguments, check=2)
+    (line,) = errors.splitlines()
+    assert out == "" and line.isprintable() and len(line) < 3000
+    assert line.startswith(f"distill {arguments[0]}: ")
+    for word in says:
+      assert word in line, line
+    assert {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+  return run
+
+
 @pytest.fixture(scope="session")
 def recipe(tmp_path_factory, llama_dir, adapter_dirs, text_file) -> pathlib.Path:
   """A configuration: the tiny teacher with its stack into a tiny hybrid, or a dense student, in twenty steps."""

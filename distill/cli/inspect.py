@@ -1,145 +1,24 @@
-"""distill inspect: what a directory is."""
+"""distill inspect: tells what a directory is."""
 
-import collections
-import itertools
-import json
-import math
-import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-import numpy as np
 from absl import flags
 
-from distill.adapters.peft import STEM, named
-from distill.adapters.report import describe
-from distill.checkpoints import hf_config
-from distill.checkpoints.hub import locate
 from distill.cli.parsing import parse
-from distill.data.store import TokenStore
-from distill.errors import InputError
-from distill.files import safetensors_files
-from distill.files.json_file import read_json
-from distill.teachers.cache import MANIFEST, Section, sections
-from distill.training.checkpoint import notes_path
+from distill.jobs.inspect import inspect
 
 FLAGS = flags.FlagValues()
 _MODEL = flags.DEFINE_string(
-  "model", "", "Model, or org/name[@revision] of the hub, to measure an adapter against.", flag_values=FLAGS
+  "model",
+  "",
+  "Directory or hub name of the base against which an adapter is measured.",
+  flag_values=FLAGS,
 )
 
 
 def main(arguments: Sequence[str]) -> int:
   """Prints one fact a line."""
-  (path,) = parse(FLAGS, arguments, positional=["DIR"])
-  directory = locate(path)
-  if not directory.is_dir():
-    raise InputError(f"{directory}: no such directory")
-  for line in _describe(directory):
+  (directory,) = parse(FLAGS, arguments, positional=["DIR"])
+  for line in inspect(directory, model=_MODEL.value):
     print(line)
   return 0
-
-
-def _describe(directory: pathlib.Path) -> Iterator[str]:
-  if (directory / "adapter_config.json").is_file():
-    return _adapter(directory)
-  if _MODEL.value and not named(directory):
-    raise InputError(f"--model={_MODEL.value}: is what an adapter is measured against, and {directory} is none")
-  if (directory / "meta.json").is_file():
-    return _store(directory)
-  if notes_path(directory).is_file():
-    return _checkpoint(directory)
-  if (directory / "config.json").is_file():
-    values = read_json(directory / "config.json")
-    return _run(directory, values) if "fingerprint" in values else _model(directory)
-  if named(directory):
-    return _adapters(directory)
-  if (directory / MANIFEST).is_file():
-    return _section(Section(directory))
-  if any(directory.glob(f"*/{MANIFEST}")):
-    return itertools.chain.from_iterable(map(_section, sections(directory)))
-  raise InputError(
-    f"{directory}: neither a model, an adapter, a run, a checkpoint, a token store nor a cache "
-    "(no config.json or its like)"
-  )
-
-
-def _tensors(directory: pathlib.Path, stem: str) -> Iterator[str]:
-  entries = safetensors_files.header(directory, stem=stem)
-  sizes = {name: int(np.prod(shape)) for name, (_, shape) in entries.items()}
-  dtypes = collections.Counter(dtype for dtype, _ in entries.values())
-  stored = ", ".join(f"{count} of {dtype}" for dtype, count in sorted(dtypes.items()))
-  yield f"tensors: {len(entries)} ({stored}), {sum(sizes.values()):,} parameters"
-  for name, (dtype, shape) in sorted(entries.items()):
-    yield f"  {name}  {dtype} {list(shape)}"
-
-
-def _model(directory: pathlib.Path) -> Iterator[str]:
-  config = hf_config.read_config(directory)
-  kinds = collections.Counter(layer.mixer.kind for layer in config.layers)
-  layers = ", ".join(f"{count} of {kind}" for kind, count in kinds.items())
-  yield f"model: {config.family}"
-  yield f"layers: {len(config.layers)} ({layers}), width {config.width}, vocabulary {config.vocab_size:,}"
-  yield f"embeddings: {'tied' if config.tie_embeddings else 'untied'}"
-  yield from _tensors(directory, "model")
-
-
-def _adapter(directory: pathlib.Path) -> Iterator[str]:
-  yield from describe(directory, model=locate(_MODEL.value) if _MODEL.value else None)
-  yield from _tensors(directory, STEM)
-
-
-def _adapters(directory: pathlib.Path) -> Iterator[str]:
-  inner = named(directory)
-  if len(inner) > 1:
-    yield f"adapters: {', '.join(path.name for path in inner)}"
-  for path in inner:
-    yield f"{path}:" if len(inner) > 1 else f"in: {path.name}"
-    yield from _adapter(path)
-
-
-def _store(directory: pathlib.Path) -> Iterator[str]:
-  meta = TokenStore(directory).meta
-  yield f"token store: {meta['rows']:,} rows of {meta['length']} tokens"
-  yield f"text: {meta['documents']:,} documents, {meta['tokens']:,} tokens, {meta['bytes']:,} bytes"
-  yield f"source: {json.dumps(meta['source'])}"
-  yield f"fingerprint: {meta['fingerprint']}"
-
-
-def _section(section: Section) -> Iterator[str]:
-  manifest, missing = section.manifest, section.missing()
-  yield f"cache: {section.count:,} rows of {manifest['length']} tokens, of {json.dumps(manifest['source'])}"
-  yield f"in: {section.directory}{f' ({len(missing)} shards missing)' if missing else ''}"
-  kept = [f"{manifest['targets']} {manifest['size']} at temperature {manifest['temperature']}"]
-  kept += [f"{name} {manifest[name]}" for name in ("layers", "mixers") if manifest[name]]
-  size = sum(path.stat().st_size for path in section.directory.glob("[0-9]*.safetensors"))
-  done = section.count - sum(len(section.bounds(shard)) for shard in missing)
-  yield f"kept: {', '.join(kept)}; {size / max(done * manifest['length'], 1):.1f} bytes a token"
-  yield f"teacher: {manifest['teacher']}, {len(manifest['adapters'])} adapters"
-  yield f"identity: {section.identity}"
-
-
-def _checkpoint(directory: pathlib.Path) -> Iterator[str]:
-  where = notes_path(directory)
-  notes = read_json(where)
-  try:
-    digests, extra = dict(notes["digests"]), dict(notes["extra"])
-    shapes = {name: json.loads(text[text.index("[") : text.rindex(":")]) for name, text in digests.items()}
-  except (KeyError, TypeError, ValueError, AttributeError) as error:
-    raise InputError(f"{where}: damaged ({error!r}); inspect another checkpoint of the run") from error
-  yield f"checkpoint: {', '.join(f'{key} {value}' for key, value in extra.items())}"
-  sizes: collections.Counter[str] = collections.Counter()
-  for name, shape in shapes.items():
-    top, second = name.split(".")[:2]
-    sizes[second if top == "params" else top] += math.prod(shape)
-  yield f"numbers: {', '.join(f'{count:,} of {branch}' for branch, count in sizes.items())}"
-  for name, text in sorted(digests.items()):
-    yield f"  {name}  {text}"
-
-
-def _run(directory: pathlib.Path, values: dict) -> Iterator[str]:
-  yield f"run: stages {', '.join(stage['name'] for stage in values['config']['stages'])}"
-  yield f"fingerprint: {values['fingerprint']}"
-  steps = sorted(int(path.name) for path in (directory / "checkpoints").glob("[0-9]*") if path.name.isdigit())
-  yield f"checkpoints: {', '.join(map(str, steps)) or 'none'}"
-  results = [name for name in ("student", "adapter") if (directory / name).is_dir()]
-  yield f"results: {', '.join(results) or 'none yet'}"

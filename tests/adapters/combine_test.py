@@ -1,4 +1,4 @@
-"""Combinations of adapters against plain NumPy on whole matrices, and the merge command."""
+"""Combinations of adapters against plain NumPy on whole matrices."""
 
 import json
 
@@ -132,101 +132,6 @@ def logits(model):
 
 def load(path):
   return transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-
-
-def test_the_command_writes_a_model_and_an_adapter_that_give_the_logits_of_peft(
-  llama_dir, adapter_dirs, tmp_path, distill
-):
-  model = load(llama_dir)
-  for path in adapter_dirs:
-    model = peft.PeftModel.from_pretrained(model, path).merge_and_unload()
-  expected = logits(model)
-  flags = [f"--model={llama_dir}", f"--adapters={','.join(map(str, adapter_dirs))}"]
-  distill("merge", *flags, f"--out={tmp_path / 'model'}")
-  distill("merge", *flags, f"--out={tmp_path / 'adapter'}", "--format=adapter")
-  scale = np.abs(expected).max()
-  np.testing.assert_allclose(logits(load(tmp_path / "model")), expected, atol=1e-5 * scale)
-  loaded = peft.PeftModel.from_pretrained(load(llama_dir), tmp_path / "adapter")
-  np.testing.assert_allclose(logits(loaded), expected, atol=1e-5 * scale)
-  assert (tmp_path / "model/tokenizer.json").is_file()
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_a_merged_model_whose_head_is_no_longer_tied_reloads_untied_and_in_its_dtype(tmp_path, distill):
-  config = transformers.LlamaConfig(
-    vocab_size=50,
-    hidden_size=16,
-    intermediate_size=24,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    tie_word_embeddings=True,
-    eos_token_id=7,
-  )
-  torch.manual_seed(0)
-  transformers.LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path / "base")
-  model = peft.get_peft_model(load(tmp_path / "base"), peft.LoraConfig(r=2, target_modules=["embed_tokens"]))
-  with torch.no_grad():
-    for factor in "AB":
-      getattr(model.base_model.model.model.embed_tokens, f"lora_embedding_{factor}")["default"].normal_()
-  expected = logits(model)
-  model.save_pretrained(tmp_path / "adapter")
-  flags = [f"--model={tmp_path / 'base'}", f"--adapters={tmp_path / 'adapter'}", f"--out={tmp_path / 'out'}"]
-  distill("merge", *flags)
-  again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-  assert again.dtype == torch.bfloat16 and not again.config.tie_word_embeddings and again.config.eos_token_id == 7
-  np.testing.assert_allclose(logits(again.float()), expected, atol=0.02 * np.abs(expected).max())
-
-
-@pytest.mark.parametrize(
-  ("flags", "says"),
-  [
-    ([], "--adapters or --adapter_stack"),
-    (["--adapters={0}", "--rank=2"], "--format=adapter"),
-    (["--adapters={0}", "--format=adapter", "--combine=ties"], "--rank"),
-    (["--adapters={0}", "--out={0}"], "is a directory that is read"),
-    (["--adapters={0}", "--out={0}/.."], "or holds one"),
-  ],
-)
-def test_flags_that_do_not_go_together_are_refused(llama_dir, adapter_dirs, tmp_path, distill, flags, says):
-  arguments = [f"--model={llama_dir}", f"--out={tmp_path / 'out'}", *(flag.format(adapter_dirs[0]) for flag in flags)]
-  assert says in distill("merge", *arguments, check=2).stderr
-  assert not (tmp_path / "out").exists()
-
-
-def test_what_a_rank_keeps_is_told_and_fused_kernels_share_their_factor(tmp_path, distill):
-  torch.manual_seed(0)
-  sizes = dict(vocab_size=304, n_embd=16, n_layer=1, n_head=2, n_positions=16)
-  config = transformers.GPT2Config(tie_word_embeddings=False, **sizes)
-  transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "base")
-  paths = []
-  for name, fields in (("a", {}), ("b", {"modules_to_save": ["lm_head"]})):
-    settings = peft.LoraConfig(r=3, target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM", **fields)
-    model = peft.get_peft_model(load(tmp_path / "base"), settings)
-    torch.nn.init.normal_(model.base_model.model.transformer.h[0].attn.c_attn.lora_B["default"].weight)
-    model.save_pretrained(tmp_path / name)
-    paths.append(tmp_path / name)
-  flags = ["merge", f"--model={tmp_path / 'base'}", "--format=adapter", f"--adapters={paths[0]}"]
-  distill(*flags, f"--out={tmp_path / 'exact'}")
-  assert json.loads((tmp_path / "exact/adapter_config.json").read_text())["r"] == 3
-  done = distill(*flags, f"--out={tmp_path / 'cut'}", "--rank=1")
-  assert "rank 1 keeps" in done.stdout and "of 1 modules" in done.stdout
-  assert json.loads((tmp_path / "cut/adapter_config.json").read_text())["r"] == 1
-  flags[-1] = f"--adapters={paths[0]},{paths[1]}"
-  refused = distill(*flags, f"--out={tmp_path / 'no'}", "--rank=2", check=2).stderr
-  assert f"{paths[1]}: changes head.kernel by more than LoRA can" in refused
-
-
-def test_a_merged_model_that_its_dtype_cannot_hold_is_not_written(tmp_path, distill):
-  config = transformers.LlamaConfig(
-    vocab_size=304, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
-  )
-  transformers.LlamaForCausalLM(config).half().save_pretrained(tmp_path / "base")
-  model = peft.get_peft_model(load(tmp_path / "base"), peft.LoraConfig(r=2, lora_alpha=1e6, target_modules=["q_proj"]))
-  torch.nn.init.ones_(model.base_model.model.model.layers[0].self_attn.q_proj.lora_B["default"].weight)
-  model.save_pretrained(tmp_path / "adapter")
-  flags = [f"--model={tmp_path / 'base'}", f"--adapters={tmp_path / 'adapter'}", f"--out={tmp_path / 'out'}"]
-  assert "float16 cannot hold" in distill("merge", *flags, check=2).stderr
-  assert not (tmp_path / "out").exists()
 
 
 def small_base(directory, *, tied=True):

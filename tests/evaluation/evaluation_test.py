@@ -6,7 +6,6 @@ import pytest
 import torch
 import transformers
 
-from distill.cli import models as loading
 from distill.data.sources import open_source
 from distill.data.store import build
 from distill.data.tokenizer import load_tokenizer
@@ -17,6 +16,7 @@ from distill.evaluation.html import render
 from distill.evaluation.model import Model
 from distill.evaluation.retention import accuracy, retention
 from distill.evaluation.skills import Example, Skill, correct, read_skill
+from distill.jobs import loading
 
 
 @pytest.fixture(scope="module")

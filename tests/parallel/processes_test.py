@@ -5,11 +5,11 @@ from tests import processes
 
 LOAD = """
 from distill.adapters.stack import stack_of
-from distill.cli import models
+from distill.jobs import loading
 from distill.errors import InputError
 
 try:
-  models.load(sys.argv[3], stack=stack_of(["/nowhere/adapter" if RANK else sys.argv[4]]))
+  loading.load(sys.argv[3], stack=stack_of(["/nowhere/adapter" if RANK else sys.argv[4]]))
 except InputError as error:
   print("refused", error)
   sys.exit(2)

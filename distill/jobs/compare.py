@@ -1,0 +1,94 @@
+"""A student measured against its teacher, as a report."""
+
+import json
+import pathlib
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+from distill.checkpoints.hub import locate
+from distill.configuration import read
+from distill.data.sources import open_source
+from distill.data.store import build
+from distill.data.tokenizer import load_tokenizer
+from distill.errors import InputError
+from distill.evaluation.compare import compare as measure
+from distill.evaluation.compare import write
+from distill.evaluation.config import EvaluationConfig
+from distill.evaluation.model import Model
+from distill.evaluation.skills import read_skill
+from distill.jobs.loading import Adapters, Path, adapter_stack, load
+
+_LENGTH = 128  # Tokens of a row of held-out text.
+
+
+def compare(
+  student: Path,
+  *,
+  teacher: Path,
+  evaluation: EvaluationConfig | Mapping[str, Any],
+  out: Path,
+  adapters: Adapters = (),
+) -> dict[str, Any]:
+  """Measures a student, its teacher and the teacher's base on skills and held-out text, and writes a report.
+
+  Args:
+    student: Directory, or org/name[@revision] of the hub; a run's metrics next to it are drawn as curves.
+    teacher: The base, like `student`.
+    evaluation: What to measure: a recipe's `evaluation` section.
+    out: Directory that gets report.json and report.html.
+    adapters: The teacher's PEFT directories or hub names, merged in this order; or the JSON file of a stack.
+
+  Returns:
+    The report.
+
+  Raises:
+    InputError: A model, an adapter, a skill or the text is wrong, or `out` cannot be written.
+  """
+  config = read(EvaluationConfig, evaluation, key="config.evaluation")
+  skills = [read_skill(pathlib.Path(path)) for path in config.skills]
+  if not skills and not config.heldout:
+    raise InputError("config.evaluation: names neither skills nor heldout text; name at least one of them")
+  student_path, teacher_path, stack = locate(student), locate(teacher), adapter_stack(adapters)
+  names = " + ".join([_name(teacher), *(entry.path.name for entry in stack)])
+  student_model = _model(_name(student), *load(student_path))
+  base = _model(_name(teacher), *load(teacher_path))
+  teacher_model = _model(names, *load(teacher_path, stack=stack)) if stack else base
+  vocab, mine = (model.decoder.config.vocab_size for model in (base, student_model))
+  if mine != vocab:
+    raise InputError(
+      f"{student_path}/config.json: vocab_size {mine}, the teacher's is {vocab}; student and teacher must share a "
+      "tokenizer"
+    )
+  tokenizer = load_tokenizer(teacher_path)
+  with tempfile.TemporaryDirectory() as scratch:
+    heldout = None
+    if config.heldout:
+      source = open_source(config.heldout, key="config.evaluation.heldout")
+      heldout = build(source, tokenizer=tokenizer, length=_LENGTH, directory=scratch)
+    report = measure(
+      student=student_model,
+      teacher=teacher_model,
+      base=base,
+      tokenizer=tokenizer,
+      skills=skills,
+      heldout=heldout,
+      curves=_curves(student_path.parent / "metrics.jsonl"),
+    )
+  write(report, out=pathlib.Path(out))
+  return report
+
+
+def _name(model: Path) -> str:
+  return pathlib.PurePath(str(model).partition("@")[0]).name
+
+
+def _model(name: str, decoder, params) -> Model:
+  return Model(name=name, decoder=decoder, params=params)
+
+
+def _curves(path: pathlib.Path) -> list[dict[str, Any]]:
+  """The whole lines of a run's metrics.jsonl, if there is one."""
+  if not path.is_file():
+    return []
+  return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]

@@ -1,0 +1,37 @@
+"""Export of a model as a Hugging Face directory."""
+
+import pathlib
+
+from distill.checkpoints import hf
+from distill.checkpoints.hub import locate
+from distill.errors import InputError
+from distill.jobs.loading import Path
+
+
+def export(model: Path, *, out: Path) -> None:
+  """Checks a model and writes it as a Hugging Face directory, bit by bit the same; whole or not at all.
+
+  Args:
+    model: Directory, for example the `student` of a run, or org/name[@revision] of the hub.
+    out: Directory to write: absent, empty, or an earlier model.
+
+  Raises:
+    InputError: The model is missing or damaged, or `out` cannot be written or is the model.
+  """
+  source, out = locate(model), pathlib.Path(out)
+  if out.resolve() == source.resolve():
+    raise InputError(f"out={out}: is the model itself; name another directory")
+  config, params = hf.load(source)
+  hf.save(out, config=config, params=params, tokenizer_from=source, config_from=source)
+
+
+def finished_student(workdir: Path) -> pathlib.Path:
+  """Returns the directory of the student that a finished run wrote.
+
+  Raises:
+    InputError: The run has not finished.
+  """
+  student = pathlib.Path(workdir) / "student"
+  if not student.is_dir():
+    raise InputError(f"{student}: no such directory; finish the run first with the same distill train command")
+  return student

@@ -1,0 +1,176 @@
+"""A student of a smaller or newer architecture that starts from its teacher, without training."""
+
+import dataclasses
+import os
+import pathlib
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from distill.adapters.stack import Stack
+from distill.checkpoints import hf, hf_config
+from distill.checkpoints.hub import locate
+from distill.data.calibration import sample
+from distill.data.sources import open_source
+from distill.data.store import build
+from distill.data.tokenizer import load_tokenizer
+from distill.errors import InputError
+from distill.evaluation.starting_kl import starting_kl
+from distill.files.json_file import read_json
+from distill.files.replace import check_replaceable
+from distill.initialise.importance import measure
+from distill.initialise.summary import table
+from distill.initialise.transfer import IMPORTANCE, choose_layers, from_teacher
+from distill.jobs.loading import Adapters, Path, adapter_stack, load
+from distill.models.config import DecoderConfig
+from distill.models.decoder import Decoder
+from distill.models.host_view import HostView, place
+from distill.parallel.mesh import make_mesh
+from distill.types import Batch
+
+_BATCH = 16  # Rows that the devices run at once.
+_SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Calibration:
+  """Text on which the teacher is measured.
+
+  Attributes:
+    path: A file of text; .jsonl as for training, anything else plain.
+    rows: Rows of tokens to use.
+    length: Tokens of a row.
+
+  Raises:
+    InputError: A number is too small.
+  """
+
+  path: Path
+  rows: int = 64
+  length: int = 128
+
+  def __post_init__(self):
+    for name, value, least in (("rows", self.rows, 1), ("length", self.length, 2)):
+      if value < least:
+        raise InputError(f"calibration: {name}={value}; use at least {least}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InitResult:
+  """An initialised student in figures.
+
+  Attributes:
+    summary: A table of the teacher layers that initialise each part of the student.
+    rows: Rows of text on which both KLs are measured.
+    kl: KL(teacher ‖ student), nats a token.
+    fresh_kl: The same for a student with random parameters.
+    loader: The library that can load the student.
+  """
+
+  summary: str
+  rows: int
+  kl: float
+  fresh_kl: float
+  loader: str
+
+
+def init(
+  teacher: Path,
+  *,
+  student: Path | Mapping[str, Any],
+  calibration: Calibration,
+  out: Path,
+  adapters: Adapters = (),
+  layers_from: Sequence[int] | str = IMPORTANCE,
+  seed: int = 0,
+) -> InitResult:
+  """Writes a student whose layers are copied, cut or converted from its teacher's, as a float32 model directory.
+
+  Args:
+    teacher: Directory of the base, or org/name[@revision] of the hub.
+    student: The keys of its config.json, or that file, or a directory that holds one.
+    calibration: Text on which importance and KL are measured.
+    out: Directory to write, whole or not at all.
+    adapters: PEFT directories or hub names, merged into the teacher in this order; or the JSON file of a stack.
+    layers_from: The teacher layer, from 0, for each student layer; 'importance' leaves out those that change least.
+    seed: Random seed of fresh parameters and of the choice of rows.
+
+  Raises:
+    InputError: A model, an adapter, the text or the architecture is wrong, or `out` cannot be written.
+  """
+  source, out, stack = locate(teacher), pathlib.Path(out), adapter_stack(adapters)
+  config, where = _architecture(student, teacher=hf_config.read_config(source))
+  layers = _layers(layers_from, config=config, teacher=hf_config.read_config(source))
+  _check_out(out, reads=[source, *([] if isinstance(student, Mapping) else [pathlib.Path(student)])], stack=stack)
+  batches = _rows(calibration, tokenizer_from=source, seed=seed)
+
+  decoder, params = load(source, stack=stack)
+  if decoder.config.vocab_size != config.vocab_size:
+    raise InputError(
+      f"{where}: vocab_size {config.vocab_size}, the teacher's with its adapters is {decoder.config.vocab_size}; "
+      "they must share a vocabulary"
+    )
+  new, mesh = Decoder(config), make_mesh((1, -1, 1))
+  for one in (decoder, new):
+    one.config.check_length(calibration.length, what=f"length={calibration.length}")
+  fresh = jax.jit(new.init, out_shardings=new.shardings(mesh))(jax.random.key(seed))
+  start = from_teacher(
+    dict(HostView(new, fresh, mesh=mesh)),
+    config=config,
+    teacher=HostView(decoder, params, mesh=mesh),
+    teacher_config=decoder.config,
+    layers=layers,
+    importance=measure(decoder, params, batches=batches, mesh=mesh),
+  )
+  students = {"started": (new, place(new, start.params, mesh=mesh)), "fresh": (new, fresh)}
+  kl = starting_kl(students, teacher=(decoder, params), batches=batches, mesh=mesh)
+
+  special = {key: value for key, value in read_json(source / "config.json").items() if key in _SPECIAL}
+  hf.save(out, config=config, params=start.params, tokenizer_from=source, special=special)
+  return InitResult(
+    summary=table(start, config=config, teacher=decoder.config),
+    rows=sum(int(batch.segments.any(axis=1).sum()) for batch in batches),
+    kl=kl["started"],
+    fresh_kl=kl["fresh"],
+    loader=hf_config.who_loads(config),
+  )
+
+
+def _architecture(student: Path | Mapping[str, Any], *, teacher: DecoderConfig) -> tuple[DecoderConfig, str]:
+  """The student's architecture, and what to call its source in messages."""
+  if isinstance(student, Mapping):
+    values, where = dict(student), "student"
+  else:
+    path = pathlib.Path(student)
+    path = path / "config.json" if path.is_dir() else path
+    values, where = read_json(path), os.fspath(path)
+  config = hf_config.config_from_dict(values, where=where)
+  hf_config.check_writable(config, where=where)
+  if config.width > teacher.width:
+    raise InputError(f"{where}: hidden_size {config.width} is above the teacher's {teacher.width}; use at most that")
+  return config, where
+
+
+def _layers(layers: Sequence[int] | str, *, config: DecoderConfig, teacher: DecoderConfig) -> Sequence[int] | str:
+  """The checked choice of teacher layers; importance is measured later."""
+  if layers == IMPORTANCE and len(config.layers) <= len(teacher.layers):
+    return layers
+  return choose_layers(layers, config=config, teacher=teacher, importance=None, key="layers_from")
+
+
+def _check_out(out: pathlib.Path, *, reads: Sequence[pathlib.Path], stack: Stack) -> None:
+  for path in (*reads, *(entry.path for entry in stack)):
+    if path.resolve().is_relative_to(out.resolve()):
+      raise InputError(f"out={out}: holds {path}, which is read; name another")
+  check_replaceable(out, marker="config.json", files=hf.EXPORT_FILES)
+
+
+def _rows(calibration: Calibration, *, tokenizer_from: pathlib.Path, seed: int) -> list[Batch]:
+  path = os.fspath(calibration.path)
+  text = open_source({"kind": "jsonl" if path.endswith(".jsonl") else "text", "path": path}, key="calibration")
+  size = -(-_BATCH // jax.device_count()) * jax.device_count()
+  with tempfile.TemporaryDirectory() as scratch:
+    store = build(text, tokenizer=load_tokenizer(tokenizer_from), length=calibration.length, directory=scratch)
+    return sample(store, rows=calibration.rows, batch_size=size, seed=seed)

@@ -1,0 +1,123 @@
+"""A base with its adapters merged into it, or several adapters combined into one."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from distill.adapters.combine import as_adapter, combine
+from distill.adapters.peft import write_adapter
+from distill.adapters.stack import Stack, read_adapters
+from distill.checkpoints import hf, hf_config
+from distill.checkpoints.hub import locate
+from distill.errors import InputError
+from distill.files.json_file import read_json
+from distill.files.tensors import finite
+from distill.jobs.loading import Adapters, Path, adapter_stack
+
+_SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def merge(
+  model: Path, *, adapters: Adapters, out: Path, method: str = "sum", density: float = 0.5, seed: int = 0
+) -> None:
+  """Combines adapters in float32, merges them into their base, and writes it in the base's dtypes.
+
+  Args:
+    model: Directory of the base, or org/name[@revision] of the hub.
+    adapters: PEFT directories or hub names, merged in this order; or the JSON file of an ordered stack.
+    out: Directory to write, whole or not at all.
+    method: 'sum', 'ties' or 'dare'.
+    density: Share of each adapter's change that 'ties' and 'dare' retain, above 0 and at most 1.
+    seed: Random seed of 'dare'.
+
+  Raises:
+    InputError: The model or an adapter is wrong, `out` cannot be written, or the merged model does not fit the base's
+      format or dtypes.
+  """
+  source, out, stack = _inputs(model, adapters, out, density)
+  config, params = hf.load(source)
+  merged_config, merged = combine(
+    params,
+    adapters=read_adapters(stack, config=config),
+    config=config,
+    method=method,
+    density=density,
+    seed=seed,
+  )
+  cast = _cast(merged, base=params, out=out)
+  if merged_config == config:
+    hf.save(out, config=config, params=cast, tokenizer_from=source, config_from=source)
+    return
+  written = hf_config.config_to_dict(merged_config)
+  names = {entry.ours for entry in hf_config.name_table(merged_config)}
+  if hf_config.config_from_dict(written, where=str(out)) != merged_config or names != set(cast):
+    raise InputError(
+      f"{out}: the adapters make this a model that {config.family} checkpoints cannot hold, such as one with a bias "
+      "where the family has none; use the adapters as they are"
+    )
+  special = {key: value for key, value in read_json(source / "config.json").items() if key in _SPECIAL}
+  hf.save(out, config=merged_config, params=cast, tokenizer_from=source, special=special)
+
+
+def merge_adapters(
+  model: Path, *, adapters: Adapters, out: Path, rank: int = 0, method: str = "sum", density: float = 0.5, seed: int = 0
+) -> dict[str, float]:
+  """Combines adapters in float32 and writes them as one PEFT adapter.
+
+  Args:
+    model: Directory of the base, or org/name[@revision] of the hub.
+    adapters: PEFT directories or hub names, merged in this order; or the JSON file of an ordered stack.
+    out: Directory to write, whole or not at all.
+    rank: Rank to which the change of each module is cut; 0 cuts nothing.
+    method: 'sum', 'ties' or 'dare'; the last two need a rank.
+    density: Share of each adapter's change that 'ties' and 'dare' retain, above 0 and at most 1.
+    seed: Random seed of 'dare'.
+
+  Returns:
+    The share of the norm ‖ΔW‖ that the rank retains, for each module that was cut.
+
+  Raises:
+    InputError: The model or an adapter is wrong, `out` cannot be written, or LoRA cannot express the change.
+  """
+  source, out, stack = _inputs(model, adapters, out, density)
+  config, params = hf.load(source)
+  shares: dict[str, float] = {}
+  factors = as_adapter(
+    params,
+    adapters=read_adapters(stack, config=config),
+    config=config,
+    rank=rank,
+    report=shares.__setitem__,
+    method=method,
+    density=density,
+    seed=seed,
+  )
+  write_adapter(out, factors=factors, config=config, base=str(model))
+  return shares
+
+
+def _inputs(model: Path, adapters: Adapters, out: Path, density: float) -> tuple[pathlib.Path, pathlib.Path, Stack]:
+  """(directory of the base, directory to write, adapters), checked."""
+  source, target = locate(model), pathlib.Path(out)
+  stack = adapter_stack(adapters)
+  if not stack:
+    raise InputError("adapters: none; name at least one")
+  if any(path.resolve().is_relative_to(target.resolve()) for path in (source, *(entry.path for entry in stack))):
+    raise InputError(f"out={out}: is a directory that is read, or holds one; name another")
+  if not density:
+    raise InputError("density=0: would drop every change; give a share above 0")
+  return source, target, stack
+
+
+def _cast(merged: Mapping[str, Any], *, base: Mapping[str, Any], out: pathlib.Path) -> dict[str, np.ndarray]:
+  """Parameters in the dtypes of the base; one that the base lacks takes the dtype of its embedding."""
+  fallback = np.asarray(base["embed.table"]).dtype
+  cast = {}
+  for name, x in merged.items():
+    with np.errstate(over="ignore"):
+      cast[name] = np.asarray(x).astype(base[name].dtype if name in base else fallback)
+    if not finite(cast[name]):
+      raise InputError(f"{out}: {name} has values that {cast[name].dtype} cannot hold; convert the base to float32")
+  return cast

@@ -1,0 +1,19 @@
+"""The init command reads its layers and prints what came of it."""
+
+from distill.cli import init
+from distill.jobs.init import InitResult
+
+
+def test_the_summary_and_both_divergences_are_printed(command, monkeypatch):
+  calls = []
+  result = InitResult(summary="part  layers", rows=12, kl=0.25, fresh_kl=5.0, loader="transformers loads it")
+  monkeypatch.setattr(init, "init", lambda teacher, **given: calls.append(given) or result)
+  flags = ["--teacher=t", "--student=s.json", "--calibration=c.txt", "--out=o"]
+  out, _ = command("init", *flags, "--layers_from=0,3,6")
+  assert out.splitlines() == [
+    "part  layers",
+    "KL to the teacher, nats a token over 12 rows: 0.250, fresh 5.000",
+    "wrote o: transformers loads it",
+  ]
+  command("init", *flags)
+  assert [one["layers_from"] for one in calls] == [[0, 3, 6], "importance"]

@@ -1,0 +1,79 @@
+"""An initialised student starts nearer to its teacher than a fresh one; what cannot be initialised is refused."""
+
+import json
+
+import pytest
+import transformers
+
+from distill.errors import InputError
+from distill.jobs.init import Calibration, init
+
+
+@pytest.fixture
+def student(llama_dir):
+  return json.loads((llama_dir / "config.json").read_text())
+
+
+def test_a_student_starts_nearer_to_its_teacher_than_a_fresh_one(llama_dir, adapter_dirs, student, text_file, tmp_path):
+  out = tmp_path / "out"
+  result = init(
+    llama_dir,
+    student={**student, "num_hidden_layers": 3, "intermediate_size": 48, "hidden_size": 28},
+    calibration=Calibration(path=text_file, rows=12, length=32),
+    out=out,
+    adapters=adapter_dirs,
+  )
+  assert 0.0 < result.kl < result.fresh_kl and result.rows == 12
+  for words in ("cut: neurons 48 of 64", "channels 28 of 32"):
+    assert words in result.summary
+  assert result.loader == "transformers.LlamaForCausalLM loads it"
+  _, loaded = transformers.AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+  assert not any(loaded.values())
+  assert transformers.AutoTokenizer.from_pretrained(out)("old")["input_ids"]
+
+
+@pytest.fixture
+def refused(llama_dir, student, text_file, tmp_path):
+  """Runs `init` with arguments that are right but for the changes, and expects an error."""
+
+  def run(match, **changes):
+    arguments = {"student": student, "calibration": Calibration(path=text_file), "out": tmp_path / "out", **changes}
+    with pytest.raises(InputError, match=match):
+      init(llama_dir, **arguments)
+
+  return run
+
+
+@pytest.mark.parametrize(
+  "changes, match",
+  [
+    ({"model_type": "mystery"}, "student: .*mystery"),
+    ({"hidden_size": 64}, "student: hidden_size 64 is above the teacher's 32"),
+    ({"vocab_size": 77}, "student: vocab_size 77.*304"),
+    ({"num_hidden_layers": 5}, "layers_from: importance .*5"),
+  ],
+)
+def test_an_architecture_that_the_teacher_cannot_initialise_is_refused(refused, student, changes, match):
+  refused(match, student={**student, **changes})
+
+
+@pytest.mark.parametrize("layers", [(0, 1, 2), (0, 1, 2, 9)])
+def test_one_teacher_layer_for_each_student_layer_is_needed(refused, layers):
+  refused("layers_from: .* 0 to 3 .* 4 layers", layers_from=layers)
+
+
+def test_missing_files_are_named(refused, tmp_path):
+  refused("gone.json: no such file", student=tmp_path / "gone.json")
+  refused("calibration.*gone.jsonl", calibration=Calibration(path=tmp_path / "gone.jsonl"))
+
+
+def test_nothing_but_an_earlier_model_is_written_over(refused, llama_dir, tmp_path):
+  refused("out=.*is read; name another", out=llama_dir)
+  (tmp_path / "letter.txt").write_text("dear")
+  refused("holds other files", out=tmp_path)
+
+
+@pytest.mark.parametrize("changes, match", [({"rows": 0}, "rows=0"), ({"length": 1}, "length=1")])
+def test_a_calibration_needs_rows_of_two_tokens(text_file, changes, match):
+  with pytest.raises(InputError, match=f"calibration: {match}"):
+    Calibration(path=text_file, **changes)

@@ -1,0 +1,40 @@
+"""Adapters are named one by one or by the file of their stack."""
+
+import json
+
+import pytest
+
+from distill.errors import InputError
+from distill.jobs.loading import adapter_stack, load
+
+
+def test_a_stack_is_a_list_of_adapters_or_a_file(adapter_dirs, tmp_path):
+  listed = adapter_stack(adapter_dirs)
+  path = tmp_path / "stack.json"
+  path.write_text(json.dumps({"adapters": [{"path": str(one)} for one in adapter_dirs]}))
+  assert adapter_stack(path) == adapter_stack(str(path)) == listed
+  assert [entry.path for entry in listed] == adapter_dirs
+
+
+@pytest.mark.parametrize(
+  "text, match",
+  [
+    ("[", "JSON"),
+    ("{}", "adapters"),
+    ('{"adapters": [{"weight": 1}]}', r"adapters\[0\].path"),
+    ('{"adapters": [{"path": "x", "wait": 1}]}', r"adapters\[0\].wait"),
+    ('{"adapters": [{"path": "x", "weight": "1"}]}', r"adapters\[0\].weight"),
+    ('{"adapters": [{"path": "x", "mode": "parallel"}]}', r"adapters\[0\].mode.*sequential"),
+  ],
+)
+def test_a_wrong_stack_file_is_named(tmp_path, text, match):
+  (tmp_path / "stack.json").write_text(text)
+  with pytest.raises(InputError, match=f"stack.json.*{match}"):
+    adapter_stack(tmp_path / "stack.json")
+  with pytest.raises(InputError, match="gone.json: no such file"):
+    adapter_stack(tmp_path / "gone.json")
+
+
+def test_a_missing_adapter_is_named(llama_dir, tmp_path):
+  with pytest.raises(InputError, match="gone/adapter_config.json"):
+    load(llama_dir, stack=adapter_stack([tmp_path / "gone"]))
