@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from distill.errors import InputError
-from distill.losses import chunked, divergences
+from distill.losses import chunked, divergences, token_losses
 from distill.objectives import objective, terms
 from distill.training import checkpoint
 from distill.types import Batch, DenseSignal, ModelOutput, Readout
@@ -300,20 +300,20 @@ def _plain_product(**kept):
 
 
 def _padding_of_zeros(patch):
-  right = chunked._walk
+  right = chunked._chunk_losses
 
-  def walk(per_token, hidden, head, *rest, **keywords):
-    whole = Readout(kernel=head.kernel, vocab_size=head.kernel.shape[1])
-    return right(per_token, hidden, whole, *rest, **keywords)
+  def losses(functions, shared, products, readout, tokens):
+    whole = Readout(kernel=readout.kernel, vocab_size=readout.kernel.shape[1])
+    return right(functions, shared, products, whole, tokens)
 
-  patch.setattr(chunked, "_walk", walk)
+  patch.setattr(chunked, "_chunk_losses", losses)
 
 
 def _same_width(patch):
   def whole(student, teacher, *, temperature):
     return teacher / temperature, student / temperature
 
-  patch.setattr(chunked, "shared_logits", whole)
+  patch.setattr(token_losses, "shared_logits", whole)
 
 
 FAULTS = {

@@ -8,8 +8,10 @@ import numpy as np
 
 from distill.data.store import TokenStore
 from distill.evaluation.model import Model
-from distill.losses.chunked import chunk_tokens, cross_entropy, dense_pair
+from distill.losses.chunked import chunk_tokens
 from distill.losses.divergences import forward_kl
+from distill.losses.partitions import dense_log_probs
+from distill.losses.token_losses import cross_entropy
 from distill.types import Batch, ModelOutput
 
 _ROWS = 16
@@ -59,7 +61,7 @@ def _sums(outputs: dict[str, ModelOutput], batch: Batch) -> dict[str, jax.Array]
     logits = {name: outputs[name].readout.logits(x)[:, :vocab] for name, x in hidden.items()}
     agreement = jnp.argmax(logits["student"], -1) == jnp.argmax(logits["teacher"], -1)
     values = {f"nll_{name}": cross_entropy(x, labels) for name, x in logits.items()}
-    pair = dense_pair(logits["student"], logits["teacher"], temperature=1.0)
+    pair = dense_log_probs(logits["student"], logits["teacher"], temperature=1.0)
     values |= {"kl": forward_kl(*pair), "agreement": agreement}
     return {name: jnp.sum(mask * value) for name, value in values.items()} | {"tokens": jnp.sum(mask)}
 

@@ -1,8 +1,8 @@
-"""Divergences between teacher p and student q, per token, in nats, over any partition of the vocabulary.
+"""Divergences per token, in nats, between a teacher's distribution p and a student's distribution q.
 
-A partition is the vocabulary itself (dense) or a support and the tail (sparse): every function takes log-probabilities
-[M, K] of the same K buckets on both sides, so that the two cases are one formula. A bucket without mass has `NOTHING`
-as its logarithm, on the teacher's side or, for an unused place of a support, on both.
+Both distributions are over the same K buckets, given as log-probabilities [M, K]. The buckets are the ids of the
+vocabulary, or the ids of a sparse target and one bucket for the rest (see `partitions`), so that one formula serves
+both. A bucket without mass has the log-probability `LOG_ZERO`: on the teacher's side, or on both for unused buckets.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,153 +11,201 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-# exp(NOTHING) is exactly 0 in float32, and 0 * NOTHING is 0 where 0 * -inf would not be a number.
-NOTHING = -1e4
+# exp(LOG_ZERO) is exactly 0 in float32, and 0 * LOG_ZERO is 0, where 0 * -inf would be NaN.
+LOG_ZERO = -1e4
 
-# Where log(p/q) is below this, p and q differ so much that expm1 of it would be what cancels.
+# Below this log-ratio p and q differ so much that the form with expm1 would cancel; above it the plain form would.
 _FAR = -1.0
 
 LogProbs = Float[Array, "M K"]
 Logits = Float[Array, "M K"]
 PerToken = Float[Array, " M"]
-Normaliser = Float[Array, "M 1"]
+PerTokenColumn = Float[Array, "M 1"]
 
 
 @jax.custom_vjp
-def forward_kl(p: LogProbs, q: LogProbs) -> PerToken:
-  """KL(p ‖ q): 0 when equal, and infinite (about 10⁴ times the mass) where q has none.
+def forward_kl(log_p: LogProbs, log_q: LogProbs) -> PerToken:
+  """Computes KL(p ‖ q) = Σ p log(p/q): 0 when equal, about 10⁴ times the mass of p where q has none.
 
-  Summed as p log(p/q) − p + q, the same since both sum to one: no summand is negative, so that nothing cancels.
+  Summed as p log(p/q) − p + q, which has the same sum because p and q sum to one. No summand is negative, so none
+  cancel.
   """
-  x = p - q
-  near = jnp.exp(p) * (x + jnp.expm1(-jnp.maximum(x, _FAR)))
-  return jnp.sum(jnp.where(x > _FAR, near, jnp.exp(p) * (x - 1.0) + jnp.exp(q)), axis=-1)
+  log_ratio = log_p - log_q
+  near = jnp.exp(log_p) * (log_ratio + jnp.expm1(-jnp.maximum(log_ratio, _FAR)))
+  far = jnp.exp(log_p) * (log_ratio - 1.0) + jnp.exp(log_q)
+  return jnp.sum(jnp.where(log_ratio > _FAR, near, far), axis=-1)
 
 
-def _kl_forward(p, q):
-  return forward_kl(p, q), (p, q)
+def _kl_forward(log_p, log_q):
+  return forward_kl(log_p, log_q), (log_p, log_q)
 
 
 def _kl_backward(saved, cotangent):
-  # Made again from p and q: shared with the value, the exponentials would stay in memory, four times [M, K] in place of
-  # two.
-  p, q = jax.lax.optimization_barrier(saved)
-  return cotangent[..., None] * jnp.exp(p) * (p - q), cotangent[..., None] * _excess(p, q)
+  # Barrier: XLA would share the exponentials with the forward pass and keep four [M, K] arrays alive instead of two.
+  log_p, log_q = jax.lax.optimization_barrier(saved)
+  return cotangent[..., None] * jnp.exp(log_p) * (log_p - log_q), cotangent[..., None] * _excess(log_p, log_q)
 
 
-def _excess(p, q):
-  """exp(q) − exp(p), precise where they are close: the slope of KL(p ‖ q) in q, and in logits that q comes from."""
-  x, mass = p - q, jnp.exp(p)
-  return jnp.where(x > _FAR, mass * jnp.expm1(-jnp.maximum(x, _FAR)), jnp.exp(q) - mass)
+def _excess(log_p, log_q):
+  """Returns q − p, precise where they are close: the derivative of KL(p ‖ q) in log q, and in the logits of q."""
+  log_ratio, p = log_p - log_q, jnp.exp(log_p)
+  return jnp.where(log_ratio > _FAR, p * jnp.expm1(-jnp.maximum(log_ratio, _FAR)), jnp.exp(log_q) - p)
 
 
 forward_kl.defvjp(_kl_forward, _kl_backward)
 
 
-def normalisers(logits: Logits) -> tuple[Normaliser, Normaliser]:
-  """What is taken from logits, first one and then the other, to make them log-probabilities: the largest, log Σ exp.
+def log_normaliser_parts(logits: Logits) -> tuple[PerTokenColumn, PerTokenColumn]:
+  """Returns (max logit, log Σ exp(logit − max logit)), whose sum is logsumexp(logits).
 
-  As one number, logsumexp, they would be rounded to the size of the largest.
+  Subtract one after the other from logits to get log-probabilities: subtracted as one number, they would be rounded
+  to the size of the max logit.
   """
-  most = jnp.max(logits, axis=-1, keepdims=True)
-  # Without a barrier logits − most, which log-probabilities begin with as well, would stay in memory for them.
-  raised = jnp.exp(logits - jax.lax.optimization_barrier(most))
-  return most, jnp.log(jnp.sum(raised, axis=-1, keepdims=True))
+  max_logit = jnp.max(logits, axis=-1, keepdims=True)
+  # Barrier: XLA would share `logits - max_logit` with the log-probabilities and keep an [M, K] array alive.
+  exp_logits = jnp.exp(logits - jax.lax.optimization_barrier(max_logit))
+  return max_logit, jnp.log(jnp.sum(exp_logits, axis=-1, keepdims=True))
 
 
 @jax.custom_vjp
 def forward_kl_of_logits(teacher: Logits, student: Logits) -> PerToken:
-  """`forward_kl` of two softmaxes over the same ids, with a slope in the student's logits alone.
+  """Computes `forward_kl` of two softmaxes over the same ids, differentiable in the student's logits only.
 
-  The slope, the student's less the teacher's probability, needs neither a sum over the vocabulary nor an array of its
-  size beside the logits. It holds as well where the student's probability is below exp(NOTHING), where `forward_kl` is
-  flat.
+  The gradient is q − p. It needs neither a sum over the vocabulary nor a third [M, K] array, and it also holds where q
+  is below exp(LOG_ZERO), where the gradient of `forward_kl` is zero.
+
+  Args:
+    teacher: The teacher's logits, divided by the temperature.
+    student: The student's logits, divided by the temperature.
   """
   return _kl_of_logits_forward(teacher, student)[0]
 
 
 def _kl_of_logits_forward(teacher, student):
-  saved = [(x, normalisers(x)) for x in (teacher, student)]
+  saved = [(logits, log_normaliser_parts(logits)) for logits in (teacher, student)]
   return forward_kl(*map(_log_probs, saved)), saved
 
 
 def _log_probs(saved):
-  logits, (most, log_sum) = saved
-  return jnp.maximum(logits - most - log_sum, NOTHING)
+  logits, (max_logit, log_sum) = saved
+  return jnp.maximum(logits - max_logit - log_sum, LOG_ZERO)
 
 
 def _kl_of_logits_backward(saved, cotangent):
-  # Behind a barrier for the reason of `_kl_backward`.
-  p, q = map(_log_probs, jax.lax.optimization_barrier(saved))
-  return None, cotangent[..., None] * _excess(p, q)
+  # Barrier for the reason given in `_kl_backward`.
+  log_p, log_q = map(_log_probs, jax.lax.optimization_barrier(saved))
+  return None, cotangent[..., None] * _excess(log_p, log_q)
 
 
 forward_kl_of_logits.defvjp(_kl_of_logits_forward, _kl_of_logits_backward)
 
 
-def reverse_kl(p: LogProbs, q: LogProbs) -> PerToken:
-  """KL(q ‖ p)."""
-  return forward_kl(q, p)
+def reverse_kl(log_p: LogProbs, log_q: LogProbs) -> PerToken:
+  """Computes KL(q ‖ p) = Σ q log(q/p)."""
+  return forward_kl(log_q, log_p)
 
 
-def jsd(p: LogProbs, q: LogProbs, *, beta: float) -> PerToken:
-  """β KL(p ‖ m) + (1 − β) KL(q ‖ m) with m = βp + (1 − β)q; β = 0 is forward, β = 1 reverse KL (2306.13649)."""
+def jsd(log_p: LogProbs, log_q: LogProbs, *, beta: float) -> PerToken:
+  """Computes the generalised Jensen-Shannon divergence β KL(p ‖ m) + (1 − β) KL(q ‖ m) with m = βp + (1 − β)q.
+
+  Args:
+    log_p: The teacher's log-probabilities.
+    log_q: The student's log-probabilities.
+    beta: β, 0 to 1; 0 gives the forward and 1 the reverse KL divergence.
+
+  References:
+    Agarwal et al. 2023, 2306.13649.
+  """
   if beta in (0.0, 1.0):
-    return reverse_kl(p, q) if beta else forward_kl(p, q)
-  m = jnp.logaddexp(p + jnp.log(beta), q + jnp.log1p(-beta))
-  return beta * forward_kl(p, m) + (1.0 - beta) * forward_kl(q, m)
+    return reverse_kl(log_p, log_q) if beta else forward_kl(log_p, log_q)
+  log_m = jnp.logaddexp(log_p + jnp.log(beta), log_q + jnp.log1p(-beta))
+  return beta * forward_kl(log_p, log_m) + (1.0 - beta) * forward_kl(log_q, log_m)
 
 
-def skew_kl(p: LogProbs, q: LogProbs, *, alpha: float) -> PerToken:
-  """KL(p ‖ αp + (1 − α)q), 0 ≤ α < 1 (DistiLLM, 2402.03898)."""
-  return forward_kl(p, jnp.logaddexp(p + jnp.log(alpha), q + jnp.log1p(-alpha)) if alpha else q)
+def skew_kl(log_p: LogProbs, log_q: LogProbs, *, alpha: float) -> PerToken:
+  """Computes the skew KL divergence KL(p ‖ αp + (1 − α)q).
+
+  Args:
+    log_p: The teacher's log-probabilities.
+    log_q: The student's log-probabilities.
+    alpha: α, 0 ≤ α < 1.
+
+  References:
+    Ko et al. 2024 (DistiLLM), 2402.03898.
+  """
+  return forward_kl(log_p, jnp.logaddexp(log_p + jnp.log(alpha), log_q + jnp.log1p(-alpha)) if alpha else log_q)
 
 
-def skew_reverse_kl(p: LogProbs, q: LogProbs, *, alpha: float) -> PerToken:
-  """KL(q ‖ αq + (1 − α)p), 0 ≤ α < 1."""
-  return skew_kl(q, p, alpha=alpha)
+def skew_reverse_kl(log_p: LogProbs, log_q: LogProbs, *, alpha: float) -> PerToken:
+  """Computes the skew reverse KL divergence KL(q ‖ αq + (1 − α)p); arguments as in `skew_kl`."""
+  return skew_kl(log_q, log_p, alpha=alpha)
 
 
-def total_variation(p: LogProbs, q: LogProbs) -> PerToken:
-  """½ Σ |p − q|, between 0 and 1; 1 minus it is the expected acceptance of speculative decoding."""
-  return 0.5 * jnp.sum(jnp.abs(jnp.exp(p) - jnp.exp(q)), axis=-1)
+def total_variation(log_p: LogProbs, log_q: LogProbs) -> PerToken:
+  """Computes ½ Σ |p − q|, between 0 and 1; 1 minus it is the expected acceptance rate of speculative decoding."""
+  return 0.5 * jnp.sum(jnp.abs(jnp.exp(log_p) - jnp.exp(log_q)), axis=-1)
 
 
-def alpha_beta(p: LogProbs, q: LogProbs, *, alpha: float, beta: float) -> PerToken:
-  """The α-β divergence; (1, 0) is forward, (0, 1) reverse KL (Cichocki et al. 2011; ABKD, 2505.04560).
+def alpha_beta(log_p: LogProbs, log_q: LogProbs, *, alpha: float, beta: float) -> PerToken:
+  """Computes the α-β divergence −1/(αβ) Σ [p^α q^β − α/(α+β) p^(α+β) − β/(α+β) q^(α+β)].
 
-  −1/(αβ) Σ [p^α q^β − α/(α+β) p^(α+β) − β/(α+β) q^(α+β)], and its limits where α or β is 0; α + β must not be.
+  Args:
+    log_p: The teacher's log-probabilities.
+    log_q: The student's log-probabilities.
+    alpha: α; where it is 0, the divergence is its limit. (1, 0) gives the forward KL divergence.
+    beta: β, likewise; (0, 1) gives the reverse KL divergence. α + β must not be 0.
+
+  References:
+    Cichocki et al. 2011; Wang et al. 2025 (ABKD), 2505.04560.
   """
   if beta == 0.0:
-    x, y = alpha * p, alpha * q
+    x, y = alpha * log_p, alpha * log_q
     return jnp.sum(jnp.exp(x) * (x - y) - jnp.exp(x) + jnp.exp(y), axis=-1) / alpha**2
   if alpha == 0.0:
-    return alpha_beta(q, p, alpha=beta, beta=0.0)
-  both, x = alpha + beta, p - q
-  far = jnp.exp(alpha * p + beta * q) - alpha / both * jnp.exp(both * p) - beta / both * jnp.exp(both * q)
-  y = jnp.maximum(x, _FAR)
-  near = jnp.exp(both * p) * (jnp.expm1(-beta * y) - beta / both * jnp.expm1(-both * y))
-  return -jnp.sum(jnp.where(x > _FAR, near, far), axis=-1) / (alpha * beta)
+    return alpha_beta(log_q, log_p, alpha=beta, beta=0.0)
+  both, log_ratio = alpha + beta, log_p - log_q
+  mixed = jnp.exp(alpha * log_p + beta * log_q)
+  far = mixed - alpha / both * jnp.exp(both * log_p) - beta / both * jnp.exp(both * log_q)
+  y = jnp.maximum(log_ratio, _FAR)
+  near = jnp.exp(both * log_p) * (jnp.expm1(-beta * y) - beta / both * jnp.expm1(-both * y))
+  return -jnp.sum(jnp.where(log_ratio > _FAR, near, far), axis=-1) / (alpha * beta)
 
 
-def taid(p: LogProbs, q: LogProbs, *, t: float | Float[Array, ""]) -> PerToken:
-  """KL(r ‖ q) with r ∝ q^(1 − t) p^t, q in r held constant; t = 1 is forward KL (2501.16937)."""
-  r = jax.nn.log_softmax((1.0 - t) * jax.lax.stop_gradient(q) + t * p, axis=-1)
-  return forward_kl(jnp.maximum(r, NOTHING), q)
+def taid(log_p: LogProbs, log_q: LogProbs, *, t: float | Float[Array, ""]) -> PerToken:
+  """Computes KL(r ‖ q) with the interpolated teacher r ∝ q^(1 − t) p^t, in which q is held constant.
 
+  Args:
+    log_p: The teacher's log-probabilities.
+    log_q: The student's log-probabilities.
+    t: Interpolation, 0 to 1; 1 gives the forward KL divergence.
 
-def decoupled_kl(p: LogProbs, q: LogProbs, labels: Int[Array, " M"], *, alpha: float, beta: float) -> PerToken:
-  """α KL of (target, rest) + β KL among the rest, each side renormalised over it (DKD, 2203.08679).
-
-  `labels` are the buckets that hold the targets.
+  References:
+    Shing et al. 2025 (TAID), 2501.16937.
   """
-  target = jax.nn.one_hot(labels, p.shape[-1], dtype=bool)
-  p_target, q_target = (jnp.sum(jnp.where(target, x, 0.0), axis=-1, keepdims=True) for x in (p, q))
-  p_others, q_others = (jnp.where(target, NOTHING, x) for x in (p, q))
+  log_r = jax.nn.log_softmax((1.0 - t) * jax.lax.stop_gradient(log_q) + t * log_p, axis=-1)
+  return forward_kl(jnp.maximum(log_r, LOG_ZERO), log_q)
+
+
+def decoupled_kl(log_p: LogProbs, log_q: LogProbs, labels: Int[Array, " M"], *, alpha: float, beta: float) -> PerToken:
+  """Computes α KL of (label, rest) + β KL among the rest, where each side is renormalised over the rest.
+
+  Args:
+    log_p: The teacher's log-probabilities.
+    log_q: The student's log-probabilities.
+    labels: The bucket that holds each token's label.
+    alpha: Weight of the divergence between the label and everything else.
+    beta: Weight of the divergence among everything else.
+
+  References:
+    Zhao et al. 2022 (DKD), 2203.08679.
+  """
+  is_label = jax.nn.one_hot(labels, log_p.shape[-1], dtype=bool)
+  p_label, q_label = (jnp.sum(jnp.where(is_label, x, 0.0), axis=-1, keepdims=True) for x in (log_p, log_q))
+  p_others, q_others = (jnp.where(is_label, LOG_ZERO, x) for x in (log_p, log_q))
   p_rest, q_rest = (jax.nn.logsumexp(x, axis=-1, keepdims=True) for x in (p_others, q_others))
-  binary = forward_kl(jnp.concatenate([p_target, p_rest], -1), jnp.concatenate([q_target, q_rest], -1))
+  binary = forward_kl(jnp.concatenate([p_label, p_rest], -1), jnp.concatenate([q_label, q_rest], -1))
   p_among, q_among = (
-    jnp.where(x <= NOTHING, NOTHING, x - rest) for x, rest in ((p_others, p_rest), (q_others, q_rest))
+    jnp.where(x <= LOG_ZERO, LOG_ZERO, x - rest) for x, rest in ((p_others, p_rest), (q_others, q_rest))
   )
   return alpha * binary + beta * forward_kl(p_among, q_among)
 
@@ -173,7 +221,7 @@ DIVERGENCES: Mapping[str, tuple[Divergence, Mapping[str, float]]] = {
   "total_variation": (total_variation, {}),
   "alpha_beta": (alpha_beta, {"alpha": 0.5, "beta": 0.5}),
 }
-"""Name -> (function, its numbers and their defaults), for those that need nothing but p and q."""
+"""Name -> (function, default hyperparameters) of the divergences that need only log p and log q."""
 
-OF_LOGITS: Mapping[Divergence, Callable[[Logits, Logits], PerToken]] = {forward_kl: forward_kl_of_logits}
-"""The same from (teacher's, student's) dense logits, for those that have a cheaper slope there."""
+LOGIT_DIVERGENCES: Mapping[Divergence, Callable[[Logits, Logits], PerToken]] = {forward_kl: forward_kl_of_logits}
+"""Divergence -> the same of dense (teacher, student) logits, for those with a cheaper gradient there."""

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from distill.losses.chunked import TokenLoss, chunked_losses, cross_entropy_loss, divergence_loss, normaliser_loss
+from distill.losses.chunked import chunked_losses
 from distill.losses.divergences import DIVERGENCES, Divergence, decoupled_kl, taid
 from distill.losses.layer_distances import relation_kl
+from distill.losses.token_losses import TokenLoss, cross_entropy_loss, divergence_loss, z_loss
 from distill.objectives.terms import (
   BLOCK,
   DISTANCES,
@@ -180,7 +181,7 @@ def _token_loss(term, *, scale, step, state) -> TokenLoss:
   if term.kind == "cross_entropy":
     return cross_entropy_loss(weight=weight)
   if term.kind == "z_loss":
-    return normaliser_loss(weight=weight)
+    return z_loss(weight=weight)
   return divergence_loss(
     _divergence(term),
     labelled=term.kind == "dkd",
@@ -194,7 +195,7 @@ def _divergence(term: Term):
   if term.kind == "taid":
     return lambda p, q, t: taid(p, q, t=t)
   function: Divergence = decoupled_kl if term.kind == "dkd" else DIVERGENCES[term.kind][0]
-  return functools.partial(function, **term.numbers) if term.numbers else function  # As itself for `OF_LOGITS`.
+  return functools.partial(function, **term.numbers) if term.numbers else function  # As itself for `LOGIT_DIVERGENCES`.
 
 
 def _layer_sum(term, output, signal, isolated, batch, projectors):

@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from distill.errors import InputError
-from distill.losses.chunked import buckets, chunk_tokens
+from distill.losses.chunked import chunk_tokens
+from distill.losses.partitions import bucket_log_probs
 from distill.types import Readout, SparseTarget
 
 Kept = tuple[Array, ...]
@@ -35,7 +36,7 @@ class TopK:
     def kept(logits_MV, _):
       logits_MV = logits_MV / self.temperature
       ids = jax.lax.top_k(logits_MV, self.size)[1]
-      log_probs = buckets(logits_MV, ids).astype(jnp.float16)
+      log_probs = bucket_log_probs(logits_MV, ids).astype(jnp.float16)
       return ids, log_probs[:, :-1], log_probs[:, -1]
 
     return _walk(kept, hidden, readout, ())

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import math
 import re
 
@@ -9,10 +10,11 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from distill.losses import chunked as module
-from distill.losses.chunked import chunked_losses, cross_entropy_loss, divergence_loss, normaliser_loss, sparse_pair
+from distill.losses.chunked import chunk_tokens, chunked_divergence, chunked_losses
 from distill.losses.divergences import forward_kl
+from distill.losses.token_losses import cross_entropy_loss, divergence_loss, z_loss
 from distill.parallel.mesh import batch_sharding, batch_shards, make_mesh, replicated
-from distill.types import Readout, SparseTarget
+from distill.types import Readout
 
 
 def problem(vocab, *, tokens=40, width=16, pad=(0, 0), seed=0):
@@ -46,43 +48,29 @@ def plain(hidden, readout, teacher_hidden, teacher_readout, mask, temperature=1.
   return jnp.sum(mask * jnp.sum(jnp.exp(p) * (p - q), axis=-1))
 
 
-@pytest.mark.parametrize("temperature", [1.0, 2.0])
-@pytest.mark.parametrize("vocab", [17, 257, 2050, 32_000])
+def assert_same_value_and_gradients(ours, expected, *args):
+  """Compares two functions, and their gradients by the first two arguments."""
+  (value, grads), (expected_value, expected_grads) = (
+    jax.jit(jax.value_and_grad(function, argnums=(0, 1)))(*args) for function in (ours, expected)
+  )
+  np.testing.assert_allclose(value, expected_value, rtol=1e-5)
+  assert_close_in_norm(grads, expected_grads)
+
+
+def assert_close_in_norm(grads, expected):
+  for got, want in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
+    assert jnp.linalg.norm(got - want) <= 1e-5 * jnp.linalg.norm(want)
+
+
+@pytest.mark.parametrize(("vocab", "temperature"), [(17, 1.0), (257, 2.0), (2050, 1.0), (32_000, 2.0)])
 def test_value_and_gradients_equal_the_plain_formula(vocab, temperature):
   args = (*problem(vocab, tokens=600 if vocab == 32_000 else 40, pad=(3, 9)), temperature)
-  value, grads = jax.value_and_grad(chunked, argnums=(0, 1))(*args)
-  expected, expected_grads = jax.value_and_grad(plain, argnums=(0, 1))(*args)
-  np.testing.assert_allclose(value, expected, rtol=1e-5)
-  for got, want in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
-    assert jnp.linalg.norm(got - want) <= 1e-5 * jnp.linalg.norm(want)
+  assert_same_value_and_gradients(chunked, plain, *args)
 
 
 def test_equal_distributions_have_no_divergence():
   hidden, readout, _, _, mask = problem(257)
   assert abs(float(chunked(hidden, readout, hidden, readout, mask))) < 1e-5
-
-
-@pytest.mark.parametrize("inside", [0.0, 0.3])
-def test_kept_tokens_past_the_students_vocabulary_are_left_out(inside):
-  rng = np.random.default_rng(0)
-  logits = jnp.asarray(rng.normal(size=(2, 20)), jnp.float32)
-  ids, probs = np.asarray([[3, 25, 7, 21]] * 2), np.asarray([[0.5, 0.2, 0.2, 0.1], [0.5, 0.2, 0.2, 0.1]])
-  probs[1, [0, 2]] *= inside
-  probs[1, [1, 3]] /= probs[1].sum() / 1.0
-  tail = np.asarray([0.0, 0.0])
-  with np.errstate(divide="ignore"):
-    target = SparseTarget(
-      ids=jnp.asarray(ids), log_probs=jnp.log(jnp.asarray(probs, jnp.float32)), tail=jnp.log(jnp.asarray(tail))
-    )
-  p, q = sparse_pair(logits, target, temperature=1.0)
-  kept = probs[:, [0, 2]]
-  expected = kept / np.maximum(kept.sum(-1, keepdims=True), 1e-30)
-  np.testing.assert_allclose(np.exp(p)[:, [0, 2]], expected, rtol=1e-5)
-  assert (np.exp(p)[:, [1, 3, 4]] == 0).all() and (np.exp(q)[:, [1, 3]] == 0).all()
-  gradient = jax.grad(lambda x: jnp.sum(forward_kl(*sparse_pair(x, target, temperature=1.0))))(logits)
-  assert jnp.isfinite(gradient).all()
-  if not inside:
-    np.testing.assert_allclose(gradient[1], 0.0, atol=1e-6)
 
 
 def test_masked_positions_and_appended_padding_change_nothing():
@@ -120,48 +108,37 @@ def test_compiled_temporaries_stay_far_below_the_plain_loss():
   print(f"temporaries at [8,512] x 32,768: chunked {ours:.0f} MiB, plain {whole:.0f} MiB")
 
 
-@pytest.mark.parametrize("vocab", [17, 2050])
-def test_cross_entropy_equals_the_plain_formula(vocab):
+def plain_nll(logits, labels):
+  return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=-1)[:, 0]
+
+
+def plain_z(logits, labels):
+  return jnp.square(jax.nn.logsumexp(logits, axis=-1))
+
+
+@pytest.mark.parametrize(
+  ("loss", "plain_loss", "vocab"), [(cross_entropy_loss(), plain_nll, 2050), (z_loss(), plain_z, 17)]
+)
+def test_losses_without_a_teacher_equal_the_plain_formula(loss, plain_loss, vocab):
   hidden, readout, _, _, mask = problem(vocab, tokens=600, pad=(3, 0))
   labels = jnp.asarray(np.random.default_rng(2).integers(0, vocab, 600))
 
-  def plain_nll(hidden, readout):
-    logs = jax.nn.log_softmax(readout.logits(hidden)[:, :vocab])
-    return -jnp.sum(mask * jnp.take_along_axis(logs, labels[:, None], axis=-1)[:, 0])
+  def expected(hidden, readout):
+    return jnp.sum(mask * plain_loss(readout.logits(hidden)[:, :vocab], labels))
 
   def ours(hidden, readout):
-    return chunked_losses([cross_entropy_loss()], hidden=hidden, readout=readout, labels=labels, mask=mask)[0]
+    return chunked_losses([loss], hidden=hidden, readout=readout, labels=labels, mask=mask)[0]
 
-  value, grads = jax.value_and_grad(ours, argnums=(0, 1))(hidden, readout)
-  expected, expected_grads = jax.value_and_grad(plain_nll, argnums=(0, 1))(hidden, readout)
-  np.testing.assert_allclose(value, expected, rtol=1e-5)
-  for got, want in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
-    assert jnp.linalg.norm(got - want) <= 1e-5 * jnp.linalg.norm(want)
+  assert_same_value_and_gradients(ours, expected, hidden, readout)
 
 
-def test_z_loss_equals_the_plain_formula():
-  hidden, readout, _, _, mask = problem(257, pad=(3, 0))
-
-  def plain_z(hidden, readout):
-    return jnp.sum(mask * jnp.square(jax.nn.logsumexp(readout.logits(hidden)[:, :257], axis=-1)))
-
-  def ours(hidden, readout):
-    return chunked_losses([normaliser_loss()], hidden=hidden, readout=readout, mask=mask)[0]
-
-  value, grads = jax.value_and_grad(ours, argnums=(0, 1))(hidden, readout)
-  expected, expected_grads = jax.value_and_grad(plain_z, argnums=(0, 1))(hidden, readout)
-  np.testing.assert_allclose(value, expected, rtol=1e-5)
-  for got, want in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
-    assert jnp.linalg.norm(got - want) <= 1e-5 * jnp.linalg.norm(want)
-
-
-def test_losses_that_share_a_walk_add_up_with_their_weights():
+def test_losses_that_share_the_logits_add_up_with_their_weights():
   hidden, readout, teacher_hidden, teacher_readout, mask = problem(257, tokens=90, pad=(3, 9))
   labels = jnp.asarray(np.random.default_rng(2).integers(0, 257, 90))
   losses = [
     divergence_loss(forward_kl, weight=0.3, temperature=2.0),
     cross_entropy_loss(weight=0.5),
-    normaliser_loss(weight=0.01),
+    z_loss(weight=0.01),
     divergence_loss(forward_kl, weight=0.2),
   ]
 
@@ -178,19 +155,18 @@ def test_losses_that_share_a_walk_add_up_with_their_weights():
 
   grad = jax.value_and_grad(value, argnums=(0, 1), has_aux=True)
   (total, sums), grads = grad(hidden, readout, losses)
-  apart = [grad(hidden, readout, [loss]) for loss in losses]
-  np.testing.assert_allclose(total, sum(one[0][0] for one in apart), rtol=1e-5)
-  np.testing.assert_allclose(sums, [one[0][1][0] for one in apart], rtol=1e-5)
-  whole = jax.tree.map(lambda *parts: sum(parts), *(one[1] for one in apart))
-  for got, want in zip(jax.tree.leaves(grads), jax.tree.leaves(whole), strict=True):
-    assert jnp.linalg.norm(got - want) <= 1e-5 * jnp.linalg.norm(want)
+  single = [grad(hidden, readout, [loss]) for loss in losses]
+  np.testing.assert_allclose(total, sum(one[0][0] for one in single), rtol=1e-5)
+  np.testing.assert_allclose(sums, [one[0][1][0] for one in single], rtol=1e-5)
+  whole = jax.tree.map(lambda *parts: sum(parts), *(one[1] for one in single))
+  assert_close_in_norm(grads, whole)
 
 
 COLLECTIVE = r"= (\(?\w+\[.*?) (?:all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)\("
 
 
-def in_loops(text):
-  """Shapes of what collectives in the loops of a compiled program give, as lists of dimensions."""
+def collectives_in_loops(text):
+  """The result shapes of the collectives inside loops of a compiled program, as lists of dimensions."""
   computations = dict(re.findall(r"^(?:ENTRY )?%?([\w.\-]+) \(.*?\{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL))
   bodies = re.findall(r"body=%?([\w.\-]+)", text)
   assert bodies
@@ -199,7 +175,7 @@ def in_loops(text):
 
 
 @pytest.mark.parametrize("shape", [(-1, 1, 1), (2, 2, 2)])
-def test_shards_add_up_their_gradients_and_fetch_their_heads_once(monkeypatch, shape):
+def test_shards_sum_their_gradients_and_gather_the_head_outside_the_loop(monkeypatch, shape):
   monkeypatch.setattr(module, "chunk_tokens", lambda vocab, *, tokens, width: 50)
   mesh = make_mesh(shape)
   shards = batch_shards(mesh)
@@ -219,16 +195,40 @@ def test_shards_add_up_their_gradients_and_fetch_their_heads_once(monkeypatch, s
   )
   text = step.lower(hidden, readout.kernel, teacher_hidden, teacher_readout.kernel, mask).compile().as_text()
   assert shards > 1 and re.search(COLLECTIVE, text)
-  # Over a vocabulary in parts, numbers and hidden gradients of a chunk's tokens; nothing where each has all of it.
-  assert all(math.prod(dimensions) <= 50 * 16 for dimensions in in_loops(text))
-  assert bool(in_loops(text)) == (mesh.shape["tensor"] > 1)
+  # A sharded vocabulary needs sums over it and hidden gradients for a chunk's tokens; a whole one needs nothing.
+  assert all(math.prod(dimensions) <= 50 * 16 for dimensions in collectives_in_loops(text))
+  assert bool(collectives_in_loops(text)) == (mesh.shape["tensor"] > 1)
 
 
 @pytest.mark.parametrize(("tokens", "shards"), [(600, 4), (601, 4), (64, 8), (8, 8)])
-def test_tokens_spread_over_shards_give_the_same(tokens, shards):
-  args = problem(2050, tokens=tokens)
-  value, grads = jax.value_and_grad(lambda *a: chunked(*a, shards=shards), argnums=(0, 1))(*args)
-  expected, expected_grads = jax.value_and_grad(plain, argnums=(0, 1))(*args)
-  np.testing.assert_allclose(value, expected, rtol=1e-5)
-  for got, want in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
-    assert jnp.linalg.norm(got - want) <= 1e-5 * jnp.linalg.norm(want)
+def test_the_number_of_shards_does_not_change_the_loss(tokens, shards):
+  assert_same_value_and_gradients(functools.partial(chunked, shards=shards), plain, *problem(2050, tokens=tokens))
+
+
+def test_the_divergence_alone_is_the_loss_at_temperature_one():
+  hidden, readout, teacher_hidden, teacher_readout, mask = problem(17)
+  given = dict(hidden=hidden, readout=readout, target=teacher_hidden, teacher_readout=teacher_readout, mask=mask)
+  np.testing.assert_array_equal(
+    chunked_divergence(forward_kl, **given), chunked(hidden, readout, teacher_hidden, teacher_readout, mask)
+  )
+
+
+def test_bfloat16_heads_of_one_block_have_gradients_on_several_devices():
+  hidden, readout, _, _, mask = problem(304)
+  readout = dataclasses.replace(readout, kernel=readout.kernel.astype(jnp.bfloat16))
+  labels = jnp.zeros(len(mask), jnp.int32)
+
+  @jax.jit
+  def total(readout):
+    return chunked_losses([cross_entropy_loss()], hidden=hidden, readout=readout, labels=labels, mask=mask)[0]
+
+  grads = jax.grad(total)(readout)
+  assert grads.kernel.dtype == jnp.bfloat16 and jnp.isfinite(grads.kernel).all()
+
+
+@pytest.mark.parametrize(
+  ("vocab", "tokens", "width", "expected"),
+  [(32_768, 100, 0, 100), (32_768, 4096, 0, 128), (2048, 4096, 0, 1024), (32_768, 4096, 1024, 448)],
+)
+def test_chunks_hold_eight_mib_of_logits_and_more_for_wide_heads(vocab, tokens, width, expected):
+  assert chunk_tokens(vocab, tokens=tokens, width=width) == expected

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill.losses import layer_distances as hidden
+from distill.losses import layer_distances as module
 from distill.losses.layer_distances import cosine, relation_kl, relative_mse
 
 
@@ -27,19 +27,19 @@ def test_a_zero_student_costs_one_at_any_width():
 
 
 def relations(x, segments, heads):
-  """softmax(a aᵀ / √h) of each relation head in float64, causal and within documents: [B, R, T, T]."""
+  """Returns softmax(a aᵀ / √H) of each relation head in float64, causal and within segments: [B, N, T, T]."""
   length = x.shape[1]
   x = x.reshape(*x.shape[:2], heads, -1)
-  scores = np.einsum("btrh,bsrh->brts", x, x) / np.sqrt(x.shape[-1])
+  scores = np.einsum("btnh,bsnh->bnts", x, x) / np.sqrt(x.shape[-1])
   seen = (np.arange(length)[:, None] >= np.arange(length)) & (segments[:, :, None] == segments[:, None])
   scores = np.where(seen[:, None], scores, -np.inf)
-  raised = np.exp(scores - scores.max(-1, keepdims=True))
-  return raised / raised.sum(-1, keepdims=True)
+  exp_scores = np.exp(scores - scores.max(-1, keepdims=True))
+  return exp_scores / exp_scores.sum(-1, keepdims=True)
 
 
 @pytest.mark.parametrize("block", [4, 5, 128])
 def test_relations_equal_float64_numpy_whatever_the_widths(block, monkeypatch):
-  monkeypatch.setattr(hidden, "_BLOCK", block)
+  monkeypatch.setattr(module, "_BLOCK_QUERIES", block)
   rng = np.random.default_rng(0)
   student, teacher = rng.normal(size=(2, 11, 12)), rng.normal(size=(2, 11, 20))
   segments = np.asarray([[1] * 6 + [2] * 5, [1] * 8 + [0] * 3])

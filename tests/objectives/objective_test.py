@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from distill.errors import InputError
-from distill.losses.divergences import OF_LOGITS, forward_kl
+from distill.losses.divergences import LOGIT_DIVERGENCES, forward_kl
 from distill.objectives.objective import IsolatedOutputs, LossContext, counts, initial_states, loss_sums, next_states
 from distill.objectives.terms import build_terms
 from distill.types import Batch, DenseSignal, ModelOutput, Readout
@@ -93,8 +93,8 @@ def test_every_divergence_is_a_term_and_taid_moves_towards_its_teacher():
 
 
 def test_forward_kl_is_formed_from_logits(monkeypatch):
-  right, seen = OF_LOGITS[forward_kl], []
-  monkeypatch.setitem(OF_LOGITS, forward_kl, lambda *logits: (seen.append(logits), right(*logits))[1])
+  right, seen = LOGIT_DIVERGENCES[forward_kl], []
+  monkeypatch.setitem(LOGIT_DIVERGENCES, forward_kl, lambda *logits: (seen.append(logits), right(*logits))[1])
   terms = build_terms([{"kind": "forward_kl"}], key="terms", steps=1, depths=(1, 3))
   sums(terms, *problem(2))
   assert seen

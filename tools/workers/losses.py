@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill.losses.chunked import chunked_losses, divergence_loss
+from distill.losses.chunked import chunked_losses
 from distill.losses.divergences import forward_kl, jsd
+from distill.losses.token_losses import divergence_loss
 from distill.types import Readout
 from tools.workers.arrays import arrays
 from tools.workers.serve import available, forget_peak, peak, resident, serve

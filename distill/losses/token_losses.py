@@ -1,0 +1,117 @@
+"""Losses of single tokens from logits, as `chunked_losses` sums them."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from distill.losses.divergences import LOGIT_DIVERGENCES, Divergence, log_normaliser_parts
+from distill.losses.partitions import dense_log_probs, shared_logits, sparse_log_probs
+from distill.types import SparseTarget
+
+Scalar = float | Float[Array, ""]
+
+
+@jax.custom_vjp
+def cross_entropy(logits: Float[Array, "M V"], labels: Int[Array, " M"]) -> Float[Array, " M"]:
+  """Computes −log softmax(logits)[label] per token, in nats.
+
+  Args:
+    logits: Logits over the vocabulary.
+    labels: The id of each token's label.
+  """
+  return _cross_entropy_forward(logits, labels)[0]
+
+
+def _cross_entropy_forward(logits, labels):
+  max_logit, log_sum = log_normaliser_parts(logits)
+  label_logit = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+  return (log_sum - (label_logit - max_logit))[:, 0], (logits, labels, max_logit, log_sum)
+
+
+def _cross_entropy_backward(saved, cotangent):
+  # Recomputes the exponentials from the logits, so that no second [M, V] array is saved.
+  logits, labels, max_logit, log_sum = saved
+  is_label = jnp.arange(logits.shape[-1]) == labels[:, None]
+  return cotangent[:, None] * (jnp.exp(logits - max_logit - log_sum) - is_label), None
+
+
+cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
+
+
+def squared_log_normaliser(logits: Float[Array, "M V"]) -> Float[Array, " M"]:
+  """Computes logsumexp(logits)² per token, the z-loss, which keeps the softmax normaliser near one.
+
+  References:
+    Chowdhery et al. 2022 (PaLM), 2204.02311.
+  """
+  return jnp.square(jax.nn.logsumexp(logits, axis=-1))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenLoss:
+  """One weighted summand of the loss of a token.
+
+  Attributes:
+    per_token: (student logits [M, V], teacher, labels [M], temperature, extra) -> [M]. `teacher` is the teacher's
+      logits [M, W], a `SparseTarget`, or None.
+    weight: Factor in the total.
+    temperature: Divides logits in a divergence.
+    extra: Further scalars, such as the t of TAID.
+  """
+
+  per_token: Callable[..., Float[Array, " M"]]
+  weight: Scalar = 1.0
+  temperature: Scalar = 1.0
+  extra: tuple[Scalar, ...] = ()
+
+
+def cross_entropy_loss(*, weight: Scalar = 1.0) -> TokenLoss:
+  """Returns the `cross_entropy` of the student with the labels."""
+  return TokenLoss(per_token=lambda logits, teacher, labels, *_: cross_entropy(logits, labels), weight=weight)
+
+
+def z_loss(*, weight: Scalar = 1.0) -> TokenLoss:
+  """Returns the `squared_log_normaliser` of the student."""
+  return TokenLoss(per_token=lambda logits, *_: squared_log_normaliser(logits), weight=weight)
+
+
+def divergence_loss(
+  divergence: Divergence,
+  *,
+  labelled: bool = False,
+  weight: Scalar = 1.0,
+  temperature: Scalar = 1.0,
+  extra: tuple[Scalar, ...] = (),
+) -> TokenLoss:
+  """Returns a divergence of the student from the teacher, not multiplied by the square of the temperature.
+
+  Args:
+    divergence: A function (log_p, log_q, *extra) as in `divergences`, or (log_p, log_q, labels, *extra) if `labelled`.
+    labelled: The divergence needs the bucket that holds each token's label.
+    weight: Factor in the total.
+    temperature: Divides both logits; a sparse target must be made at the same temperature.
+    extra: Further scalars for the divergence, which may change from step to step.
+  """
+  logit_divergence = LOGIT_DIVERGENCES.get(divergence)
+
+  def per_token(logits, teacher, labels, temperature, extra):
+    sparse = isinstance(teacher, SparseTarget)
+    if logit_divergence and not sparse:
+      return logit_divergence(*shared_logits(logits, teacher, temperature=temperature))
+    log_p, log_q = (sparse_log_probs if sparse else dense_log_probs)(logits, teacher, temperature=temperature)
+    if labelled:
+      return divergence(log_p, log_q, _label_buckets(labels, teacher), *extra)
+    return divergence(log_p, log_q, *extra)
+
+  return TokenLoss(per_token=per_token, weight=weight, temperature=temperature, extra=extra)
+
+
+def _label_buckets(labels, teacher):
+  """Returns the bucket that holds each label: its id, or its index in a sparse target's ids, or the tail."""
+  if not isinstance(teacher, SparseTarget):
+    return labels
+  inside = teacher.ids == labels[:, None]
+  return jnp.where(inside.any(-1), jnp.argmax(inside, axis=-1), teacher.ids.shape[-1])
