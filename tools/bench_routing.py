@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill.adapters import live
+from distill.adapters import routed
 from distill.adapters.edits import LowRank
 from distill.adapters.peft import Adapter
-from distill.adapters.stack import Entry, merge_adapters
+from distill.adapters.stack import StackEntry, merge_adapters
 from distill.checkpoints import hf_config
 from distill.models.decoder import Decoder
 from distill.teachers.live import LiveTeacher
@@ -39,7 +39,7 @@ def main() -> None:
   base = decoder.unstack(jax.device_get(jax.jit(decoder.init)(jax.random.key(0))))
   adapters = [_adapter(base, number, rank=arguments.rank) for number in range(_ADAPTERS)]
   merged_config, merged = merge_adapters(base, adapters=adapters[:1], config=config)
-  live_config, stacked = live.build(base, routes=[[one] for one in adapters], config=config)
+  live_config, stacked = routed.stack_with_routes(base, routes=[[one] for one in adapters], config=config)
   teachers = {
     "merged": LiveTeacher(decoder=Decoder(merged_config), params=jax.device_put(Decoder(merged_config).stack(merged))),
     "routed": LiveTeacher(decoder=Decoder(live_config), params=jax.device_put(stacked)),
@@ -88,7 +88,7 @@ def _adapter(base, number: int, *, rank: int):
     if name.startswith("layers.") and name.endswith(".kernel")
   )
   path = pathlib.Path(f"adapter{number}")
-  return Entry(path=path), Adapter(path=path, edits=edits)
+  return StackEntry(path=path), Adapter(path=path, edits=edits)
 
 
 def _batch(arguments, vocab: int) -> Batch:

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from distill.adapters.edits import Edit, LowRank, Replacement
 from distill.adapters.layout import EMBEDDING, layout
 from distill.adapters.peft import Adapter, joined
-from distill.adapters.stack import Applied, apply, edited, merge_adapters, prepare, settle
+from distill.adapters.stack import StackedAdapter, apply, edited, merge_adapters, prepare, settle
 from distill.errors import InputError
 from distill.models.config import DecoderConfig
 from distill.tree import Params
@@ -62,7 +62,7 @@ def low_rank(change: Float[np.ndarray, "I O"], *, rank: int) -> LowRank:
 def combine(
   params: Mapping[str, Any],
   *,
-  adapters: Sequence[Applied],
+  adapters: Sequence[StackedAdapter],
   config: DecoderConfig,
   method: str = "sum",
   density: float = 1.0,
@@ -87,7 +87,7 @@ def combine(
   return grown, {**params, **changed}
 
 
-def _changes(base: Params, adapters: Sequence[Applied]) -> Iterator[tuple[str, list[np.ndarray]]]:
+def _changes(base: Params, adapters: Sequence[StackedAdapter]) -> Iterator[tuple[str, list[np.ndarray]]]:
   """Every edited parameter with what each adapter that edits it, alone on the base, makes of it."""
   for name in edited(adapters):
     changes = []
@@ -104,7 +104,7 @@ def _changes(base: Params, adapters: Sequence[Applied]) -> Iterator[tuple[str, l
 def as_adapter(
   params: Mapping[str, Any],
   *,
-  adapters: Sequence[Applied],
+  adapters: Sequence[StackedAdapter],
   config: DecoderConfig,
   rank: int = 0,
   report: Callable[[str, float], Any] = lambda name, share: None,
@@ -165,7 +165,7 @@ def _without_base(adapter: Adapter, base: Mapping[str, Any]) -> Adapter:
   return dataclasses.replace(adapter, edits=tuple(one for one in adapter.edits if not same(*one)))
 
 
-def _difference(base: Params, merged: Params, adapters: Sequence[Applied]) -> dict[str, np.ndarray]:
+def _difference(base: Params, merged: Params, adapters: Sequence[StackedAdapter]) -> dict[str, np.ndarray]:
   """What became of every edited matrix; a head that is tied again is its embedding."""
   found = {}
   for name in edited(adapters):
@@ -174,7 +174,7 @@ def _difference(base: Params, merged: Params, adapters: Sequence[Applied]) -> di
   return found
 
 
-def _concatenated(adapters: Sequence[Applied]) -> dict[str, LowRank]:
+def _concatenated(adapters: Sequence[StackedAdapter]) -> dict[str, LowRank]:
   """Factors side by side: their product is the sum of the products."""
   parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
   for entry, adapter in adapters:

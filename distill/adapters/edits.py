@@ -60,7 +60,7 @@ class Replacement:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Rows:
+class TokenRows:
   """Some tokens of an embedding (axis 0) or of a head (axis 1) are replaced.
 
   Attributes:
@@ -81,7 +81,7 @@ class Addition:
   value: np.ndarray
 
 
-Edit = LowRank | Replacement | Rows | Addition
+Edit = LowRank | Replacement | TokenRows | Addition
 
 
 def apply(edit: Edit, current: np.ndarray, *, base: np.ndarray, weight: float) -> np.ndarray:
@@ -97,7 +97,7 @@ def apply(edit: Edit, current: np.ndarray, *, base: np.ndarray, weight: float) -
       return _towards(current, factors * (current + edit.delta), weight)
     case Replacement():
       return _replaced(edit.value, current, base, weight)
-    case Rows():
+    case TokenRows():
       after, rows, originals = (np.moveaxis(x, edit.axis, 0) for x in (current.copy(), current, base))
       after[edit.indices] = _replaced(edit.values, rows[edit.indices], originals[edit.indices], weight)
       return np.moveaxis(after, 0, edit.axis)

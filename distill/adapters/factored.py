@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from distill.adapters.edits import LowRank
-from distill.adapters.stack import Applied
+from distill.adapters.stack import StackedAdapter
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class Factored:
 def factored(
   name: str,
   *,
-  adapters: Sequence[Applied],
+  adapters: Sequence[StackedAdapter],
   shape: tuple[int, ...],
   base: Callable[[], Float[np.ndarray, "I O"]],
   columns: slice = slice(None),

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from distill.adapters import live
+from distill.adapters import routed
 from distill.adapters.edits import LowRank
 from distill.adapters.factored import Factored, factored
-from distill.adapters.stack import Applied, apply, check_finite, edited, prepare, settle
+from distill.adapters.stack import StackedAdapter, apply, check_finite, edited, prepare, settle
 from distill.checkpoints import hf, sharded
 from distill.checkpoints.tensor_source import Block
 from distill.models.config import DecoderConfig
@@ -21,7 +21,7 @@ from distill.parallel.processes import fail_together
 from distill.tree import Params
 
 
-class Checkpoint(Mapping[str, np.ndarray]):
+class StoredParams(Mapping[str, np.ndarray]):
   """The canonical parameters of a model directory, each read when it is asked for."""
 
   def __init__(self, directory: pathlib.Path):
@@ -42,7 +42,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
 
 
 def load_merged(
-  directory: pathlib.Path, *, adapters: Sequence[Applied], mesh: Mesh, dtype: str = "float32"
+  directory: pathlib.Path, *, adapters: Sequence[StackedAdapter], mesh: Mesh, dtype: str = "float32"
 ) -> tuple[DecoderConfig, Params]:
   """Architecture and stacked parameters on the mesh, with the adapters applied in float32 before the cast to `dtype`.
 
@@ -52,7 +52,7 @@ def load_merged(
     InputError: What `sharded.load` raises, or adapters that do not go together.
   """
   with fail_together(str(directory)):
-    base = Checkpoint(directory)
+    base = StoredParams(directory)
     grown, new = prepare(base, adapters=adapters, config=base.config)
     kinds = edited(adapters)
     low = {name for name, found in kinds.items() if name in base and all(isinstance(one, LowRank) for one in found)}
@@ -64,12 +64,12 @@ def load_merged(
     tied = untied and "embed.table" not in low
     grown, changed = settle(changed, adapters=adapters, config=grown, tied=tied)
     changes: dict[str, Any] = {name: np.asarray(x, np.float32) for name, x in changed.items()}
-    changes |= {name: _Blocks(name, adapters, shape=base.shape(name)) for name in low}
+    changes |= {name: _LowRankEdit(name, adapters, shape=base.shape(name)) for name in low}
   return sharded.load(directory, mesh=mesh, dtype=dtype, edits=changes, config=grown)
 
 
 def load_routed(
-  directory: pathlib.Path, *, routes: Sequence[Sequence[Applied]], mesh: Mesh, dtype: str = "float32"
+  directory: pathlib.Path, *, routes: Sequence[Sequence[StackedAdapter]], mesh: Mesh, dtype: str = "float32"
 ) -> tuple[DecoderConfig, Params]:
   """Architecture and stacked parameters on the mesh, with those of the routes beside them (`live`).
 
@@ -77,17 +77,17 @@ def load_routed(
     InputError: What `sharded.load` raises, or routes that do not share one vocabulary.
   """
   with fail_together(str(directory)):
-    base = Checkpoint(directory)
-    added = live.beside(base, routes=routes, config=base.config)
+    base = StoredParams(directory)
+    added = routed.build_routed(base, routes=routes, config=base.config)
   config, params = sharded.load(directory, mesh=mesh, dtype=dtype, edits=added.replaced, config=added.config)
-  where = live.shardings(Decoder(config), added.stacked, mesh=mesh)
+  where = routed.shardings(Decoder(config), added.stacked, mesh=mesh)
   return config, params | {name: jax.device_put(x, where[name]) for name, x in added.stacked.items()}
 
 
-class _Blocks:
+class _LowRankEdit:
   """An edit for `sharded.load`: all low ranks of one kernel, made one change once, or once for each run of columns."""
 
-  def __init__(self, name: str, adapters: Sequence[Applied], *, shape: tuple[int, ...]):
+  def __init__(self, name: str, adapters: Sequence[StackedAdapter], *, shape: tuple[int, ...]):
     self._name, self._adapters, self._shape = name, adapters, shape
     self._dora = any(edit.magnitude is not None for edit in edited(adapters)[name] if isinstance(edit, LowRank))
     self._last: tuple[slice, Factored] | None = None

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from distill.adapters.edits import Addition, Edit, LowRank, Replacement, Rows
+from distill.adapters.edits import Addition, Edit, LowRank, Replacement, TokenRows
 from distill.adapters.layout import EMBEDDING, HEAD, Layout, layout, with_bias
-from distill.adapters.settings import Settings
+from distill.adapters.settings import PeftSettings
 from distill.checkpoints import hf
 from distill.errors import InputError
 from distill.files import safetensors_files
@@ -38,7 +38,7 @@ _KINDS = tuple(
 )
 _WHOLE = re.compile(r"(.+?)(?:\.(base_layer|original_module|modules_to_save))?\.(weight|bias)")
 # What an adapter replaces comes before what it adds.
-_ORDER = (Replacement, LowRank, Rows, Addition)
+_ORDER = (Replacement, LowRank, TokenRows, Addition)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ def read_adapter(directory: pathlib.Path, *, config: DecoderConfig) -> Adapter:
   Raises:
     InputError: Missing or damaged files, a kind of adapter that is not understood, or one for another model.
   """
-  adapter = examine(directory, config=config)
+  adapter = read_with_problems(directory, config=config)
   for key, reason in adapter.problems:
     raise InputError(f"{adapter.path}: {key}: {reason}")
   if not adapter.edits:
@@ -70,33 +70,33 @@ def read_adapter(directory: pathlib.Path, *, config: DecoderConfig) -> Adapter:
   return adapter
 
 
-def examine(directory: pathlib.Path, *, config: DecoderConfig) -> Adapter:
+def read_with_problems(directory: pathlib.Path, *, config: DecoderConfig) -> Adapter:
   """The same, with the keys that would not load listed instead of raised.
 
   Raises:
     InputError: Missing or damaged files, or settings that are not understood.
   """
-  directory = locate(directory)
-  settings = Settings(directory / "adapter_config.json")
-  reader = _Reader(settings, layout(config))
+  directory = adapter_directory(directory)
+  settings = PeftSettings(directory / "adapter_config.json")
+  reader = _EditReader(settings, layout(config))
   for key, value in sorted(safetensors_files.read(directory, stem=STEM).items()):
     reader.add(key, value)
   return Adapter(path=directory, edits=reader.edits(), problems=tuple(reader.problems))
 
 
-def locate(directory: pathlib.Path) -> pathlib.Path:
+def adapter_directory(directory: pathlib.Path) -> pathlib.Path:
   """The directory itself, or the only subfolder that holds an adapter, as PEFT writes one of another name."""
   directory = pathlib.Path(directory)
   if (directory / "adapter_config.json").is_file():
     return directory
-  inner = named(directory)
+  inner = adapter_subfolders(directory)
   if len(inner) == 1:
     return inner[0]
   hint = f"name one of its adapters: {', '.join(path.name for path in inner)}" if inner else "give a PEFT directory"
   raise InputError(f"{directory}/adapter_config.json: no such file; {hint}")
 
 
-def named(directory: pathlib.Path) -> list[pathlib.Path]:
+def adapter_subfolders(directory: pathlib.Path) -> list[pathlib.Path]:
   """The subfolders that hold an adapter each."""
   return sorted(path.parent for path in pathlib.Path(directory).glob("*/adapter_config.json"))
 
@@ -109,10 +109,10 @@ def low_rank_parts(path: str) -> tuple[str, str] | None:
   return None
 
 
-class _Reader:
+class _EditReader:
   """Sorts stored tensors by module, then turns each module's into edits."""
 
-  def __init__(self, settings: Settings, layout: Layout):
+  def __init__(self, settings: PeftSettings, layout: Layout):
     self.problems: list[tuple[str, str]] = []
     self._settings, self._layout = settings, layout
     self._parts: dict[str, dict[str, tuple[str, np.ndarray]]] = {}
@@ -199,10 +199,12 @@ class _Reader:
       raise _Refusal(key, str(error)) from error
     if tokens.size and tokens.max() >= self._vocabulary(ours):
       raise _Refusal(key, f"token {tokens.max()} is outside the vocabulary of {self._vocabulary(ours)}; {_OTHER}")
-    found: list[tuple[str, Edit]] = [(ours, Rows(indices=tokens, values=value, axis=0 if ours == EMBEDDING else 1))]
+    found: list[tuple[str, Edit]] = [
+      (ours, TokenRows(indices=tokens, values=value, axis=0 if ours == EMBEDDING else 1))
+    ]
     head = self._layout.theirs(HEAD).removesuffix(".weight")
     if self._layout.config.tie_embeddings and ours == EMBEDDING and "tokens" not in self._parts.get(head, {}):
-      found.append((HEAD, Rows(indices=tokens, values=value, axis=1)))
+      found.append((HEAD, TokenRows(indices=tokens, values=value, axis=1)))
     return found
 
   def _vocabulary(self, ours: str) -> int:

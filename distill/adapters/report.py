@@ -8,9 +8,9 @@ import numpy as np
 from distill.adapters import edits
 from distill.adapters.edits import LowRank
 from distill.adapters.layout import layout
-from distill.adapters.peft import PREFIX, STEM, examine, low_rank_parts
-from distill.adapters.settings import Settings
-from distill.adapters.stack import Applied, Entry, apply, prepare
+from distill.adapters.peft import PREFIX, STEM, low_rank_parts, read_with_problems
+from distill.adapters.settings import PeftSettings
+from distill.adapters.stack import StackedAdapter, StackEntry, apply, prepare
 from distill.checkpoints import hf
 from distill.errors import InputError
 from distill.files import safetensors_files
@@ -37,7 +37,7 @@ def describe(directory: pathlib.Path, *, model: pathlib.Path | None = None) -> I
   yield f"targets: {_names(values.get('target_modules'))}"
   if saved := values.get("modules_to_save"):
     yield f"stored whole: {_names(saved)}"
-  settings = Settings(directory / "adapter_config.json")
+  settings = PeftSettings(directory / "adapter_config.json")
   yield from _alone(directory, settings) if model is None else _on(directory, settings, model)
 
 
@@ -45,7 +45,7 @@ def _names(value: object) -> str:
   return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _alone(directory: pathlib.Path, settings: Settings) -> Iterator[str]:
+def _alone(directory: pathlib.Path, settings: PeftSettings) -> Iterator[str]:
   """By the factors alone: without a base there is no telling what fits."""
   tensors = safetensors_files.read(directory, stem=STEM)
   pairs: dict[str, dict[str, np.ndarray]] = {}
@@ -76,13 +76,13 @@ def _alone(directory: pathlib.Path, settings: Settings) -> Iterator[str]:
   yield from (f"would not load: {key}: no whole pair of LoRA tensors" for key in unknown)
 
 
-def _on(directory: pathlib.Path, settings: Settings, model: pathlib.Path) -> Iterator[str]:
+def _on(directory: pathlib.Path, settings: PeftSettings, model: pathlib.Path) -> Iterator[str]:
   """Against the base: ‖ΔW‖ / ‖W‖ of every HF tensor that changes."""
   config, params = hf.load(model)
-  adapter = examine(directory, config=config)
+  adapter = read_with_problems(directory, config=config)
   fits = "fits" if adapter.edits and not adapter.problems else "does not fit"
   yield f"model: {model} ({config.family}); the adapter {fits}"
-  one: Applied = (Entry(path=directory), adapter)
+  one: StackedAdapter = (StackEntry(path=directory), adapter)
   base = {**params, **prepare(params, adapters=[one], config=config)[1]}
   known = layout(config)
   facts, shares = {}, {}
@@ -117,7 +117,7 @@ def _kind(edit: edits.Edit) -> str:
   match edit:
     case edits.Replacement():
       return "replaced whole"
-    case edits.Rows():
+    case edits.TokenRows():
       return f"{len(edit.indices)} tokens replaced"
   return "bias"
 

@@ -63,7 +63,7 @@ _PIECE = re.compile(
 _INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 
 
-class Settings:
+class PeftSettings:
   """The checked settings of one adapter.
 
   Attributes:

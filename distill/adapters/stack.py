@@ -23,7 +23,7 @@ MODES = ("sequential", "co-active")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Entry:
+class StackEntry:
   """One adapter of a stack.
 
   Attributes:
@@ -44,14 +44,14 @@ class Entry:
       object.__setattr__(self, "name", pathlib.Path(self.path).resolve().name)
 
 
-Stack = tuple[Entry, ...]
+Stack = tuple[StackEntry, ...]
 # An entry with what was read from its path.
-Applied = tuple[Entry, Adapter]
+StackedAdapter = tuple[StackEntry, Adapter]
 
 
 def stack_of(paths: Sequence[str | os.PathLike[str]]) -> Stack:
   """The adapters in the order given, each at weight 1."""
-  return tuple(Entry(path=locate(path), name=_called(path)) for path in paths)
+  return tuple(StackEntry(path=locate(path), name=_called(path)) for path in paths)
 
 
 def _called(path: str | os.PathLike[str]) -> str:
@@ -89,12 +89,12 @@ def read_stack(path: pathlib.Path) -> Stack:
       raise InputError(f"{where}.mode: {mode!r}; use one of {', '.join(MODES)}")
     if not isinstance(name, str):
       raise InputError(f"{where}.name: {name!r} is not a string")
-    found, name = locate(fields["path"], beside=path.parent), name or _called(fields["path"])
-    entries.append(Entry(path=found, weight=float(weight), mode=mode, name=name))
+    found, name = locate(fields["path"], relative_to=path.parent), name or _called(fields["path"])
+    entries.append(StackEntry(path=found, weight=float(weight), mode=mode, name=name))
   return tuple(entries)
 
 
-def read_adapters(stack: Stack, *, config: DecoderConfig) -> tuple[Applied, ...]:
+def read_adapters(stack: Stack, *, config: DecoderConfig) -> tuple[StackedAdapter, ...]:
   """Every entry with its adapter.
 
   Raises:
@@ -116,7 +116,7 @@ def merge(params: Mapping[str, Any], *, stack: Stack, config: DecoderConfig) -> 
 
 
 def merge_adapters(
-  params: Mapping[str, Any], *, adapters: Sequence[Applied], config: DecoderConfig
+  params: Mapping[str, Any], *, adapters: Sequence[StackedAdapter], config: DecoderConfig
 ) -> tuple[DecoderConfig, Params]:
   """The same, of adapters that were read."""
   grown, new = prepare(params, adapters=adapters, config=config)
@@ -125,7 +125,7 @@ def merge_adapters(
   return grown, {**params, **changed}
 
 
-def edited(adapters: Sequence[Applied]) -> dict[str, list[edits.Edit]]:
+def edited(adapters: Sequence[StackedAdapter]) -> dict[str, list[edits.Edit]]:
   """All edits of every parameter that the adapters edit, in order."""
   found: dict[str, list[edits.Edit]] = {}
   for _, adapter in adapters:
@@ -135,7 +135,7 @@ def edited(adapters: Sequence[Applied]) -> dict[str, list[edits.Edit]]:
 
 
 def prepare(
-  params: Mapping[str, Any], *, adapters: Sequence[Applied], config: DecoderConfig
+  params: Mapping[str, Any], *, adapters: Sequence[StackedAdapter], config: DecoderConfig
 ) -> tuple[DecoderConfig, Params]:
   """The architecture that has all parameters that the adapters edit, and those that the base has not got.
 
@@ -157,7 +157,7 @@ def prepare(
 
 
 def settle(
-  changed: Params, *, adapters: Sequence[Applied], config: DecoderConfig, tied: bool
+  changed: Params, *, adapters: Sequence[StackedAdapter], config: DecoderConfig, tied: bool
 ) -> tuple[DecoderConfig, Params]:
   """The architecture with as many tokens as embedding and head have now, and tied again if they still are the same.
 
@@ -182,7 +182,9 @@ def settle(
   return config, changed
 
 
-def apply(params: Mapping[str, Any], *, adapters: Sequence[Applied], only: Collection[str] | None = None) -> Params:
+def apply(
+  params: Mapping[str, Any], *, adapters: Sequence[StackedAdapter], only: Collection[str] | None = None
+) -> Params:
   """What becomes of the parameters that the adapters edit, of those in `only` if it is given; all must be there."""
   names = set(edited(adapters) if only is None else only)
   current = {name: params[name] for name in names}
@@ -205,7 +207,7 @@ def _applied(edit, current, base, entry, adapter, name) -> np.ndarray:
       f"{adapter.path}: {name} is adapted as {(edit.a.shape[0], edit.b.shape[1])}, the adapters before it made it "
       f"{current.shape}; reorder the stack"
     )
-  if isinstance(edit, edits.Rows) and edit.indices.size and edit.indices.max() >= current.shape[edit.axis]:
+  if isinstance(edit, edits.TokenRows) and edit.indices.size and edit.indices.max() >= current.shape[edit.axis]:
     raise InputError(f"{adapter.path}: token {edit.indices.max()} is not in the {current.shape} of {name}")
   if base.shape != current.shape:
     base = current  # An adapter beside it has changed the number of tokens.

@@ -25,12 +25,12 @@ _FILES = (
 )
 
 
-def locate(name: str | os.PathLike[str], *, beside: pathlib.Path = pathlib.Path()) -> pathlib.Path:
+def locate(name: str | os.PathLike[str], *, relative_to: pathlib.Path = pathlib.Path()) -> pathlib.Path:
   """The directory that `name` means: a path, or `org/name` or `org/name@revision` of the hub.
 
   Args:
     name: A directory that exists goes before a repository of the same name.
-    beside: What a relative path is relative to.
+    relative_to: The directory that relative paths start from.
 
   Returns:
     The directory, which may not exist if the name cannot be one of the hub.
@@ -40,7 +40,7 @@ def locate(name: str | os.PathLike[str], *, beside: pathlib.Path = pathlib.Path(
   """
   # What is a path on one host may be missing on another: all meet, whatever each of them finds.
   with fail_together(os.fspath(name)):
-    path = beside / name
+    path = relative_to / name
     found = _NAME.fullmatch(os.fspath(name))
     if found is None or os.path.lexists(path) or ".." in os.fspath(name):
       return path

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from distill.adapters import peft
-from distill.adapters.stack import Entry
+from distill.adapters.stack import StackEntry
 from distill.checkpoints import hf_config
 from distill.checkpoints.hub import locate
 from distill.data.batches import Batches
@@ -285,5 +285,5 @@ def _subjects(config: RunConfig) -> Callable[[int, TokenStore], dict[str, Any]]:
   return subject
 
 
-def _digest(entry: Entry) -> str:
-  return safetensors_files.digest(peft.locate(entry.path), stem=peft.STEM, settings="adapter_config.json")
+def _digest(entry: StackEntry) -> str:
+  return safetensors_files.digest(peft.adapter_directory(entry.path), stem=peft.STEM, settings="adapter_config.json")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from distill.adapters.peft import STEM, named
+from distill.adapters.peft import STEM, adapter_subfolders
 from distill.adapters.report import describe
 from distill.checkpoints import hf_config
 from distill.checkpoints.hub import locate
@@ -40,7 +40,7 @@ def inspect(directory: Path, *, model: Path = "") -> Iterator[str]:
     raise InputError(f"{path}: no such directory")
   if (path / "adapter_config.json").is_file():
     return _adapter(path, model)
-  if model and not named(path):
+  if model and not adapter_subfolders(path):
     raise InputError(f"model={model}: is what an adapter is measured against, and {path} is none; leave it out")
   if (path / "meta.json").is_file():
     return _store(path)
@@ -49,7 +49,7 @@ def inspect(directory: Path, *, model: Path = "") -> Iterator[str]:
   if (path / "config.json").is_file():
     values = read_json(path / "config.json")
     return _run(path, values) if "fingerprint" in values else _model(path)
-  if named(path):
+  if adapter_subfolders(path):
     return _adapters(path, model)
   if (path / MANIFEST).is_file():
     return _section(Section(path))
@@ -87,7 +87,7 @@ def _adapter(directory: pathlib.Path, model: Path) -> Iterator[str]:
 
 
 def _adapters(directory: pathlib.Path, model: Path) -> Iterator[str]:
-  inner = named(directory)
+  inner = adapter_subfolders(directory)
   if len(inner) > 1:
     yield f"adapters: {', '.join(path.name for path in inner)}"
   for path in inner:

@@ -8,8 +8,8 @@ import jax
 from jax.sharding import Mesh
 
 from distill.adapters import lora
-from distill.adapters.live import is_live
 from distill.adapters.loading import load_merged, load_routed
+from distill.adapters.routed import is_routed
 from distill.adapters.stack import Stack, read_adapters, read_stack, stack_of
 from distill.checkpoints import hf_config, sharded
 from distill.checkpoints.hub import locate
@@ -155,7 +155,7 @@ def live_teacher(config: RunConfig, *, mesh: Mesh) -> LiveTeacher:
 
 def _start(spec: TeacherConfig, *, teacher, mesh) -> tuple[Decoder, Params]:
   """What a student may start from: the teacher under the whole stack."""
-  if not is_live(teacher.params):
+  if not is_routed(teacher.params):
     return teacher.decoder, teacher.params
   with fail_together("config.teacher"):
     directory = locate(spec.model)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from distill.adapters import live
+from distill.adapters import routed
 from distill.models.config import DecoderConfig
 from distill.models.decoder import Decoder
 from distill.types import NO_CAPTURE, Batch, Capture, DenseSignal, ModelOutput
@@ -16,7 +16,7 @@ from distill.types import NO_CAPTURE, Batch, Capture, DenseSignal, ModelOutput
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LiveTeacher:
-  """A decoder and its stacked parameters; adapters are merged, or routed by row (`adapters.live.build`)."""
+  """A decoder and its stacked parameters; adapters are merged, or routed by row (`adapters.routed`)."""
 
   decoder: Decoder
   params: Mapping[str, Any]
@@ -45,14 +45,14 @@ class LiveTeacher:
 
   def shardings(self, mesh: Mesh) -> dict[str, NamedSharding]:
     """Returns the sharding of every parameter on `mesh`."""
-    return live.shardings(self.decoder, self.params, mesh=mesh)
+    return routed.shardings(self.decoder, self.params, mesh=mesh)
 
   def signal(
     self, params: Mapping[str, Any], *, batch: Batch, capture: Capture = NO_CAPTURE, dtype: Any = jnp.bfloat16
   ) -> DenseSignal:
     """Returns the teacher's distributions for `batch`, each row under its route; see `Teacher.signal`."""
     params = jax.lax.stop_gradient(dict(params))
-    if live.is_live(params):
+    if routed.is_routed(params):
       return self._routed(params, batch, capture, dtype)
     output = self.decoder.apply(
       params,
@@ -68,7 +68,7 @@ class LiveTeacher:
     routes = jnp.zeros(batch.tokens.shape[:1], jnp.int32) if batch.routes is None else batch.routes
 
     def row(tokens, segments, positions, route):
-      chosen, tokens = live.choose(params, tokens=tokens, route=route)
+      chosen, tokens = routed.select_route(params, tokens=tokens, route=route)
       output = self.decoder.apply(
         chosen,
         tokens=tokens[None],
@@ -81,8 +81,10 @@ class LiveTeacher:
       return jax.tree.map(lambda x: x[0], (output.hidden, output.layers, output.mixers, output.qkv))
 
     hidden, layers, mixers, qkv = jax.vmap(row)(batch.tokens, batch.segments, batch.positions, routes)
-    base = {name: x for name, x in params.items() if not name.endswith(live.SUFFIXES)}
-    hidden, readout = live.widen(params, hidden=hidden, readout=self.decoder.module(base).readout(dtype), routes=routes)
+    base = {name: x for name, x in params.items() if not name.endswith(routed.SUFFIXES)}
+    hidden, readout = routed.widen_readout(
+      params, hidden=hidden, readout=self.decoder.module(base).readout(dtype), routes=routes
+    )
     return DenseSignal(hidden=hidden, readout=readout, layers=layers, mixers=mixers, qkv=qkv)
 
 

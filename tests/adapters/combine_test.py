@@ -12,7 +12,7 @@ import transformers
 from distill.adapters.combine import as_adapter, combine, dare, low_rank, ties
 from distill.adapters.edits import LowRank
 from distill.adapters.peft import Adapter, write_adapter
-from distill.adapters.stack import Entry, read_adapters
+from distill.adapters.stack import StackEntry, read_adapters
 from distill.checkpoints import hf, hf_config
 from distill.errors import InputError
 
@@ -26,7 +26,7 @@ def base(llama_dir):
 
 @pytest.fixture(scope="module")
 def adapters(base, adapter_dirs):
-  stack = tuple(Entry(path=path, weight=weight) for path, weight in zip(adapter_dirs, WEIGHTS, strict=True))
+  stack = tuple(StackEntry(path=path, weight=weight) for path, weight in zip(adapter_dirs, WEIGHTS, strict=True))
   return read_adapters(stack, config=base[0])
 
 
@@ -155,7 +155,7 @@ def test_a_tied_model_whose_two_tables_change_alike_stays_tied(method, tmp_path)
   rng = np.random.default_rng(0)
   a, b = rng.normal(size=(31, 2)).astype(np.float32), rng.normal(size=(2, 16)).astype(np.float32)
   edits = (("embed.table", LowRank(a=a, b=b, scale=1.0)), ("head.kernel", LowRank(a=b.T, b=a.T, scale=1.0)))
-  one = (Entry(path=tmp_path), Adapter(path=tmp_path, edits=edits))
+  one = (StackEntry(path=tmp_path), Adapter(path=tmp_path, edits=edits))
   grown, merged = combine(params, adapters=[one], config=config, method=method, density=1.0)
   assert grown == config and set(merged) == set(params)
   np.testing.assert_allclose(merged["embed.table"], params["embed.table"] + a @ b, atol=1e-5)
@@ -173,7 +173,7 @@ def test_lora_on_an_embedding_whose_base_peft_stored_beside_it_is_written_as_lor
     "base_layer" in name for name in safetensors.numpy.load_file(tmp_path / "adapter/adapter_model.safetensors")
   )
   config, params = hf.load(tmp_path / "base")
-  adapters = read_adapters((Entry(path=tmp_path / "adapter"),), config=config)
+  adapters = read_adapters((StackEntry(path=tmp_path / "adapter"),), config=config)
   factors = as_adapter(params, adapters=adapters, config=config)
   assert set(factors) == {"embed.table", "layers.0.mixer.q.kernel"}
   write_adapter(tmp_path / "out", factors=factors, config=config)

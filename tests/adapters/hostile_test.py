@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from distill.adapters.peft import read_adapter
 from distill.adapters.report import describe
-from distill.adapters.settings import Settings
-from distill.adapters.stack import Entry, merge_adapters, read_stack
+from distill.adapters.settings import PeftSettings
+from distill.adapters.stack import StackEntry, merge_adapters, read_stack
 from distill.checkpoints import hf, hf_config
 from distill.errors import InputError
 
@@ -137,7 +137,7 @@ def test_any_tensor_gives_an_adapter_or_one_line(module, end, shape, dtype, drop
 def test_patterns_that_could_run_for_ever_are_refused_at_once(key, pattern, copy):
   start = time.monotonic()
   with pytest.raises(InputError, match=key):
-    Settings(copy({key: {pattern: 4}}) / "adapter_config.json")
+    PeftSettings(copy({key: {pattern: 4}}) / "adapter_config.json")
   assert time.monotonic() - start < 1
 
 
@@ -145,7 +145,7 @@ def test_patterns_that_could_run_for_ever_are_refused_at_once(key, pattern, copy
   "pattern", ["q_proj", r"model\.layers\.\d+\.self_attn.q_proj", "layers.(0|1|2).*.q_proj", "^model.*proj", "[qv]_proj"]
 )
 def test_patterns_that_people_write_are_read(pattern, copy):
-  read = Settings(copy({"rank_pattern": {pattern: 9}}) / "adapter_config.json")
+  read = PeftSettings(copy({"rank_pattern": {pattern: 9}}) / "adapter_config.json")
   assert read.rank("model.layers.1.self_attn.q_proj") == 9 and read.rank("lm_head") == 4
 
 
@@ -211,7 +211,7 @@ def test_a_tensor_that_holds_nothing_is_refused(copy, config, shape):
 
 
 def test_factors_that_make_a_weight_infinite_are_refused(copy, config, llama_dir):
-  entry = (Entry(path=pathlib.Path("huge"), weight=1e3), read_adapter(copy({"lora_alpha": 1e38}), config=config))
+  entry = (StackEntry(path=pathlib.Path("huge"), weight=1e3), read_adapter(copy({"lora_alpha": 1e38}), config=config))
   with pytest.raises(InputError, match=r"layers\.\d\..*kernel becomes infinite"):
     merge_adapters(hf.load(llama_dir)[1], adapters=[entry], config=config)
 

@@ -1,4 +1,4 @@
-"""Stacks of every kind of PEFT LoRA against PEFT itself: merged once, and live."""
+"""Stacks of every kind of PEFT LoRA against PEFT itself: merged once, and routed by row."""
 
 import dataclasses
 import pathlib
@@ -10,9 +10,9 @@ import pytest
 import torch
 import transformers
 
-from distill.adapters import live
+from distill.adapters import routed
 from distill.adapters.loading import load_merged, load_routed
-from distill.adapters.stack import Entry, merge, read_adapters
+from distill.adapters.stack import StackEntry, merge, read_adapters
 from distill.checkpoints import hf, hf_config
 from distill.errors import InputError
 from distill.models.decoder import Decoder
@@ -128,11 +128,11 @@ def ours_merged(base, stack, tokens=TOKENS):
   return answer(LiveTeacher(decoder=decoder, params=stacked), batch(tokens=tokens))
 
 
-def ours_live(base, stack, routes=None, sets=None, tokens=TOKENS):
+def ours_routed(base, stack, routes=None, sets=None, tokens=TOKENS):
   config, params = hf.load(base)
   adapters = read_adapters(stack, config=config)
   chosen = [adapters] if sets is None else [[adapters[i] for i in one] for one in sets]
-  config, stacked = live.build(params, routes=chosen, config=config)
+  config, stacked = routed.stack_with_routes(params, routes=chosen, config=config)
   return answer(LiveTeacher(decoder=Decoder(config), params=stacked), batch(routes, tokens))
 
 
@@ -276,13 +276,13 @@ def stack(request, bases, tmp_path_factory):
   directory = tmp_path_factory.mktemp("stack")
   paths = [make_adapter(base, directory / f"{i}", seed=i, **fields) for i, fields in enumerate(settings)]
   model = (theirs_active_together if mode == "co-active" else theirs_one_after_another)(base, paths)
-  return base, tuple(Entry(path=path, mode=mode) for path in paths), logits_of(model)
+  return base, tuple(StackEntry(path=path, mode=mode) for path in paths), logits_of(model)
 
 
-def test_a_stack_gives_the_logits_of_peft_merged_and_live(stack):
+def test_a_stack_gives_the_logits_of_peft_merged_and_routed(stack):
   base, entries, expected = stack
   assert error(ours_merged(base, entries), expected) < 1e-5
-  assert error(ours_live(base, entries), expected) < 1e-5
+  assert error(ours_routed(base, entries), expected) < 1e-5
 
 
 def test_a_stack_is_merged_and_put_beside_its_base_as_well_while_files_are_read_onto_a_mesh(stack):
@@ -297,11 +297,11 @@ def test_a_stack_is_merged_and_put_beside_its_base_as_well_while_files_are_read_
 
 
 @pytest.mark.parametrize("weight", [0.5])
-def test_weights_scale_the_change_alike_merged_and_live(stack, weight):
+def test_weights_scale_the_change_alike_merged_and_routed(stack, weight):
   base, entries, expected = stack
   entries = tuple(dataclasses.replace(entry, weight=weight) for entry in entries)
   merged = ours_merged(base, entries)
-  assert error(ours_live(base, entries), merged) < 1e-5
+  assert error(ours_routed(base, entries), merged) < 1e-5
   assert error(merged, expected) > 1e-3
 
 
@@ -332,11 +332,11 @@ def test_rows_under_four_sets_equal_four_forwards_of_one_set_each(name, bases, t
   sets, settings = ROUTES[name]
   base = bases["plain"]
   stack = tuple(
-    Entry(path=make_adapter(base, tmp_path / f"{i}", seed=i, **fields)) for i, fields in enumerate(settings)
+    StackEntry(path=make_adapter(base, tmp_path / f"{i}", seed=i, **fields)) for i, fields in enumerate(settings)
   )
   tokens = np.random.default_rng(1).integers(0, 61, (8, 7))
   order = [3, 0, 1, 2, 2, 0, 3, 1]
-  together = ours_live(base, stack, order, sets, tokens=tokens)
+  together = ours_routed(base, stack, order, sets, tokens=tokens)
   for route, chosen in enumerate(sets):
     rows = [i for i, one in enumerate(order) if one == route]
     alone = ours_merged(base, tuple(stack[i] for i in chosen), tokens=tokens[rows])
@@ -352,10 +352,10 @@ def test_an_adapter_that_brings_more_tokens_gives_the_logits_of_the_resized_mode
     model = load(base)
     model.resize_token_embeddings(64, mean_resizing=False)
     expected = logits_of(peft.PeftModel.from_pretrained(model, one).eval())
-    stack = (Entry(path=one),)
+    stack = (StackEntry(path=one),)
     assert error(ours_merged(base, stack), expected) < 1e-5
-    assert error(ours_live(base, stack), expected) < 1e-5
+    assert error(ours_routed(base, stack), expected) < 1e-5
   config, params = hf.load(base)
-  adapters = read_adapters((Entry(path=path), Entry(path=tmp_path / "b")), config=config)
+  adapters = read_adapters((StackEntry(path=path), StackEntry(path=tmp_path / "b")), config=config)
   with pytest.raises(InputError, match="another number of tokens"):
-    live.build(params, routes=[adapters, []], config=config)
+    routed.stack_with_routes(params, routes=[adapters, []], config=config)

@@ -71,7 +71,7 @@ def test_directories_go_before_names_and_paths_are_never_looked_up(tmp_path, mon
   (tmp_path / "lab/old").mkdir(parents=True)
   monkeypatch.chdir(tmp_path)
   assert hub.locate("lab/old").resolve() == tmp_path / "lab/old"
-  assert hub.locate("lab/old", beside=tmp_path) == tmp_path / "lab/old"
+  assert hub.locate("lab/old", relative_to=tmp_path) == tmp_path / "lab/old"
   for path in ("/lab/old", "./lab/new", "../lab/new", "new", "a/b/c", "lab/../new"):
     assert os.fspath(hub.locate(path)) == os.path.normpath(path) or ".." in path
 

@@ -6,7 +6,7 @@ python -m tools.make_demo.merge BASE OUT WEIGHT ADAPTER…
 import argparse
 import pathlib
 
-from distill.adapters.stack import Entry, merge
+from distill.adapters.stack import StackEntry, merge
 from distill.checkpoints import hf
 
 
@@ -19,7 +19,7 @@ def main() -> None:
   parser.add_argument("adapters", nargs="+", type=pathlib.Path)
   arguments = parser.parse_args()
   config, params = hf.load(arguments.base)
-  stack = tuple(Entry(path=path, weight=arguments.weight) for path in arguments.adapters)
+  stack = tuple(StackEntry(path=path, weight=arguments.weight) for path in arguments.adapters)
   config, params = merge(params, stack=stack, config=config)
   hf.save(arguments.out, config=config, params=params, tokenizer_from=arguments.base, config_from=arguments.base)
 

@@ -92,7 +92,7 @@ def _rope(
   outer = have.get("original_max_position_embeddings")
   if outer is not None:
     fields["original_max_position_embeddings"] = outer
-  reader = _Settings(have, fields, kind=str(kind), pairs=-(-rotated // 2))
+  reader = _ScalingReader(have, fields, kind=str(kind), pairs=-(-rotated // 2))
   scaling = reader.read()
   # Interleaved image axes coincide with plain positions on text.
   left = [key for key in reader.fields if not key.startswith("mrope_")]
@@ -106,7 +106,7 @@ def _rope(
   return rope
 
 
-class _Settings:
+class _ScalingReader:
   """The settings of one kind of scaling, taken one by one."""
 
   def __init__(self, have: Attributes, fields: dict[str, Any], *, kind: str, pairs: int):

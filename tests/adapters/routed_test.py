@@ -2,10 +2,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill.adapters import live
+from distill.adapters import routed
 from distill.adapters.edits import LowRank
 from distill.adapters.peft import Adapter
-from distill.adapters.stack import Entry, merge_adapters
+from distill.adapters.stack import StackEntry, merge_adapters
 from distill.checkpoints import hf_config
 from distill.models.decoder import Decoder
 from distill.teachers.live import LiveTeacher
@@ -32,7 +32,7 @@ def test_an_adapter_on_a_router_is_the_same_live_and_merged(tmp_path):
   params = decoder.unstack(jax.device_get(decoder.init(jax.random.key(0))))
   a, b = (rng.normal(size=shape).astype(np.float32) for shape in ((16, 2), (2, 4)))
   edit = LowRank(a=a, b=b, scale=1.0)
-  one = (Entry(path=tmp_path), Adapter(path=tmp_path, edits=(("layers.0.mlp.router.kernel", edit),)))
+  one = (StackEntry(path=tmp_path), Adapter(path=tmp_path, edits=(("layers.0.mlp.router.kernel", edit),)))
   tokens = jnp.asarray(rng.integers(0, 23, (2, 7)))
   batch = Batch(
     tokens=tokens,
@@ -46,7 +46,7 @@ def test_an_adapter_on_a_router_is_the_same_live_and_merged(tmp_path):
     teacher = LiveTeacher(decoder=Decoder(config), params=stacked)
     return np.asarray(teacher.signal(jax.tree.map(jnp.asarray, stacked), batch=batch, dtype=jnp.float32).hidden)
 
-  together = hidden(*live.build(params, routes=[[one], []], config=config))
+  together = hidden(*routed.stack_with_routes(params, routes=[[one], []], config=config))
   grown, merged = merge_adapters(params, adapters=[one], config=config)
   np.testing.assert_allclose(together[0], hidden(grown, Decoder(grown).stack(merged))[0], rtol=1e-5, atol=1e-5)
   np.testing.assert_allclose(together[1], hidden(config, decoder.stack(params))[1], rtol=1e-5, atol=1e-5)

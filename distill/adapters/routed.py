@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from distill.adapters.edits import LowRank
 from distill.adapters.factored import Factored, factored
 from distill.adapters.layout import EMBEDDING, HEAD
-from distill.adapters.stack import Applied, apply, prepare, settle
+from distill.adapters.stack import StackedAdapter, apply, prepare, settle
 from distill.errors import InputError
 from distill.models.config import DecoderConfig
 from distill.models.decoder import Decoder
@@ -48,7 +48,9 @@ class RoutedAdapters:
   stacked: Params
 
 
-def beside(params: Mapping[str, Any], *, routes: Sequence[Sequence[Applied]], config: DecoderConfig) -> RoutedAdapters:
+def build_routed(
+  params: Mapping[str, Any], *, routes: Sequence[Sequence[StackedAdapter]], config: DecoderConfig
+) -> RoutedAdapters:
   """What routes add to a base, in float32 on the host.
 
   Args:
@@ -83,20 +85,20 @@ def beside(params: Mapping[str, Any], *, routes: Sequence[Sequence[Applied]], co
   return RoutedAdapters(config=grown, replaced=replaced, stacked=stacked)
 
 
-def build(
-  params: Mapping[str, Any], *, routes: Sequence[Sequence[Applied]], config: DecoderConfig
+def stack_with_routes(
+  params: Mapping[str, Any], *, routes: Sequence[Sequence[StackedAdapter]], config: DecoderConfig
 ) -> tuple[DecoderConfig, Params]:
   """Architecture, and stacked float32 parameters with the routes' beside them, of a base on the host.
 
   Raises:
     InputError: The routes do not share one vocabulary.
   """
-  added = beside(params, routes=routes, config=config)
+  added = build_routed(params, routes=routes, config=config)
   whole = {name: np.asarray(x, np.float32) for name, x in {**params, **added.replaced}.items()}
   return added.config, Decoder(added.config).stack(whole) | added.stacked
 
 
-def _sort(adapters: Sequence[Applied], groups: Iterable[list[str]]) -> tuple[set[str], set[str]]:
+def _sort(adapters: Sequence[StackedAdapter], groups: Iterable[list[str]]) -> tuple[set[str], set[str]]:
   """Names of the matrices that only low-rank edits change in all layers of a group, and of all else that is edited."""
   kinds: dict[str, set[str]] = {}
   for _, adapter in adapters:
@@ -113,14 +115,14 @@ def _sort(adapters: Sequence[Applied], groups: Iterable[list[str]]) -> tuple[set
 def _factors(
   name: str,
   layers: list[str],
-  routes: Sequence[Sequence[Applied]],
+  routes: Sequence[Sequence[StackedAdapter]],
   base: Mapping[str, Any],
   *,
   shape: tuple[int, ...],
 ) -> Params:
   """Factors of a stacked matrix, filled up with zeros to one rank."""
 
-  def one(layer: str, route: Sequence[Applied]) -> Factored:
+  def one(layer: str, route: Sequence[StackedAdapter]) -> Factored:
     return factored(layer, adapters=route, shape=shape, base=lambda: np.asarray(base[layer], np.float32))
 
   grid = [[one(layer, route) for route in routes] for layer in layers]
@@ -162,7 +164,7 @@ def _values(name: str, layers: list[str], results: list[Params], base: Mapping[s
   return {f"{name}{_VALUES}": values if stacked else values[:, 0], f"{name}{_PLACE}": np.asarray(places, np.int32)}
 
 
-def is_live(params: Mapping[str, Any]) -> bool:
+def is_routed(params: Mapping[str, Any]) -> bool:
   """Whether routes stand beside the parameters."""
   return any(name.endswith(SUFFIXES) for name in params)
 
@@ -186,12 +188,12 @@ def shardings(decoder: Decoder, params: Mapping[str, Any], *, mesh: Mesh) -> dic
   return found
 
 
-def choose(
+def select_route(
   params: Mapping[str, Any], *, tokens: Int[Array, " T"], route: Int[Array, ""]
 ) -> tuple[Params, Int[Array, " T"]]:
   """Parameters of a decoder for ONE row under `route`, and its tokens as they index the embedding.
 
-  The head stays the base's: rows of different routes share one readout, which `widen` makes.
+  The head stays the base's: rows of different routes share one readout, which `widen_readout` makes.
   """
   chosen = {name: x for name, x in params.items() if not name.endswith(SUFFIXES)}
   for name, x in list(chosen.items()):
@@ -216,7 +218,7 @@ def choose(
   return chosen, tokens
 
 
-def widen(
+def widen_readout(
   params: Mapping[str, Any], *, hidden: Float[Array, "B T D"], readout: Readout, routes: Int[Array, " B"]
 ) -> tuple[Float[Array, "B T W"], Readout]:
   """Hidden states and a readout that all rows share, wider where routes differ at the head.
