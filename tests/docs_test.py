@@ -1,13 +1,16 @@
 """The documents name files, terms, families and flags that exist."""
 
+import dataclasses
 import importlib
 import pathlib
 import re
 
 import pytest
 
-from distill.checkpoints.hf import FAMILIES
+from distill.checkpoints.registry import FAMILIES
 from distill.cli.main import COMMANDS
+from distill.jobs.config import resolve
+from distill.training.config import OptimizerConfig
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -37,3 +40,16 @@ def test_every_flag_is_documented():
     flags = importlib.import_module(f"distill.cli.{command}").FLAGS
     missing = [name for name in flags if f"--{name}=" not in text]
     assert f"distill {command}" in text and not missing, command
+
+
+def test_the_recipe_in_the_readme_is_valid():
+  recipe = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+  names: dict = {}
+  exec(recipe[1], names)
+  assert [stage.name for stage in resolve(names["get_config"]()).stages] == ["align", "distill"]
+
+
+def test_every_optimizer_is_documented():
+  names = next(one for one in dataclasses.fields(OptimizerConfig) if one.name == "name").metadata["choices"]
+  text = (ROOT / "docs" / "training.md").read_text()
+  assert not [name for name in names if f"`{name}`" not in text]
