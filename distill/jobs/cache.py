@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from distill.adapters import peft
@@ -25,7 +24,7 @@ from distill.jobs.models import chosen, live_teacher, routes, stack
 from distill.objectives.terms import Demands, build_terms, demands, is_divergence, pairs_missing, uses_teacher
 from distill.parallel.interruption import EXIT_INTERRUPTED, Interruption
 from distill.parallel.mesh import make_mesh
-from distill.parallel.processes import fail_together
+from distill.parallel.processes import fail_together, is_writer
 from distill.teachers import cache
 from distill.teachers.cache import Rows, Section
 from distill.teachers.cached import CachedTeacher
@@ -76,7 +75,7 @@ def make(recipe: Mapping[str, Any] | RunConfig, *, workdir: pathlib.Path) -> int
         rows.close()
       if not whole:
         return EXIT_INTERRUPTED
-      if jax.process_index() == 0:
+      if is_writer():
         print(_line(section, store), file=sys.stderr, flush=True)
   return 0
 

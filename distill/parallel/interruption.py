@@ -1,38 +1,34 @@
-"""Signals that ask a run to save and stop."""
+"""Signals that ask a run to save its state and stop."""
 
 import signal
 from types import FrameType
 
-import jax
-import numpy as np
-from jax.experimental import multihost_utils
+from distill.parallel.processes import gather_flags
 
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: run the same command again.
 
 
 class Interruption:
-  """Context in which SIGTERM or SIGINT asks to stop; a second SIGINT ends the process at once."""
+  """A context in which SIGTERM or SIGINT asks the run to stop; a second SIGINT ends the process at once."""
 
   def __init__(self) -> None:
-    self._asked = False
-    self._before: dict[signal.Signals, object] = {}
+    self._requested = False
+    self._previous: dict[signal.Signals, object] = {}
 
   def __enter__(self) -> "Interruption":
     for number in (signal.SIGTERM, signal.SIGINT):
-      self._before[number] = signal.signal(number, self._handle)
+      self._previous[number] = signal.signal(number, self._handle)
     return self
 
   def __exit__(self, *unused) -> None:
-    for number, handler in self._before.items():
+    for number, handler in self._previous.items():
       signal.signal(number, handler)  # type: ignore[arg-type]
 
   def _handle(self, number: int, frame: FrameType | None) -> None:
-    if self._asked and number == signal.SIGINT:
+    if self._requested and number == signal.SIGINT:
       raise KeyboardInterrupt
-    self._asked = True
+    self._requested = True
 
   def requested(self) -> bool:
-    """Whether any process of the run was asked to stop; all of them must call it at the same step."""
-    if jax.process_count() == 1:
-      return self._asked
-    return bool(multihost_utils.process_allgather(np.asarray(self._asked)).any())
+    """Returns True if any process of the run was asked to stop; all processes must call it at the same step."""
+    return bool(gather_flags(self._requested).any())

@@ -1,4 +1,4 @@
-"""The device mesh, and the one place where logical axes become mesh axes."""
+"""The device mesh, and the mapping from logical axes of arrays to mesh axes."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,8 +9,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from distill.errors import InputError
 
-AXES = ("data", "fsdp", "tensor")
+MESH_AXES = ("data", "fsdp", "tensor")
 
+# Logical axis of an array -> the mesh axes that it is sharded over; None for replicated.
 LOGICAL_TO_MESH: Mapping[str, str | tuple[str, ...] | None] = {
   "batch": ("data", "fsdp"),
   "embed": "fsdp",
@@ -25,7 +26,10 @@ LOGICAL_TO_MESH: Mapping[str, str | tuple[str, ...] | None] = {
 
 
 def make_mesh(shape: Sequence[int] = (-1, 1, 1)) -> Mesh:
-  """Mesh over (data, fsdp, tensor); one entry of `shape` may be -1 and takes the devices that are left.
+  """Returns a mesh over all devices with the axes (data, fsdp, tensor).
+
+  Args:
+    shape: Size of each axis; one of them may be -1 and takes the devices that are left.
 
   Raises:
     InputError: The shape does not cover the devices exactly.
@@ -33,13 +37,21 @@ def make_mesh(shape: Sequence[int] = (-1, 1, 1)) -> Mesh:
   count = jax.device_count()
   known = math.prod(size for size in shape if size != -1)
   full = tuple(count // known if size == -1 else size for size in shape)
-  if len(full) != len(AXES) or math.prod(full) != count:
-    raise InputError(f"mesh: {tuple(shape)} does not cover {count} devices; the product of {AXES} must be {count}")
-  return jax.make_mesh(full, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+  if len(full) != len(MESH_AXES) or math.prod(full) != count:
+    raise InputError(
+      f"mesh: {tuple(shape)} does not cover {count} devices; the product of its sizes {MESH_AXES} must be {count}"
+    )
+  return jax.make_mesh(full, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 def sharding(mesh: Mesh, shape: Sequence[int], axes: Sequence[str | None]) -> NamedSharding:
-  """Sharding of an array of `shape` with logical `axes`; a dimension that does not divide evenly is replicated."""
+  """Returns the sharding of an array; a dimension that does not divide evenly is replicated.
+
+  Args:
+    mesh: The mesh.
+    shape: Shape of the array.
+    axes: Logical axis of each dimension, a key of `LOGICAL_TO_MESH`, or None for a replicated dimension.
+  """
   spec: list[str | tuple[str, ...] | None] = []
   for size, axis in zip(shape, axes, strict=True):
     target = None if axis is None else LOGICAL_TO_MESH[axis]
@@ -50,21 +62,21 @@ def sharding(mesh: Mesh, shape: Sequence[int], axes: Sequence[str | None]) -> Na
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """The whole array on every device."""
+  """Returns the sharding that keeps the whole array on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Rows over the data and fsdp axes."""
+  """Returns the sharding of rows [B,…] over the data and fsdp axes."""
   return NamedSharding(mesh, PartitionSpec(LOGICAL_TO_MESH["batch"]))
 
 
 def batch_shards(mesh: Mesh) -> int:
-  """Over how many parts of the mesh rows are spread."""
+  """Returns the number of parts that `batch_sharding` divides rows into."""
   return math.prod(mesh.shape[name] for name in LOGICAL_TO_MESH["batch"] or ())
 
 
 def to_global_batch(batch: Any, *, mesh: Mesh) -> Any:
-  """Arrays over all processes from each one's own rows, which follow one another in the order of the processes."""
+  """Returns global arrays [B,…] from each process's own rows, concatenated in the order of the processes."""
   rows = batch_sharding(mesh)
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, x), batch)

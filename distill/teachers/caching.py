@@ -6,13 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Key, UInt32
 
 from distill.data.store import TokenStore
 from distill.parallel.mesh import batch_sharding, replicated, to_global_batch
-from distill.parallel.processes import fail_together
+from distill.parallel.processes import broadcast_numbers, fail_together, local_rows
 from distill.teachers.cache import Rows, Section
 from distill.teachers.live import LiveTeacher
 from distill.types import Batch, Capture
@@ -64,7 +63,7 @@ class CacheWriter:
       Whether everything is there; when stopped, whole shards are kept and the others begun anew the next time.
     """
     index, count = jax.process_index(), jax.process_count()
-    missing = _agreed(section.missing())
+    missing = broadcast_numbers(section.missing())
     for first in range(0, len(missing), count):
       turn = missing[first : first + count]
       bounds = [section.bounds(shard) for shard in turn]
@@ -99,22 +98,5 @@ class CacheWriter:
     yield at, self._bytes(before)
 
   def _bytes(self, found: Any) -> list[bytes]:
-    kept, states = jax.tree.map(_here, found)
+    kept, states = jax.tree.map(local_rows, found)
     return [self._rows.pack(tuple(x[place] for x in kept), [x[place] for x in states]) for place in range(len(kept[0]))]
-
-
-def _here(x: jax.Array) -> np.ndarray:
-  """The rows that this process's devices hold, in order."""
-  parts = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
-  return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
-
-
-def _agreed(missing: list[int]) -> list[int]:
-  """The shards that the first process misses."""
-  if jax.process_count() == 1:
-    return missing
-  several = multihost_utils.broadcast_one_to_all(np.asarray([len(missing)]))
-  padded = np.zeros(int(several[0]), np.int64)
-  if jax.process_index() == 0:
-    padded[:] = missing
-  return multihost_utils.broadcast_one_to_all(padded).tolist()

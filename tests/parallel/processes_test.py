@@ -1,18 +1,36 @@
+import numpy as np
 import pytest
 
-from distill.parallel.processes import fail_together
+from distill.parallel.mesh import make_mesh, to_global_batch
+from distill.parallel.processes import broadcast_numbers, fail_together, gather_flags, is_writer, local_rows
 from tests import processes
 
 LOAD = """
 from distill.adapters.stack import stack_of
-from distill.jobs import loading
 from distill.errors import InputError
+from distill.jobs import loading
 
 try:
   loading.load(sys.argv[3], stack=stack_of(["/nowhere/adapter" if RANK else sys.argv[4]]))
 except InputError as error:
   print("refused", error)
   sys.exit(2)
+"""
+
+AGREE = """
+import numpy as np
+from distill.parallel.interruption import Interruption
+from distill.parallel.mesh import make_mesh, to_global_batch
+from distill.parallel.processes import broadcast_numbers, gather_flags, is_writer, local_rows
+
+x = to_global_batch(np.arange(4) + 10 * RANK, mesh=make_mesh())
+with Interruption() as interruption:
+  asked = [interruption.requested()]
+  if RANK == 1:
+    interruption._handle(15, None)
+  asked.append(interruption.requested())
+print(is_writer(), gather_flags(RANK == 1).tolist(), broadcast_numbers([3, 5, 8] if RANK == 0 else []))
+print(x.shape, local_rows(x).tolist(), asked)
 """
 
 
@@ -22,7 +40,26 @@ def test_an_adapter_that_one_process_lacks_stops_both(llama_dir, adapter_dirs):
   assert "process 1 failed" in out0 and "/nowhere/adapter" in out1
 
 
-def test_an_error_leaves_no_depth_behind():
+def test_two_processes_agree_on_flags_numbers_and_rows():
+  for rank, (code, out, errors) in enumerate(processes.two(AGREE, devices=2)):
+    assert code == 0, errors
+    first, second = out.splitlines()[-2:]
+    assert first == f"{rank == 0} [False, True] [3, 5, 8]"
+    assert second == f"(8,) {[x + 10 * rank for x in range(4)]} [False, True]"
+
+
+def test_a_single_process_agrees_with_itself():
+  assert is_writer()
+  assert gather_flags(True).tolist() == [True] and broadcast_numbers((1, 2)) == [1, 2]
+
+
+@pytest.mark.parametrize("shape", [(-1, 1, 1), (2, 2, 2)])
+def test_local_rows_of_one_process_are_all_rows_once(shape):
+  x = np.arange(24).reshape(8, 3)
+  np.testing.assert_array_equal(local_rows(to_global_batch(x, mesh=make_mesh(shape))), x)
+
+
+def test_nested_contexts_leave_no_depth_behind_after_an_error():
   with pytest.raises(ValueError, match="inner"), fail_together("outer"), fail_together("inner"):
     raise ValueError("inner")
   assert fail_together._depth == 0

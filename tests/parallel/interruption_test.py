@@ -1,0 +1,25 @@
+import os
+import signal
+
+import pytest
+
+from distill.parallel.interruption import Interruption
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_one_signal_asks_to_stop_and_ends_nothing(number):
+  before = signal.getsignal(number)
+  with Interruption() as interruption:
+    assert not interruption.requested()
+    os.kill(os.getpid(), number)
+    assert interruption.requested()
+  assert signal.getsignal(number) is before
+
+
+def test_a_second_interrupt_ends_the_process_and_a_second_termination_does_not():
+  with Interruption() as interruption:
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert interruption.requested()
+    with pytest.raises(KeyboardInterrupt):
+      signal.raise_signal(signal.SIGINT)
