@@ -1,4 +1,4 @@
-"""Reading a Hugging Face configuration strictly: every attribute is taken, or known not to matter, or refused."""
+"""Reads Hugging Face configurations strictly: a key is read, known to change nothing, or refused."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -8,7 +8,7 @@ from distill.errors import InputError
 from distill.files import json_file as values
 from distill.nn.mlp import ACTIVATIONS
 
-# Attributes that say nothing about the function a model computes.
+# Keys that do not change the function that a model computes.
 _NAMES = """
   architectures model_type transformers_version _name_or_path name_or_path torch_dtype dtype use_cache use_bfloat16
   output_hidden_states output_attentions output_scores return_dict return_dict_in_generate torchscript
@@ -25,7 +25,7 @@ _NAMES = """
 gradient_checkpointing output_past _num_labels is_llama_config transformers.js_config
 """
 BOOKKEEPING = frozenset(_NAMES.split())
-# Switches and lists of other families that configurations carry along: false, 0 or empty, they are off.
+# Switches and lists of other families that configurations carry; false, 0 or empty, they change nothing.
 _OFF = frozenset(
   [
     "add_cross_attention",
@@ -58,8 +58,8 @@ _OFF = frozenset(
 )
 
 
-# Beyond these no model is; a number of a stranger's must not fill the memory before its weights are looked at.
-_MOST = {
+# Largest plausible sizes: a number in an untrusted file must not exhaust memory before the weights are checked.
+_MAX = {
   "num_hidden_layers": 1024,
   "n_layer": 1024,
   "num_experts": 1024,
@@ -85,7 +85,12 @@ _MOST = {
 
 
 class Attributes:
-  """An HF configuration from which every attribute must be taken, or be known not to matter."""
+  """The keys of a config.json. Methods read one key each, and `finish` refuses keys that were not read.
+
+  Args:
+    found: The keys.
+    where: The file's name, with which messages begin.
+  """
 
   def __init__(self, found: Mapping[str, Any], *, where: str):
     self._values = {key: value for key, value in found.items() if key not in BOOKKEEPING}
@@ -93,16 +98,16 @@ class Attributes:
     self.where = where
 
   def get(self, key: str) -> Any:
-    """The attribute as it stands, None where it is absent; from here on it counts as understood."""
+    """Returns the value of a key unchecked, or None if it is absent, and counts the key as read."""
     self._taken.add(key)
     return self._values.get(key)
 
   def has(self, key: str) -> bool:
-    """Whether the attribute is there, be it null."""
+    """Tells if the key is present; null counts."""
     return key in self._values
 
   def take(self, key: str, default: Any = None) -> Any:
-    """The attribute, or the default when it is absent or null.
+    """Returns the value of a key unchecked, or the default if it is absent or null.
 
     Raises:
       InputError: It is absent and there is no default.
@@ -113,15 +118,21 @@ class Attributes:
     return default if value is None else value
 
   def integer(self, key: str, default: int | None = None) -> int:
-    """A whole number from 1 to what models have.
+    """Returns a whole number from 1 to the largest plausible size for this key.
 
     Raises:
       InputError: It is absent and there is no default, or anything else.
     """
-    return values.integer(self.take(key, default), where=f"{self.where}: {key}", high=_MOST.get(key, 2**31 - 1))
+    return values.integer(self.take(key, default), where=f"{self.where}: {key}", high=_MAX.get(key, 2**31 - 1))
 
   def number(self, key: str, default: float | None = None, *, low: float = -math.inf, high: float = math.inf) -> float:
-    """A finite number from `low` to `high`.
+    """Returns a finite number.
+
+    Args:
+      key: The key.
+      default: The value if it is absent or null; without one the key is required.
+      low: The smallest allowed value.
+      high: The largest allowed value.
 
     Raises:
       InputError: It is absent and there is no default, or anything else.
@@ -129,7 +140,7 @@ class Attributes:
     return self.finite(key, self.take(key, default), low=low, high=high)
 
   def finite(self, key: str, value: Any, *, low: float = -math.inf, high: float = math.inf) -> float:
-    """`value`, if it is a finite number from `low` to `high`; `key` names it.
+    """Returns `value`, a finite number from `low` to `high`; `key` names it in the message.
 
     Raises:
       InputError: Anything else.
@@ -137,7 +148,7 @@ class Attributes:
     return values.number(value, where=f"{self.where}: {key}", low=low, high=high)
 
   def epsilon(self, key: str, default: float) -> float:
-    """What a norm adds to a variance: above what float32 rounds to nothing, below 1.
+    """Returns the epsilon of a norm, from 1e-20, which float32 still represents, to 1.
 
     Raises:
       InputError: Anything else.
@@ -145,7 +156,7 @@ class Attributes:
     return self.number(key, default, low=1e-20, high=1.0)
 
   def flag(self, key: str, default: bool = False) -> bool:
-    """True or false.
+    """Returns a bool.
 
     Raises:
       InputError: Anything else.
@@ -153,7 +164,7 @@ class Attributes:
     return values.flag(self.take(key, default), where=f"{self.where}: {key}")
 
   def only(self, key: str, allowed: Collection[Any]) -> None:
-    """Refuses the attribute unless it is absent or one of the values that our layers compute.
+    """Refuses a key unless it is absent, null, or has one of the values that our layers implement.
 
     Raises:
       InputError: Another value.
@@ -163,7 +174,7 @@ class Attributes:
       raise InputError(f"{self.where}: {key} = {value!r} is not supported; expected {' or '.join(map(repr, allowed))}")
 
   def activation(self, key: str = "hidden_act", default: str = "silu") -> str:
-    """Name of an activation that we compute.
+    """Returns the name of an activation that our layers implement.
 
     Raises:
       InputError: Another one.
@@ -174,7 +185,12 @@ class Attributes:
     return value
 
   def one_a_layer(self, key: str, default: Collection[Any], *, allowed: Collection[Any]) -> tuple[Any, ...]:
-    """A list with an entry for each of the layers that `default` has.
+    """Returns a list with one entry for each layer.
+
+    Args:
+      key: The key.
+      default: The list if it is absent or null; its length is the number of layers.
+      allowed: The values that an entry may have.
 
     Raises:
       InputError: Another length, or an entry that is not allowed.
@@ -186,10 +202,14 @@ class Attributes:
     return tuple(value)
 
   def experts(self, default: int, *, chosen: int) -> tuple[int, int]:
-    """(`num_experts` or `num_local_experts`, `num_experts_per_tok`), with the family's defaults.
+    """Returns (number of experts, experts for each token).
+
+    Args:
+      default: The family's default for `num_experts` or `num_local_experts`.
+      chosen: The family's default for `num_experts_per_tok`.
 
     Raises:
-      InputError: Not numbers that a model has, or more chosen than there are.
+      InputError: A number is not plausible, or a token has more experts than there are.
     """
     names = ("num_local_experts", "num_experts")
     found = [self.integer(name) for name in names if self.get(name) is not None]
@@ -199,19 +219,19 @@ class Attributes:
     return count, top_k
 
   def ignore(self, *keys: str) -> None:
-    """Attributes that this family carries along and never reads."""
+    """Counts keys as read that checkpoints of this family have and that change nothing."""
     self._taken.update(keys)
 
   def finish(self) -> None:
-    """Refuses what was not taken and is not null, or off where that is known to be harmless.
+    """Refuses the keys that were not read, except for null and for switches that are off.
 
     Raises:
-      InputError: An attribute that this family does not know, or attention that looks ahead.
+      InputError: A key that this family does not know, or attention that is not causal.
     """
-    # Of every family, and null is false to transformers.
+    # transformers accepts is_causal in every family, and takes null for false.
     if self.has("is_causal") and self.get("is_causal") is not True:
       value = self.get("is_causal")
-      raise InputError(f"{self.where}: is_causal = {value!r} lets attention look ahead, which is not supported")
+      raise InputError(f"{self.where}: is_causal = {value!r}: attention that is not causal is not supported")
     for key, value in self._values.items():
       off = key in _OFF and value in (False, {}, [])
       if key not in self._taken and value is not None and not off:

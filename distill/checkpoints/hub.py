@@ -1,4 +1,4 @@
-"""Names to directories: a directory as it is, or a repository of the hub, downloaded once and kept in its cache."""
+"""Finds the directory of a model: a path, or a repository of the Hugging Face hub, which is downloaded once."""
 
 import os
 import pathlib
@@ -11,7 +11,7 @@ from distill.errors import InputError
 from distill.parallel.processes import fail_together
 
 _NAME = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w.-][\w./-]*))?", re.ASCII)
-# Nothing that would have to be run to be read, and no second copy of the weights in another format.
+# No code, no pickles, and no second copy of the weights in another format.
 _FILES = (
   "config.json",
   "model.safetensors",
@@ -26,19 +26,19 @@ _FILES = (
 
 
 def locate(name: str | os.PathLike[str], *, relative_to: pathlib.Path = pathlib.Path()) -> pathlib.Path:
-  """The directory that `name` means: a path, or `org/name` or `org/name@revision` of the hub.
+  """Returns the directory of a model or adapter, and downloads it if needed.
 
   Args:
-    name: A directory that exists goes before a repository of the same name.
+    name: A path, `org/name` or `org/name@revision`. An existing directory goes before a repository of the same name.
     relative_to: The directory that relative paths start from.
 
   Returns:
-    The directory, which may not exist if the name cannot be one of the hub.
+    The directory. It may not exist if the name cannot be one of the hub.
 
   Raises:
-    InputError: No such repository or revision, access that is not granted, or no network and nothing in the cache.
+    InputError: No such repository or revision, no access to it, or no network and not in the hub's cache.
   """
-  # What is a path on one host may be missing on another: all meet, whatever each of them finds.
+  # A path may exist on one host and be missing on another, so every process enters the collective in any case.
   with fail_together(os.fspath(name)):
     path = relative_to / name
     found = _NAME.fullmatch(os.fspath(name))
@@ -48,18 +48,18 @@ def locate(name: str | os.PathLike[str], *, relative_to: pathlib.Path = pathlib.
 
 
 def _download(name: str, *, repo: str, revision: str | None) -> pathlib.Path:
-  start = f"{name}: no such directory, and as a repository of the hub"
+  start = f"{name}: no such directory, and the hub's repository"
   try:
     return pathlib.Path(snapshot_download(repo, revision=revision, allow_patterns=list(_FILES)))
   except errors.GatedRepoError as error:
-    raise InputError(f"{start} it is gated; ask for access on its page, then `hf auth login`") from error
+    raise InputError(f"{start} is gated; ask for access on its page, then `hf auth login`") from error
   except errors.RepositoryNotFoundError as error:
-    raise InputError(f"{start} not found; correct the name, or `hf auth login` if it is private") from error
+    raise InputError(f"{start} was not found; correct the name, or `hf auth login` if it is private") from error
   except errors.RevisionNotFoundError as error:
-    raise InputError(f"{start} it has no revision {revision!r}; name a branch, a tag or a commit") from error
+    raise InputError(f"{start} has no revision {revision!r}; name a branch, a tag or a commit") from error
   except errors.LocalEntryNotFoundError as error:
-    raise InputError(f"{start} it is not in the cache and cannot be fetched; go online, or give a directory") from error
+    raise InputError(f"{start} is neither cached nor reachable; go online, or give a directory") from error
   except errors.HFValidationError as error:
-    raise InputError(f"{start} not a legal name; write org/name or org/name@revision") from error
-  except Exception as error:  # Of the network and of the cache there are many kinds.
-    raise InputError(f"{start} not to be reached ({type(error).__name__}); go online, or give a directory") from error
+    raise InputError(f"{start} has no legal name; write org/name or org/name@revision") from error
+  except Exception as error:  # Network and file-system errors have many types.
+    raise InputError(f"{start} cannot be reached ({type(error).__name__}); go online, or give a directory") from error

@@ -1,4 +1,4 @@
-"""The name table of a family: rows that tie a canonical parameter to where a checkpoint keeps it, both ways."""
+"""The name table of a family: which tensor of a checkpoint holds which canonical parameter, in which layout."""
 
 import dataclasses
 import re
@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """Columns of a tensor that holds several parameters: `start` to `stop` of every `period` columns, or of all."""
+  """Columns `start` to `stop` of a tensor that holds several parameters, or those columns of every `period`."""
 
   start: int
   stop: int
@@ -21,17 +21,17 @@ class Part:
     return value.reshape(*value.shape[:-1], value.shape[-1] // max(period, 1), period)[..., self.start : self.stop]
 
   def take(self, value: np.ndarray) -> np.ndarray:
-    """These columns of the last axis, which is a multiple of the period."""
+    """Returns these columns of the last axis, whose size is a multiple of the period."""
     found = self._grouped(value)
     return found.reshape(*value.shape[:-1], found.shape[-2] * found.shape[-1])
 
   def put(self, whole: np.ndarray, piece: np.ndarray) -> None:
-    """Writes these columns of a contiguous array."""
+    """Writes these columns of a contiguous array, in place."""
     target = self._grouped(whole)
     target[...] = piece.reshape(target.shape)
 
   def cuts(self, start: int, stop: int) -> list[slice]:
-    """Where columns `start` to `stop` of the piece are in the whole."""
+    """Returns the slices of the whole tensor that hold columns `start` to `stop` of this part."""
     width = self.stop - self.start
     if self.period is None:
       return [slice(self.start + start, self.start + stop)]
@@ -47,15 +47,16 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class TensorEntry:
-  """One parameter, or one piece of it, under both names.
+  """One canonical parameter, or a piece of it, with the tensor that holds it.
 
   Attributes:
     ours: Canonical name.
     theirs: Name in the HF checkpoint.
-    form: 'copy', 'transpose' ([…, out, in] for our […, in, out]) or 'conv' ([I, 1, W] for our [W, I]).
-    part: Of the checkpoint's tensor along OUR last axis, where it holds several of our parameters (fused projections);
-      together the parts cover it.
-    expert: Place on our leading axis, where the checkpoint holds one tensor an expert.
+    form: How the checkpoint stores it: 'copy', 'transpose' ([…, O, I] for our […, I, O]) or 'conv' ([I, 1, W] for our
+      [W, I]).
+    part: Columns of the tensor, in our layout, where it holds several parameters (fused projections). The parts of a
+      tensor cover it.
+    expert: Index on our first axis, where the checkpoint has one tensor for each expert.
   """
 
   ours: str
@@ -65,15 +66,19 @@ class TensorEntry:
   expert: int | None = None
 
 
-# What older versions stored beside the weights, and every version computes again.
+# Buffers that older versions of transformers saved. They are computed, not loaded.
 _BUFFER = re.compile(r"(.*\.)?(rotary_emb\.(inv_freq|cos_cached|sin_cached)|h\.\d+\.attn\.(bias|masked_bias))")
 
 
 def spellings(found: Iterable[str], *, table: Iterable[TensorEntry], ignored: str = "") -> dict[str, str]:
-  """Names of the table -> names in the file, for a checkpoint as people have it.
+  """Returns a dictionary from names of the table to names in the checkpoint.
 
-  Buffers of older versions are left out, and names that match `ignored`. A model saved without its head lacks the first
-  part of every name.
+  A model that was saved without its head lacks the first part of every name.
+
+  Args:
+    found: Names in the checkpoint. Buffers of older versions are left out.
+    table: The name table.
+    ignored: Regex for the start of further names to leave out.
   """
   found = [name for name in found if not _BUFFER.fullmatch(name) and not (ignored and re.match(ignored, name))]
   prefix = next(iter(table)).theirs.split(".", 1)[0] + "."
@@ -83,7 +88,7 @@ def spellings(found: Iterable[str], *, table: Iterable[TensorEntry], ignored: st
 
 
 def to_ours(value: np.ndarray, *, entry: TensorEntry) -> np.ndarray:
-  """A checkpoint's tensor as the piece of our parameter that `entry` describes."""
+  """Converts a tensor of a checkpoint to the piece of a canonical parameter that `entry` describes."""
   if entry.form == "transpose":
     value = _transposed(value)
   elif entry.form == "conv" and value.ndim == 3:
@@ -92,7 +97,7 @@ def to_ours(value: np.ndarray, *, entry: TensorEntry) -> np.ndarray:
 
 
 def checkpoint(table: Iterable[TensorEntry], *, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """Every tensor of the checkpoint, contiguous; undoes `to_ours`."""
+  """Returns every tensor of a checkpoint, contiguous; undoes `to_ours`."""
   tensors: dict[str, np.ndarray] = {}
   parts: dict[str, list[TensorEntry]] = {}
   for entry in table:

@@ -1,4 +1,4 @@
-"""JSON and its values from strangers: each is of the kind that was asked for, or the message names file and key."""
+"""Reads untrusted JSON: every value has the type that was asked for, or the message names file and key."""
 
 import json
 import math
@@ -15,14 +15,16 @@ _LARGEST = 2**31 - 1
 
 
 def regular(path: pathlib.Path, *, hint: str) -> int:
-  """Size in bytes of a plain file that does not lead out of its directory, but into a hub cache's own blobs.
+  """Checks that a path is an ordinary readable file and returns its size in bytes.
+
+  A link must stay in its directory; the hub's cache may link from its snapshots to its blobs.
 
   Args:
     path: The file.
-    hint: What to do when it is not there.
+    hint: What the user can do if it is missing.
 
   Raises:
-    InputError: It is missing, a directory, a device or a pipe, cannot be read, or is a link to another place.
+    InputError: It is missing, a directory, a device or a pipe, cannot be read, or links to another directory.
   """
   try:
     found = path.stat()
@@ -42,12 +44,12 @@ def regular(path: pathlib.Path, *, hint: str) -> int:
 
 
 def parse(text: bytes, *, where: str) -> dict[str, Any]:
-  """A JSON object of standard JSON: no name twice, no NaN, no nesting or number beyond reason.
+  """Parses a JSON object; refuses duplicate keys, NaN, and nesting deeper than 50 levels.
 
-  Infinity, which is no JSON, stands for no limit in lists called time_step_limit, and is refused anywhere else.
+  Infinity is not JSON. transformers 4 writes it in lists called time_step_limit, and only there it is accepted.
 
   Raises:
-    InputError: It is anything else; `where` begins the message.
+    InputError: The text is anything else; the message begins with `where`.
   """
 
   def unique(pairs):
@@ -99,10 +101,10 @@ def parse(text: bytes, *, where: str) -> dict[str, Any]:
 
 
 def read_json(path: pathlib.Path, *, hint: str = "give a directory in the Hugging Face format") -> dict[str, Any]:
-  """The JSON object of a file.
+  """Reads the JSON object in a file; `hint` tells the user what to do if the file is missing.
 
   Raises:
-    InputError: No such file, or not a JSON object as `parse` reads it.
+    InputError: No such file, or `parse` refuses its text.
   """
   path = pathlib.Path(path)
   if (size := regular(path, hint=hint)) > _MAX_JSON:
@@ -115,10 +117,16 @@ def read_json(path: pathlib.Path, *, hint: str = "give a directory in the Huggin
 
 
 def integer(value: Any, *, where: str, low: int = 1, high: int = _LARGEST) -> int:
-  """A whole number from `low` to `high`; `where` is file and key.
+  """Returns `value` as an int.
+
+  Args:
+    value: An int, or a float that is whole.
+    where: File and key, for the message.
+    low: The smallest allowed value.
+    high: The largest allowed value.
 
   Raises:
-    InputError: Another kind of value, or one out of range.
+    InputError: Another type, or out of range.
   """
   whole = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value) and value == int(value))
   if isinstance(value, bool) or not whole or not low <= value <= high:
@@ -127,10 +135,16 @@ def integer(value: Any, *, where: str, low: int = 1, high: int = _LARGEST) -> in
 
 
 def number(value: Any, *, where: str, low: float = -math.inf, high: float = math.inf) -> float:
-  """A finite number from `low` to `high`; `where` is file and key.
+  """Returns `value` as a float.
+
+  Args:
+    value: A finite int or float.
+    where: File and key, for the message.
+    low: The smallest allowed value.
+    high: The largest allowed value.
 
   Raises:
-    InputError: Another kind of value, or one out of range.
+    InputError: Another type, not finite, or out of range.
   """
   try:
     found = math.nan if isinstance(value, bool) or not isinstance(value, int | float) else float(value)
@@ -143,10 +157,10 @@ def number(value: Any, *, where: str, low: float = -math.inf, high: float = math
 
 
 def flag(value: Any, *, where: str) -> bool:
-  """true or false.
+  """Returns a bool; `where` is file and key, for the message.
 
   Raises:
-    InputError: Another kind of value.
+    InputError: Another type.
   """
   if not isinstance(value, bool):
     raise InputError(f"{where} = {_short(value)}: expected true or false")
@@ -156,6 +170,6 @@ def flag(value: Any, *, where: str) -> bool:
 def _short(value: Any) -> str:
   try:
     text = repr(value)
-  except (ValueError, RecursionError):  # A number of more digits than Python prints, or nesting.
+  except (ValueError, RecursionError):  # More digits than Python prints, or deep nesting.
     return f"a huge {type(value).__name__}"
   return text if len(text) <= 60 else f"{text[:57]}…"

@@ -1,4 +1,4 @@
-"""safetensors, one file or several with an index; files from strangers are checked before they are believed."""
+"""Reads and writes safetensors, one file or several with an index. Headers of untrusted files are checked in full."""
 
 import concurrent.futures
 import dataclasses
@@ -18,7 +18,7 @@ from distill.errors import InputError
 from distill.files.json_file import parse, read_json, regular
 from distill.files.tensors import Pending, Stored, TensorReader, finite
 
-# In the order in which the reference writer sorts them, so that what it wrote comes out byte for byte.
+# In the order of the reference writer, so that a file that it wrote is reproduced byte by byte.
 DTYPES: Mapping[str, np.dtype] = {
   "F64": np.dtype(np.float64),
   "I64": np.dtype(np.int64),
@@ -45,7 +45,7 @@ _AGAIN = "fetch the file again"
 
 
 def read(directory: pathlib.Path, *, stem: str) -> dict[str, np.ndarray]:
-  """All tensors of `{stem}.safetensors`, or of the files that `{stem}.safetensors.index.json` names.
+  """Reads all tensors of `{stem}.safetensors`, or of the files that `{stem}.safetensors.index.json` lists.
 
   Raises:
     InputError: What `stored` raises, or values that are not finite.
@@ -59,12 +59,12 @@ def read(directory: pathlib.Path, *, stem: str) -> dict[str, np.ndarray]:
 
 
 def header(directory: pathlib.Path, *, stem: str) -> dict[str, tuple[str, tuple[int, ...]]]:
-  """(dtype, shape) of every tensor, without reading any."""
+  """Returns (dtype, shape) of every tensor, from the headers alone."""
   return {name: (_NAMES[one.dtype], one.shape) for name, one in stored(directory, stem=stem).items()}
 
 
 def stored(directory: pathlib.Path, *, stem: str) -> dict[str, Stored]:
-  """Where every tensor lies, checked against the headers, the files' sizes and the index where there is one.
+  """Returns the place of every tensor, checked against the headers, the file sizes and the index if there is one.
 
   Raises:
     InputError: Missing, truncated or damaged files, duplicate names, or tensors that are not where the index says.
@@ -94,7 +94,12 @@ def stored(directory: pathlib.Path, *, stem: str) -> dict[str, Stored]:
 
 
 def digest(directory: pathlib.Path, *, stem: str, settings: str) -> str:
-  """SHA-256 of the JSON file `settings` and of the files with the tensors of `stem`, read side by side.
+  """Returns a SHA-256 of a JSON file and of the files with the tensors; files are read in parallel.
+
+  Args:
+    directory: The directory of all of them.
+    stem: Name of the safetensors files.
+    settings: Name of the JSON file.
 
   Raises:
     InputError: What `stored` raises.
@@ -139,7 +144,7 @@ def _header(path: pathlib.Path, *, hint: str = "weights must be in the safetenso
 
 
 def _entry(path: pathlib.Path, name: str, entry: Any) -> tuple[int, Stored]:
-  """(first byte after the header, place) of one line of a header."""
+  """Returns (offset of the first byte after the header, the tensor) for one entry of a header."""
   where = f"{path}: tensor {name!r}"
   if not name or len(name) > 1000 or not name.isprintable() or "/" in name or "\\" in name:
     raise InputError(f"{where[:200]}: not a name of a tensor; the file is not to be trusted")
@@ -158,7 +163,7 @@ def _entry(path: pathlib.Path, name: str, entry: Any) -> tuple[int, Stored]:
   size = math.prod(shape) * DTYPES[dtype].itemsize
   if offsets[1] - offsets[0] != size:
     raise InputError(f"{where}: {offsets[1] - offsets[0]:,} bytes, its shape needs {size:,}; {_AGAIN}")
-  # Beside a dimension of 0 the others are not bounded by the file's size.
+  # If one dimension is 0, the file's size does not bound the others.
   if math.prod(one for one in shape if one) >= 2**48:
     raise InputError(f"{where}: shape {str(shape)[:60]} is beyond what arrays can have; {_AGAIN}")
   return offsets[0], Stored(path=path, dtype=DTYPES[dtype], shape=tuple(shape), offset=0)
@@ -171,9 +176,13 @@ def write(
   stem: str,
   max_file_bytes: int = 5 * 10**9,
 ) -> None:
-  """Writes `{stem}.safetensors`, or several files and an index when they would be larger than `max_file_bytes`.
+  """Writes `{stem}.safetensors`, or several files and an index.
 
-  One tensor is in memory at a time where they are `Pending`.
+  Args:
+    directory: An existing directory.
+    tensors: Arrays, or `Pending` ones, of which one is in memory at a time.
+    stem: Name of the files.
+    max_file_bytes: Tensors are split into several files above this size.
   """
   waiting = {name: x if isinstance(x, Pending) else _pending(x) for name, x in tensors.items()}
   parts: list[dict[str, Pending]] = [{}]

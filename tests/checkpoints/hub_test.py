@@ -1,4 +1,4 @@
-"""Models by their names on the hub, from its cache on disk; nothing here goes online."""
+"""Models are found by their hub names in its cache on disk; no test goes online."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ COMMIT = "c0ffee" * 6 + "c0ff"
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch, llama_dir):
-  """A cache that holds `lab/old` on its branch main, as the hub's client lays it out, and no network."""
+  """Offline, with the branch main of `lab/old` in the hub's cache, in the layout of the hub's client."""
   home = tmp_path / "hub" / "models--lab--old"
   snapshot = home / "snapshots" / COMMIT
   for directory in (home / "blobs", home / "refs", snapshot):
@@ -33,7 +33,7 @@ def cache(tmp_path, monkeypatch, llama_dir):
 
 
 @pytest.mark.parametrize("name", ["lab/old", "lab/old@main", f"lab/old@{COMMIT}"])
-def test_a_cached_model_is_found_offline_and_read_through_the_caches_links(cache, llama_dir, name):
+def test_a_cached_model_is_loaded_offline_through_links_to_blobs(cache, llama_dir, name):
   directory = hub.locate(name)
   assert directory == cache
   _, params = hf.load(directory)
@@ -42,7 +42,7 @@ def test_a_cached_model_is_found_offline_and_read_through_the_caches_links(cache
   assert load_tokenizer(name)("old")["input_ids"] == load_tokenizer(llama_dir)("old")["input_ids"]
 
 
-def test_a_link_of_a_cache_that_leads_elsewhere_is_refused(cache, tmp_path):
+def test_a_link_out_of_the_hub_cache_is_refused(cache, tmp_path):
   shutil.copy(cache / "config.json", tmp_path / "real.json")
   (cache / "config.json").unlink()
   (cache / "config.json").symlink_to(tmp_path / "real.json")
@@ -60,13 +60,13 @@ def test_an_adapter_in_a_subfolder_of_a_repository_is_read(cache, adapter_dirs):
   assert read_adapter(hub.locate("lab/old"), config=hf_config.read_config(cache)).edits
 
 
-def test_what_is_not_cached_cannot_be_had_offline(cache):
+def test_a_model_that_is_not_cached_is_refused_offline(cache):
   for name in ("lab/new", "lab/old@v2"):
     with pytest.raises(InputError, match=f"{name}: no such directory, .* go online"):
       hub.locate(name)
 
 
-def test_directories_go_before_names_and_paths_are_never_looked_up(tmp_path, monkeypatch):
+def test_directories_go_before_hub_names_and_paths_are_not_looked_up(tmp_path, monkeypatch):
   monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: pytest.fail("looked up"))
   (tmp_path / "lab/old").mkdir(parents=True)
   monkeypatch.chdir(tmp_path)
@@ -84,7 +84,7 @@ def fails(monkeypatch, error):
 
 
 class Response:
-  """What the client's errors want to be made of."""
+  """A stand-in for the response that errors of the hub's client carry."""
 
   headers: dict = {}
   request = None
@@ -98,12 +98,12 @@ class Response:
     (errors.RepositoryNotFoundError, "not found; correct the name"),
     (errors.RevisionNotFoundError, "no revision 'v9'"),
     (errors.LocalEntryNotFoundError, "go online"),
-    (errors.HFValidationError, "not a legal name"),
-    (ConnectionError, "not to be reached"),
-    (KeyError, "not to be reached"),
+    (errors.HFValidationError, "no legal name"),
+    (ConnectionError, "cannot be reached"),
+    (KeyError, "cannot be reached"),
   ],
 )
-def test_what_the_hub_answers_is_told_in_one_line(monkeypatch, kind, says):
+def test_an_error_of_the_hub_becomes_one_line_with_advice(monkeypatch, kind, says):
   error = kind("no", response=Response()) if issubclass(kind, errors.HfHubHTTPError) else kind("no\nand no")
   fails(monkeypatch, error)
   with pytest.raises(InputError, match=says) as caught:
@@ -111,7 +111,7 @@ def test_what_the_hub_answers_is_told_in_one_line(monkeypatch, kind, says):
   assert str(caught.value).startswith("lab/secret@v9: ") and "\n" not in str(caught.value)
 
 
-def test_only_files_that_nothing_has_to_be_run_for_are_fetched(monkeypatch, tmp_path):
+def test_no_code_and_no_pickles_are_downloaded(monkeypatch, tmp_path):
   asked = {}
 
   def download(repo, *, revision, allow_patterns):

@@ -26,7 +26,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
   """
   have = Attributes({"max_position_embeddings": 262144, **values}, where=where)
   have.only("hidden_act", ("silu",))
-  # How kernels cut rows, what generation keeps, and a term of a loss.
+  # Chunks of the kernels, logits that generation computes, and a term of the training loss.
   have.ignore("mamba_chunk_size", "num_logits_to_keep", "z_loss_coefficient")
   sizes, bias = heads(have, kv=None if have.has("num_key_value_heads") else 8), have.flag("attention_bias")
   rope = read_rope(have, head_dim=sizes["head_dim"], partial=True, fraction=_ROTATED)

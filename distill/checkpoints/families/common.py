@@ -1,4 +1,4 @@
-"""What the families share: heads, layers and the rest of a configuration, and rows of their name tables."""
+"""Shared by the families: reading and writing parts of config.json, and parts of the name tables."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -18,10 +18,15 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 
 
 def heads(have: Attributes, *, kv: int | None = None, head_dim: int | None = None) -> dict[str, Any]:
-  """`num_heads`, `num_kv_heads` and `head_dim`, the last two with the family's defaults or those of plain attention.
+  """Reads `num_heads`, `num_kv_heads` and `head_dim`.
+
+  Args:
+    have: The keys of config.json.
+    kv: The family's default for the number of key heads; without one, that of query heads.
+    head_dim: The family's default for the width of a head; without one, the model's width over its heads.
 
   Raises:
-    InputError: Key heads that do not divide query heads.
+    InputError: The number of key heads does not divide that of query heads.
   """
   width, count = have.integer("hidden_size"), have.integer("num_attention_heads")
   kv = have.integer("num_key_value_heads", kv or count)
@@ -32,14 +37,14 @@ def heads(have: Attributes, *, kv: int | None = None, head_dim: int | None = Non
 
 
 def window(have: Attributes, default: int | None = None) -> int | None:
-  """`sliding_window`, None where it is null; `default` where it is absent."""
+  """Reads `sliding_window`: None if it is null, `default` if it is absent."""
   if have.get("sliding_window") is None and (default is None or have.has("sliding_window")):
     return None
   return have.integer("sliding_window", default)
 
 
 def layer_windows(have: Attributes, default: Sequence[str], *, size: int | None) -> tuple[int | None, ...]:
-  """The window of each layer by `layer_types`: `size` on sliding layers, None on full ones.
+  """Reads the window of each layer from `layer_types`: `size` on sliding layers, None on full ones.
 
   Raises:
     InputError: Sliding layers without a window.
@@ -59,15 +64,15 @@ def windowed(
   mlp: MlpConfig | MoeConfig,
   local: RopeConfig | None = None,
 ) -> list[LayerConfig]:
-  """Layers of `mixer` and `mlp` that differ in their window, as `layer_types` says.
+  """Reads layers that differ in their window, as `layer_types` says.
 
   Args:
-    have: The configuration.
-    default: Kind of each layer where it does not say.
-    size: Window of the sliding ones.
-    mixer: The full ones.
-    mlp: Of all.
-    local: Rope of the sliding ones, if it is another.
+    have: The keys of config.json.
+    default: Type of each layer if `layer_types` is absent.
+    size: Window of the sliding layers.
+    mixer: Attention of the full layers.
+    mlp: MLP of all layers.
+    local: Rope of the sliding layers; by default that of `mixer`.
 
   Raises:
     InputError: Sliding layers without a window.
@@ -80,10 +85,18 @@ def windowed(
 def decoder(
   have: Attributes, *, family: str, layers: Sequence[LayerConfig], norm_eps: float = 1e-6, tied: bool = False, **changes
 ) -> DecoderConfig:
-  """The configuration, when everything that is the family's own has been taken.
+  """Reads the keys that all families share, then refuses those that nobody has read.
+
+  Args:
+    have: The keys of config.json, of which the family has read its own.
+    family: Name of the family.
+    layers: The layers.
+    norm_eps: The family's default for `rms_norm_eps`.
+    tied: The family's default for `tie_word_embeddings`.
+    **changes: Further fields of the configuration.
 
   Raises:
-    InputError: An attribute that nothing has understood.
+    InputError: A key that was not read.
   """
   config = DecoderConfig(
     family=family,
@@ -101,19 +114,19 @@ def decoder(
 
 
 def mixers(config: DecoderConfig) -> list[AttentionConfig]:
-  """The attention of every layer, of a family that has nothing else."""
+  """Returns the attention of every layer, for families in which every layer has one."""
   found = [layer.mixer for layer in config.layers if isinstance(layer.mixer, AttentionConfig)]
   assert len(found) == len(config.layers), config.family
   return found
 
 
 def dense(config: DecoderConfig) -> MlpConfig:
-  """The MLP of the layers that are not mixtures, which is one and the same."""
+  """Returns the MLP of the layers without experts, which is the same in all."""
   return next(layer.mlp for layer in config.layers if isinstance(layer.mlp, MlpConfig))
 
 
 def written(config: DecoderConfig) -> dict[str, Any]:
-  """The attributes that every family but GPT-2 writes alike."""
+  """Returns the keys that most attention-only families write."""
   mixer, mlp = mixers(config)[0], config.layers[0].mlp
   assert mlp is not None, config.family
   ropes = [x.rope for x in mixers(config) if x.rope is not None]
@@ -135,20 +148,20 @@ def written(config: DecoderConfig) -> dict[str, Any]:
 
 
 def written_windows(config: DecoderConfig) -> dict[str, Any]:
-  """`layer_types` and `sliding_window`."""
+  """Returns `layer_types` and `sliding_window`."""
   windows = [mixer.window for mixer in mixers(config)]
   size = next((x for x in windows if x is not None), None)
   return {"layer_types": [FULL if x is None else SLIDING for x in windows], "sliding_window": size}
 
 
 def written_ropes(layers: Sequence[AttentionConfig]) -> dict[str, Any]:
-  """`rope_parameters` nested by kind of layer; a kind that no layer has is left to the family's default."""
+  """Returns `rope_parameters` nested by layer type, without types that no layer has."""
   ropes = {FULL if x.window is None else SLIDING: x.rope for x in layers}
   return {kind: write_rope(rope) for kind, rope in ropes.items() if rope is not None}
 
 
 def linear(ours: str, theirs: str, *, bias: bool = False) -> list[TensorEntry]:
-  """Rows of one projection."""
+  """Returns the entries of one projection."""
   kernel = TensorEntry(f"{ours}.kernel", f"{theirs}.weight", "transpose")
   return [kernel, TensorEntry(f"{ours}.bias", f"{theirs}.bias")] if bias else [kernel]
 
@@ -156,14 +169,14 @@ def linear(ours: str, theirs: str, *, bias: bool = False) -> list[TensorEntry]:
 def fused(
   sizes: Mapping[str, int], *, ours: str, theirs: str, form: str = "transpose", grouped: bool = False
 ) -> list[TensorEntry]:
-  """Rows of parameters that stand one after the other in one tensor.
+  """Returns the entries of parameters that are concatenated in one tensor.
 
   Args:
-    sizes: What takes the place of {} in `ours` -> columns; of one group where they are grouped.
-    ours: Pattern of our names.
-    theirs: The tensor.
-    form: Of an `TensorEntry`.
-    grouped: The tensor is a row of groups that hold columns of each.
+    sizes: Replacement for {} in `ours` -> number of columns (in one group, if grouped).
+    ours: Pattern of the canonical names.
+    theirs: Name of the tensor.
+    form: Form of the entries.
+    grouped: The tensor is a sequence of groups, each with columns of all parameters.
   """
   rows, start, period = [], 0, sum(sizes.values()) if grouped else None
   for name, size in sizes.items():
@@ -173,7 +186,7 @@ def fused(
 
 
 def frame(config: DecoderConfig) -> list[TensorEntry]:
-  """Embedding, final norm and head."""
+  """Returns the entries of embedding, final norm and head."""
   rows = [TensorEntry("embed.table", "model.embed_tokens.weight"), TensorEntry("norm.scale", "model.norm.weight")]
   return rows if config.tie_embeddings else [*rows, *linear("head", "lm_head")]
 
@@ -191,7 +204,7 @@ _NORMS = {
 
 
 def norms(index: int, *, config: DecoderConfig) -> list[TensorEntry]:
-  """Norms around the mixer and the MLP of one layer."""
+  """Returns the entries of the norms around the mixer and the MLP of one layer."""
   return [
     TensorEntry(f"layers.{index}.{ours}.scale", f"model.layers.{index}.{theirs}_layernorm.weight")
     for ours, theirs in _NORMS[config.norms]
@@ -199,14 +212,21 @@ def norms(index: int, *, config: DecoderConfig) -> list[TensorEntry]:
 
 
 def mlp(index: int, *, spec: MlpConfig) -> list[TensorEntry]:
-  """Projections of the gated MLP of one layer."""
+  """Returns the entries of the gated MLP of one layer."""
   ours, theirs = f"layers.{index}.mlp", f"model.layers.{index}.mlp"
   names = ("gate", "up", "down")
   return [row for x in names for row in linear(f"{ours}.{x}", f"{theirs}.{x}_proj", bias=spec.use_bias)]
 
 
 def experts(index: int, *, spec: MoeConfig, block: str, names: dict[str, str]) -> list[TensorEntry]:
-  """Router and experts of one layer, where the checkpoint holds one tensor an expert and a projection."""
+  """Returns the entries of a router and of experts that are separate tensors.
+
+  Args:
+    index: Number of the layer.
+    spec: Its mixture of experts.
+    block: Name of the block in the checkpoint.
+    names: Our names of the projections -> those in the checkpoint.
+  """
   ours, theirs = f"layers.{index}.mlp", f"model.layers.{index}.{block}"
   rows = linear(f"{ours}.router", f"{theirs}.gate")
   for expert in range(spec.num_experts):
@@ -218,7 +238,7 @@ def experts(index: int, *, spec: MoeConfig, block: str, names: dict[str, str]) -
 
 
 def attention(index: int, *, spec: AttentionConfig) -> list[TensorEntry]:
-  """Projections, norms and sinks of one attention layer."""
+  """Returns the entries of one attention layer."""
   ours, theirs = f"layers.{index}.mixer", f"model.layers.{index}.self_attn"
   rows = [row for name in "qkv" for row in linear(f"{ours}.{name}", f"{theirs}.{name}_proj", bias=spec.use_bias)]
   rows += linear(f"{ours}.o", f"{theirs}.o_proj", bias=spec.use_out_bias)
@@ -228,7 +248,7 @@ def attention(index: int, *, spec: AttentionConfig) -> list[TensorEntry]:
 
 
 def dense_table(config: DecoderConfig) -> tuple[TensorEntry, ...]:
-  """Every parameter of a model of attention and gated MLPs with the usual names."""
+  """Returns the name table of a model of attention and gated MLPs with the names of Llama."""
   rows = frame(config)
   for index, (layer, mixer) in enumerate(zip(config.layers, mixers(config), strict=True)):
     assert isinstance(layer.mlp, MlpConfig), layer.mlp

@@ -1,4 +1,4 @@
-"""Gemma 1, and what 2 and 3 share with it: scaled embeddings, norm scales stored as differences from one."""
+"""Gemma 1: scaled embeddings, norm scales stored as differences from one. Gemma 2 and 3 share them."""
 
 import math
 from collections.abc import Mapping
@@ -23,9 +23,9 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
   """
   have = Attributes(values, where=where)
   have.only("use_bidirectional_attention", (False,))
-  # Transformers reads hidden_act alone.
+  # transformers reads hidden_act only.
   have.only("hidden_activation", (ACT, "gelu"))
-  # The first checkpoints say gelu and were trained with its tanh form.
+  # The first checkpoints say gelu but were trained with its tanh approximation.
   act = ACT if have.get("hidden_act") == "gelu" else have.activation(default=ACT)
   sizes, bias = heads(have, kv=16, head_dim=256), have.flag("attention_bias")
   rope = read_rope(have, head_dim=sizes["head_dim"])
@@ -36,7 +36,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
 
 
 def traits(have: Attributes) -> dict[str, Any]:
-  """What makes a decoder a Gemma."""
+  """Returns the fields that every Gemma has, for `common.decoder`."""
   scale = math.sqrt(have.integer("hidden_size"))
   return {"tied": True, "norm_offset": 1.0, "embed_scale": scale, "round_embed_scale": True}
 

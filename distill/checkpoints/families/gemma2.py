@@ -52,12 +52,12 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
 
 
 def query_scale(have: Attributes) -> float:
-  """What query-key products are multiplied by."""
+  """Returns the factor of query-key products."""
   return have.integer("query_pre_attn_scalar", 256) ** -0.5
 
 
 def softcap(have: Attributes, key: str, default: float | None) -> float | None:
-  """A softcap, None where it is null.
+  """Reads a softcap; null is None.
 
   Raises:
     InputError: It is not a positive number.

@@ -32,7 +32,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
   """
   have = Attributes(values, where=where)
   have.only("use_bidirectional_attention", (False,))
-  # No layer of this family reads them, though its configurations carry them.
+  # Configurations of this family have these keys, but no layer in transformers reads them.
   have.ignore("attn_logit_softcapping", "_sliding_window_pattern", "hidden_act")
   sizes, bias = heads(have, kv=4, head_dim=256), have.flag("attention_bias")
   every = have.integer("sliding_window_pattern", 6)

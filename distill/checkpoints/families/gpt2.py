@@ -14,7 +14,7 @@ from distill.nn.attention import AttentionConfig
 from distill.nn.mlp import MlpConfig
 
 _SUMMARY = ("type", "use_proj", "activation", "proj_to_labels", "first_dropout", "last_dropout")
-# Names of other families, which transformers takes as well.
+# Names of other families, which transformers accepts too.
 _RENAMED = {
   "hidden_size": "n_embd",
   "num_hidden_layers": "n_layer",
@@ -90,7 +90,7 @@ def write(config: DecoderConfig) -> dict[str, Any]:
 
 
 def table(config: DecoderConfig) -> tuple[TensorEntry, ...]:
-  """Every parameter under both names; Conv1D kernels are stored [in, out], as ours are."""
+  """Returns the name table; Conv1D kernels are stored [I, O], as ours are."""
   rows = [
     TensorEntry("embed.table", "transformer.wte.weight"),
     TensorEntry("positions.table", "transformer.wpe.weight"),

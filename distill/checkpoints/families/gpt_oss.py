@@ -45,7 +45,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
   roped = values.get("rope_parameters") or values.get("rope_scaling")
   have = Attributes(values if roped else {**values, "rope_parameters": _ROPE}, where=where)
   have.only("hidden_act", ("silu",))
-  # Written beside the attributes of the same meaning that transformers reads.
+  # Duplicates of keys that transformers reads.
   have.ignore("experts_per_token", "initial_context_length")
   sizes, bias = heads(have, kv=8, head_dim=64), have.flag("attention_bias", True)
   default = [FULL if i % 2 else SLIDING for i in range(have.integer("num_hidden_layers"))]

@@ -1,4 +1,4 @@
-"""Granite 4: Mamba-2 mixers with attention on a few layers, four multipliers, and experts beside a shared MLP."""
+"""Granite 4: Mamba-2 mixers with attention on a few layers, four multipliers, and experts with a shared MLP."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,7 +26,7 @@ from distill.nn.mamba2 import Mamba2Config
 from distill.nn.mlp import MlpConfig
 from distill.nn.moe import MoeConfig
 
-# Names of before version 5.
+# Names before version 5 of transformers.
 _EARLIER = {"mamba": LINEAR, "attention": FULL}
 
 
@@ -39,7 +39,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
   have = Attributes(values, where=where)
   have.only("hidden_act", ("silu",))
   have.only("normalization_function", ("rmsnorm",))
-  # How fresh weights were drawn, and how kernels cut rows.
+  # Initialisation, and chunks of the kernels.
   have.ignore("init_method", "mamba_chunk_size")
   sizes, bias = heads(have), have.flag("attention_bias")
   rope, place = read_rope(have, head_dim=sizes["head_dim"]), have.get("position_embedding_type")
@@ -71,7 +71,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
 
 
 def _mlp(have: Attributes) -> MlpConfig | MoeConfig:
-  """The MLP that serves every token, alone or beside experts."""
+  """Reads the MLP of a layer: a shared one, alone or with experts."""
   shared, count = have.integer("shared_intermediate_size", 1024), have.get("num_local_experts")
   if type(count) is int and count == 0:
     have.ignore("num_experts_per_tok", "intermediate_size")
@@ -132,13 +132,13 @@ def table(config: DecoderConfig) -> tuple[TensorEntry, ...]:
 
 
 def _shared(ours: str, theirs: str, *, width: int) -> list[TensorEntry]:
-  """Rows of an MLP whose gate stands before what it gates."""
+  """Returns the entries of an MLP whose gate and up projections are concatenated."""
   rows = fused({"gate": width, "up": width}, ours=f"{ours}.{{}}.kernel", theirs=f"{theirs}.input_linear.weight")
   return [*rows, *linear(f"{ours}.down", f"{theirs}.output_linear")]
 
 
 def _experts(ours: str, theirs: str, *, spec: MoeConfig) -> list[TensorEntry]:
-  """Rows of a router and of experts that are one tensor a projection."""
+  """Returns the entries of a router and of experts with one tensor for each projection."""
   return [
     *linear(f"{ours}.router", f"{theirs}.router.layer"),
     *_shared(f"{ours}.experts", theirs, width=spec.width),

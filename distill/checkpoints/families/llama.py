@@ -1,4 +1,4 @@
-"""Llama 2 and 3, and what is exactly it."""
+"""Llama 2 and 3, and models of the same architecture."""
 
 from collections.abc import Mapping
 from typing import Any

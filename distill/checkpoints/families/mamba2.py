@@ -1,4 +1,4 @@
-"""Mamba-2: state-space mixers alone."""
+"""Mamba-2: state-space mixers without MLPs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,12 +11,12 @@ from distill.checkpoints.name_table import TensorEntry
 from distill.models.config import DecoderConfig, LayerConfig
 from distill.nn.mamba2 import Mamba2Config
 
-# How fresh weights are drawn, how kernels cut rows, and in which dtype transformers adds: nothing of the function.
+# Initialisation, chunks of the kernels, and the dtype of the residual stream: none changes the function.
 _IGNORED = """
   time_step_rank time_step_min time_step_max time_step_floor time_step_scale time_step_init_scheme
   rescale_prenorm_residual residual_in_fp32 chunk_size norm_before_gate use_mambapy
 """
-# The state is all that a model of this family keeps of a text, however long.
+# The state has a fixed size, so there is no longest sequence.
 _POSITIONS = 2**31 - 1
 
 

@@ -24,7 +24,7 @@ from distill.nn.attention import AttentionConfig
 from distill.nn.mlp import MlpConfig
 from distill.nn.rope import LongRope
 
-# Two names that longrope had before it was called so.
+# Earlier names of longrope.
 _LONGROPE = ("su", "yarn")
 
 
@@ -58,7 +58,7 @@ def write(config: DecoderConfig) -> dict[str, Any]:
   original = {
     "original_max_position_embeddings": scaling.original_max_positions if isinstance(scaling, LongRope) else 4096
   }
-  # Special tokens have defaults beyond a small vocabulary.
+  # transformers' default ids of special tokens may lie outside a small vocabulary.
   return {**written(config), "sliding_window": mixer.window, **original, "pad_token_id": None}
 
 

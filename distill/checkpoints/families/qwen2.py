@@ -36,16 +36,16 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
 
 
 def switched_window(have: Attributes) -> int | None:
-  """`sliding_window` where `use_sliding_window` is on."""
+  """Reads `sliding_window`, or None if `use_sliding_window` is off."""
   size = window(have, default=4096)
   return size if have.flag("use_sliding_window") else None
 
 
 def switched_layers(have: Attributes, *, mixer: AttentionConfig) -> list[LayerConfig]:
-  """Layers of `mixer` and a gated MLP, with windows as `layer_types` or `max_window_layers` say.
+  """Reads layers with windows where `layer_types` or `max_window_layers` say so.
 
   Raises:
-    InputError: Neither can be understood.
+    InputError: A key is missing or not supported.
   """
   size, first = switched_window(have), have.number("max_window_layers", 28)
   default = [SLIDING if size is not None and i >= first else FULL for i in range(have.integer("num_hidden_layers"))]

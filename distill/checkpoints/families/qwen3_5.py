@@ -32,7 +32,11 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
 
 
 def hybrid(have: Attributes, *, kv: int) -> list[AttentionConfig | GatedDeltaConfig]:
-  """The mixer of every layer: gated delta rule or gated attention, this one with `kv` key heads unless it says so.
+  """Reads the mixer of every layer: gated delta rule or gated attention.
+
+  Args:
+    have: The keys of config.json.
+    kv: The family's default for the number of key heads.
 
   Raises:
     InputError: An attribute is missing or not supported.
@@ -67,10 +71,10 @@ def write(config: DecoderConfig) -> dict[str, Any]:
 
 
 def written_hybrid(config: DecoderConfig) -> dict[str, Any]:
-  """All attributes but those of MLPs.
+  """Returns all keys but those of the MLPs.
 
   Raises:
-    InputError: There are layers of one kind only.
+    InputError: All layers have the same type, which config.json cannot express.
   """
   full = next((x.mixer for x in config.layers if isinstance(x.mixer, AttentionConfig)), None)
   delta = next((x.mixer for x in config.layers if isinstance(x.mixer, GatedDeltaConfig)), None)
@@ -116,13 +120,13 @@ def table(config: DecoderConfig) -> tuple[TensorEntry, ...]:
 
 
 def delta(index: int, *, spec: GatedDeltaConfig, interleaved: bool = False) -> list[TensorEntry]:
-  """Rows of one gated delta layer.
+  """Returns the entries of one gated delta layer.
 
   Args:
-    index: Of the layer.
-    spec: Of its mixer.
-    interleaved: The checkpoint has q, k, v, z in one tensor and b, a in another, both a group after the other of what
-      belongs to one key head (Qwen 3 Next); else q, k, v one after the other in one tensor, and the rest in others.
+    index: Number of the layer.
+    spec: Its mixer.
+    interleaved: The checkpoint has q, k, v, z in one tensor and b, a in another, each grouped by key head.
+      Otherwise q, k, v are concatenated in one tensor and z, b, a have one each.
   """
   ours, theirs = f"layers.{index}.mixer", f"model.layers.{index}.linear_attn"
   groups, served = spec.num_key_heads, spec.num_value_heads // spec.num_key_heads

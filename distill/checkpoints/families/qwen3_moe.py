@@ -37,7 +37,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
   """
   have = Attributes(values, where=where)
   sizes, bias, act = heads(have, kv=4), have.flag("attention_bias"), have.activation()
-  # Every layer has the window, whatever this says.
+  # transformers gives every layer the window, and does not read this key.
   have.ignore("max_window_layers")
   mixer = AttentionConfig(
     **sizes,
@@ -60,21 +60,26 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
 
 
 def sparse(have: Attributes, *, mixture: MoeConfig, width: int) -> list[MlpConfig | MoeConfig]:
-  """What every layer has in its place: the mixture, or a plain MLP, of `width` unless `intermediate_size` says so.
+  """Reads the MLP of every layer: the mixture of experts, or a plain MLP.
+
+  Args:
+    have: The keys of config.json.
+    mixture: The mixture of experts.
+    width: The family's default for the width of the plain MLP.
 
   Raises:
-    InputError: An attribute is not supported.
+    InputError: A key is not supported.
   """
   plain = MlpConfig(width=have.integer("intermediate_size", width), act=mixture.act)
-  every, kept = have.integer("decoder_sparse_step", 1), have.take("mlp_only_layers", [])
-  if not isinstance(kept, list | tuple):
-    raise InputError(f"{have.where}: mlp_only_layers = {kept!r} must be a list of layer numbers")
+  every, plain_layers = have.integer("decoder_sparse_step", 1), have.take("mlp_only_layers", [])
+  if not isinstance(plain_layers, list | tuple):
+    raise InputError(f"{have.where}: mlp_only_layers = {plain_layers!r} must be a list of layer numbers")
   count = have.integer("num_hidden_layers")
-  return [mixture if i not in kept and (i + 1) % every == 0 else plain for i in range(count)]
+  return [mixture if i not in plain_layers and (i + 1) % every == 0 else plain for i in range(count)]
 
 
 def written_sparse(config: DecoderConfig) -> dict[str, Any]:
-  """The attributes that `sparse` reads, and those of the mixture."""
+  """Returns the keys that `sparse` reads, and those of the mixture."""
   mlps = [layer.mlp for layer in config.layers]
   fields: dict[str, Any] = {}
   for spec in mlps:
@@ -109,7 +114,7 @@ def table(config: DecoderConfig) -> tuple[TensorEntry, ...]:
 
 
 def sparse_mlp(index: int, *, spec: MlpConfig | MoeConfig | None) -> list[TensorEntry]:
-  """Rows of a mixture, with its shared expert if it has one, or of the MLP in its place."""
+  """Returns the entries of a mixture with its shared expert, or of a plain MLP."""
   if not isinstance(spec, MoeConfig):
     assert spec is not None, index
     return mlp(index, spec=spec)

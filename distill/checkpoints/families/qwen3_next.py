@@ -1,4 +1,4 @@
-"""Qwen 3 Next: gated delta rule and gated attention, with mixtures of experts of which one serves every token."""
+"""Qwen 3 Next: gated delta rule and gated attention, with mixtures of experts and a shared expert."""
 
 from collections.abc import Mapping
 from typing import Any

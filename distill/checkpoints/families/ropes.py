@@ -1,4 +1,4 @@
-"""Rotary settings of Hugging Face configurations, in the form of version 5 and in the one before."""
+"""Rotary embeddings in Hugging Face configurations, as version 5 of transformers and as earlier ones write them."""
 
 import math
 from collections.abc import Mapping
@@ -15,17 +15,17 @@ from distill.nn.rope import DynamicNtk, Interpolation, Llama3, LongRope, RopeCon
 def read_rope(
   have: Attributes, *, head_dim: int, theta: float = 10_000.0, partial: bool = False, fraction: float = 1.0
 ) -> RopeConfig:
-  """The one rotary embedding of a model: `rope_parameters`, or `rope_scaling` with `rope_theta` beside it.
+  """Reads the rotary embedding of a model: `rope_parameters`, or `rope_scaling` and `rope_theta`.
 
   Args:
-    have: The configuration.
+    have: The keys of config.json.
     head_dim: Width of a head.
-    theta: Base where the configuration names none.
-    partial: Whether the family can rotate a part of a head.
-    fraction: That part where the configuration names none.
+    theta: The family's default base.
+    partial: The family can rotate a fraction of a head.
+    fraction: The family's default fraction.
 
   Raises:
-    InputError: An unknown kind or setting, or one that is missing.
+    InputError: An unknown type or setting, or a missing one.
   """
   fields = _mapping(have, "rope_parameters")
   fields = _mapping(have, "rope_scaling") or fields
@@ -38,12 +38,21 @@ def read_rope(
 def read_nested_ropes(
   have: Attributes, *, head_dim: int, theta: tuple[float, float], local_theta_key: str | None = None
 ) -> tuple[RopeConfig, RopeConfig]:
-  """(full, sliding): the two rotary embeddings of a model whose layers differ in them.
+  """Reads the rotary embeddings of full and of sliding layers.
 
-  Version 5 nests a dict for each kind of layer; before, `rope_scaling` and `rope_theta` were for full attention alone.
+  Version 5 nests an object for each layer type; before, `rope_scaling` and `rope_theta` held for full layers only.
+
+  Args:
+    have: The keys of config.json.
+    head_dim: Width of a head.
+    theta: The family's default bases of full and of sliding layers.
+    local_theta_key: The key with the base of sliding layers before version 5, if there was one.
+
+  Returns:
+    (rope of full layers, rope of sliding layers).
 
   Raises:
-    InputError: An unknown kind or setting, or one that is missing.
+    InputError: An unknown type or setting, or a missing one.
   """
   nested = _mapping(have, "rope_parameters")
   unknown = set(nested) - {"full_attention", "sliding_attention"}
@@ -57,7 +66,7 @@ def read_nested_ropes(
     if key is not None and (value := have.get(key)) is not None:
       fields.setdefault("rope_theta", value)
   for fields in (full, sliding):
-    # Transformers looks for this one beside the two kinds, where it never is.
+    # transformers 5 looks for `truncate` outside the nested objects, so that inside it has no effect.
     fields.pop("truncate", None)
   ropes = (_rope(have, x, head_dim=head_dim, theta=y) for x, y in zip((full, sliding), theta, strict=True))
   return next(ropes), next(ropes)
@@ -94,7 +103,7 @@ def _rope(
     fields["original_max_position_embeddings"] = outer
   reader = _ScalingReader(have, fields, kind=str(kind), pairs=-(-rotated // 2))
   scaling = reader.read()
-  # Interleaved image axes coincide with plain positions on text.
+  # mrope interleaves image axes, which coincide with plain positions on text.
   left = [key for key in reader.fields if not key.startswith("mrope_")]
   if left:
     raise InputError(f"{have.where}: unknown rope setting {min(left)!r} for rope type {kind!r}")
@@ -107,7 +116,7 @@ def _rope(
 
 
 class _ScalingReader:
-  """The settings of one kind of scaling, taken one by one."""
+  """Reads the settings of one type of scaling, and removes each from `fields`."""
 
   def __init__(self, have: Attributes, fields: dict[str, Any], *, kind: str, pairs: int):
     self.have, self.fields, self.kind, self.pairs = have, fields, kind, pairs
@@ -146,7 +155,7 @@ class _ScalingReader:
 
   def _yarn(self, original: int, positions: int) -> Yarn:
     factor = self.number("factor", positions / original)
-    # Tells of how the weights came about, nothing of what they compute.
+    # Says how the weights were trained, not what they compute.
     self.fields.pop("finetuned", None)
 
     def mscale(weight: float) -> float:
@@ -164,7 +173,7 @@ class _ScalingReader:
     )
 
   def _beta(self, key: str, default: float) -> float:
-    # Transformers takes 0 for absent.
+    # transformers takes 0 for absent.
     if not self.fields.get(key, default):
       self.fields.pop(key)
     return self.number(key, default)
@@ -187,7 +196,7 @@ class _ScalingReader:
 
 
 def write_rope(rope: RopeConfig) -> dict[str, Any]:
-  """`rope_parameters` of version 5."""
+  """Returns `rope_parameters` as version 5 of transformers writes them."""
   fields: dict[str, Any] = {"rope_theta": rope.theta, "rope_type": "default"}
   scaling = rope.scaling
   match scaling:

@@ -35,7 +35,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
   sizes, bias, count = heads(have, kv=4), have.flag("attention_bias"), have.integer("num_hidden_layers")
   rope = read_rope(have, head_dim=sizes["head_dim"], theta=2e6)
   every = have.integer("no_rope_layer_interval", 4)
-  # Despite its name, the list holds 1 for the layers that do have rope.
+  # Despite its name, no_rope_layers holds 1 for layers with rope.
   roped = have.one_a_layer("no_rope_layers", [int((i + 1) % every != 0) for i in range(count)], allowed=(0, 1))
   size = window(have) if have.flag("use_sliding_window") else None
   have.ignore("sliding_window", "max_window_layers")

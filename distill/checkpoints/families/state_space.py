@@ -1,4 +1,4 @@
-"""What the families with Mamba-2 mixers share: their settings, under two sets of words, and the rows of one mixer."""
+"""Shared by the families with Mamba-2 mixers: their keys, under two sets of names, and the entries of one mixer."""
 
 import math
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from distill.models.config import DecoderConfig
 from distill.nn.attention import AttentionConfig
 from distill.nn.mamba2 import Mamba2Config
 
-# Words for the fields of `Mamba2Config`.
+# Fields of `Mamba2Config` -> keys of config.json, in two sets.
 PLAIN = {
   "num_heads": "num_heads",
   "head_dim": "head_dim",
@@ -38,15 +38,16 @@ LINEAR, FULL = "linear_attention", "full_attention"
 
 
 def read_mixer(have: Attributes, words: Mapping[str, str], *, defaults: Mapping[str, int]) -> Mamba2Config:
-  """The state space of a configuration.
+  """Reads a Mamba-2 mixer.
 
   Args:
-    have: The configuration.
-    words: The family's.
-    defaults: `num_heads`, `state_size` and `num_groups` where it names none, and `head_dim` unless it follows.
+    have: The keys of config.json.
+    words: The family's names of the keys, `PLAIN` or `PREFIXED`.
+    defaults: The family's defaults of `num_heads`, `state_size` and `num_groups`, and of `head_dim` if it does not
+      follow from the other sizes.
 
   Raises:
-    InputError: Sizes that do not divide one another, or limits of time steps that leave none.
+    InputError: Sizes that do not divide each other, or an empty range of time steps.
   """
   where, width = have.where, have.integer("hidden_size")
   heads = have.integer(words["num_heads"], defaults["num_heads"])
@@ -75,7 +76,7 @@ def read_mixer(have: Attributes, words: Mapping[str, str], *, defaults: Mapping[
 
 
 def _limits(have: Attributes) -> tuple[float, float | None]:
-  """`time_step_limit`, whose second may be Infinity, or what version 5 of transformers writes for it."""
+  """Reads `time_step_limit`; its upper limit may be Infinity, or the object that transformers 5 writes for it."""
   key, value = f"{have.where}: time_step_limit", have.take("time_step_limit", [0.0, math.inf])
   if not isinstance(value, list | tuple) or len(value) != 2:
     raise InputError(f"{key} = {value!r} must be two numbers, the least time step and the largest")
@@ -86,10 +87,15 @@ def _limits(have: Attributes) -> tuple[float, float | None]:
 
 
 def write_mixer(spec: Mamba2Config | None, words: Mapping[str, str], *, width: int) -> dict[str, Any]:
-  """The attributes of a state space; without one, such as leave a configuration sound.
+  """Returns the keys of a Mamba-2 mixer, or valid placeholders if the model has none.
+
+  Args:
+    spec: The mixer.
+    words: The family's names of the keys.
+    width: Width of the model.
 
   Raises:
-    InputError: There are no words for one whose heads together are not a multiple of the model's width.
+    InputError: The width of the mixer is no multiple of the model's, which the keys cannot express.
   """
   if spec is None:
     return {words["num_heads"]: 1, words["head_dim"]: "auto"}
@@ -103,7 +109,7 @@ def write_mixer(spec: Mamba2Config | None, words: Mapping[str, str], *, width: i
 
 
 def mixer(ours: str, theirs: str, *, spec: Mamba2Config) -> list[TensorEntry]:
-  """Rows of one mixer, whose projections and convolutions are fused in the checkpoint."""
+  """Returns the entries of one mixer; checkpoints concatenate its projections and its convolutions."""
   inner, shared = spec.num_heads * spec.head_dim, spec.num_groups * spec.state_size
   convolved = {"x": inner, "b": shared, "c": shared}
   projected = {"z": inner, **convolved, "dt": spec.num_heads}
@@ -124,14 +130,14 @@ def mixer(ours: str, theirs: str, *, spec: Mamba2Config) -> list[TensorEntry]:
 
 
 def kinds(config: DecoderConfig) -> tuple[AttentionConfig | None, Mamba2Config | None]:
-  """The attention and the state space of a hybrid, each None where no layer has it."""
+  """Returns the attention and the Mamba-2 mixer of a hybrid, or None for the one that no layer has."""
   mixers = [layer.mixer for layer in config.layers]
   full = next((one for one in mixers if isinstance(one, AttentionConfig)), None)
   return full, next((one for one in mixers if isinstance(one, Mamba2Config)), None)
 
 
 def written_heads(spec: AttentionConfig | None) -> dict[str, Any]:
-  """The attributes of the attention of a hybrid; without one, such as leave a configuration sound."""
+  """Returns the keys of a hybrid's attention, or valid placeholders if it has none."""
   if spec is None:
     return {"num_attention_heads": 1, "num_key_value_heads": 1}
   sizes = {"num_attention_heads": spec.num_heads, "num_key_value_heads": spec.num_kv_heads, "head_dim": spec.head_dim}
