@@ -1,11 +1,11 @@
-"""The quick start's student learns from what a cache holds of the embedded teacher, by its logits alone.
+"""The quick start's student learns from a teacher cache, by logits alone.
 
     distill cache --config=configs/cached.py --workdir=CACHE                                  # 4 minutes on 2 CPU cores
-    distill train --config=configs/cached.py --workdir=WORKDIR --config.teacher.cache=CACHE   # 3
-    distill train --config=configs/cached.py --workdir=WORKDIR                                # the same with it
+    distill train --config=configs/cached.py --workdir=WORKDIR --config.teacher.cache=CACHE   # 3 minutes
+    distill train --config=configs/cached.py --workdir=WORKDIR                                # with the live teacher
     distill train --config=configs/cached.py:control --workdir=WORKDIR                        # cross-entropy alone
 
-`python -m tools.bench_cache` tries several kinds of targets: docs/teacher_cache.md.
+The skills come through the cache as through the live teacher: docs/teacher_cache.md.
 """
 
 from ml_collections import ConfigDict
@@ -16,14 +16,14 @@ STEPS = 280
 
 
 def get_config(variant: str = "") -> ConfigDict:
-  """The recipe, or with 'control' the same student, data and steps under cross-entropy alone."""
+  """Returns the recipe, or with 'control' the same student, data and steps under cross-entropy alone."""
   if variant not in ("", "control"):
     raise ValueError(f"configs/cached.py: unknown variant {variant!r}; use none, or control")
   return ConfigDict(
     {
       **recipe(),
       "student": HYBRID,
-      "cache": {"targets": "top_k", "size": 64},
+      "teacher_cache": {"targets": "top_k", "size": 64},
       "stages": [
         {
           "name": "distill",

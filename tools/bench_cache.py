@@ -21,9 +21,11 @@ import jax
 
 from distill.cli.configuration import load
 from distill.demo import SKILLS
+from distill.jobs import stage_state
 from distill.jobs.config import RunConfig
-from distill.jobs.train import prepared
-from distill.parallel.mesh import to_global_batch
+from distill.jobs.prepare import prepare
+from distill.jobs.run_directory import RunDirectory
+from distill.jobs.train import compile_step, teacher_params
 from distill.teachers.cache import sections
 from distill.training import loop
 from tools.compare_architectures import distill, kept, measured
@@ -60,7 +62,7 @@ def _row(kind: str, *, out: pathlib.Path) -> dict:
     return {"bytes": 0.0, **measured(f"{_CONFIG}{variant}", out=out / kind / "run", train=[store])}
   targets, size = kind.rsplit("-", 1)
   cache = out / kind / "cache"
-  kept = [f"--config.cache.targets={targets}", f"--config.cache.size={size}", store]
+  kept = [f"--config.teacher_cache.targets={targets}", f"--config.teacher_cache.size={size}", store]
   distill("cache", f"--config={_CONFIG}", f"--workdir={cache}", *kept)
   row = measured(_CONFIG, out=out / kind / "run", train=[*kept, f"--config.teacher.cache={cache}"])
   return {"bytes": _bytes(cache), **row}
@@ -77,7 +79,7 @@ def _times(cache: pathlib.Path, *, rounds: int, steps: int) -> dict[str, list[fl
   """Seconds of so many steps, from the cache and with cross-entropy in turn, reading included."""
   store = str(cache.parent.parent / "tokens")
   targets, size = cache.parent.name.rsplit("-", 1)
-  made = {"teacher.cache": str(cache), "cache.targets": targets, "cache.size": size}
+  made = {"teacher.cache": str(cache), "teacher_cache.targets": targets, "teacher_cache.size": size}
   overrides: dict[str, dict[str, str]] = {"cached": made, "cross_entropy": {}}
   advance: dict[str, Callable[[int], None]] = {}
   for name, change in overrides.items():
@@ -96,11 +98,10 @@ def _times(cache: pathlib.Path, *, rounds: int, steps: int) -> dict[str, list[fl
 
 def _advance(config: RunConfig, *, workdir: pathlib.Path) -> Callable[[int], None]:
   """A run that goes on by so many steps whenever it is called."""
-  runner, params = prepared(config, workdir=workdir)
-  (stage,) = runner.stages
-  state, optimizer = runner.state(stage, params)
-  step = runner.step(stage, state, optimizer)
-  batches = (to_global_batch(batch, mesh=runner.mesh) for batch in runner.batches[stage.name].iterate(0))
+  training, params = prepare(config, directory=RunDirectory(workdir))
+  (stage,) = training.stages
+  state, optimizer = stage_state.begin(training, stage, params)
+  step = compile_step(training, stage, state, optimizer)
   quiet = loop.Hooks(log=lambda at, values: None, save=lambda state, at: None, save_after=lambda at: False, stop=bool)
   done = 0
 
@@ -109,8 +110,9 @@ def _advance(config: RunConfig, *, workdir: pathlib.Path) -> Callable[[int], Non
     state, done = loop.run(
       state,
       step=step,
-      teacher_params=runner.teacher_params(stage),
-      batches=batches,
+      teacher_params=teacher_params(training, stage),
+      source=training.batches[stage.name],
+      mesh=training.mesh,
       start=done,
       steps=done + steps,
       hooks=quiet,

@@ -1,4 +1,4 @@
-"""distill train: runs what a configuration describes, or goes on with it."""
+"""distill train: runs the training that a recipe describes, or continues it."""
 
 import pathlib
 import sys
@@ -8,9 +8,9 @@ from absl import flags
 
 from distill.cli import recipe
 from distill.evaluation.skills import read_skill
+from distill.jobs.run_directory import RunDirectory
 from distill.jobs.train import train
 from distill.parallel.interruption import EXIT_INTERRUPTED
-from distill.training.metrics import summary
 
 FLAGS = flags.FlagValues()
 recipe.define(FLAGS, workdir="Directory of the run.")
@@ -20,11 +20,12 @@ def main(arguments: Sequence[str]) -> int:
   """Trains; the same command resumes. --config.path.to.key=value overrides a key."""
   config, workdir = recipe.read(FLAGS, arguments)
   for path in config.evaluation.skills:
-    read_skill(pathlib.Path(path))  # Wrong ones would be found only when the run is over.
+    read_skill(pathlib.Path(path))  # Otherwise a wrong file would be found only after the training.
+  directory = RunDirectory(workdir)
   code = train(config, workdir=workdir)
   if code == EXIT_INTERRUPTED:
-    print("distill train: saved and stopped; the same command goes on", file=sys.stderr)
+    print("distill train: saved and stopped; the same command resumes", file=sys.stderr)
   else:
-    print(summary(workdir))
-    print(f"wrote {workdir / ('adapter' if config.student.adapters.targets else 'student')}")
+    print(directory.summary())
+    print(f"wrote {directory.adapter if config.student.adapters.targets else directory.student}")
   return code

@@ -1,11 +1,9 @@
-"""Batches as a pure function of (seed, step)."""
+"""Batches of packed text, as a pure function of (seed, step)."""
 
-import collections
 import concurrent.futures
 import copy
-import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import grain
 import jax
@@ -14,13 +12,14 @@ from jaxtyping import Int
 
 from distill.data.store import TokenStore
 from distill.errors import InputError
+from distill.tree import Params
 from distill.types import Batch, SparseSignal
 
 _AHEAD = 2
 
 
-class _Rows:
-  """A store as a Grain source: item i is (store, row)."""
+class _StoreRows:
+  """A store as a Grain source: item i is (number of the store, i)."""
 
   def __init__(self, number: int, store: TokenStore):
     self._number, self._store = number, store
@@ -33,19 +32,19 @@ class _Rows:
 
 
 class Batches:
-  """Endless batches of a weighted mixture of stores; batch `step` is the same whoever asks, whenever.
+  """Endless batches of a weighted mixture of token stores; they depend on nothing but seed and step.
 
   Args:
     stores: Token stores with rows of one length.
-    weights: Share of each in the rows drawn; every store is shuffled anew each time it has been gone through.
-    batch_size: Rows of the global batch.
-    seed: Of the shuffling.
-    routes: Number of the adapter set that teaches the rows of each store; all 0 unless given.
-    first: Rows drawn before step 0, by stages that read the same stores.
-    process: (index, count): this host's part of each batch, an equal run of consecutive rows.
+    weights: Share of each store in the rows drawn; a store is shuffled again for every epoch.
+    batch_size: Rows of the global batch, B.
+    seed: Seed of the shuffling.
+    routes: Number of the adapter set that teaches the rows of each store; 0 for all by default.
+    first: Rows that earlier stages drew from the same stores.
+    process: (index, count) of this process, which gets an equal run of consecutive rows of each batch.
 
   Raises:
-    InputError: Lengths differ, a weight is not positive, or the batch does not divide among the hosts.
+    InputError: Lengths differ, a weight is not positive, or the batch does not divide among the processes.
   """
 
   def __init__(
@@ -64,24 +63,32 @@ class Batches:
     if len(weights) != len(stores) or not all(0 < weight < math.inf for weight in weights):
       raise InputError(f"data: weights {tuple(weights)}; each of the {len(stores)} sources needs a positive one")
     if batch_size % process[1]:
-      raise InputError(f"training.batch_size: {batch_size} does not divide among {process[1]} hosts")
+      raise InputError(f"training.batch_size: {batch_size} does not divide among {process[1]} processes")
     self._routes = np.asarray(routes or [0] * len(stores), np.int32)
     self._stores, self._size, self._first, self._process = tuple(stores), batch_size, first, process
-    self._known: tuple[Callable[[Int[np.ndarray, " N"]], SparseSignal], ...] = ()
+    self._signals: tuple[Callable[[Int[np.ndarray, " B"]], SparseSignal], ...] = ()
+    # Batches that a thread is reading, by step; the thread ends with the last reference to its executor.
+    self._ahead: dict[int, concurrent.futures.Future[Batch]] = {}
+    self._reader = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="batches")
     parts = [
-      grain.MapDataset.source(_Rows(i, store)).seed(seed + i).shuffle().repeat() for i, store in enumerate(stores)
+      grain.MapDataset.source(_StoreRows(i, store)).seed(seed + i).shuffle().repeat() for i, store in enumerate(stores)
     ]
     self._rows = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights=list(map(float, weights)))
 
   @property
   def stores(self) -> tuple[TokenStore, ...]:
-    """The stores, in the order of the sources."""
+    """Token stores, in the order of the sources."""
     return self._stores
 
-  def beside(self, known: Sequence[Callable[[Int[np.ndarray, " N"]], SparseSignal]]) -> "Batches":
-    """The same batches with what a cache has for their rows, by the numbers of the rows of each store."""
+  def with_signals(self, signals: Sequence[Callable[[Int[np.ndarray, " B"]], SparseSignal]]) -> "Batches":
+    """Returns the same batches with a teacher cache's signal for their rows.
+
+    Args:
+      signals: For each store a function from numbers of rows to their signal [B, T, …].
+    """
     copied = copy.copy(self)
-    copied._known = tuple(known)
+    copied._ahead = {}
+    copied._signals = tuple(signals)
     return copied
 
   @property
@@ -90,7 +97,7 @@ class Batches:
     return self._size
 
   def __getitem__(self, step: int) -> Batch:
-    """This host's rows of the global batch of `step`."""
+    """Returns this process's rows of the global batch of `step`."""
     index, count = self._process
     share = self._size // count
     first = self._first + step * self._size + index * share
@@ -101,9 +108,9 @@ class Batches:
       if not here:
         continue
       rows = np.asarray([chosen[slot][1] for slot in here])
-      known = {"signal": self._known[number](rows)} if self._known else {}
+      signal = {"signal": self._signals[number](rows)} if self._signals else {}
       slots.append(here)
-      parts.append({**store.read(rows), "routes": np.full(len(here), self._routes[number]), **known})
+      parts.append({**store.read(rows), "routes": np.full(len(here), self._routes[number]), **signal})
 
     def joined(*values: np.ndarray) -> np.ndarray:
       whole = np.zeros((share, *values[0].shape[1:]), values[0].dtype)
@@ -113,10 +120,12 @@ class Batches:
 
     return Batch(**jax.tree.map(joined, *parts))
 
-  def iterate(self, start: int) -> Iterator[Batch]:
-    """Batches from step `start` on, read ahead by a thread that ends with the iterator."""
-    with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="batches") as reader:
-      ahead = collections.deque(reader.submit(self.__getitem__, start + i) for i in range(_AHEAD))
-      for step in itertools.count(start + _AHEAD):
-        yield ahead.popleft().result()
-        ahead.append(reader.submit(self.__getitem__, step))
+  def batch(self, step: int, params: Params) -> Batch:
+    """Returns this process's rows of the global batch of `step`, and starts reading those of the next steps."""
+    del params  # Text does not depend on the student.
+    for ahead in range(step, step + 1 + _AHEAD):
+      if ahead not in self._ahead:
+        self._ahead[ahead] = self._reader.submit(self.__getitem__, ahead)
+    batch = self._ahead[step].result()
+    self._ahead = {ahead: future for ahead, future in self._ahead.items() if ahead > step}
+    return batch

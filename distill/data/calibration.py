@@ -1,4 +1,4 @@
-"""A few rows of a store, to measure a model on."""
+"""Rows of a token store on which a model is measured."""
 
 import numpy as np
 
@@ -7,13 +7,13 @@ from distill.types import Batch
 
 
 def sample(store: TokenStore, *, rows: int, batch_size: int, seed: int) -> list[Batch]:
-  """At most `rows` different rows in batches of `batch_size`; the last is filled up with padding.
+  """Returns at most `rows` different rows, in batches of `batch_size`; padding completes the last batch.
 
   Args:
-    store: Where they are.
-    rows: How many; a store with fewer gives all of them.
-    batch_size: Rows a batch.
-    seed: Of the choice.
+    store: The store.
+    rows: Number of rows; a smaller store gives all of its rows.
+    batch_size: Rows of a batch, B.
+    seed: Seed of the choice.
   """
   chosen = np.random.default_rng(seed).permutation(store.rows)[:rows]
   batches = []

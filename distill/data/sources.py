@@ -1,4 +1,4 @@
-"""Where text comes from: files, HF datasets and TFDS, all as documents."""
+"""Sources of documents: files, Hugging Face datasets and TFDS."""
 
 import dataclasses
 import glob
@@ -24,7 +24,7 @@ from distill.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-  """A text, and the prompt before it that is read but not learnt."""
+  """A text, and the prompt before it that is read but not trained on."""
 
   text: str
   prompt: str = ""
@@ -35,9 +35,9 @@ class DocumentSource:
   """Documents in a fixed order.
 
   Attributes:
-    spec: The configuration it was made from, with defaults filled in.
-    digest: Changes when the content does.
-    documents: A new iterator over all documents.
+    spec: Options that decide the documents.
+    digest: Digest of the content.
+    documents: Returns a new iterator over all documents.
   """
 
   spec: Mapping[str, Any]
@@ -167,7 +167,7 @@ def _hf(config: HfSourceConfig, key: str) -> DocumentSource:
   except Exception as error:
     raise InputError(f"{key}.name: cannot load dataset {spec['name']!r}: {_reason(error)}") from error
   used = {"prompt", "completion", config.text_key} & set(dataset.column_names)
-  # Columns that are not text may be costly to decode.
+  # Other columns, such as images, may be costly to decode.
   rows = dataset.select_columns(sorted(used)) if used else dataset
 
   def documents() -> Iterator[Document]:

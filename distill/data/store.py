@@ -1,4 +1,4 @@
-"""Token stores: text tokenised and packed once, with a fingerprint of all that went in."""
+"""Token stores: text tokenised and packed once, with a fingerprint of everything that decides the rows."""
 
 import contextlib
 import hashlib
@@ -18,9 +18,11 @@ from distill.errors import InputError
 from distill.files.replace import new_directory
 
 VERSION = 4
-# Where the content of a source lies does not matter; what it is, the digest says.
+# Options of a source that do not decide its content, which its digest covers.
 PLACES = ("path", "data_files", "directory")
+# `learnt` is the mask of trainable tokens; another file name would rebuild every store.
 _NAMES = ("tokens", "segments", "learnt")
+_SCANNED_ROWS = 1000
 _GROUP_DOCUMENTS, _GROUP_CHARACTERS = 1000, 1 << 22
 
 
@@ -30,9 +32,9 @@ class TokenStore:
   Attributes:
     rows: Number of rows.
     length: Tokens a row, T.
-    fingerprint: Digest of all that the rows depend on.
-    meta: fingerprint, rows, length, tokens, documents, bytes (UTF-8, of the text that is learnt), source, and the
-      digest of its tokenizer.
+    fingerprint: Digest of everything that decides the rows.
+    meta: fingerprint, rows, length, tokens, documents, bytes (UTF-8, of trainable text), source, and the digest of the
+      tokenizer.
   """
 
   def __init__(self, directory: str | os.PathLike[str]):
@@ -51,25 +53,36 @@ class TokenStore:
         raise InputError(f"{self.directory}/{name}.npy: does not agree with meta.json; delete the store to rebuild it")
 
   def read(self, rows: Int[np.ndarray, " N"]) -> dict[str, Any]:
-    """tokens, segments, positions (int32) and loss_mask (float32) [N,T] of the rows asked for."""
-    tokens, segments, learnt = (np.asarray(self._arrays[name][rows]) for name in _NAMES)
+    """Returns tokens, segments, positions (int32) and loss_mask (float32) [N,T] of these rows."""
+    tokens, segments, trainable = (np.asarray(self._arrays[name][rows]) for name in _NAMES)
     segments = segments.astype(np.int32)
     return {
       "tokens": tokens.astype(np.int32),
       "segments": segments,
       "positions": positions(segments),
-      "loss_mask": loss_mask(segments, learnt=learnt),
+      "loss_mask": loss_mask(segments, trainable=trainable),
     }
+
+  def teaches(self) -> bool:
+    """Tells whether any row has a token that is predicted; reading stops at the first."""
+    chunks = (np.arange(start, min(start + _SCANNED_ROWS, self.rows)) for start in range(0, self.rows, _SCANNED_ROWS))
+    return any(bool(self.read(rows)["loss_mask"].any()) for rows in chunks)
 
 
 def build(
   source: DocumentSource, *, tokenizer: PreTrainedTokenizerBase, length: int, directory: str | os.PathLike[str]
 ) -> TokenStore:
-  """The store of `source` under `directory`, named by its fingerprint; written only if it is not there.
+  """Returns the store of a source, and builds it if it is not there.
+
+  Args:
+    source: The documents.
+    tokenizer: Tokenizer of the rows.
+    length: Tokens a row, T.
+    directory: Directory of stores, each in a directory named by its fingerprint.
 
   Raises:
-    InputError: A source without documents, a tokenizer without an end-of-text token, rows too short, or a store there
-      that is damaged or another's.
+    InputError: The source has no documents, the tokenizer no end-of-text token, the rows are too short, or the store
+      is damaged.
   """
   if length < 2:
     raise InputError(f"config.data.length: {length}; a row needs at least 2 tokens, one to read and one to predict")
@@ -109,7 +122,7 @@ def _digest(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _words(tokenizer: PreTrainedTokenizerBase) -> Any:
-  """All that decides how text becomes tokens; truncation and padding are settings of the last call, not of it."""
+  """Everything that decides how text becomes tokens; truncation and padding are settings of the last call."""
   backend = getattr(tokenizer, "backend_tokenizer", None)
   if backend is None:
     return tokenizer.get_vocab()
@@ -120,7 +133,7 @@ def _write(
   work: pathlib.Path, *, source: DocumentSource, tokenizer: PreTrainedTokenizerBase, length: int
 ) -> dict[str, Any]:
   counts = {"documents": 0, "tokens": 0, "bytes": 0}
-  # Identifiers may have holes, so their number is no bound.
+  # Token ids may have gaps, so that their number is no bound.
   widest = max(tokenizer.get_vocab().values())
   dtypes = (np.min_scalar_type(widest), np.min_scalar_type(length), np.dtype(bool))
   rows = 0
@@ -139,7 +152,7 @@ def _write(
 
 
 def _header(file: BinaryIO, *, dtype: np.dtype, shape: tuple[int, int]) -> None:
-  """Starts a .npy file; NumPy leaves room for the rows to grow, so that a later header takes the same space."""
+  """Writes the header of a .npy file; NumPy reserves space for more rows, so that a later header has the same size."""
   fields = {"shape": shape, "fortran_order": False, "descr": dtype.str}
   np.lib.format.write_array_header_1_0(file, fields)
 
@@ -147,7 +160,7 @@ def _header(file: BinaryIO, *, dtype: np.dtype, shape: tuple[int, int]) -> None:
 def _encode(
   documents: Iterator[Document], tokenizer: PreTrainedTokenizerBase, counts: dict[str, int]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Tokens and what is learnt of each document; ends with the end-of-text token, and has no start token."""
+  """Yields (tokens, trainable) of each document, with an end-of-text token and without a start token."""
   for group in _groups(documents):
     prompts = tokenizer([one.prompt for one in group], add_special_tokens=False, verbose=False)["input_ids"]
     texts = tokenizer([one.text for one in group], add_special_tokens=False, verbose=False)["input_ids"]
@@ -160,7 +173,7 @@ def _encode(
 
 
 def _groups(documents: Iterable[Document]) -> Iterator[list[Document]]:
-  """Runs of documents that fit into memory, however long the source."""
+  """Yields groups of documents that fit into memory."""
   group: list[Document] = []
   size = 0
   for document in documents:

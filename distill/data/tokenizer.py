@@ -11,7 +11,7 @@ from distill.files.json_file import regular
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
-  """The tokenizer of a directory in the Hugging Face format.
+  """Loads the tokenizer of a directory in the Hugging Face format.
 
   Raises:
     InputError: There is none, or it cannot be read.

@@ -54,9 +54,10 @@ def make(recipe: Mapping[str, Any] | RunConfig, *, workdir: pathlib.Path) -> int
   if not _taught(config):
     raise InputError("config.stages: no term of any stage looks at a teacher, so there is nothing to cache")
   base = hf_config.read_config(locate(config.teacher.model))
-  targets(vars(config.cache), where="config.cache", vocab=base.vocab_size)
+  targets(vars(config.teacher_cache), where="config.teacher_cache", vocab=base.vocab_size)
   states = _states(config, depth=len(base.layers))
-  _, batches = data.read(config, workdir=workdir)
+  tokenizer = data.read_tokenizer(config)
+  batches = data.read_batches(config, tokenizer=tokenizer, tokens=workdir / "tokens")
   teacher = live_teacher(config, mesh=mesh)
   sections = _claimed(config, batches, teacher=teacher, states=states, workdir=workdir)
   fillers: dict[Rows, CacheWriter] = {}
@@ -95,7 +96,7 @@ def _claimed(
   for stage in _taught(config):
     for number, store in enumerate(batches[stage.name].stores):
       manifest = {**_manifest(config, teacher=teacher, store=store), **states, **subjects(number, store)}
-      rows = cache.rows_of(manifest, where="config.cache")
+      rows = cache.rows_of(manifest, where="config.teacher_cache")
       manifest["shard_rows"] = cache.shard_rows(rows, batch_size=manifest["batch_size"])
       with fail_together("--workdir"):
         section = cache.claim(workdir, manifest)
@@ -131,7 +132,7 @@ def _line(section: Section, store: TokenStore) -> str:
 def _manifest(config: RunConfig, *, teacher: LiveTeacher, store: TokenStore) -> dict[str, Any]:
   """How the teacher is run, and what is kept of its distributions."""
   vocab = teacher.decoder.config.vocab_size
-  kept = targets(vars(config.cache), where="config.cache", vocab=vocab)
+  kept = targets(vars(config.teacher_cache), where="config.teacher_cache", vocab=vocab)
   return {
     "format": cache.FORMAT,
     "rows": store.rows,
@@ -143,21 +144,21 @@ def _manifest(config: RunConfig, *, teacher: LiveTeacher, store: TokenStore) -> 
     "teacher_dtype": config.teacher.dtype,
     "batch_size": config.training.batch_size,
     # Nothing else depends on it.
-    "seed": config.seed if config.cache.targets == "sampled" else 0,
-    "targets": config.cache.targets,
+    "seed": config.seed if config.teacher_cache.targets == "sampled" else 0,
+    "targets": config.teacher_cache.targets,
     "size": kept.size,
     "temperature": kept.temperature,
   }
 
 
 def _states(config: RunConfig, *, depth: int) -> dict[str, list[int]]:
-  """Layers and mixers that config.cache names or a term of the run's own student looks at."""
+  """Layers and mixers that config.teacher_cache names or a term of the run's own student looks at."""
   student = config.student
-  found = {"layers": set(config.cache.layers), "mixers": set(config.cache.mixers)}
+  found = {"layers": set(config.teacher_cache.layers), "mixers": set(config.teacher_cache.mixers)}
   for name, least in (("layers", INPUT), ("mixers", 0)):
     if not all(least <= one < depth for one in found[name]):
       raise InputError(
-        f"config.cache.{name}: {sorted(found[name])}; list layers of the teacher's, from {least} to {depth - 1}"
+        f"config.teacher_cache.{name}: {sorted(found[name])}; list layers of the teacher's, from {least} to {depth - 1}"
       )
   if student.model or student.config:
     architecture = (
@@ -165,7 +166,7 @@ def _states(config: RunConfig, *, depth: int) -> dict[str, list[int]]:
       if student.model
       else hf_config.config_from_dict(student.config or {}, where="config.student.config")
     )
-    # Which layers importance will choose is not known yet; config.cache has to name those.
+    # Which layers importance will choose is not known yet; config.teacher_cache has to name those.
     chosen_later = isinstance(student.layers_from, str)
     layers = student.layers_from if isinstance(student.layers_from, tuple) else ()
     for stage in _taught(config):
@@ -209,7 +210,9 @@ class CacheIndex:
     if not used:
       raise InputError("config.teacher.cache: no term of any stage looks at a teacher; leave it out")
     self._one = next(iter(used.values())).manifest
-    settings = {f"cache.{key}": getattr(config.cache, key) for key in ("targets", "size", "temperature")}
+    settings = {
+      f"teacher_cache.{key}": getattr(config.teacher_cache, key) for key in ("targets", "size", "temperature")
+    }
     if config.teacher.model:
       settings["teacher.dtype"] = config.teacher.dtype
     for section in used.values():
@@ -218,7 +221,7 @@ class CacheIndex:
         if section.manifest[key] != self._one[key]:
           raise InputError(f"{where}: {key} is not that of the other sections; set config.teacher.model")
       for key, value in settings.items():
-        if (found := section.manifest[key.removeprefix("cache.").replace(".", "_")]) != value:
+        if (found := section.manifest[key.removeprefix("teacher_cache.").replace(".", "_")]) != value:
           raise InputError(f"{where}: made with {key} {found!r}, config.{key} is {value!r}; make them agree")
     digest = hashlib.sha256(json.dumps(sorted(used)).encode()).hexdigest()
     self.teacher = CachedTeacher(identity=digest, **{key: self._one[key] for key in ("width", "depth", "vocab_size")})
@@ -242,9 +245,9 @@ class CacheIndex:
         if lacks := sorted(set(asked) - set(section.manifest[name])):
           raise InputError(
             f"config.stages.{stage}.terms: they look at the teacher's {name} {lacks}, which {section.directory} lacks; "
-            f"run distill cache with --config.cache.{name} naming all of {sorted(asked)} into another --workdir"
+            f"run distill cache with --config.teacher_cache.{name} naming all of {sorted(asked)} into another --workdir"
           )
-    return self._batches[stage].beside(
+    return self._batches[stage].with_signals(
       [functools.partial(one.read, capture=wanted.teacher) for one in self._sections[stage]]
     )
 

@@ -18,7 +18,7 @@ from distill.teachers.config import TeacherCacheConfig, TeacherConfig
 from distill.training.config import StageConfig, TrainingConfig
 
 # Sections that a training does not depend on.
-_SEPARATE = ("cache", "evaluation")
+_SEPARATE = ("teacher_cache", "evaluation")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class RunConfig:
   seed: int = option(0, help="Seed of initial weights, shuffling and sampling.", least=0)
   tokenizer: str = option("", help="Directory of the tokenizer; the teacher's, else the student's, where it is empty.")
   teacher: TeacherConfig = option(TeacherConfig, help="The teacher.")
-  cache: TeacherCacheConfig = option(TeacherCacheConfig, help="What `distill cache` stores.")
+  teacher_cache: TeacherCacheConfig = option(TeacherCacheConfig, help="What `distill cache` stores.")
   student: StudentConfig = option(StudentConfig, help="The student.")
   data: DataConfig = option(help="The text.")
   training: TrainingConfig = option(TrainingConfig, help="What all stages share.")

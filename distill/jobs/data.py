@@ -1,4 +1,4 @@
-"""What a run reads: its tokenizer, and the batches of each stage."""
+"""The text of a run: its tokenizer, and the batches of each stage."""
 
 import pathlib
 
@@ -27,20 +27,33 @@ def tokenizer_path(config: RunConfig) -> str:
   return str(locate(path))
 
 
-def read(config: RunConfig, *, workdir: pathlib.Path) -> tuple[PreTrainedTokenizerBase, dict[str, Batches]]:
-  """Returns the tokenizer, and batches by the name of their stage.
+def read_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
+  """Loads the run's tokenizer.
+
+  Raises:
+    InputError: There is none, or it cannot be read.
+  """
+  return load_tokenizer(tokenizer_path(config))
+
+
+def read_batches(config: RunConfig, *, tokenizer: PreTrainedTokenizerBase, tokens: pathlib.Path) -> dict[str, Batches]:
+  """Returns the batches of each stage, by its name.
 
   Stages that read the same stores do not read the same rows: each begins where the one before it ends.
 
+  Args:
+    config: The run's configuration.
+    tokenizer: The run's tokenizer.
+    tokens: Directory of the token stores, unless data.store names another.
+
   Raises:
-    InputError: A source, the tokenizer or a size is wrong.
+    InputError: A source or a size is wrong, or a source has nothing to learn.
   """
-  tokenizer = load_tokenizer(tokenizer_path(config))
   if not config.data.sources:
     raise InputError("config.data.sources: give at least one source")
   shapes = {stage.name: config.stage_shape(stage) for stage in config.stages}
   stores = {
-    length: _stores(config, tokenizer=tokenizer, length=length, workdir=workdir)
+    length: _stores(config, tokenizer=tokenizer, length=length, tokens=tokens)
     for length in sorted({length for _, length in shapes.values()})
   }
   rows_read = dict.fromkeys(stores, 0)
@@ -57,16 +70,19 @@ def read(config: RunConfig, *, workdir: pathlib.Path) -> tuple[PreTrainedTokeniz
       process=(jax.process_index(), jax.process_count()),
     )
     rows_read[length] += rows * stage.steps
-  return tokenizer, batches
+  return batches
 
 
 def _stores(
-  config: RunConfig, *, tokenizer: PreTrainedTokenizerBase, length: int, workdir: pathlib.Path
+  config: RunConfig, *, tokenizer: PreTrainedTokenizerBase, length: int, tokens: pathlib.Path
 ) -> list[TokenStore]:
   """The stores of all sources, in rows of one length."""
-  directory = config.data.store or workdir / "tokens"
   stores = []
   for index, spec in enumerate(config.data.sources):
-    source = open_source(spec, key=f"config.data.sources[{index}]")
-    stores.append(build(source, tokenizer=tokenizer, length=length, directory=directory))
+    key = f"config.data.sources[{index}]"
+    source = open_source(spec, key=key)
+    store = build(source, tokenizer=tokenizer, length=length, directory=config.data.store or tokens)
+    if not store.teaches():
+      raise InputError(f"{key}: no document has a token to predict; give documents of at least one token")
+    stores.append(store)
   return stores

@@ -97,7 +97,7 @@ def build(
   config: RunConfig,
   *,
   mesh: Mesh,
-  batches: Batches,
+  batches: Batches | None,
   cached: Teacher | None = None,
   resumes: bool = False,
 ) -> Models:
@@ -106,7 +106,7 @@ def build(
   Args:
     config: The run's.
     mesh: Where parameters go.
-    batches: The run's data; the first rows say what of the teacher matters where not all of it can be taken over.
+    batches: The run's text, on whose first rows importance is measured; None where there is none.
     cached: Takes the live teacher's place, which is loaded only where the student starts from it, and not kept.
     resumes: A checkpoint will take the place of the parameters, so that where the student starts from does not matter.
 
@@ -200,6 +200,8 @@ def _student(run: RunConfig, *, teacher, mesh, batches, resumes) -> tuple[Decode
   layers = spec.layers_from
   importance = None
   if needs_importance(config, teacher=source.config, layers=layers):
+    if batches is None:
+      raise InputError("config.student: importance is measured on data.sources, and the run has none; list layers_from")
     count = -(-spec.calibration_rows // batches.size)
     importance = measure(
       source, start, batches=(to_global_batch(batches[i], mesh=mesh) for i in range(count)), mesh=mesh

@@ -1,26 +1,46 @@
-"""The one loop."""
+"""The training loop: every kind of training is this loop with another batch source."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
+from jax.sharding import Mesh
 
+from distill.parallel.mesh import to_global_batch
 from distill.training.step import Metrics, TrainState
+from distill.tree import Params
 from distill.types import Batch
 
 Step = Callable[[TrainState, Any, Batch], tuple[TrainState, Metrics]]
 
 
+@runtime_checkable
+class BatchSource(Protocol):
+  """Where the batches of a stage come from: text, a teacher cache, or what the student itself writes."""
+
+  def batch(self, step: int, params: Params) -> Batch:
+    """Returns the batch of a step.
+
+    Args:
+      step: Steps of the stage already done.
+      params: All parameters at this step: `student.…`, `adapters.…` and `projectors.…`, stacked.
+
+    Returns:
+      This process's rows, as host arrays [B / processes, T].
+    """
+    ...
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Hooks:
-  """What the loop tells the outside.
+  """Calls from the loop to the outside.
 
   Attributes:
-    log: Called with (steps done in the stage, metrics as floats), once a step, one step late.
+    log: Called with (steps done in the stage, metrics as floats) for every step, one step late.
     save: Called with the state after every step that `save_after` accepts, and after an interruption.
-    save_after: Whether to save when so many steps of the stage are done.
-    stop: Whether somebody asked to stop.
+    save_after: Decides whether to save when so many steps of the stage are done.
+    stop: Asks whether the run was asked to stop.
   """
 
   log: Callable[[int, dict[str, float]], None]
@@ -30,11 +50,29 @@ class Hooks:
 
 
 def run(
-  state: TrainState, *, step: Step, teacher_params: Any, batches: Iterator[Batch], start: int, steps: int, hooks: Hooks
+  state: TrainState,
+  *,
+  step: Step,
+  teacher_params: Any,
+  source: BatchSource,
+  mesh: Mesh,
+  start: int,
+  steps: int,
+  hooks: Hooks,
 ) -> tuple[TrainState, int]:
   """Trains from `start` steps done to `steps`, or until asked to stop.
 
-  Step n is dispatched before the metrics of step n − 1 are read, so that logging never waits for the device.
+  Step n is dispatched before the metrics of step n - 1 are read, so that logging never waits for the device.
+
+  Args:
+    state: State after `start` steps; it is donated to the first step.
+    step: From (state, teacher's parameters, global batch) to (state, metrics).
+    teacher_params: The teacher's parameters, or none.
+    source: Batches.
+    mesh: The devices that batches are spread over.
+    start: Steps of the stage already done.
+    steps: Steps of the stage in all.
+    hooks: Logging, saving and stopping.
 
   Returns:
     The state, and how many steps of the stage are done.
@@ -42,7 +80,8 @@ def run(
   pending: tuple[int, Metrics] | None = None
   done = start
   while done < steps:
-    state, metrics = step(state, teacher_params, next(batches))
+    batch = to_global_batch(source.batch(done, state.params), mesh=mesh)
+    state, metrics = step(state, teacher_params, batch)
     done += 1
     if pending is not None:
       _report(hooks, *pending)

@@ -1,4 +1,4 @@
-"""What a run says of itself: JSON lines, TensorBoard, and progress on the terminal."""
+"""Metrics of a run: JSON lines, TensorBoard, and progress on the terminal."""
 
 import json
 import pathlib
@@ -14,23 +14,23 @@ from distill.files.replace import replace_file
 
 
 class MetricsWriter:
-  """Appends metrics to `metrics.jsonl` and TensorBoard under a run's directory.
+  """Appends metrics to a file of JSON lines and to TensorBoard.
 
   Args:
-    workdir: The run's directory.
+    path: The file of JSON lines.
+    tensorboard: Directory of the TensorBoard events.
     step: Steps already done; later lines, of a run that was cut off after its last checkpoint, are dropped.
   """
 
-  def __init__(self, workdir: pathlib.Path, *, step: int):
-    path = workdir / "metrics.jsonl"
-    kept = [line for line in _lines(path) if json.loads(line)["step"] <= step]
+  def __init__(self, path: pathlib.Path, *, tensorboard: pathlib.Path, step: int):
+    earlier = [line for line in _lines(path) if json.loads(line)["step"] <= step]
     with replace_file(path) as work:
-      work.write_text("".join(kept))
+      work.write_text("".join(earlier))
     self._file = path.open("a")
-    self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+    self._board = tensorboardX.SummaryWriter(str(tensorboard), purge_step=step + 1)
 
   def write(self, step: int, values: Mapping[str, float | str]) -> None:
-    """One line, and one point a number."""
+    """Writes one line, and one point of TensorBoard for every number."""
     self._file.write(json.dumps({"step": step, **values}) + "\n")
     self._file.flush()
     for name, value in values.items():
@@ -38,24 +38,26 @@ class MetricsWriter:
         self._board.add_scalar(name, value, step)
 
   def close(self) -> None:
-    """Flushes both."""
+    """Closes both."""
     self._file.close()
     self._board.close()
 
 
-def summary(workdir: pathlib.Path) -> str:
-  """A table of a run's stages: steps, tokens, and the loss where each began and ended (means of a twentieth of it)."""
+def summary(path: pathlib.Path) -> str:
+  """Returns a table of a run's stages: steps, tokens, minutes, and the mean loss of its first and last twentieth."""
   stages: dict[str, list[dict[str, Any]]] = {}
-  for line in map(json.loads, _lines(workdir / "metrics.jsonl")):
+  for line in map(json.loads, _lines(path)):
     stages.setdefault(line["stage"], []).append(line)
   width = max((len(name) for name in stages), default=0)
   rows = [f"{'stage':<{width}}  {'steps':>7}  {'tokens':>13}  {'minutes':>7}  loss"]
+  done = 0
   for name, lines in stages.items():
+    steps, done = lines[-1]["step"] - done, lines[-1]["step"]
     few = max(1, len(lines) // 20)
     first, last = (sum(line["loss"] for line in part) / few for part in (lines[:few], lines[-few:]))
     tokens = sum(line["tokens"] for line in lines)
     minutes = sum(line["tokens"] / max(line["tokens_per_second"], 1e-9) for line in lines) / 60
-    rows.append(f"{name:<{width}}  {len(lines):>7}  {tokens:>13,.0f}  {minutes:>7.1f}  {first:.4f} -> {last:.4f}")
+    rows.append(f"{name:<{width}}  {steps:>7}  {tokens:>13,.0f}  {minutes:>7.1f}  {first:.4f} -> {last:.4f}")
   return "\n".join(rows)
 
 
@@ -67,14 +69,14 @@ def _lines(path: pathlib.Path) -> list[str]:
 
 
 class Progress:
-  """How far, tokens a second and time left: a bar on a terminal, a line every ten seconds elsewhere.
+  """Progress, speed and time left: a bar on a terminal, a line every ten seconds elsewhere.
 
   Args:
-    name: Of the stage.
+    name: Name of the stage.
     done: Steps already done.
     total: Steps in all.
-    unit: What is counted.
-    stream: Where it goes.
+    unit: Name of what is counted.
+    stream: Stream to write to.
   """
 
   def __init__(self, name: str, *, done: int, total: int, unit: str = "step", stream: TextIO = sys.stderr):
@@ -85,7 +87,7 @@ class Progress:
     self._bar = tqdm(total=total, initial=done, desc=name, unit=unit, file=stream) if stream.isatty() else None
 
   def update(self, done: int, *, tokens: float, note: str = "") -> None:
-    """After every step: steps done, its tokens, and what else there is to say of it."""
+    """Takes the steps done, the tokens of the last step, and a note, after every step."""
     self._tokens += tokens
     now = time.monotonic()
     rate = self._tokens / max(now - self._start, 1e-9)

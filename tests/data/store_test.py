@@ -72,11 +72,19 @@ def test_rows_do_not_depend_on_how_documents_are_grouped(make, tokenizer, text_f
     assert np.array_equal(value, parts.read(np.arange(parts.rows))[name])
 
 
-def test_only_completions_are_learnt(tokenizer, tmp_path):
+def test_only_completions_are_trained_on(tokenizer, tmp_path):
   pair = Document(" knew", "the old model")
   fields = build(source_of(pair), tokenizer=tokenizer, length=32, directory=tmp_path).read(np.arange(1))
-  learnt = fields["tokens"][0, 1:][fields["loss_mask"][0, :-1] > 0]
-  assert tokenizer.decode(learnt) == " knew<end>"
+  trainable = fields["tokens"][0, 1:][fields["loss_mask"][0, :-1] > 0]
+  assert tokenizer.decode(trainable) == " knew<end>"
+
+
+def test_a_store_teaches_if_any_token_is_predicted(tokenizer, tmp_path, monkeypatch):
+  monkeypatch.setattr(store_module, "_SCANNED_ROWS", 1)
+  empty, pair = Document(""), Document(" knew", "the old model")
+  only_ends = build(source_of(empty, empty), tokenizer=tokenizer, length=2, directory=tmp_path)
+  assert not only_ends.teaches()
+  assert build(source_of(empty, empty, pair), tokenizer=tokenizer, length=8, directory=tmp_path).teaches()
 
 
 def test_the_same_store_is_built_once(make, text_file, tmp_path):

@@ -38,7 +38,7 @@ def config(llama_dir, adapter_dirs, text_file):
   return {
     "teacher": {"model": str(llama_dir), "adapters": tuple(map(str, adapter_dirs))},
     "student": {"config": student, "layers_from": (0, 2)},
-    "cache": {"targets": "top_k", "size": 300},
+    "teacher_cache": {"targets": "top_k", "size": 300},
     "data": {"sources": [{"kind": "jsonl", "path": str(text_file)}], "length": 16},
     "training": {"batch_size": 16, "dtype": "float32", "checkpoint_every": 4},
     "stages": [{"name": "only", "steps": 12, "terms": terms, "optimizer": {"learning_rate": 1e-5}}],
@@ -165,7 +165,7 @@ def test_a_run_that_goes_on_loads_no_teacher(cached, config, tmp_path, monkeypat
 def test_another_cache_is_refused_when_a_run_goes_on(cached, config, tmp_path):
   run = changed(config, teacher={"cache": str(cached)})
   assert train(run, workdir=tmp_path / "run") == 0
-  other = changed(config, cache={"size": 250})
+  other = changed(config, teacher_cache={"size": 250})
   assert make(other, workdir=tmp_path / "other") == 0
   with pytest.raises(InputError, match=r"learns from another config\.teacher\.cache"):
     train(changed(other, teacher={"cache": str(tmp_path / "other")}), workdir=tmp_path / "run")
@@ -190,7 +190,7 @@ def other_teacher(llama_dir, tmp_path_factory):
     ({"data": {"length": 12}}, "length: of rows of another length"),
     ({"teacher": {"cache": "nowhere"}}, "run distill cache"),
     ({"teacher": {"dtype": "bfloat16"}}, "made with teacher.dtype 'float32'"),
-    ({"cache": {"size": 64}}, "made with cache.size 300, config.cache.size is 64"),
+    ({"teacher_cache": {"size": 64}}, "made with teacher_cache.size 300, config.teacher_cache.size is 64"),
     ({"terms": [{"kind": "hidden", "pairs": ((0, 2),)}]}, r"teacher's layers \[2\]"),
     ({"terms": [{"kind": "mixer_output", "pairs": ((0, 1),)}]}, r"layers \[0\]"),
     ({"terms": [{"kind": "forward_kl", "temperature": 2.0}]}, r"terms\[0\]\.temperature: 2.0"),
@@ -207,7 +207,7 @@ def test_what_the_cache_has_not_is_refused_before_the_training(change, says, cac
 
 
 def test_draws_teach_by_forward_kl_alone_and_without_the_teacher(config, llama_dir, tmp_path):
-  sampled = changed(config, cache={"targets": "sampled", "size": 20}, terms=[{"kind": "forward_kl"}])
+  sampled = changed(config, teacher_cache={"targets": "sampled", "size": 20}, terms=[{"kind": "forward_kl"}])
   sampled["stages"][0]["optimizer"] = {"learning_rate": 1e-2}
   assert make(sampled, workdir=tmp_path / "cache") == 0
   alone = {"model": "", "adapters": (), "cache": str(tmp_path / "cache")}
@@ -220,8 +220,8 @@ def test_draws_teach_by_forward_kl_alone_and_without_the_teacher(config, llama_d
 
 @pytest.mark.parametrize(("name", "value"), [("layers", (4,)), ("mixers", (-1,)), ("layers", 3), ("size", 304)])
 def test_a_cache_of_what_is_not_there_is_refused(name, value, config, tmp_path):
-  with pytest.raises(InputError, match=rf"config\.cache\.{name}"):
-    make(changed(config, cache={name: value}), workdir=tmp_path)
+  with pytest.raises(InputError, match=rf"config\.teacher_cache\.{name}"):
+    make(changed(config, teacher_cache={name: value}), workdir=tmp_path)
 
 
 def test_there_must_be_something_to_cache(config, tmp_path):

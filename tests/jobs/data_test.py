@@ -1,9 +1,16 @@
+"""The batches of a run's stages."""
+
 import numpy as np
 import pytest
 
 from distill.errors import InputError
 from distill.jobs import data
 from distill.jobs.config import resolve
+
+
+def read(recipe, directory):
+  config = resolve(recipe)
+  return data.read_batches(config, tokenizer=data.read_tokenizer(config), tokens=directory)
 
 
 def test_stages_of_one_length_read_on_from_each_other(tmp_path, tokenizer_dir):
@@ -21,8 +28,8 @@ def test_stages_of_one_length_read_on_from_each_other(tmp_path, tokenizer_dir):
       {**stage, "name": "c"},
     ],
   }
-  _, batches = data.read(resolve(config), workdir=tmp_path)
-  _, whole = data.read(resolve({**config, "stages": [{**stage, "steps": 9}]}), workdir=tmp_path)
+  batches = read(config, tmp_path)
+  whole = read({**config, "stages": [{**stage, "steps": 9}]}, tmp_path)
   drawn = np.concatenate([batches[name][step].tokens for name in "abc" for step in range(3)])
   assert np.array_equal(drawn, np.concatenate([whole["a"][step].tokens for step in range(8)])[: len(drawn)])
   assert batches["long"][0].tokens.shape == (4, 16)
@@ -36,4 +43,15 @@ def test_sources_that_are_none_are_refused_by_their_key(sources, tmp_path, token
     "stages": [{"name": "only", "steps": 1, "terms": ({"kind": "cross_entropy"},)}],
   }
   with pytest.raises(InputError, match=r"config\.data\.sources"):
-    data.read(resolve(config), workdir=tmp_path)
+    read(config, tmp_path)
+
+
+def test_text_without_a_token_to_predict_is_refused(tmp_path, tokenizer_dir):
+  (tmp_path / "text.jsonl").write_text('{"text": ""}\n' * 20)
+  config = {
+    "tokenizer": str(tokenizer_dir),
+    "data": {"sources": [{"kind": "jsonl", "path": str(tmp_path / "text.jsonl")}]},
+    "stages": [{"name": "only", "steps": 1, "terms": ({"kind": "cross_entropy"},)}],
+  }
+  with pytest.raises(InputError, match=r"config\.data\.sources\[0\]: no document has a token to predict"):
+    read(config, tmp_path)

@@ -37,18 +37,21 @@ STEPS = """
 import ast, pathlib
 import numpy as np
 from distill.parallel.mesh import to_global_batch
-from distill.jobs import train
+from distill.jobs import stage_state, train
+from distill.jobs.run_directory import RunDirectory
 from distill.jobs.config import resolve
 
 # FAULT
 
-runner, params = train.prepared(resolve(ast.literal_eval(sys.argv[3])), workdir=pathlib.Path(sys.argv[4]) / str(RANK))
-(stage,) = runner.stages
-state, optimizer = runner.state(stage, params)
-step, teacher = runner.step(stage, state, optimizer), runner.teacher_params(stage)
+directory = RunDirectory(pathlib.Path(sys.argv[4]) / str(RANK))
+run, params = train.prepare(resolve(ast.literal_eval(sys.argv[3])), directory=directory)
+(stage,) = run.stages
+state, optimizer = stage_state.begin(run, stage, params)
+step, teacher = train.compile_step(run, stage, state, optimizer), train.teacher_params(run, stage)
 losses = []
-for batch, _ in zip(runner.batches[stage.name].iterate(0), range(3)):
-  state, metrics = step(state, teacher, to_global_batch(batch, mesh=runner.mesh))
+for number in range(3):
+  batch = run.batches[stage.name].batch(number, params)
+  state, metrics = step(state, teacher, to_global_batch(batch, mesh=run.mesh))
   losses.append(float(metrics["loss"]))
 print(losses)
 """

@@ -109,7 +109,7 @@ def test_sigterm_saves_exits_with_75_and_the_same_command_goes_on(straight, reci
   process.send_signal(signal.SIGTERM)
   _, errors = process.communicate()
   assert process.returncode == 75, errors
-  assert "the same command goes on" in errors
+  assert "the same command resumes" in errors
   assert 0 < len(losses(tmp_path)) < 20
   subprocess.run(command, env=one_device, check=True, capture_output=True)
   assert losses(tmp_path) == losses(straight)

@@ -193,4 +193,4 @@ def test_the_gradient_of_50_draws_of_the_embedded_teacher_is_within_6_degrees():
 )
 def test_targets_that_are_none_are_refused_by_their_key(changed, key):
   with pytest.raises(InputError, match=rf"config\.cache\.{key}"):
-    targets({"targets": "top_k", "size": 8, "temperature": 1.0, **changed}, where="config.cache", vocab=97)
+    targets({"targets": "top_k", "size": 8, "temperature": 1.0, **changed}, where="config.teacher_cache", vocab=97)

@@ -74,8 +74,13 @@ class Steps:
       state_shardings=jax.tree.map(lambda x: x.sharding, self._state),
       config=StepConfig(terms=terms, steps=_STEPS, dtype=jnp.dtype(settings["dtype"])),
     )
-    self._batches = (to_global_batch(batch, mesh=mesh) for batch in _batches(settings))
+    self._mesh, self._batches = mesh, _batches(settings)
     self._done, self.losses = 0, list[float]()
+
+  def batch(self, step: int, params: Params) -> Batch:
+    """The next random rows: this is the loop's batch source as well."""
+    del step, params
+    return next(self._batches)
 
   def advance(self, steps: int) -> None:
     """So many steps, in the library's loop."""
@@ -89,7 +94,8 @@ class Steps:
       self._state,
       step=self._step,
       teacher_params=self._teacher.params,
-      batches=self._batches,
+      source=self,
+      mesh=self._mesh,
       start=self._done,
       steps=self._done + steps,
       hooks=hooks,
@@ -98,7 +104,8 @@ class Steps:
 
   def jaxpr(self) -> Any:
     """The step's."""
-    return jax.make_jaxpr(self._step)(self._state, self._teacher.params, next(self._batches)).jaxpr
+    batch = to_global_batch(next(self._batches), mesh=self._mesh)
+    return jax.make_jaxpr(self._step)(self._state, self._teacher.params, batch).jaxpr
 
 
 def from_checkpoints(settings: Mapping[str, Any]) -> Steps:

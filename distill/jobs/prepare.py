@@ -1,0 +1,113 @@
+"""What a training needs before its first step: text, models and stages."""
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+
+from jax.sharding import Mesh
+
+from distill.checkpoints import hf_config
+from distill.data.batches import Batches
+from distill.errors import InputError
+from distill.jobs import data
+from distill.jobs.cache import CacheIndex
+from distill.jobs.config import RunConfig
+from distill.jobs.models import Models, build
+from distill.jobs.run_directory import RunDirectory
+from distill.jobs.stages import Stage, projectors, read_stages
+from distill.objectives.terms import demands
+from distill.parallel.mesh import make_mesh
+from distill.training.loop import BatchSource
+from distill.tree import Params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+  """A training with its text read and its models in memory.
+
+  Attributes:
+    config: Its configuration.
+    mesh: The devices.
+    models: Teacher and student.
+    stages: Stages, in order.
+    batches: Batch source of each stage, by name.
+    resumes: The directory has checkpoints, which replace the parameters; they must still be there afterwards.
+  """
+
+  config: RunConfig
+  mesh: Mesh
+  models: Models
+  stages: tuple[Stage, ...]
+  batches: Mapping[str, BatchSource]
+  resumes: bool
+
+
+def prepare(
+  config: RunConfig, *, directory: RunDirectory, batches: Mapping[str, BatchSource] | None = None
+) -> tuple[Run, Params]:
+  """Returns a run, and its parameters before the first step.
+
+  Args:
+    config: The configuration.
+    directory: The run's directory, already claimed.
+    batches: Batch source of each stage, by name, in place of the configuration's text.
+
+  Raises:
+    InputError: The configuration or a file it names is wrong.
+  """
+  mesh = make_mesh(config.training.mesh)
+  _check_shapes(config, mesh)
+  tokenizer = data.read_tokenizer(config)
+  text = data.read_batches(config, tokenizer=tokenizer, tokens=directory.tokens) if batches is None else None
+  cache, resumes = _cache_index(config, text), bool(directory.steps())
+  models = build(
+    config,
+    mesh=mesh,
+    batches=next(iter(text.values())) if text else None,
+    cached=cache.teacher if cache else None,
+    resumes=resumes,
+  )
+  _check_vocabulary(config, models, tokens=len(tokenizer))
+  stages = read_stages(config.stages, models)
+  if cache:
+    text = {
+      stage.name: cache.batches(stage.name, terms=stage.config.terms, wanted=demands(stage.terms)) for stage in stages
+    }
+  params = {**models.params, **projectors(stages, models=models, seed=config.seed, mesh=mesh)}
+  student = models.student.config
+  print(f"student: {student.family}; {hf_config.who_loads(student)}", file=sys.stderr, flush=True)
+  sources: Mapping[str, BatchSource] = text if batches is None else batches  # type: ignore[assignment]
+  if missing := [stage.name for stage in stages if stage.name not in sources]:
+    raise InputError(f"batches: no source for stage {missing[0]!r}; give one for every stage")
+  run = Run(config=config, mesh=mesh, models=models, stages=stages, batches=sources, resumes=resumes)
+  return run, params
+
+
+def _check_shapes(config: RunConfig, mesh: Mesh) -> None:
+  """Refuses batches whose rows do not divide among the devices."""
+  row_devices = mesh.size // mesh.shape["tensor"]
+  for stage in config.stages:
+    rows, _ = config.stage_shape(stage)
+    if rows // config.training.micro_batches % row_devices:
+      raise InputError("config.training.batch_size: a micro-batch must divide among the data and fsdp devices")
+
+
+def _cache_index(config: RunConfig, text: Mapping[str, Batches] | None) -> CacheIndex | None:
+  if not config.teacher.cache:
+    return None
+  if text is None:
+    raise InputError("config.teacher.cache: it holds rows of data.sources, not those of another batch source")
+  return CacheIndex(config, batches=text)
+
+
+def _check_vocabulary(config: RunConfig, models: Models, *, tokens: int) -> None:
+  """Refuses a tokenizer with more tokens than the student has, and rows longer than a model's positions."""
+  vocab = models.student.config.vocab_size
+  if tokens > vocab:
+    raise InputError(
+      f"config.tokenizer: {tokens} tokens, the student's vocabulary has {vocab}; name the teacher's tokenizer"
+    )
+  length = max(config.stage_shape(stage)[1] for stage in config.stages)
+  for architecture in (models.student.config, models.teacher.config if models.teacher else None):
+    if architecture is not None:
+      architecture.check_length(length, what="config.data.length")

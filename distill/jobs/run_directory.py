@@ -1,0 +1,90 @@
+"""The directory of a training: the one place that knows which files a run has."""
+
+import dataclasses
+import json
+import pathlib
+
+from distill.errors import InputError
+from distill.files.json_file import read_json
+from distill.files.replace import replace_file
+from distill.jobs.config import RunConfig, difference, fingerprint
+from distill.training.checkpoint import Checkpoints
+from distill.training.metrics import MetricsWriter, summary
+
+
+@dataclasses.dataclass(frozen=True)
+class RunDirectory:
+  """A run's directory: config.json, tokens/, metrics.jsonl, tensorboard/, checkpoints/ and student/ or adapter/.
+
+  Attributes:
+    path: The directory; `claim` makes it.
+  """
+
+  path: pathlib.Path
+
+  @property
+  def config(self) -> pathlib.Path:
+    """The run's configuration and its fingerprint."""
+    return self.path / "config.json"
+
+  @property
+  def tokens(self) -> pathlib.Path:
+    """The token stores, unless data.store names another directory."""
+    return self.path / "tokens"
+
+  @property
+  def student(self) -> pathlib.Path:
+    """The trained student, a Hugging Face directory."""
+    return self.path / "student"
+
+  @property
+  def adapter(self) -> pathlib.Path:
+    """The trained adapter, a PEFT directory."""
+    return self.path / "adapter"
+
+  @property
+  def metrics(self) -> pathlib.Path:
+    """Metrics as JSON lines."""
+    return self.path / "metrics.jsonl"
+
+  def steps(self) -> list[int]:
+    """Returns the steps of the checkpoints, in order."""
+    return sorted(int(path.name) for path in self._checkpoints.glob("*") if path.name.isdigit())
+
+  def checkpoints(self) -> Checkpoints:
+    """Opens the checkpoints."""
+    return Checkpoints(self._checkpoints)
+
+  @property
+  def _checkpoints(self) -> pathlib.Path:
+    return self.path / "checkpoints"
+
+  def metrics_writer(self, *, step: int) -> MetricsWriter:
+    """Returns a writer that continues the metrics after `step`."""
+    return MetricsWriter(self.metrics, tensorboard=self.path / "tensorboard", step=step)
+
+  def summary(self) -> str:
+    """Returns a table of the stages: steps, tokens, minutes and losses."""
+    return summary(self.metrics)
+
+  def claim(self, config: RunConfig) -> None:
+    """Marks the directory as a run's, or refuses it if another run has trained there.
+
+    Raises:
+      InputError: The directory is another run's, or cannot be written.
+    """
+    identity = fingerprint(config)
+    try:
+      self.path.mkdir(parents=True, exist_ok=True)
+      if self.config.exists():
+        earlier = read_json(self.config)
+        if earlier.get("fingerprint") == identity:
+          return
+        if self.steps() or "fingerprint" not in earlier:
+          key = difference(earlier.get("config", {}), config) or "config"
+          raise InputError(f"{self.config}: of a run with another {key}; use another --workdir, or delete this one")
+      values = {"fingerprint": identity, "config": dataclasses.asdict(config)}
+      with replace_file(self.config) as work:
+        work.write_text(json.dumps(values, indent=1, default=str) + "\n")
+    except OSError as error:
+      raise InputError(f"{self.path}: cannot be written ({error.strerror}); name another --workdir") from error

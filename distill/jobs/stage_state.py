@@ -1,0 +1,124 @@
+"""The state that the steps of a stage change: made anew, or taken from a checkpoint."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from distill.adapters import lora
+from distill.errors import InputError
+from distill.jobs.prepare import Run
+from distill.jobs.stages import Stage
+from distill.objectives.objective import TermStates, initial_states
+from distill.objectives.terms import end_to_end
+from distill.parallel.mesh import replicated
+from distill.training.checkpoint import flatten_state, unflatten_state
+from distill.training.optimizer import make_optimizer, multipliers, state_shardings
+from distill.training.step import TrainState, branch, canonical_names
+from distill.tree import Params
+
+
+def begin(
+  run: Run, stage: Stage, params: Params, *, done: int = 0, carried: Params | None = None
+) -> tuple[TrainState, optax.GradientTransformation]:
+  """Returns the state of a stage, and the stage's optimizer.
+
+  Args:
+    run: The run.
+    stage: One of its stages.
+    params: All parameters as they are now.
+    done: Steps of the stage already done.
+    carried: State of the optimizer and of terms, flat as a checkpoint holds it; fresh by default.
+
+  Raises:
+    InputError: The stage trains nothing, or a rule of its optimizer covers no parameter.
+  """
+  trained, optimizer = _optimizer(run, stage, params)
+  trained_params = {name: params[name] for name in trained}
+  shapes = jax.eval_shape(lambda mine: _fresh(stage, optimizer, mine), trained_params)
+  if carried:
+    optimizer_state, terms = unflatten_state(shapes, carried)
+  else:
+    shardings = state_shardings(shapes, params=params, mesh=run.mesh)
+    fresh = jax.jit(lambda mine: _fresh(stage, optimizer, mine), out_shardings=shardings)
+    optimizer_state, terms = fresh(trained_params)
+  state = TrainState(
+    trained=trained_params,
+    frozen={name: x for name, x in params.items() if name not in trained},
+    optimizer=optimizer_state,
+    step=jax.device_put(jnp.asarray(done, jnp.int32), replicated(run.mesh)),
+    terms=terms,
+  )
+  return state, optimizer
+
+
+def to_arrays(state: TrainState) -> Params:
+  """Returns a state as the flat arrays of a checkpoint."""
+  carried = flatten_state((state.optimizer, state.terms))
+  params = {f"params.{name}": x for name, x in state.params.items()}
+  return params | {f"optimizer.{name}": x for name, x in carried.items()}
+
+
+def from_arrays(arrays: Params) -> tuple[Params, Params]:
+  """Returns (parameters, what `begin` takes as carried) of a checkpoint's arrays."""
+  return branch(arrays, "params"), branch(arrays, "optimizer")
+
+
+def array_shapes(run: Run, params: Params, *, stage: str) -> Params:
+  """Returns shapes, dtypes and shardings of the arrays in a checkpoint of a stage.
+
+  Args:
+    run: The run.
+    params: Parameters before the first step.
+    stage: Name of the stage in which the checkpoint was saved.
+  """
+  shardings = _param_shardings(run, params)
+  shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[name]) for name, x in params.items()}
+  saved = next(one for one in run.stages if one.name == stage)
+  trained, optimizer = _optimizer(run, saved, shapes)
+  carried = jax.eval_shape(lambda mine: _fresh(saved, optimizer, mine), {name: shapes[name] for name in trained})
+  places = flatten_state(state_shardings(carried, params=shapes, mesh=run.mesh))
+  flat = flatten_state(carried)
+  arrays = {f"params.{name}": x for name, x in shapes.items()}
+  return arrays | {
+    f"optimizer.{name}": jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places[name]) for name, x in flat.items()
+  }
+
+
+def _fresh(stage: Stage, optimizer: optax.GradientTransformation, trained: Params) -> tuple[optax.OptState, TermStates]:
+  """State of the optimizer and of the terms before the first step."""
+  return optimizer.init(trained), initial_states(stage.terms)
+
+
+def _param_shardings(run: Run, params: Params) -> Params:
+  student = {f"student.{name}": x for name, x in run.models.student.shardings(run.mesh).items()}
+  factors = lora.shardings(run.models.student, branch(params, "adapters"), mesh=run.mesh)
+  adapters = {f"adapters.{name}": x for name, x in factors.items()}
+  return {name: replicated(run.mesh) for name in params} | student | adapters
+
+
+def _optimizer(run: Run, stage: Stage, params: Mapping[str, Any]) -> tuple[Params, optax.GradientTransformation]:
+  """(factor of every parameter that the stage trains, its optimizer)."""
+  key = f"config.stages.{stage.name}"
+  names = canonical_names(run.models.student, params)
+  factors = multipliers(stage.config.train, names=names, what=f"{key}.train")
+  # A projector trains only in the stages whose terms compare through it.
+  used = {f"projectors.{i}_{j}.kernel" for i, j in end_to_end(stage.terms)}
+  trained = {
+    name: factor
+    for name, factor in factors.items()
+    if np.any(factor) and (not name.startswith("projectors.") or name in used)
+  }
+  if not trained:
+    raise InputError(f"{key}.train: nothing trains; give a regex that matches a parameter")
+  optimizer = make_optimizer(
+    stage.config.optimizer,
+    trained=trained,
+    names={name: names[name] for name in trained},
+    key=f"{key}.optimizer",
+    steps=stage.steps,
+  )
+  return trained, optimizer
