@@ -1,0 +1,36 @@
+"""The quick start's resolved configuration, in full: no key, default or order changes unnoticed."""
+
+import dataclasses
+import json
+import pathlib
+import sys
+
+from configs.quickstart import get_config
+from distill.demo import ROOT
+from distill.jobs.config import resolve
+
+GOLDEN = pathlib.Path(__file__).with_name("golden_config.json")
+HOW = """
+The configuration that the quick start resolves to is no longer the one in tests/jobs/golden_config.json.
+A new option, another default or a change to the recipe is a reason to update the file; a refactoring is none, because
+every run that somebody has begun is then refused as another run's. If the change is meant, write the file anew with
+
+    python -m tests.jobs.golden_config_test
+
+and say in the commit what changed for runs that exist.
+"""
+
+
+def resolved() -> str:
+  """The quick start's configuration as JSON, with the demonstration's place left out."""
+  values = dataclasses.asdict(resolve(get_config()))
+  return json.dumps(values, indent=1).replace(str(ROOT), "DEMO") + "\n"
+
+
+def test_the_quick_start_resolves_to_the_committed_configuration():
+  assert resolved() == GOLDEN.read_text(), HOW
+
+
+if __name__ == "__main__":
+  GOLDEN.write_text(resolved())
+  print(f"wrote {GOLDEN}", file=sys.stderr)
