@@ -11,7 +11,7 @@ import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from distill.errors import InputError
 
@@ -104,12 +104,30 @@ def read_kind(kinds: Mapping[str, type[Config]], given: Any, *, key: str) -> Con
   return read(kinds[kind], given, key=key)
 
 
-def describe(cls: type, *, key: str = "config") -> Iterator[tuple[str, Any, Any, str]]:
-  """Yields (dotted key, annotation, default, help) of every option of a configuration dataclass, depth first."""
+class Description(NamedTuple):
+  """One option, for documentation.
+
+  Attributes:
+    key: Dotted key.
+    hint: Annotation.
+    default: Default, or `dataclasses.MISSING` for a required option and for one with options of its own.
+    help: Sentence that says what it means.
+    choices: The only texts allowed, if any.
+  """
+
+  key: str
+  hint: Any
+  default: Any
+  help: str
+  choices: tuple[str, ...]
+
+
+def describe(cls: type, *, key: str = "config") -> Iterator[Description]:
+  """Yields every option of a configuration dataclass, depth first."""
   hints = typing.get_type_hints(cls)
   for name, field in _options(cls).items():
     where, hint = f"{key}.{name}", hints[name]
-    yield where, hint, field.default, field.metadata["help"]
+    yield Description(where, hint, field.default, field.metadata["help"], field.metadata["choices"])
     inner = next((one for one in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(one)), None)
     if isinstance(inner, type) and not field.metadata["kinds"]:
       many = typing.get_origin(hint) is tuple
