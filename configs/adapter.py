@@ -1,19 +1,18 @@
-"""Trains a LoRA adapter on prompts and completions: how those of the demonstration were made.
+"""Trains a LoRA adapter on prompts and completions; the demonstration's adapters were made with it.
 
     distill train --config=configs/adapter.py:BASE,TEXT.jsonl,DATA.jsonl[,REPLAY.jsonl…] --workdir=WORKDIR
 
-BASE is a Hugging Face directory with a tokenizer; TEXT.jsonl holds {"text"} lines like those BASE was trained on, a
-tenth of the rows, so that the adapter costs BASE little of its language; DATA.jsonl holds {"prompt", "completion"}
-lines, and so do the files after it, of which a quarter as much is read each: the skills of adapters that BASE has
-already merged, which the new one must not disturb. The result is WORKDIR/adapter, a PEFT directory. A few minutes on
-two CPU cores for a base of five million parameters.
+BASE is a Hugging Face directory with a tokenizer. TEXT.jsonl holds {"text"} lines like those BASE was trained on; they
+are a tenth of the rows and keep BASE's language. DATA.jsonl holds {"prompt", "completion"} lines. So do the REPLAY
+files, each read a quarter as often: skills of adapters already merged into BASE, which the new one must not disturb.
+The result is WORKDIR/adapter, a PEFT directory, after a few minutes on two CPU cores for five million parameters.
 """
 
 from ml_collections import ConfigDict
 
 
 def get_config(variant: str) -> ConfigDict:
-  """Cross-entropy on completions and text; only the adapter trains."""
+  """Returns cross-entropy on completions and text; only the adapter trains."""
   base, text, data, *replays = variant.split(",")
   weights = {text: 0.1, data: 1.0, **dict.fromkeys(replays, 0.25)}
   sources = [{"kind": "jsonl", "path": path, "weight": weight} for path, weight in weights.items()]

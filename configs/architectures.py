@@ -1,10 +1,10 @@
-"""Five architectures learn from the embedded teacher: the same text, steps and terms for each.
+"""Five student architectures learn from the embedded teacher, with the same text, steps and terms.
 
-    distill train --config=configs/architectures.py:KIND --workdir=WORKDIR          # a key of STUDENTS
+    distill train --config=configs/architectures.py:KIND --workdir=WORKDIR          # KIND is a key of STUDENTS
     distill train --config=configs/architectures.py:KIND,control --workdir=WORKDIR  # cross-entropy alone
 
-`python -m tools.compare_architectures` runs them all and makes one table, docs/architectures.md, in 23 minutes on two
-CPU cores.
+`python -m tools.compare_architectures` runs them all in 23 minutes on two CPU cores. All five retain 90 to 105 % of
+every skill: docs/architectures.md.
 """
 
 from ml_collections import ConfigDict
@@ -24,7 +24,7 @@ _SPACE = {
   "mamba_d_state": 64,
   "mamba_expand": 1,
 }
-# The keys of a config.json, and the teacher's layer that each layer starts from.
+# Keys of a config.json, and the teacher layer that each student layer starts from.
 STUDENTS = {
   "dense": ({"model_type": "llama", **_LAYERS, **_HEADS, "head_dim": 64}, FEW),
   "moe": (
@@ -54,7 +54,7 @@ STUDENTS = {
     FEW,
   ),
   "mamba2_hybrid": ({"model_type": "bamba", **_LAYERS, **_HEADS, **_SPACE, "attn_layer_indices": [3]}, FEW),
-  # Nothing but mixers: all of the teacher's.
+  # It has no MLPs, so that it takes all eleven layers.
   "mamba2": (
     {
       "model_type": "mamba2",
@@ -73,7 +73,7 @@ STUDENTS = {
 
 
 def get_config(variant: str) -> ConfigDict:
-  """The recipe of KIND or KIND,control."""
+  """Returns the recipe of KIND or KIND,control."""
   kind, _, control = variant.partition(",")
   if kind not in STUDENTS or control not in ("", "control"):
     raise ValueError(f"unknown variant {variant!r}; use one of {', '.join(STUDENTS)}, or with ',control' behind it")

@@ -1,8 +1,9 @@
-"""Pretrains a small Llama on text: how the base of the demonstration was made.
+"""Pretrains a small Llama on text; the base of the demonstration was made with it.
 
     distill train --config=configs/pretrain.py:DIR --workdir=WORKDIR
 
-DIR holds base.jsonl and tokenizer/, as written by tools/make_demo/corpus.py. About 25 minutes on two CPU cores.
+DIR holds base.jsonl and tokenizer/, as tools/make_demo/corpus.py writes them. The run takes about 25 minutes on two CPU
+cores.
 """
 
 import pathlib
@@ -11,7 +12,7 @@ from ml_collections import ConfigDict
 
 
 def get_config(directory: str) -> ConfigDict:
-  """Cross-entropy on base.jsonl."""
+  """Returns cross-entropy on base.jsonl."""
   root = pathlib.Path(directory)
   steps = 1500
   return ConfigDict(

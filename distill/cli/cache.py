@@ -1,4 +1,4 @@
-"""distill cache: what the teacher of a configuration says, kept on disk."""
+"""distill cache: stores the signal of a recipe's teacher on disk."""
 
 import sys
 from collections.abc import Sequence
@@ -10,15 +10,15 @@ from distill.jobs.cache import make
 from distill.parallel.interruption import EXIT_INTERRUPTED
 
 FLAGS = flags.FlagValues()
-recipe.define(FLAGS, workdir="Directory of the cache.")
+recipe.define(FLAGS, workdir="Directory of the teacher cache.")
 
 
 def main(arguments: Sequence[str]) -> int:
-  """Runs the teacher once over all rows; the same command goes on. --config.path.to.key=value overrides a key."""
+  """Runs the teacher once over all rows; the same command resumes. --config.path.to.key=value overrides a key."""
   config, workdir = recipe.read(FLAGS, arguments)
   code = make(config, workdir=workdir)
   if code == EXIT_INTERRUPTED:
-    print("distill cache: stopped; the same command goes on", file=sys.stderr)
+    print("distill cache: stopped; the same command resumes", file=sys.stderr)
   else:
     print(f"wrote {workdir}; train with --config.teacher.cache={workdir}")
   return code

@@ -1,4 +1,4 @@
-"""Configuration files of the form FILE.py[:variant], and overrides --config.path.to.key=value."""
+"""Recipes of the form FILE.py[:variant], and overrides --config.path.to.key=value."""
 
 import ast
 import difflib
@@ -17,7 +17,7 @@ _PREFIX = "--config."
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-  """(the other arguments, overrides by dotted key).
+  """Returns (arguments that are no overrides, overrides by dotted key).
 
   Raises:
     InputError: An override without a value.

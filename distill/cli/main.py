@@ -1,4 +1,4 @@
-"""The command line: finds the command, parses its flags, turns wrong input into one line and exit code 2."""
+"""The command line: finds the command, and turns wrong input into one line and exit code 2."""
 
 import difflib
 import os
@@ -12,22 +12,22 @@ from distill.cli.parsing import help_text
 from distill.errors import InputError
 
 COMMANDS = {
-  "cache": "keep what a configuration's teacher says on disk, to train from without it",
-  "train": "distil a teacher into a student, train an adapter or pretrain, as a configuration says",
-  "init": "write a student that starts from its teacher: copied, cut or converted",
-  "score": "write logits and hidden states of a model for given tokens",
+  "cache": "store the signal of a recipe's teacher on disk, to train without the teacher",
+  "train": "run a recipe: distil a teacher into a student, train an adapter, or pretrain",
+  "init": "write a student that is copied, cut or converted from its teacher",
+  "score": "write the logits and hidden states of a model for given tokens",
   "generate": "continue a prompt",
-  "compare": "measure a student against its teacher, skill by skill, as a report",
+  "compare": "measure a student against its teacher, skill by skill, and write a report",
   "export": "write a model as a Hugging Face directory",
-  "merge": "write a model with its adapters merged into it, or several adapters as one",
-  "inspect": "tell what DIR is: a model, an adapter, a run, a checkpoint, a token store or a cache",
+  "merge": "merge adapters into a model, or several adapters into one",
+  "inspect": "describe a directory: model, adapter, run, checkpoint, token store or teacher cache",
 }
 _LONGEST = 2000
 EXIT_INPUT, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
 
 
 def run() -> None:
-  """Entry point of the console script."""
+  """Runs the console script."""
   sys.exit(main(sys.argv[1:]))
 
 
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
     if debug:
       raise
     line = " ".join(str(error).split())
-    # A stranger's file can name things so that a terminal would obey.
+    # A name in somebody else's file may hold control characters that a terminal would obey.
     shown = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in line)
     print(f"distill {name}: {shown[:_LONGEST]}", file=sys.stderr)
     return EXIT_INPUT
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _load(name: str) -> ModuleType:
-  """A command's module, imported only when it is asked for: `distill` alone must not wait for jax."""
+  """Imports a command's module; only when it runs, so that the list of commands need not wait for jax."""
   match name:
     case "cache":
       from distill.cli import cache

@@ -1,4 +1,4 @@
-"""Flags of one command: parsing with messages of one line, and the help text."""
+"""Flags of one command: parsing, with messages of one line, and the help text."""
 
 import sys
 from collections.abc import Sequence
@@ -9,7 +9,12 @@ from distill.errors import InputError
 
 
 def parse(values: flags.FlagValues, arguments: Sequence[str], *, positional: Sequence[str] = ()) -> list[str]:
-  """Parses `arguments` into `values`; returns the arguments that are not flags, one for each name in `positional`.
+  """Parses flags, and returns the arguments that are not flags.
+
+  Args:
+    values: Flags of the command, which get their values.
+    arguments: Arguments after the name of the command.
+    positional: Names of the arguments that are not flags; all are required.
 
   Raises:
     InputError: A required flag or argument is missing, or there is one too many.
@@ -26,12 +31,12 @@ def parse(values: flags.FlagValues, arguments: Sequence[str], *, positional: Seq
     extra = rest[len(positional)]
     raise InputError(f"{extra!r}: unexpected argument; flags are written --flag=value, --help lists them")
   if len(rest) < len(positional):
-    raise InputError(f"{positional[len(rest)]}: missing; --help tells")
+    raise InputError(f"{positional[len(rest)]}: missing; --help lists the flags")
   return rest
 
 
 def help_text(values: flags.FlagValues) -> str:
-  """One line a flag, the required ones first."""
+  """Returns the help of a command: a line for each flag, required ones first."""
   missing = _missing(values)
   lines = []
   for name in sorted(values, key=lambda name: (f"--{name}" not in missing, name)):
@@ -42,5 +47,5 @@ def help_text(values: flags.FlagValues) -> str:
 
 
 def _missing(values: flags.FlagValues) -> list[str]:
-  """Flags without a value: an optional one has a default."""
+  """Required flags without a value; optional ones have a default."""
   return [f"--{name}" for name in sorted(values) if values[name].value is None]

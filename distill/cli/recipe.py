@@ -15,29 +15,35 @@ from distill.jobs.config import RunConfig
 
 
 def define(values: flags.FlagValues, *, workdir: str) -> None:
-  """Adds --config, --workdir, with `workdir` as its help, and --compilation_cache."""
+  """Adds the flags --config, --workdir, whose help is `workdir`, and --compilation_cache."""
   config = "FILE.py or FILE.py:variant; --config.path.to.key=value overrides."
   flags.DEFINE_string("config", None, config, required=True, flag_values=values)
   flags.DEFINE_string("workdir", None, workdir, required=True, flag_values=values)
   flags.DEFINE_string(
-    "compilation_cache", "", "Directory that keeps compiled programs for the next run; yours alone.", flag_values=values
+    "compilation_cache",
+    "",
+    "Directory of compiled programs, for the next run; only you may write to it.",
+    flag_values=values,
   )
 
 
 def read(values: flags.FlagValues, arguments: Sequence[str]) -> tuple[RunConfig, pathlib.Path]:
-  """Returns the configuration and the workdir of a command line, whose compilation cache is in use from here on.
+  """Returns the configuration and the workdir of a command line, and turns the compilation cache on.
 
   Raises:
-    InputError: A flag, the configuration or the cache's directory is wrong.
+    InputError: A flag, the configuration or the compilation cache's directory is wrong.
   """
   rest, overrides = configuration.split(arguments)
   parse(values, rest)
-  _use(values.compilation_cache)
+  _use_compilation_cache(values.compilation_cache)
   return configuration.load(values.config, overrides=overrides), pathlib.Path(values.workdir)
 
 
-def _use(directory: str) -> None:
-  """Keeps compiled programs in a directory, made if it is not there: what lies in it is run, so only we may write."""
+def _use_compilation_cache(directory: str) -> None:
+  """Turns the compilation cache on, in a directory that is made if it is not there.
+
+  Its programs are executed, so that nobody else may be able to write to it.
+  """
   if not directory:
     return
   path = pathlib.Path(directory).absolute()
@@ -47,6 +53,8 @@ def _use(directory: str) -> None:
   except OSError as error:
     raise InputError(f"--compilation_cache={path}: cannot be made ({error.strerror}); name another") from error
   if not path.is_dir() or found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-    raise InputError(f"--compilation_cache={path}: others can write to it, and what is in it is run; `chmod 700` it")
+    raise InputError(
+      f"--compilation_cache={path}: others can write to it, and its programs are executed; `chmod 700` it"
+    )
   jax.config.update("jax_compilation_cache_dir", str(path))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -1,11 +1,12 @@
-"""The embedded demonstration: a small trained teacher, three adapters, text and tests. CARD.md tells what they are."""
+"""The embedded demonstration: a small trained teacher, three adapters, text and tests; CARD.md describes them."""
 
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 ROOT = pathlib.Path(__file__).parent
-SKILLS = {"book": 0.45, "category": 0.25, "class": 0.2}  # And their share of the rows; the rest is general text.
+# Skills, and their share of the rows; the rest is general text.
+SKILLS = {"book": 0.45, "category": 0.25, "class": 0.2}
 
 # The quick start's student: three layers of the gated delta rule, one of attention.
 HYBRID: Mapping[str, Any] = {
@@ -30,7 +31,7 @@ HYBRID: Mapping[str, Any] = {
 
 
 def recipe() -> dict[str, Any]:
-  """What recipes on the demonstration have in common: the teacher with its adapters, the text, sizes and tests."""
+  """Returns the common part of recipes on the demonstration: teacher, adapters, text, sizes and tests."""
   return {
     "seed": 0,
     "teacher": {"model": str(ROOT / "teacher"), "adapters": tuple(str(ROOT / "adapters" / s) for s in SKILLS)},

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent, whose every leaf is verified when it comes back."""
+"""Checkpoints that are whole or absent; every array is verified by its digest when it is restored."""
 
 import pathlib
 import sys
@@ -17,22 +17,22 @@ _UINTS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
 def flatten_state(state: Any) -> Params:
-  """Path -> array for every leaf of an optimizer state, whatever classes it is made of."""
+  """Returns the leaves of a state by their path, whatever classes it is made of."""
   leaves, _ = jax.tree_util.tree_flatten_with_path(state)
   return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def unflatten_state(like: Any, flat: Mapping[str, Any]) -> Any:
-  """A state of the structure of `like` with the leaves of `flat`."""
+  """Returns a state of the structure of `like` with the leaves of `flat`."""
   paths, structure = jax.tree_util.tree_flatten_with_path(like)
   names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
   return jax.tree_util.tree_unflatten(structure, [flat[name] for name in names])
 
 
 def _digest(x: Array) -> UInt32[Array, " 2"]:
-  """Two 32-bit sums of an array's bits, each element times an odd weight of its index.
+  """Two 32-bit sums of an array's bits, each element weighted by an odd function of its index.
 
-  Integer sums do not depend on the order, so the digest is the same on every mesh; a single flipped bit changes both.
+  Integer sums do not depend on the order, so the digest is the same on every mesh. A flipped bit changes both sums.
   """
   x = x if x.dtype != jnp.bool_ else x.astype(jnp.uint8)
   bits = jax.lax.bitcast_convert_type(x, _UINTS[x.dtype.itemsize]).astype(jnp.uint32).reshape(-1)
@@ -48,21 +48,21 @@ def _digests(arrays: Params) -> dict[str, Array]:
 
 
 def digests(arrays: Params) -> dict[str, str]:
-  """Digest of every array, as hexadecimal text that also tells shape and dtype."""
+  """Returns the digest of every array, as text with its dtype and shape."""
   sums = jax.device_get(_digests(arrays))
   return {name: f"{arrays[name].dtype}{list(arrays[name].shape)}:{a:08x}{b:08x}" for name, (a, b) in sums.items()}
 
 
 def notes_path(directory: pathlib.Path) -> pathlib.Path:
-  """Where a checkpoint keeps what it says of itself: {"digests": {name: dtype[shape]:digest}, "extra": {…}}."""
+  """Returns the path of a checkpoint's notes: {"digests": {name: dtype[shape]:digest}, "extra": {…}}."""
   return pathlib.Path(directory) / "notes" / "metadata"
 
 
 class Checkpoints:
-  """Numbered checkpoints of a run in a directory, saved in the background, the last two kept.
+  """Numbered checkpoints of a run, saved in the background; the last two remain.
 
   Args:
-    directory: Made if it is not there.
+    directory: Their directory; it is made if it is not there.
 
   Raises:
     InputError: The directory cannot be written.
@@ -78,7 +78,13 @@ class Checkpoints:
       raise InputError(f"{directory}: cannot be written ({error.strerror}); name another workdir") from error
 
   def save(self, step: int, *, arrays: Params, extra: Mapping[str, Any]) -> None:
-    """Starts saving flat `arrays` and JSON-able `extra` as checkpoint `step`; the arrays may be donated after."""
+    """Starts to save a checkpoint; the arrays may be donated afterwards.
+
+    Args:
+      step: Number of the checkpoint.
+      arrays: Flat arrays.
+      extra: Notes, as JSON.
+    """
     if step in self._manager.all_steps():
       return
     notes = {"digests": digests(arrays), "extra": dict(extra)}
@@ -89,14 +95,14 @@ class Checkpoints:
   def restore(
     self, abstract: Callable[[Mapping[str, Any]], Params], *, log: Callable[[str], None] | None = None
   ) -> tuple[Params, dict[str, Any]] | None:
-    """(arrays, extra) of the newest checkpoint that is whole, or None when there is none at all.
+    """Returns (arrays, extra) of the newest undamaged checkpoint, or None when there is none at all.
 
     Args:
-      abstract: From `extra` to the shapes, dtypes and shardings of the arrays.
-      log: Gets one line for each checkpoint that had to be passed over; standard error by default.
+      abstract: Returns shapes, dtypes and shardings of the arrays for a checkpoint's `extra`.
+      log: Takes one line for each damaged checkpoint; it prints to standard error by default.
 
     Raises:
-      InputError: There are checkpoints, and every one is damaged.
+      InputError: There are checkpoints, and all of them are damaged.
     """
     log = log or (lambda line: print(line, file=sys.stderr, flush=True))
     steps = sorted(self._manager.all_steps(), reverse=True)
@@ -129,6 +135,6 @@ class Checkpoints:
     return arrays, notes["extra"]
 
   def close(self) -> None:
-    """Waits until everything is on disk."""
+    """Waits until all checkpoints are on disk."""
     self._manager.wait_until_finished()
     self._manager.close()

@@ -1,4 +1,4 @@
-"""Steps that fit the memory of the devices."""
+"""The choice of a step that fits the memory of the devices."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ Step = Callable[..., Any]
 
 
 def device_memory() -> int:
-  """Bytes of one device of this process; of virtual ones, which share the host's, an equal part."""
+  """Returns the bytes of one device of this process; virtual devices share the host's memory equally."""
   device = jax.local_devices()[0]
   stats = device.memory_stats() or {}
   if "bytes_limit" in stats:
@@ -19,16 +19,20 @@ def device_memory() -> int:
 
 
 def needed(compiled: Any) -> int:
-  """Bytes that a compiled computation needs on one device: what it is given, what it makes, and what lies between."""
+  """Returns the bytes that a compiled computation needs on one device: arguments, results and temporaries."""
   found = compiled.memory_analysis()
-  made = found.output_size_in_bytes - found.alias_size_in_bytes
-  return found.argument_size_in_bytes + made + found.temp_size_in_bytes
+  results = found.output_size_in_bytes - found.alias_size_in_bytes
+  return found.argument_size_in_bytes + results + found.temp_size_in_bytes
 
 
 def first_that_fits(steps: Sequence[Step], *, report: Callable[[str], None]) -> Step:
-  """The first of several jitted steps, the fastest before the leanest, that its compiler says will fit; else the last.
+  """Returns a step that behaves as the first of several that fits the memory, else as the last.
 
-  It is chosen at the first call, on the arguments of that one; the compiled program is the one that runs.
+  The choice is made at the first call, with its arguments. The program compiled for the choice is the one that runs.
+
+  Args:
+    steps: Jitted steps of equal results, from the fastest to the one that needs least memory.
+    report: Takes one line for each step that does not fit.
   """
   chosen: list[Step] = []
 
@@ -46,5 +50,5 @@ def _choose(steps: Sequence[Step], arguments: Sequence[Any], report: Callable[[s
     size = needed(step.lower(*arguments).compile())  # type: ignore[attr-defined]
     if size <= limit:
       return step
-    report(f"the step needs {size / 2**30:.1f} GiB a device of {limit / 2**30:.1f}: more is computed again")
+    report(f"the step needs {size / 2**30:.1f} of {limit / 2**30:.1f} GiB a device: more is recomputed")
   return steps[-1]

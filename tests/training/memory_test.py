@@ -54,4 +54,4 @@ def test_the_first_that_fits_runs_and_is_compiled_once(monkeypatch):
   step = first_that_fits(both, report=said.append)
   step(params), step(params)
   assert compiled == ["projections", "layers"]
-  assert len(said) == 1 and "computed again" in said[0]
+  assert len(said) == 1 and "recomputed" in said[0]
