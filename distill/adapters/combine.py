@@ -1,8 +1,8 @@
-"""One change of weights out of several adapters', always of the whole matrices, never of A and B apart.
+"""Combines the weight changes of several adapters into one. It combines whole matrices, never the factors A and B.
 
-`sum` adds the changes up (a stack as it stands), `ties` trims and elects a sign for every number (Yadav et al. 2023,
-2306.01708), `dare` drops numbers at random and rescales the rest (Yu et al. 2023, 2311.03099). The weights of a stack
-multiply its changes first. TIES and DARE take every adapter's change from the base, whatever its mode.
+`sum` adds the changes, which is what the stack itself does. `ties` trims each change and elects a sign for every number
+(Yadav et al. 2023, 2306.01708). `dare` drops numbers at random and rescales the rest (Yu et al. 2023, 2311.03099).
+The weights of the stack scale the changes first. TIES and DARE measure every change from the base, whatever its mode.
 """
 
 import dataclasses
@@ -25,11 +25,14 @@ METHODS = ("sum", "ties", "dare")
 
 
 def ties(changes: Sequence[Float[np.ndarray, "..."]], *, density: float) -> Float[np.ndarray, "..."]:
-  """The mean, number by number, of the trimmed changes that agree in sign with their total.
+  """Merges by TIES: the mean, for every number, of the trimmed changes that have the sign of their total.
 
   Args:
-    changes: Of one parameter, weighted.
-    density: Share of each that is kept, its largest numbers.
+    changes: Weighted changes of one parameter.
+    density: Fraction of each change that trimming retains, the numbers of largest magnitude.
+
+  Returns:
+    The combined change, of the same shape.
   """
   trimmed = np.stack([_trim(change, density) for change in changes])
   agree = (np.sign(trimmed) == np.sign(trimmed.sum(axis=0))) & (trimmed != 0)
@@ -37,23 +40,32 @@ def ties(changes: Sequence[Float[np.ndarray, "..."]], *, density: float) -> Floa
 
 
 def _trim(change: np.ndarray, density: float) -> np.ndarray:
-  kept = int(density * change.size)
-  order = np.argpartition(np.abs(change), change.size - kept, axis=None) if kept else np.zeros(0, int)
+  count = int(density * change.size)
+  order = np.argpartition(np.abs(change), change.size - count, axis=None) if count else np.zeros(0, int)
   trimmed = np.zeros_like(change)
-  chosen = order[change.size - kept :]
+  chosen = order[change.size - count :]
   trimmed.flat[chosen] = change.flat[chosen]
   return trimmed
 
 
 def dare(changes: Sequence[Float[np.ndarray, "..."]], *, density: float, seed: Sequence[int]) -> np.ndarray:
-  """The sum of changes of which each number is kept with probability `density`, and divided by it."""
+  """Merges by DARE: the sum of changes, each number dropped with probability 1 - density, the rest rescaled.
+
+  Args:
+    changes: Weighted changes of one parameter.
+    density: Probability that a number is retained, and the divisor of the retained ones.
+    seed: Random seed.
+
+  Returns:
+    The combined change, of the same shape.
+  """
   rng = np.random.default_rng(seed)
-  kept = [np.where(rng.random(x.shape) < density, x, 0) / np.float32(density) for x in changes]
-  return np.sum(kept, axis=0)
+  rescaled = [np.where(rng.random(x.shape) < density, x, 0) / np.float32(density) for x in changes]
+  return np.sum(rescaled, axis=0)
 
 
 def low_rank(change: Float[np.ndarray, "I O"], *, rank: int) -> LowRank:
-  """The nearest matrix of a rank in the Frobenius norm, as factors that share its singular values evenly."""
+  """Returns the nearest matrix of a rank in the Frobenius norm; both factors get the roots of the singular values."""
   u, s, v = np.linalg.svd(change, full_matrices=False)
   root = np.sqrt(s[:rank])
   return LowRank(a=u[:, :rank] * root, b=root[:, None] * v[:rank], scale=1.0)
@@ -68,10 +80,21 @@ def combine(
   density: float = 1.0,
   seed: int = 0,
 ) -> tuple[DecoderConfig, Params]:
-  """Architecture and canonical parameters of the base with the combined change, in float32 where it changed.
+  """Applies the combined change of several adapters to the base.
+
+  Args:
+    params: Canonical parameters of the base.
+    adapters: The stack.
+    config: Configuration of the base.
+    method: 'sum', 'ties' or 'dare'.
+    density: Fraction of each change that TIES or DARE retains.
+    seed: Random seed for DARE.
+
+  Returns:
+    The configuration and all canonical parameters; those that changed are float32.
 
   Raises:
-    InputError: TIES or DARE of adapters that bring another number of tokens.
+    InputError: TIES or DARE with an adapter that changes the number of tokens.
   """
   if method == "sum":
     return merge_adapters(params, adapters=adapters, config=config)
@@ -88,7 +111,7 @@ def combine(
 
 
 def _changes(base: Params, adapters: Sequence[StackedAdapter]) -> Iterator[tuple[str, list[np.ndarray]]]:
-  """Every edited parameter with what each adapter that edits it, alone on the base, makes of it."""
+  """Yields every edited parameter with the change from the base of each adapter that edits it."""
   for name in edited(adapters):
     changes = []
     for one in adapters:
@@ -96,7 +119,7 @@ def _changes(base: Params, adapters: Sequence[StackedAdapter]) -> Iterator[tuple
         continue
       after = apply({name: base[name]}, adapters=[one], only={name})[name]
       if after.shape != np.shape(base[name]):
-        raise InputError(f"{one[1].path}: brings another number of tokens, which only --combine=sum can take in")
+        raise InputError(f"{one[1].path}: changes the number of tokens, which only --combine=sum supports")
       changes.append(after - np.asarray(base[name], np.float32))
     yield name, changes
 
@@ -110,18 +133,21 @@ def as_adapter(
   report: Callable[[str, float], Any] = lambda name, share: None,
   **how: Any,
 ) -> dict[str, LowRank]:
-  """The combined change as plain LoRA: exactly, from the adapters' own factors, or the nearest of a rank.
+  """Returns the combined change as plain LoRA: exactly, from the adapters' own factors, or the nearest of a rank.
 
   Args:
     params: Canonical parameters of the base.
     adapters: The stack.
-    config: Architecture of the base.
-    rank: 0 for exactly, which only a sum of plain LoRA can be.
-    report: Told of every HF module the share of its change's norm that the rank keeps, from 0 to 1.
-    how: `method`, `density` and `seed` of `combine`.
+    config: Configuration of the base.
+    rank: 0 for the exact change, which only a sum of plain LoRA has.
+    report: Gets the name of every HF module, and the fraction of its change's norm that the rank retains.
+    **how: `method`, `density` and `seed` of `combine`.
+
+  Returns:
+    Canonical name -> factors.
 
   Raises:
-    InputError: The change has no low rank and none was given, or is of something that LoRA cannot change.
+    InputError: The change has no low rank and no rank was given, or changes a parameter that LoRA cannot change.
   """
   _, new = prepare(params, adapters=adapters, config=config)
   base = {**params, **new}
@@ -140,7 +166,7 @@ def as_adapter(
     raise InputError(f"{what}, which LoRA holds only to a rank; add --rank, or use --format=model")
   changes = {} if exact else _difference(base, combine(params, adapters=adapters, config=config, **how)[1], adapters)
   known, found = layout(config), dict[str, LowRank]()
-  # Kernels of one HF module are cut together, since they share its factors.
+  # Kernels of one HF module are truncated together, since they share its factors.
   for theirs in dict.fromkeys(known.theirs(name) for name in exact or changes):
     mine = [entry.ours for entry in known.entries[theirs] if entry.ours in (exact or changes)]
     if exact:
@@ -156,7 +182,7 @@ def as_adapter(
 
 
 def _without_base(adapter: Adapter, base: Mapping[str, Any]) -> Adapter:
-  """The adapter without the embedding and head that PEFT stores beside factors of theirs as they were."""
+  """Returns the adapter without unchanged copies of embedding and head, which PEFT stores with factors for them."""
 
   def same(name: str, edit: Edit) -> bool:
     under = isinstance(edit, Replacement) and edit.underlies
@@ -166,7 +192,7 @@ def _without_base(adapter: Adapter, base: Mapping[str, Any]) -> Adapter:
 
 
 def _difference(base: Params, merged: Params, adapters: Sequence[StackedAdapter]) -> dict[str, np.ndarray]:
-  """What became of every edited matrix; a head that is tied again is its embedding."""
+  """Returns the change of every edited matrix. A head that is tied again has the embedding's values."""
   found = {}
   for name in edited(adapters):
     after = merged[name] if name in merged else merged[EMBEDDING].T
@@ -175,7 +201,7 @@ def _difference(base: Params, merged: Params, adapters: Sequence[StackedAdapter]
 
 
 def _concatenated(adapters: Sequence[StackedAdapter]) -> dict[str, LowRank]:
-  """Factors side by side: their product is the sum of the products."""
+  """Returns concatenated factors, whose product is the sum of the products."""
   parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
   for entry, adapter in adapters:
     for name, edit in adapter.edits:
@@ -188,7 +214,7 @@ def _concatenated(adapters: Sequence[StackedAdapter]) -> dict[str, LowRank]:
 
 
 def _shorter(edit: LowRank, rank: int) -> LowRank:
-  """The same as `low_rank` of the product, by way of matrices no larger than its rank."""
+  """Returns `low_rank` of the product, computed from matrices no larger than its rank."""
   (qa, ra), (qb, rb) = np.linalg.qr(edit.a), np.linalg.qr(edit.b.T)
   inner = low_rank(ra @ rb.T, rank=rank)
   return LowRank(a=qa @ inner.a, b=inner.b @ qb.T, scale=1.0)

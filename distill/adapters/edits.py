@@ -1,9 +1,9 @@
-"""What an adapter does to a model: edits of canonical parameters, from which merging, live use and inspection follow.
+"""Edits of canonical parameters: all that an adapter does to a model. Merging, routing and reports are built on them.
 
-An edit changes `current`, the parameter as the adapters before it left it, by something measured on `base`, the
-parameter that its adapter was made for. In a sequential stack both are the same. Under co-active adapters `base` is
-what it was before the first of them, so that their changes add up, and DoRA divides by a norm that the others have no
-part in. A weight other than 1 goes that share of the way from `current` to what the edit says.
+An edit changes `current`, the parameter after the adapters before it. It measures the change on `base`, the parameter
+that its adapter was trained on. In a sequential stack both are the same. For co-active adapters `base` is the parameter
+before the first of them: their changes add up, and the norm that DoRA divides by does not include the others. A weight
+other than 1 scales the change from `current`.
 """
 
 import dataclasses
@@ -14,13 +14,13 @@ from jaxtyping import Float, Int
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LowRank:
-  """scale * a @ b is added, then columns are set to the length `magnitude`, if there is one (DoRA, 2402.09353).
+  """Adds scale * a @ b, then rescales columns to the norms `magnitude`, if there are any (DoRA, 2402.09353).
 
   Attributes:
-    a: [in, r], float32; in counts tokens in an embedding.
-    b: [r, out], float32.
-    scale: alpha / r, or alpha / sqrt(r).
-    magnitude: [out], the length of every column before the weight's own, by `‖base + scale * a @ b‖`.
+    a: [I, R] float32; for an embedding I is the number of tokens.
+    b: [R, O] float32.
+    scale: alpha / R, or alpha / sqrt(R).
+    magnitude: [O] norms of the columns; they replace those of base + scale * a @ b.
   """
 
   a: Float[np.ndarray, "I R"]
@@ -30,7 +30,7 @@ class LowRank:
 
   @property
   def delta(self) -> Float[np.ndarray, "I O"]:
-    """scale * a @ b."""
+    """scale * a @ b, [I, O]."""
     return np.float32(self.scale) * (self.a @ self.b)
 
   @property
@@ -39,7 +39,7 @@ class LowRank:
     return float(self.scale * np.sqrt(max(0.0, np.sum((self.a.T @ self.a) * (self.b @ self.b.T)))))
 
   def columns(self, base: Float[np.ndarray, "I O"]) -> Float[np.ndarray, " O"] | None:
-    """Factor of each column (DoRA), or None."""
+    """Returns the factor of each column (DoRA), or None without magnitudes."""
     if self.magnitude is None:
       return None
     lengths = np.linalg.norm(base + self.delta, axis=0)
@@ -48,11 +48,11 @@ class LowRank:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Replacement:
-  """The whole tensor takes the parameter's place; an embedding or a head may come with another number of tokens.
+  """Replaces a parameter; the number of tokens of an embedding or a head may change.
 
   Attributes:
-    value: In our layout.
-    underlies: It is the tensor that the adapter's other edits of this parameter start from.
+    value: The new parameter, in our layout.
+    underlies: The adapter's other edits of this parameter start from it.
   """
 
   value: np.ndarray
@@ -61,12 +61,12 @@ class Replacement:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenRows:
-  """Some tokens of an embedding (axis 0) or of a head (axis 1) are replaced.
+  """Replaces some tokens of an embedding or of a head.
 
   Attributes:
     indices: Token ids.
-    values: [tokens, D].
-    axis: The parameter's axis of tokens.
+    values: [N, D], one row for each token.
+    axis: The parameter's axis of tokens: 0 of an embedding, 1 of a head.
   """
 
   indices: Int[np.ndarray, " N"]
@@ -76,7 +76,7 @@ class TokenRows:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Addition:
-  """A vector that is added to a bias, which is zero where the model had none."""
+  """Adds a vector to a bias; a model without the bias gets one of zeros first."""
 
   value: np.ndarray
 
@@ -85,7 +85,17 @@ Edit = LowRank | Replacement | TokenRows | Addition
 
 
 def apply(edit: Edit, current: np.ndarray, *, base: np.ndarray, weight: float) -> np.ndarray:
-  """`current` after the edit, in float32; `weight` scales the change, and 1 gives what the adapter says, exactly."""
+  """Applies an edit.
+
+  Args:
+    edit: The edit.
+    current: The parameter after the adapters before this one.
+    base: The parameter that the adapter was trained on.
+    weight: Scale of the change; 1 reproduces the adapter exactly.
+
+  Returns:
+    The parameter after the edit, float32.
+  """
   current, base = np.asarray(current, np.float32), np.asarray(base, np.float32)
   match edit:
     case Addition():
@@ -109,12 +119,12 @@ def _towards(start: np.ndarray, end: np.ndarray, weight: float) -> np.ndarray:
 
 
 def _replaced(value: np.ndarray, current: np.ndarray, base: np.ndarray, weight: float) -> np.ndarray:
-  """The change from `base` to `value`, on `current`; tokens that only `value` has come as they are."""
+  """Adds the change from `base` to `value` to `current`; tokens that only `value` has are copied."""
   if value.shape != current.shape:
     axis = next(i for i, (one, other) in enumerate(zip(value.shape, current.shape, strict=True)) if one != other)
-    kept = min(value.shape[axis], current.shape[axis])
-    known = [np.take(x, range(kept), axis=axis) for x in (value, current, base)]
-    new = np.take(value, range(kept, value.shape[axis]), axis=axis)
+    shared = min(value.shape[axis], current.shape[axis])
+    known = [np.take(x, range(shared), axis=axis) for x in (value, current, base)]
+    new = np.take(value, range(shared, value.shape[axis]), axis=axis)
     return np.concatenate([_replaced(known[0], known[1], known[2], weight), new], axis=axis)
   end = value if np.array_equal(current, base) else current + (value - base)
   return _towards(current, end, weight)

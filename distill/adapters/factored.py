@@ -1,4 +1,4 @@
-"""What a stack of low-rank adapters makes of a matrix, as one change: column * base + a @ b."""
+"""A stack of low-rank adapters on one matrix as a single change: column * base + a @ b."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -12,14 +12,14 @@ from distill.adapters.stack import StackedAdapter
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Factored:
-  """column * base + a @ b, for one canonical parameter or some of its columns."""
+  """The change column * base + a @ b of one canonical parameter, or of some of its columns."""
 
   a: Float[np.ndarray, "I R"]
   b: Float[np.ndarray, "R O"]
   column: Float[np.ndarray, " O"]
 
   def of(self, base: Float[np.ndarray, "I O"], *, rows: slice = slice(None)) -> Float[np.ndarray, "I O"]:
-    """The matrix itself, or some of its rows from those of the base."""
+    """Returns the changed matrix, or some of its rows from those rows of the base."""
     return self.column * base + self.a[rows] @ self.b
 
 
@@ -31,14 +31,14 @@ def factored(
   base: Callable[[], Float[np.ndarray, "I O"]],
   columns: slice = slice(None),
 ) -> Factored:
-  """The low-rank edits of a parameter in the order, with the weights and in the modes of their stack, as one.
+  """Composes the low-rank edits of a parameter, in the order and with the weights and modes of the stack.
 
   Args:
     name: Canonical name.
     adapters: The stack.
-    shape: Of the parameter.
-    base: Gives its `columns`, float32; called only for DoRA, which divides by their lengths.
-    columns: Those that are asked for.
+    shape: Shape of the parameter.
+    base: Returns those `columns` of the base, float32. Called only for DoRA, which needs their norms.
+    columns: The columns to compose.
   """
   count = len(range(shape[1])[columns])
   now = Factored(

@@ -1,4 +1,4 @@
-"""A model as an adapter sees it: HF modules, and the canonical parameters that they hold."""
+"""HF tensors, which adapters name, and the canonical parameters that each of them holds."""
 
 import dataclasses
 import functools
@@ -15,11 +15,11 @@ EMBEDDING, HEAD = "embed.table", "head.kernel"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
-  """The name table of an architecture, by HF tensor; a tied head counts as one of its own.
+  """The name table of a model, by HF tensor. A tied head is treated as a tensor of its own.
 
   Attributes:
-    config: The architecture.
-    entries: HF tensor -> the parameters, or pieces of one, that it holds.
+    config: Configuration of the model.
+    entries: HF tensor -> the parameters, or pieces of parameters, that it holds.
     shapes: Shape of every canonical parameter.
   """
 
@@ -28,22 +28,22 @@ class Layout:
   shapes: Mapping[str, tuple[int, ...]]
 
   def shape(self, theirs: str) -> tuple[int, ...]:
-    """Shape of an HF tensor in our orientation, whole."""
+    """Returns the shape of an HF tensor in our layout."""
     first, *others = (self.shapes[entry.ours] for entry in self.entries[theirs])
     if self.entries[theirs][0].expert is not None:
       return first[1:]
     return (*first[:-1], first[-1] + sum(shape[-1] for shape in others))
 
   def pieces(self, theirs: str, value: np.ndarray) -> dict[str, np.ndarray]:
-    """Canonical name -> its part of an HF tensor."""
+    """Splits an HF tensor: canonical name -> piece."""
     return {entry.ours: to_ours(value, entry=entry) for entry in self.entries[theirs]}
 
   def columns(self, theirs: str, value: np.ndarray) -> dict[str, np.ndarray]:
-    """Canonical name -> its part of the last axis of a value that is in our orientation already."""
+    """Splits the last axis of a value in our layout: canonical name -> piece."""
     return {entry.ours: value if entry.part is None else entry.part.take(value) for entry in self.entries[theirs]}
 
   def join(self, theirs: str, pieces: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The last axis of an HF tensor from `columns` of it, zero where there is none."""
+    """Joins what `columns` returns to the last axis of an HF tensor; missing pieces are zero."""
     first = next(iter(pieces.values()))
     whole = np.zeros((*first.shape[:-1], self.shape(theirs)[-1]), np.float32)
     for entry in self.entries[theirs]:
@@ -52,17 +52,17 @@ class Layout:
     return whole
 
   def theirs(self, ours: str) -> str:
-    """The HF tensor of a parameter."""
+    """Returns the HF tensor that holds a parameter."""
     return next(name for name, entries in self.entries.items() if any(entry.ours == ours for entry in entries))
 
 
 @functools.lru_cache(maxsize=4)
 def layout(config: DecoderConfig) -> Layout:
-  """The layout of an architecture."""
+  """Returns the layout of a model."""
   untied = dataclasses.replace(config, tie_embeddings=False)
   entries: dict[str, tuple[TensorEntry, ...]] = {}
   for entry in hf_config.name_table(untied):
-    # transformers 5 calls Mixtral's module otherwise in memory, where PEFT takes its names from, than on disk.
+    # transformers 5: Mixtral's module is `mlp` in memory, where PEFT takes names from, but not on disk.
     name = entry.theirs.replace(".block_sparse_moe.", ".mlp.")
     entries[name] = (*entries.get(name, ()), entry)
   entries |= {found[0].theirs: found for found in entries.values() if len(found) == 1}
@@ -70,9 +70,9 @@ def layout(config: DecoderConfig) -> Layout:
 
 
 def with_bias(config: DecoderConfig, name: str) -> DecoderConfig:
-  """The architecture with a bias where `name` (`layers.{i}.….bias`) asks for one; the same if there is no place for it.
+  """Returns the configuration with the bias `name` (`layers.{i}.….bias`), or unchanged if the layer cannot have it.
 
-  Layers share their description, so that biases come to all layers of one kind, and not for one projection alone.
+  A configuration has biases for all projections or none, so all projections of all layers of that kind get one.
   """
   parts = name.split(".")
   if len(parts) < 3 or parts[0] != "layers" or parts[2] not in ("mixer", "mlp"):

@@ -1,4 +1,4 @@
-"""A base with its stack merged, or beside it by route, from the base's files straight onto the mesh."""
+"""Loads a base with its adapters, merged or routed by row, from its files straight onto the mesh."""
 
 import dataclasses
 import pathlib
@@ -22,7 +22,7 @@ from distill.tree import Params
 
 
 class StoredParams(Mapping[str, np.ndarray]):
-  """The canonical parameters of a model directory, each read when it is asked for."""
+  """A read-only view of a model directory: canonical name -> parameter, read from the files at each access."""
 
   def __init__(self, directory: pathlib.Path):
     self.config, self._sources = hf.sources(directory)
@@ -31,7 +31,7 @@ class StoredParams(Mapping[str, np.ndarray]):
     return self._sources[name].read()
 
   def shape(self, name: str) -> tuple[int, ...]:
-    """Of one parameter, without reading it."""
+    """Returns the shape of one parameter without reading it."""
     return self._sources[name].shape
 
   def __iter__(self) -> Iterator[str]:
@@ -44,12 +44,21 @@ class StoredParams(Mapping[str, np.ndarray]):
 def load_merged(
   directory: pathlib.Path, *, adapters: Sequence[StackedAdapter], mesh: Mesh, dtype: str = "float32"
 ) -> tuple[DecoderConfig, Params]:
-  """Architecture and stacked parameters on the mesh, with the adapters applied in float32 before the cast to `dtype`.
+  """Loads a base with its adapters merged, in float32 before the cast to `dtype`.
 
-  Low ranks are added block by block; what is replaced is on the host as the adapters are.
+  Low-rank changes are added block by block as the base is read. Replaced parameters are prepared on the host.
+
+  Args:
+    directory: Model directory of the base.
+    adapters: The stack.
+    mesh: The mesh.
+    dtype: dtype of the parameters.
+
+  Returns:
+    The configuration and stacked parameters on the mesh.
 
   Raises:
-    InputError: What `sharded.load` raises, or adapters that do not go together.
+    InputError: What `sharded.load` raises, or adapters that contradict each other.
   """
   with fail_together(str(directory)):
     base = StoredParams(directory)
@@ -60,7 +69,7 @@ def load_merged(
     values = {name: new[name] if name in new else base[name] for name in whole}
     changed = new | apply(values, adapters=adapters, only=whole)
     untied = base.config.tie_embeddings and not grown.tie_embeddings
-    # Whether a head may be tied again shows in the embedding, which low ranks alone leave to the blocks.
+    # A head is tied again if it equals the embedding, which is not on the host if only low ranks change it.
     tied = untied and "embed.table" not in low
     grown, changed = settle(changed, adapters=adapters, config=grown, tied=tied)
     changes: dict[str, Any] = {name: np.asarray(x, np.float32) for name, x in changed.items()}
@@ -71,7 +80,16 @@ def load_merged(
 def load_routed(
   directory: pathlib.Path, *, routes: Sequence[Sequence[StackedAdapter]], mesh: Mesh, dtype: str = "float32"
 ) -> tuple[DecoderConfig, Params]:
-  """Architecture and stacked parameters on the mesh, with those of the routes beside them (`live`).
+  """Loads a base with the adapters of several routes (see `routed`).
+
+  Args:
+    directory: Model directory of the base.
+    routes: The adapters of each route, in the order of their stack.
+    mesh: The mesh.
+    dtype: dtype of the base's parameters; those of the routes are float32.
+
+  Returns:
+    The configuration, and stacked parameters of base and routes on the mesh.
 
   Raises:
     InputError: What `sharded.load` raises, or routes that do not share one vocabulary.
@@ -85,7 +103,7 @@ def load_routed(
 
 
 class _LowRankEdit:
-  """An edit for `sharded.load`: all low ranks of one kernel, made one change once, or once for each run of columns."""
+  """A block edit for `sharded.load`: the low-rank changes of one kernel as one change."""
 
   def __init__(self, name: str, adapters: Sequence[StackedAdapter], *, shape: tuple[int, ...]):
     self._name, self._adapters, self._shape = name, adapters, shape
@@ -94,7 +112,7 @@ class _LowRankEdit:
 
   def __call__(self, value: np.ndarray, block: Block, read: Callable[[Block], np.ndarray]) -> np.ndarray:
     rows, columns = block
-    # A column's length takes the whole column; blocks of the same columns may follow one another.
+    # DoRA needs the norms of whole columns. Consecutive blocks often have the same columns.
     chosen = columns if self._dora else slice(0, self._shape[1])
     if self._last is None or self._last[0] != chosen:
       found = factored(

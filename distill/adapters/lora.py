@@ -1,4 +1,4 @@
-"""LoRA adapters that train: factors beside the stacked kernels, merged inside the compiled step."""
+"""Trainable LoRA adapters: factors of the stacked kernels, merged inside the compiled step."""
 
 import re
 import zlib
@@ -18,12 +18,12 @@ from distill.tree import Params
 
 
 def init(decoder: Decoder, *, targets: str, rank: int, key: Key[Array, ""]) -> Params:
-  """Fresh adapters: `{kernel}.lora_a` [layers, in, r], uniform within 1 / sqrt(in), and `.lora_b`, zero.
+  """Initialises `{kernel}.lora_a` [L, I, R], uniform within 1 / sqrt(I), and `{kernel}.lora_b` [L, R, O], zero.
 
   Args:
     decoder: The base.
-    targets: Regex that the canonical kernel names of all layers of a group must match.
-    rank: Rank r.
+    targets: Regex for canonical kernel names; all layers of a group must match, or none.
+    rank: Rank R.
     key: Root key; each kernel folds in its name.
 
   Raises:
@@ -49,7 +49,7 @@ def init(decoder: Decoder, *, targets: str, rank: int, key: Key[Array, ""]) -> P
 
 
 def shardings(decoder: Decoder, adapters: Mapping[str, Any], *, mesh: Any) -> Params:
-  """Where every factor lives: its long side like the kernel's."""
+  """Returns the sharding of every factor: its long side is sharded like the kernel's."""
   axes = decoder.axes()
   found = {}
   for name, x in adapters.items():
@@ -60,7 +60,7 @@ def shardings(decoder: Decoder, adapters: Mapping[str, Any], *, mesh: Any) -> Pa
 
 
 def apply(params: Mapping[str, Any], *, adapters: Mapping[str, Any], scale: float) -> Params:
-  """Stacked parameters with scale * A B added to every adapted kernel."""
+  """Returns stacked parameters with scale * A @ B added to every adapted kernel."""
   merged = dict(params)
   for name in adapters:
     if name.endswith(".lora_a"):
@@ -71,7 +71,7 @@ def apply(params: Mapping[str, Any], *, adapters: Mapping[str, Any], scale: floa
 
 
 def factors(decoder: Decoder, adapters: Mapping[str, Any], *, scale: float) -> dict[str, LowRank]:
-  """Trained adapters under canonical kernel names, for a PEFT directory."""
+  """Returns trained adapters under canonical kernel names, for a PEFT directory."""
   flat = decoder.unstack({name: np.asarray(x) for name, x in adapters.items()})
   kernels = [name.removesuffix(".lora_a") for name in flat if name.endswith(".lora_a")]
   return {one: LowRank(a=flat[f"{one}.lora_a"], b=flat[f"{one}.lora_b"], scale=scale) for one in kernels}

@@ -1,4 +1,4 @@
-"""PEFT LoRA directories, read strictly and written so that `peft` loads them."""
+"""Reads PEFT LoRA directories strictly, and writes them so that `peft` loads them."""
 
 import collections
 import dataclasses
@@ -23,7 +23,7 @@ from distill.models.config import DecoderConfig
 PREFIX = "base_model.model."
 STEM = "adapter_model"
 _OTHER = "adapter for another model"
-# (what follows the module's path, the kind of tensor), the first that matches.
+# (regex for the name after the module's path, kind of tensor); the first match counts.
 _KINDS = tuple(
   (re.compile(rf"(.+)\.{end}"), kind)
   for end, kind in (
@@ -37,7 +37,7 @@ _KINDS = tuple(
   )
 )
 _WHOLE = re.compile(r"(.+?)(?:\.(base_layer|original_module|modules_to_save))?\.(weight|bias)")
-# What an adapter replaces comes before what it adds.
+# Replacements come before additions to the replaced parameter.
 _ORDER = (Replacement, LowRank, TokenRows, Addition)
 
 
@@ -47,8 +47,8 @@ class Adapter:
 
   Attributes:
     path: The PEFT directory.
-    edits: (canonical name, what becomes of it), in order.
-    problems: (stored key, why it cannot be used).
+    edits: (canonical name, edit), in the order in which they apply.
+    problems: (stored key, why it cannot be loaded).
   """
 
   path: pathlib.Path
@@ -57,10 +57,10 @@ class Adapter:
 
 
 def read_adapter(directory: pathlib.Path, *, config: DecoderConfig) -> Adapter:
-  """The adapter of a PEFT directory, for a model of the given architecture.
+  """Reads the adapter in a PEFT directory, for a base of the given configuration.
 
   Raises:
-    InputError: Missing or damaged files, a kind of adapter that is not understood, or one for another model.
+    InputError: Missing or damaged files, an unsupported kind of adapter, or an adapter for another model.
   """
   adapter = read_with_problems(directory, config=config)
   for key, reason in adapter.problems:
@@ -71,10 +71,10 @@ def read_adapter(directory: pathlib.Path, *, config: DecoderConfig) -> Adapter:
 
 
 def read_with_problems(directory: pathlib.Path, *, config: DecoderConfig) -> Adapter:
-  """The same, with the keys that would not load listed instead of raised.
+  """Reads an adapter as `read_adapter` does, but lists tensors that do not fit as `problems`.
 
   Raises:
-    InputError: Missing or damaged files, or settings that are not understood.
+    InputError: Missing or damaged files, or unsupported settings.
   """
   directory = adapter_directory(directory)
   settings = PeftSettings(directory / "adapter_config.json")
@@ -85,7 +85,11 @@ def read_with_problems(directory: pathlib.Path, *, config: DecoderConfig) -> Ada
 
 
 def adapter_directory(directory: pathlib.Path) -> pathlib.Path:
-  """The directory itself, or the only subfolder that holds an adapter, as PEFT writes one of another name."""
+  """Returns the directory, or its only subfolder with an adapter: PEFT saves named adapters in subfolders.
+
+  Raises:
+    InputError: No adapter, or several.
+  """
   directory = pathlib.Path(directory)
   if (directory / "adapter_config.json").is_file():
     return directory
@@ -97,12 +101,12 @@ def adapter_directory(directory: pathlib.Path) -> pathlib.Path:
 
 
 def adapter_subfolders(directory: pathlib.Path) -> list[pathlib.Path]:
-  """The subfolders that hold an adapter each."""
+  """Returns the subfolders that hold an adapter."""
   return sorted(path.parent for path in pathlib.Path(directory).glob("*/adapter_config.json"))
 
 
 def low_rank_parts(path: str) -> tuple[str, str] | None:
-  """(module, kind of tensor) of a stored name without its prefix, or None if it is no tensor of LoRA."""
+  """Splits a stored name without its prefix into (module, kind of tensor); None if it is not a LoRA tensor."""
   for pattern, kind in _KINDS:
     if found := pattern.fullmatch(path):
       return found[1], kind
@@ -110,7 +114,7 @@ def low_rank_parts(path: str) -> tuple[str, str] | None:
 
 
 class _EditReader:
-  """Sorts stored tensors by module, then turns each module's into edits."""
+  """Collects stored tensors by module, then converts those of each module to edits."""
 
   def __init__(self, settings: PeftSettings, layout: Layout):
     self.problems: list[tuple[str, str]] = []
@@ -119,7 +123,7 @@ class _EditReader:
     self._wholes: dict[str, tuple[str, str, np.ndarray]] = {}
 
   def add(self, key: str, value: np.ndarray) -> None:
-    """Takes one stored tensor, or notes why it cannot be used."""
+    """Collects one stored tensor, or records why it cannot be loaded."""
     path = key.removeprefix(PREFIX)
     if path == key:
       return self._refuse(key, f"expected a name under {PREFIX}")
@@ -142,7 +146,7 @@ class _EditReader:
     return None
 
   def edits(self) -> tuple[tuple[str, Edit], ...]:
-    """All edits, those that others start from first."""
+    """Returns all edits; those that others start from come first."""
     found: list[tuple[str, Edit]] = []
     for key, theirs, value in self._wholes.values():
       found += self._whole(key, theirs, value)
@@ -181,9 +185,9 @@ class _EditReader:
         self._refuse(key, f"has shape {value.shape}, the model's is {self._layout.shapes[name]}; {_OTHER}")
         return []
       found.append((name, Replacement(value=piece, underlies=underlies)))
-    # A tied table is stored under one of its names; only a copy of it that was trained as a module parts the two.
-    apart = not underlies and self._settings.saves(theirs.rsplit(".", 1)[0])
-    if vocabulary is not None and self._layout.config.tie_embeddings and not apart:
+    # A tied table is stored under one of its two names. Only a copy that was trained as a module unties them.
+    untied = not underlies and self._settings.saves(theirs.rsplit(".", 1)[0])
+    if vocabulary is not None and self._layout.config.tie_embeddings and not untied:
       other = HEAD if entries[0].ours == EMBEDDING else EMBEDDING
       if not any(one == self._layout.theirs(other) for _, one, _ in self._wholes.values()):
         found.append((other, Replacement(value=found[0][1].value.T, underlies=True)))  # type: ignore[union-attr]
@@ -208,7 +212,7 @@ class _EditReader:
     return found
 
   def _vocabulary(self, ours: str) -> int:
-    """Number of tokens, which an embedding or head that is stored whole may have changed."""
+    """Returns the number of tokens, which a stored embedding or head may have changed."""
     for _, theirs, value in self._wholes.values():
       if theirs in (self._layout.theirs(ours), self._layout.theirs(EMBEDDING)):
         return value.shape[0]
@@ -219,7 +223,7 @@ class _EditReader:
     pair = ("embedding_a", "embedding_b") if embedding else ("a", "b")
     key = next(iter(parts.values()))[0]
     if not {*pair} <= set(parts) <= {*pair, "magnitude", "bias", "tokens"}:
-      raise _Refusal(key, "needs one lora_A and one lora_B beside it")
+      raise _Refusal(key, "needs exactly one lora_A and one lora_B")
     theirs = f"{module}.weight"
     entries, shape = self._layout.entries[theirs], self._layout.shape(theirs)
     if entries[0].expert is not None:
@@ -238,7 +242,7 @@ class _EditReader:
     return self._split(module, parts, a.T, b.T, embedding=embedding)
 
   def _split(self, module, parts, a, b, *, embedding) -> list[tuple[str, Edit]]:
-    """Edits of our kernels from the factors of a module that may hold several of them; they share A."""
+    """Returns the edits of the kernels that a module holds; they share A."""
     theirs, scale, dora = f"{module}.weight", self._settings.scale(module), bool(self._settings.get("use_dora"))
     vectors = {name: parts[name][1] for name in ("magnitude", "bias") if name in parts}
     for name, vector in vectors.items():
@@ -246,7 +250,7 @@ class _EditReader:
         raise _Refusal(parts[name][0], f"has shape {vector.shape}, expected {(b.shape[1],)}")
     if ("magnitude" in vectors) != dora:
       have = "have no" if dora else "have a"
-      reason = f"adapter_config.json says use_dora {dora}, the weights {have} lora_magnitude_vector beside it"
+      reason = f"adapter_config.json says use_dora {dora}, the weights {have} lora_magnitude_vector"
       raise _Refusal(parts["embedding_a" if embedding else "a"][0], reason)
     sides = self._layout.columns(theirs, b)
     magnitudes = self._layout.columns(theirs, vectors["magnitude"]) if dora else dict.fromkeys(sides)
@@ -264,11 +268,11 @@ class _EditReader:
 
 
 class _Refusal(Exception):
-  """(stored key, why it cannot be used)."""
+  """A tensor cannot be loaded; the arguments are its stored key and the reason."""
 
 
 def _targets(chosen: set[str], *, everything: Iterable[str]) -> list[str]:
-  """The last parts of the module names where they mean exactly these modules, else the full names."""
+  """Returns the last parts of the module names if they identify exactly these modules, else the full names."""
   ends = {name.rsplit(".", 1)[-1] for name in chosen}
   exact = chosen == {name for name in everything if name.rsplit(".", 1)[-1] in ends}
   return sorted(ends if exact else chosen)
@@ -280,10 +284,10 @@ def write_adapter(
   """Writes a PEFT directory of plain LoRA, whole or not at all.
 
   Args:
-    directory: Must be absent, empty, or an earlier adapter.
+    directory: Absent, empty, or an earlier adapter.
     factors: Canonical kernel name -> factors, of any rank and scale.
-    config: Architecture of the base.
-    base: Path or hub name of the base, for the reader.
+    config: Configuration of the base.
+    base: Path or hub name of the base, for adapter_config.json.
 
   Raises:
     InputError: Factors that are not finite, or a directory that holds something else.
@@ -326,13 +330,13 @@ def write_adapter(
 
 
 def _stored_as_ours(known: Layout, theirs: str) -> bool:
-  """Whether a checkpoint keeps a projection as [in, out], as GPT-2's does."""
+  """Tells if the checkpoint stores a projection as [I, O], as GPT-2's does."""
   entry = known.entries[theirs][0]
   return entry.ours.endswith(".kernel") and entry.form == "copy"
 
 
 def joined(known: Layout, theirs: str, factors: Mapping[str, LowRank]) -> LowRank:
-  """The factors of an HF module: where it holds several kernels, A side by side, or once if all of them share it."""
+  """Returns the factors of an HF module; the A of several kernels are concatenated unless they are equal."""
   mine = {entry.ours: factors[entry.ours] for entry in known.entries[theirs] if entry.ours in factors}
   first = next(iter(mine.values()))
   if len(known.entries[theirs]) == 1:

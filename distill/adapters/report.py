@@ -1,4 +1,4 @@
-"""What an adapter is, in lines: settings, what it changes and how much, and what of it would not load."""
+"""Describes an adapter in lines: its settings, how much it changes, and which tensors would not load."""
 
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -16,16 +16,16 @@ from distill.errors import InputError
 from distill.files import safetensors_files
 from distill.files.json_file import read_json
 
-# A module that changes so many times more or less than the median module stands out.
+# A module is an outlier if it changes this many times more or less than the median module.
 _OUTLIER = 5.0
 _FLAGS = {"use_rslora": "rsLoRA", "use_dora": "DoRA", "lora_bias": "biases of LoRA"}
 
 
 def describe(directory: pathlib.Path, *, model: pathlib.Path | None = None) -> Iterator[str]:
-  """One fact a line about a PEFT directory, measured against a base if there is one.
+  """Yields one fact a line about a PEFT directory, measured against a base if one is given.
 
   Raises:
-    InputError: Damaged files, an adapter that cannot be used, or, after all lines, one that does not fit the base.
+    InputError: Damaged files, an unsupported adapter, or, after all lines, an adapter that does not fit the base.
   """
   values = read_json(directory / "adapter_config.json")
   kinds = [text for key, text in _FLAGS.items() if values.get(key) is True]
@@ -46,7 +46,7 @@ def _names(value: object) -> str:
 
 
 def _alone(directory: pathlib.Path, settings: PeftSettings) -> Iterator[str]:
-  """By the factors alone: without a base there is no telling what fits."""
+  """Describes the factors alone; without a base nothing is known about which tensors fit."""
   tensors = safetensors_files.read(directory, stem=STEM)
   pairs: dict[str, dict[str, np.ndarray]] = {}
   whole, unknown = [], []
@@ -77,7 +77,7 @@ def _alone(directory: pathlib.Path, settings: PeftSettings) -> Iterator[str]:
 
 
 def _on(directory: pathlib.Path, settings: PeftSettings, model: pathlib.Path) -> Iterator[str]:
-  """Against the base: ‖ΔW‖ / ‖W‖ of every HF tensor that changes."""
+  """Describes ‖ΔW‖ / ‖W‖ of every HF tensor that changes."""
   config, params = hf.load(model)
   adapter = read_with_problems(directory, config=config)
   fits = "fits" if adapter.edits and not adapter.problems else "does not fit"
@@ -103,7 +103,7 @@ def _on(directory: pathlib.Path, settings: PeftSettings, model: pathlib.Path) ->
 
 
 def _norms(after: Mapping[str, np.ndarray], base: Mapping[str, np.ndarray]) -> tuple[float, float]:
-  """‖after − base‖ and ‖base‖ over the pieces of one tensor; tokens that only one has do not count."""
+  """Returns ‖after − base‖ and ‖base‖ over the pieces of one tensor, without tokens that only one of them has."""
   change, weight = 0.0, 0.0
   for name, value in after.items():
     common = tuple(slice(0, min(pair)) for pair in zip(value.shape, base[name].shape, strict=True))
@@ -123,7 +123,7 @@ def _kind(edit: edits.Edit) -> str:
 
 
 def _modules(facts: Mapping[str, str], sizes: Mapping[str, float]) -> Iterator[str]:
-  """A line a module, with what is odd about it."""
+  """Yields a line for each module, with a note if it is odd."""
   yield f"modules: {len(facts)}"
   changed = [size for size in sizes.values() if size > 0]
   median = float(np.median(changed)) if changed else 0.0

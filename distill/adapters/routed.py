@@ -1,8 +1,8 @@
-"""Adapters applied beside the base instead of merged into it, so that each row of a batch can have a set of its own.
+"""Adapters that are not merged into the base, so that each row of a batch can use another set of them.
 
-A *route* is an ordered set of adapters. What a route makes of a matrix is column * base + a @ b, whatever the order,
-the weights and the modes of plain LoRA and DoRA in it, so that one pass over the base serves all routes. What is no
-such change (a replaced norm, a bias, a resized embedding) is kept once for each different value.
+A *route* is an ordered set of adapters. On a matrix a route computes column * base + a @ b, whatever the order, the
+weights and the modes of its LoRA and DoRA adapters, so one pass over the base serves all routes. Other changes (a
+replaced norm, a bias, a resized embedding) are stored once for each different value.
 """
 
 import collections
@@ -28,19 +28,19 @@ from distill.parallel.mesh import sharding
 from distill.tree import Params
 from distill.types import Readout
 
-# Suffixes of what stands beside a stacked parameter: factors, and values by route with the place of each route's.
+# Suffixes of a stacked parameter's routed parts: factors by route, or the different values and each route's index.
 _A, _B, _COLUMN, _VALUES, _PLACE = ".route_a", ".route_b", ".route_column", ".route_values", ".route_place"
 SUFFIXES = (_A, _B, _COLUMN, _VALUES, _PLACE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RoutedAdapters:
-  """What routes add to a base.
+  """The parameters that routes add to a base.
 
   Attributes:
-    config: Architecture of all of it.
-    replaced: Canonical parameters that take the place of the base's, or that it has not got.
-    stacked: What stands beside stacked parameters, by their name and a suffix.
+    config: Configuration of base and routes.
+    replaced: Canonical parameters that replace those of the base, or that it lacks.
+    stacked: Routed parts of stacked parameters, by their name and a suffix.
   """
 
   config: DecoderConfig
@@ -51,13 +51,12 @@ class RoutedAdapters:
 def build_routed(
   params: Mapping[str, Any], *, routes: Sequence[Sequence[StackedAdapter]], config: DecoderConfig
 ) -> RoutedAdapters:
-  """What routes add to a base, in float32 on the host.
+  """Computes the parameters that routes add to a base, in float32 on the host.
 
   Args:
-    params: Canonical parameters of the base; only those are looked at that the adapters edit in other ways than by
-      adding low ranks.
+    params: Canonical parameters of the base. Only those are read that an adapter edits other than by a low rank.
     routes: The adapters of each route, in the order of their stack.
-    config: Architecture of the base.
+    config: Configuration of the base.
 
   Raises:
     InputError: The routes do not share one vocabulary.
@@ -88,7 +87,15 @@ def build_routed(
 def stack_with_routes(
   params: Mapping[str, Any], *, routes: Sequence[Sequence[StackedAdapter]], config: DecoderConfig
 ) -> tuple[DecoderConfig, Params]:
-  """Architecture, and stacked float32 parameters with the routes' beside them, of a base on the host.
+  """Stacks a base on the host together with the parameters of its routes.
+
+  Args:
+    params: Canonical parameters of the base.
+    routes: The adapters of each route, in the order of their stack.
+    config: Configuration of the base.
+
+  Returns:
+    The configuration, and stacked float32 parameters of base and routes.
 
   Raises:
     InputError: The routes do not share one vocabulary.
@@ -99,12 +106,12 @@ def stack_with_routes(
 
 
 def _sort(adapters: Sequence[StackedAdapter], groups: Iterable[list[str]]) -> tuple[set[str], set[str]]:
-  """Names of the matrices that only low-rank edits change in all layers of a group, and of all else that is edited."""
+  """Returns the names of matrices with only low-rank edits in all layers of a group, and all other edited names."""
   kinds: dict[str, set[str]] = {}
   for _, adapter in adapters:
     for name, edit in adapter.edits:
       low = isinstance(edit, LowRank) and (name.endswith(".kernel") or name == EMBEDDING)
-      # The columns of a head are tokens, and rows of different routes share them in one readout.
+      # All routes share one readout, whose columns are tokens, so the head cannot rescale columns by route.
       dora = isinstance(edit, LowRank) and edit.magnitude is not None and name == HEAD
       kinds.setdefault(name, set()).add("low" if low and not dora else "other")
   others = {name for name, found in kinds.items() if found != {"low"}}
@@ -120,7 +127,7 @@ def _factors(
   *,
   shape: tuple[int, ...],
 ) -> Params:
-  """Factors of a stacked matrix, filled up with zeros to one rank."""
+  """Returns the factors of a stacked matrix, padded with zeros to one rank."""
 
   def one(layer: str, route: Sequence[StackedAdapter]) -> Factored:
     return factored(layer, adapters=route, shape=shape, base=lambda: np.asarray(base[layer], np.float32))
@@ -147,7 +154,7 @@ def _factors(
 
 
 def _values(name: str, layers: list[str], results: list[Params], base: Mapping[str, Any]) -> Params:
-  """The different values of a stacked parameter and each route's place among them; nothing if all have the same."""
+  """Returns the different values of a stacked parameter and each route's index, or nothing if all are equal."""
   others = {layer: np.asarray(base[layer], np.float32) for layer in layers if layer not in results[0]}
   different: list[np.ndarray] = []
   places = []
@@ -165,12 +172,12 @@ def _values(name: str, layers: list[str], results: list[Params], base: Mapping[s
 
 
 def is_routed(params: Mapping[str, Any]) -> bool:
-  """Whether routes stand beside the parameters."""
+  """Tells if the parameters include those of routes."""
   return any(name.endswith(SUFFIXES) for name in params)
 
 
 def shardings(decoder: Decoder, params: Mapping[str, Any], *, mesh: Mesh) -> dict[str, NamedSharding]:
-  """Where everything lives on `mesh`: a factor's long side like its matrix's."""
+  """Returns the sharding of all parameters: the long side of a factor is sharded like its matrix."""
   axes, found = decoder.axes(), decoder.shardings(mesh)
   for name, x in params.items():
     for suffix in SUFFIXES:
@@ -191,9 +198,14 @@ def shardings(decoder: Decoder, params: Mapping[str, Any], *, mesh: Mesh) -> dic
 def select_route(
   params: Mapping[str, Any], *, tokens: Int[Array, " T"], route: Int[Array, ""]
 ) -> tuple[Params, Int[Array, " T"]]:
-  """Parameters of a decoder for ONE row under `route`, and its tokens as they index the embedding.
+  """Returns the decoder's parameters for ONE row, and its tokens as indices of their embedding.
 
-  The head stays the base's: rows of different routes share one readout, which `widen_readout` makes.
+  The head remains that of the base: `widen_readout` makes one readout for the rows of all routes.
+
+  Args:
+    params: Stacked parameters of base and routes.
+    tokens: [T] token ids of the row.
+    route: Number of the row's route.
   """
   chosen = {name: x for name, x in params.items() if not name.endswith(SUFFIXES)}
   for name, x in list(chosen.items()):
@@ -211,7 +223,7 @@ def select_route(
     elif f"{name}{_VALUES}" in params:
       values, place = params[f"{name}{_VALUES}"], params[f"{name}{_PLACE}"][route]
       if name == EMBEDDING:
-        # Tables one below the other: no row copies a whole table.
+        # The tables of all routes are concatenated, and tokens shifted, so that no row copies a table.
         chosen[name], tokens = values.reshape(-1, values.shape[-1]), tokens + place * values.shape[1]
       else:
         chosen[name] = values[place]
@@ -221,9 +233,15 @@ def select_route(
 def widen_readout(
   params: Mapping[str, Any], *, hidden: Float[Array, "B T D"], readout: Readout, routes: Int[Array, " B"]
 ) -> tuple[Float[Array, "B T W"], Readout]:
-  """Hidden states and a readout that all rows share, wider where routes differ at the head.
+  """Returns hidden states and one readout for all rows, wider than D if routes differ at the head.
 
-  Each row's hidden state stands in the columns of its own route's rows of the kernel, with zeros elsewhere.
+  The kernel has rows for each route. A hidden state is zero at the rows of other routes.
+
+  Args:
+    params: Stacked parameters of base and routes.
+    hidden: [B, T, D] final hidden states.
+    readout: The readout of the base.
+    routes: [B] number of each row's route.
   """
   if f"{HEAD}{_VALUES}" in params:
     values, place = params[f"{HEAD}{_VALUES}"], params[f"{HEAD}{_PLACE}"][routes]

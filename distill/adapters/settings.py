@@ -1,4 +1,4 @@
-"""adapter_config.json, believed only after it was checked."""
+"""Reads adapter_config.json from untrusted sources."""
 
 import math
 import pathlib
@@ -10,7 +10,7 @@ from typing import Any
 from distill.errors import InputError
 from distill.files.json_file import read_json
 
-# Values that leave the arithmetic of ordinary LoRA as it is; anything else is refused, with the reason if it is known.
+# Values that do not change the arithmetic of ordinary LoRA. Others are refused, with a reason if one is known.
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
   "peft_type": ("LORA",),
   "bias": ("none", "all", "lora_only"),
@@ -34,7 +34,7 @@ _REASONS: Mapping[str, str] = {
 _FLAGS = ("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out", "ensure_weight_tying")
 _PATTERNS = ("rank_pattern", "alpha_pattern")
 _READ = {"r", "lora_alpha", "trainable_token_indices", "modules_to_save", "init_lora_weights", *_FLAGS, *_PATTERNS}
-# Facts about training or bookkeeping, or about where A and B are: the stored tensors tell that themselves.
+# Facts about training, or about which modules have A and B, which the stored tensors tell themselves.
 _IGNORED = {
   "auto_mapping",
   "base_model_name_or_path",
@@ -56,7 +56,7 @@ _IGNORED = {
   "target_modules",
   "task_type",
 }
-# What module patterns are made of.
+# The elements of module patterns that are safe to match.
 _PIECE = re.compile(
   r"(?P<single>\\[.a-zA-Z]|\[[^\[\]\\]+\]|[\w.-])|(?P<repeat>[*+])|(?P<other>\(\?:|[()|?^$])", re.ASCII
 )
@@ -68,7 +68,7 @@ class PeftSettings:
 
   Attributes:
     where: Path of the file, for messages.
-    values: As they stand in it.
+    values: The keys of the file, unchanged.
   """
 
   def __init__(self, path: pathlib.Path):
@@ -76,28 +76,28 @@ class PeftSettings:
     self._check()
 
   def get(self, key: str, default: Any = None) -> Any:
-    """One value."""
+    """Returns the value of a key, or the default if it is absent."""
     return self.values.get(key, default)
 
   def rank(self, module: str) -> int:
-    """r of a module, by the first pattern that fits its path."""
+    """Returns the rank of a module, from the first pattern that matches its path."""
     return self._pattern("rank_pattern", module, self.values["r"])
 
   def scale(self, module: str) -> float:
-    """alpha / r of a module, or alpha / sqrt(r)."""
+    """Returns the scale of a module: alpha / r, or alpha / sqrt(r) for rsLoRA."""
     rank = self.rank(module)
     alpha = self._pattern("alpha_pattern", module, self.values["lora_alpha"])
     return alpha / (math.sqrt(rank) if self.get("use_rslora") else rank)
 
   def saves(self, module: str) -> bool:
-    """Whether a module is one of those that were trained and stored whole."""
+    """Tells if a module was trained and stored whole."""
     return any(module == name or module.endswith(f".{name}") for name in self.get("modules_to_save") or ())
 
   def tokens(self, module: str, *, count: int) -> list[int]:
-    """The token ids of which a module's `trainable_tokens_delta` holds `count` rows.
+    """Returns the token ids of the `count` rows in a module's `trainable_tokens_delta`.
 
     Raises:
-      InputError: The file does not name them.
+      InputError: The file lists another number of ids, or an id twice.
     """
     given = self.get("trainable_token_indices")
     if isinstance(given, dict):
@@ -172,7 +172,7 @@ def _number(value: Any) -> bool:
 
 
 def _unsafe(pattern: str) -> str:
-  """Why a stranger's regex is not run: it is none, or matching it could take for ever. Empty if it is fine."""
+  """Returns why an untrusted regex is not run (it is invalid, or matching could take exponential time), or ''."""
   if len(pattern) > 10_000:
     return "too long for a pattern"
   try:
@@ -186,7 +186,7 @@ def _unsafe(pattern: str) -> str:
   before: str | None = None
   while at < len(pattern):
     piece = _PIECE.match(pattern, at)
-    # Only single characters repeat: nested repeats are what takes for ever.
+    # Only single characters may repeat: nested repeats take exponential time.
     if piece is None or (piece.lastgroup == "repeat" and before != "single"):
       return "too complex a pattern"
     repeats += piece.lastgroup == "repeat"

@@ -1,4 +1,4 @@
-"""The ordered stack of adapters on a base, and its merging."""
+"""The ordered stack of adapters on a base, and merging it."""
 
 import dataclasses
 import os
@@ -28,10 +28,10 @@ class StackEntry:
 
   Attributes:
     path: PEFT directory.
-    weight: Factor of the change it makes.
-    mode: 'sequential': made on top of those before it. 'co-active': made beside the one before it, for the same base.
-      Deltas of plain LoRA add up to the same either way; see `edits` for what does not.
-    name: By which a data source asks for it; the last part of the path unless given.
+    weight: Scale of its change.
+    mode: 'sequential': trained on top of the adapters before it. 'co-active': trained on the same base as the adapter
+      before it. Plain LoRA gives the same result either way; see `edits` for what does not.
+    name: Name by which a data source selects it; by default the last part of the path.
   """
 
   path: pathlib.Path
@@ -45,23 +45,23 @@ class StackEntry:
 
 
 Stack = tuple[StackEntry, ...]
-# An entry with what was read from its path.
+# An entry with the adapter that its directory holds.
 StackedAdapter = tuple[StackEntry, Adapter]
 
 
 def stack_of(paths: Sequence[str | os.PathLike[str]]) -> Stack:
-  """The adapters in the order given, each at weight 1."""
+  """Returns a sequential stack of adapters, each with weight 1."""
   return tuple(StackEntry(path=locate(path), name=_called(path)) for path in paths)
 
 
 def _called(path: str | os.PathLike[str]) -> str:
-  """The last part of a path or hub name, without a revision; empty where only the file system knows."""
+  """Returns the last part of a path or hub name without revision, or an empty string for paths such as '..'."""
   name = pathlib.PurePath(str(path).partition("@")[0]).name
   return "" if name in ("", ".", "..") else name
 
 
 def read_stack(path: pathlib.Path) -> Stack:
-  """The stack of a JSON file: {"adapters": [{"path", "weight": 1.0, "mode": "sequential", "name"}]}.
+  """Reads a stack from a JSON file: {"adapters": [{"path", "weight": 1.0, "mode": "sequential", "name"}]}.
 
   Paths are relative to the file.
 
@@ -95,7 +95,7 @@ def read_stack(path: pathlib.Path) -> Stack:
 
 
 def read_adapters(stack: Stack, *, config: DecoderConfig) -> tuple[StackedAdapter, ...]:
-  """Every entry with its adapter.
+  """Reads the adapter of every entry.
 
   Raises:
     InputError: An adapter cannot be read or belongs to another model.
@@ -104,10 +104,16 @@ def read_adapters(stack: Stack, *, config: DecoderConfig) -> tuple[StackedAdapte
 
 
 def merge(params: Mapping[str, Any], *, stack: Stack, config: DecoderConfig) -> tuple[DecoderConfig, Params]:
-  """Architecture and canonical parameters with every adapter applied in float32, in order.
+  """Reads a stack and merges it into a base, in float32 and in order.
 
-  The architecture changes where an adapter made it another one: a tied head that became its own, more tokens, a bias.
-  What no adapter touches keeps its dtype.
+  Args:
+    params: Canonical parameters of the base.
+    stack: The stack.
+    config: Configuration of the base.
+
+  Returns:
+    The configuration and all canonical parameters. The configuration changes if an adapter unties the head, changes the
+    number of tokens or adds biases. Parameters that no adapter changes keep their dtype.
 
   Raises:
     InputError: An adapter cannot be read or belongs to another model.
@@ -118,7 +124,7 @@ def merge(params: Mapping[str, Any], *, stack: Stack, config: DecoderConfig) -> 
 def merge_adapters(
   params: Mapping[str, Any], *, adapters: Sequence[StackedAdapter], config: DecoderConfig
 ) -> tuple[DecoderConfig, Params]:
-  """The same, of adapters that were read."""
+  """Merges adapters into a base, as `merge` does."""
   grown, new = prepare(params, adapters=adapters, config=config)
   changed = new | apply({**params, **new}, adapters=adapters)
   grown, changed = settle(changed, adapters=adapters, config=grown, tied=config.tie_embeddings)
@@ -126,7 +132,7 @@ def merge_adapters(
 
 
 def edited(adapters: Sequence[StackedAdapter]) -> dict[str, list[edits.Edit]]:
-  """All edits of every parameter that the adapters edit, in order."""
+  """Returns canonical name -> its edits in order, for all parameters that the adapters edit."""
   found: dict[str, list[edits.Edit]] = {}
   for _, adapter in adapters:
     for name, edit in adapter.edits:
@@ -137,10 +143,17 @@ def edited(adapters: Sequence[StackedAdapter]) -> dict[str, list[edits.Edit]]:
 def prepare(
   params: Mapping[str, Any], *, adapters: Sequence[StackedAdapter], config: DecoderConfig
 ) -> tuple[DecoderConfig, Params]:
-  """The architecture that has all parameters that the adapters edit, and those that the base has not got.
+  """Adds the parameters to a base that the adapters edit and it lacks: biases of zero, and an untied head.
 
-  They are biases of zero, and the head of a tied model as one of its own: adapters were trained on one of the two, but
-  `merge_and_unload` of PEFT would change both. Of `params` only the embedding is looked at.
+  A tied head is untied because adapters were trained on one of the two; PEFT's `merge_and_unload` changes both.
+
+  Args:
+    params: Canonical parameters of the base, of which only the embedding is read.
+    adapters: The stack.
+    config: Configuration of the base.
+
+  Returns:
+    The configuration with these parameters, and the new parameters alone.
   """
   names = set(edited(adapters))
   grown, new = config, dict[str, Any]()
@@ -159,13 +172,17 @@ def prepare(
 def settle(
   changed: Params, *, adapters: Sequence[StackedAdapter], config: DecoderConfig, tied: bool
 ) -> tuple[DecoderConfig, Params]:
-  """The architecture with as many tokens as embedding and head have now, and tied again if they still are the same.
+  """Adjusts the configuration to the merged embedding and head; undoes `prepare` if they are still equal.
 
   Args:
     changed: All parameters that differ from the base.
-    adapters: That changed them.
-    config: With all their parameters.
-    tied: Whether the base's head was tied.
+    adapters: The stack, for messages.
+    config: The configuration from `prepare`.
+    tied: The base's head is tied.
+
+  Returns:
+    The configuration with the new number of tokens, tied again if embedding and head are equal, and `changed` without a
+    head that is tied again.
 
   Raises:
     InputError: Embedding and head have different numbers of tokens.
@@ -185,7 +202,13 @@ def settle(
 def apply(
   params: Mapping[str, Any], *, adapters: Sequence[StackedAdapter], only: Collection[str] | None = None
 ) -> Params:
-  """What becomes of the parameters that the adapters edit, of those in `only` if it is given; all must be there."""
+  """Returns the edited parameters, without changing `params`.
+
+  Args:
+    params: Canonical parameters; all that are edited must be present.
+    adapters: The stack.
+    only: Names of the parameters to edit; by default all that the adapters edit.
+  """
   names = set(edited(adapters) if only is None else only)
   current = {name: params[name] for name in names}
   base = dict(current)
@@ -210,7 +233,7 @@ def _applied(edit, current, base, entry, adapter, name) -> np.ndarray:
   if isinstance(edit, edits.TokenRows) and edit.indices.size and edit.indices.max() >= current.shape[edit.axis]:
     raise InputError(f"{adapter.path}: token {edit.indices.max()} is not in the {current.shape} of {name}")
   if base.shape != current.shape:
-    base = current  # An adapter beside it has changed the number of tokens.
+    base = current  # A co-active adapter has changed the number of tokens.
   with np.errstate(over="ignore", invalid="ignore"):
     after = edits.apply(edit, current, base=base, weight=entry.weight)
   check_finite(after, name=name, paths=[adapter.path])
@@ -218,10 +241,10 @@ def _applied(edit, current, base, entry, adapter, name) -> np.ndarray:
 
 
 def check_finite(value: np.ndarray, *, name: str, paths: Sequence[pathlib.Path]) -> None:
-  """Refuses what adapters have made infinite.
+  """Refuses a parameter that the adapters in `paths` have made infinite.
 
   Raises:
-    InputError: It is.
+    InputError: It holds infinities or NaN.
   """
   if not finite(value):
     which = ", ".join(map(str, paths))

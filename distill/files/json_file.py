@@ -57,7 +57,7 @@ def parse(text: bytes, *, where: str) -> dict[str, Any]:
     if len(values) != len(pairs):
       names = [name for name, _ in pairs]
       twice = next(name for name in names if names.count(name) > 1)
-      raise InputError(f"{where}: {twice!r} stands twice; the file is not to be trusted")
+      raise InputError(f"{where}: the key {twice!r} appears twice; fetch the file again")
     limits = values.get("time_step_limit")
     if isinstance(limits, list):
       del loose[: sum(one is infinity for one in limits)]

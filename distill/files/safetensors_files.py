@@ -81,7 +81,7 @@ def stored(directory: pathlib.Path, *, stem: str) -> dict[str, Stored]:
   found: dict[str, Stored] = {}
   for name in sorted(set(where.values())):
     if not _FILE.fullmatch(name):
-      raise InputError(f"{index}: weight_map names {name!r}; expected a plain *.safetensors file beside it")
+      raise InputError(f"{index}: weight_map names {name!r}; expected a *.safetensors file in the same directory")
     for tensor, one in _header(directory / name, hint=f"{index.name} names it").items():
       if tensor in found:
         raise InputError(f"{directory / name}: tensor {tensor} is in {found[tensor].path.name} too; {_AGAIN}")
@@ -135,11 +135,11 @@ def _header(path: pathlib.Path, *, hint: str = "weights must be in the safetenso
   for name, (begin, one) in sorted(found.items(), key=lambda item: (item[1][0], item[1][1].nbytes)):
     if begin != at:
       what = "overlaps the one before it" if begin < at else "leaves a hole before it"
-      raise InputError(f"{path}: tensor {name!r} {what}; damaged or not to be trusted, {_AGAIN}")
+      raise InputError(f"{path}: tensor {name!r} {what}; the file is damaged, {_AGAIN}")
     at += one.nbytes
   if 8 + length + at != size:
     what = "cut short" if 8 + length + at > size else "too long"
-    raise InputError(f"{path}: damaged or {what} ({size:,} bytes, its header tells of {8 + length + at:,}); {_AGAIN}")
+    raise InputError(f"{path}: damaged or {what} ({size:,} bytes, its header describes {8 + length + at:,}); {_AGAIN}")
   return {name: dataclasses.replace(one, offset=8 + length + begin) for name, (begin, one) in found.items()}
 
 
@@ -147,7 +147,7 @@ def _entry(path: pathlib.Path, name: str, entry: Any) -> tuple[int, Stored]:
   """Returns (offset of the first byte after the header, the tensor) for one entry of a header."""
   where = f"{path}: tensor {name!r}"
   if not name or len(name) > 1000 or not name.isprintable() or "/" in name or "\\" in name:
-    raise InputError(f"{where[:200]}: not a name of a tensor; the file is not to be trusted")
+    raise InputError(f"{where[:200]}: no valid name of a tensor; {_AGAIN}")
   if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
     raise InputError(f"{where}: expected dtype, shape and data_offsets in its header; {_AGAIN}")
   dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]

@@ -79,11 +79,11 @@ def test_ties_equals_its_definition(base, adapters, changes, density):
     np.testing.assert_allclose(change, plain_ties(deltas, density), atol=2e-6, err_msg=module)
 
 
-def test_ties_of_nothing_kept_is_nothing():
+def test_ties_at_density_0_changes_nothing():
   assert not ties([np.ones((2, 2), np.float32)], density=0.1).any()
 
 
-def test_dare_keeps_its_share_rescaled_and_the_same_for_the_same_seed(base, adapters, changes):
+def test_dare_rescales_what_it_retains_and_repeats_with_the_seed(base, adapters, changes):
   found = {module: change for module, change, _ in merged(base, adapters, changes, method="dare", density=0.3, seed=5)}
   again = {module: change for module, change, _ in merged(base, adapters, changes, method="dare", density=0.3, seed=5)}
   other = {module: change for module, change, _ in merged(base, adapters, changes, method="dare", density=0.3, seed=6)}
@@ -99,7 +99,7 @@ def test_dare_keeps_its_share_rescaled_and_the_same_for_the_same_seed(base, adap
   assert abs(share - 0.3) < 0.03
 
 
-def test_dare_keeps_the_mean():
+def test_dare_preserves_the_mean():
   change = np.ones((200, 200), np.float32)
   assert abs(dare([change, change], density=0.5, seed=[0]).mean() - 2) < 0.02
 
@@ -149,7 +149,7 @@ def small_base(directory, *, tied=True):
 
 
 @pytest.mark.parametrize("method", ["ties", "dare"])
-def test_a_tied_model_whose_two_tables_change_alike_stays_tied(method, tmp_path):
+def test_a_tied_model_stays_tied_if_embedding_and_head_change_alike(method, tmp_path):
   small_base(tmp_path)
   config, params = hf.load(tmp_path)
   rng = np.random.default_rng(0)
@@ -161,7 +161,7 @@ def test_a_tied_model_whose_two_tables_change_alike_stays_tied(method, tmp_path)
   np.testing.assert_allclose(merged["embed.table"], params["embed.table"] + a @ b, atol=1e-5)
 
 
-def test_lora_on_an_embedding_whose_base_peft_stored_beside_it_is_written_as_lora(tmp_path):
+def test_lora_on_an_embedding_is_written_as_lora_although_peft_stored_the_embedding(tmp_path):
   small_base(tmp_path / "base", tied=False)
   model = peft.get_peft_model(load(tmp_path / "base"), peft.LoraConfig(r=2, target_modules=["embed_tokens", "q_proj"]))
   with torch.no_grad():

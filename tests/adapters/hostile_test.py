@@ -1,4 +1,4 @@
-"""Adapter files from strangers: whatever stands in them, the answer is an adapter or one line."""
+"""Untrusted adapter files: any content gives an adapter or an error of one line."""
 
 import json
 import pathlib
@@ -81,7 +81,7 @@ def one_line(directory, config, model):
 
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(values=st.dictionaries(st.sampled_from(KEYS), JSON, min_size=1, max_size=3))
-def test_any_json_in_the_settings_gives_an_adapter_or_one_line(values, copy, config, llama_dir):
+def test_any_json_in_adapter_config_is_read_or_refused_in_one_line(values, copy, config, llama_dir):
   one_line(copy(values), config, llama_dir)
 
 
@@ -111,7 +111,7 @@ def test_any_json_in_the_settings_gives_an_adapter_or_one_line(values, copy, con
   drop=st.booleans(),
   dora=st.booleans(),
 )
-def test_any_tensor_gives_an_adapter_or_one_line(module, end, shape, dtype, drop, dora, copy, config, llama_dir):
+def test_any_tensor_is_read_or_refused_in_one_line(module, end, shape, dtype, drop, dora, copy, config, llama_dir):
   value = None if drop else np.ones(shape, dtype)
   tokens = {"trainable_token_indices": [0, 303]}
   one_line(copy({"use_dora": dora, **tokens}, {f"{PREFIX}{module}.{end}": value}), config, llama_dir)
@@ -134,7 +134,7 @@ def test_any_tensor_gives_an_adapter_or_one_line(module, end, shape, dtype, drop
   ],
 )
 @pytest.mark.parametrize("key", ["rank_pattern", "alpha_pattern"])
-def test_patterns_that_could_run_for_ever_are_refused_at_once(key, pattern, copy):
+def test_patterns_of_exponential_time_are_refused_at_once(key, pattern, copy):
   start = time.monotonic()
   with pytest.raises(InputError, match=key):
     PeftSettings(copy({key: {pattern: 4}}) / "adapter_config.json")
@@ -144,7 +144,7 @@ def test_patterns_that_could_run_for_ever_are_refused_at_once(key, pattern, copy
 @pytest.mark.parametrize(
   "pattern", ["q_proj", r"model\.layers\.\d+\.self_attn.q_proj", "layers.(0|1|2).*.q_proj", "^model.*proj", "[qv]_proj"]
 )
-def test_patterns_that_people_write_are_read(pattern, copy):
+def test_common_patterns_are_read(pattern, copy):
   read = PeftSettings(copy({"rank_pattern": {pattern: 9}}) / "adapter_config.json")
   assert read.rank("model.layers.1.self_attn.q_proj") == 9 and read.rank("lm_head") == 4
 
@@ -176,7 +176,7 @@ def test_patterns_that_people_write_are_read(pattern, copy):
     ("something_new", "yes"),
   ],
 )
-def test_settings_with_another_meaning_are_refused_by_name(key, value, copy, config):
+def test_settings_that_change_the_result_are_refused_by_name(key, value, copy, config):
   extra = {f"{PREFIX}model.embed_tokens.token_adapter.trainable_tokens_delta": np.ones((2, 32), np.float32)}
   with pytest.raises(InputError, match=rf"adapter_config.json: {key}"):
     read_adapter(copy({key: value}, extra if "token" in key and key[0] == "t" else None), config=config)
@@ -204,7 +204,7 @@ def test_experts_are_refused_with_the_reason(copy, tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(), (0, 32)])
-def test_a_tensor_that_holds_nothing_is_refused(copy, config, shape):
+def test_an_empty_tensor_is_refused(copy, config, shape):
   directory = copy({}, {f"{PREFIX}lm_head.weight": np.ones(shape, np.float32)})
   with pytest.raises(InputError, match=r"lm_head\.weight: .*which holds nothing"):
     read_adapter(directory, config=config)
@@ -217,7 +217,7 @@ def test_factors_that_make_a_weight_infinite_are_refused(copy, config, llama_dir
 
 
 @pytest.mark.parametrize("path", ["a\u0000b", "a\ud800b"])
-def test_a_stack_whose_path_is_none_is_refused(tmp_path, path):
+def test_a_stack_with_an_invalid_path_is_refused(tmp_path, path):
   (tmp_path / "stack.json").write_text(json.dumps({"adapters": [{"path": path}]}))
   with pytest.raises(InputError, match=r"stack\.json: adapters\[0\]\.path: .* is no path"):
     read_stack(tmp_path / "stack.json")

@@ -8,7 +8,7 @@ from distill.adapters.peft import read_adapter
 from distill.checkpoints import hf_config
 
 
-def test_a_router_of_mixtral_saved_by_peft_is_read_under_its_name_in_memory(tmp_path):
+def test_peft_names_mixtrals_router_by_its_name_in_memory(tmp_path):
   config = transformers.MixtralConfig(
     vocab_size=23,
     hidden_size=16,

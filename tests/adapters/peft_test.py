@@ -53,7 +53,7 @@ def test_peft_loads_what_we_write(llama_dir, tmp_path):
     np.testing.assert_allclose(ours[entry.ours], expected, atol=1e-5, err_msg=entry.ours)
 
 
-def test_a_stack_file_weighs_and_orders(llama_dir, adapter_dirs, tmp_path):
+def test_a_stack_file_sets_weights_and_order(llama_dir, adapter_dirs, tmp_path):
   config, params = hf.load(llama_dir)
   path = tmp_path / "stack.json"
   path.write_text(json.dumps({"adapters": [{"path": str(adapter_dirs[0]), "weight": 0.25, "mode": "co-active"}]}))
@@ -73,7 +73,7 @@ def test_a_stack_file_weighs_and_orders(llama_dir, adapter_dirs, tmp_path):
     ("surprise", 1, "surprise"),
   ],
 )
-def test_what_is_not_plain_lora_is_refused_by_name(llama_dir, adapter_dirs, tmp_path, key, value, says):
+def test_adapters_other_than_lora_are_refused_by_name(llama_dir, adapter_dirs, tmp_path, key, value, says):
   directory = tmp_path / "adapter"
   shutil.copytree(adapter_dirs[0], directory)
   path = directory / "adapter_config.json"

@@ -1,4 +1,4 @@
-"""What `distill inspect` says of adapters."""
+"""Reports of `distill inspect` on adapters."""
 
 import json
 import re
@@ -44,7 +44,7 @@ def test_each_module_is_measured_alone_and_against_its_base(llama_dir, adapter_d
 
 
 @pytest.mark.parametrize("with_model", [False, True])
-def test_a_module_that_does_nothing_and_one_that_does_too_much_are_marked(llama_dir, damaged, with_model):
+def test_modules_without_change_and_outliers_are_marked(llama_dir, damaged, with_model):
   def change(tensors, settings):
     tensors["base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"] *= 0
     tensors["base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"] *= 100
@@ -72,7 +72,7 @@ def test_keys_that_would_not_load_are_named_with_the_reason(llama_dir, damaged):
   assert any("the model's is (32, 32)" in line for line in lines)
 
 
-def test_wrong_tokens_would_not_load_and_the_rest_is_told(llama_dir, damaged):
+def test_wrong_token_ids_are_listed_and_other_tensors_described(llama_dir, damaged):
   def change(tensors, settings):
     tensors["base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"] = np.ones((2, 32), np.float32)
     settings["trainable_token_indices"] = [1]
@@ -85,7 +85,7 @@ def test_wrong_tokens_would_not_load_and_the_rest_is_told(llama_dir, damaged):
   assert any("layers.0.self_attn.q_proj  rank 4" in line for line in lines)
 
 
-def test_an_adapter_of_another_kind_says_why_it_cannot_be_used(damaged, command):
+def test_an_unsupported_adapter_is_refused_with_the_reason(damaged, command):
   directory = damaged(lambda tensors, settings: settings.update(peft_type="IA3"))
   out, errors = command("inspect", directory, check=2)
   assert "adapter: IA3 of rank 4" in out and "peft_type" in errors

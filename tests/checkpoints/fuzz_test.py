@@ -1,4 +1,4 @@
-"""Whatever is done to a file, reading it succeeds or says which file is wrong, and leaves nothing behind.
+"""Fuzzing: reading a damaged file succeeds or names the file, and writes nothing.
 
 DISTILL_FUZZ_SECONDS is how long each kind of file is tried, one short round each without it.
 """
@@ -42,7 +42,7 @@ JSON = st.recursive(
 
 @st.composite
 def changed(draw, value):
-  """A JSON value with one to three of its places replaced, removed or renamed."""
+  """A JSON value with one to three of its elements replaced, removed or renamed."""
   value = copy.deepcopy(value)
   for _ in range(draw(st.integers(1, 3))):
     place, parent = value, None
@@ -67,7 +67,7 @@ def changed(draw, value):
 
 @st.composite
 def torn(draw, data):
-  """Bytes with a few stretches overwritten, taken out or put in, or cut short."""
+  """Bytes with a few ranges overwritten, removed or inserted, or truncated."""
   data = bytearray(data)
   for _ in range(draw(st.integers(1, 4))):
     at = draw(st.integers(0, len(data)))
@@ -99,7 +99,7 @@ def adapter(tmp_path_factory):
 
 
 def attack(path, variants, read, *, examples):
-  """Puts one variant after another in the file's place and reads."""
+  """Replaces the file by one variant after another, and reads it."""
   original = path.read_bytes()
   others = sorted(path.parent.parent.rglob("*"))
   rest = {other: other.read_bytes() for other in others if other.is_file() and other != path}
@@ -136,7 +136,7 @@ def of_header(original):
   return changed(header).map(lambda text: len(text).to_bytes(8, "little") + text + data) | torn(original)
 
 
-def test_configurations(model):
+def test_changed_configurations(model):
   attack(model / "config.json", of_json, lambda: hf.sources(model), examples=60)
 
 
@@ -146,18 +146,18 @@ def of_any_family(original):
   )
 
 
-def test_configurations_of_every_family(model):
+def test_changed_configurations_of_every_family(model):
   attack(model / "config.json", of_any_family, lambda: hf_config.read_config(model), examples=400)
 
 
-def test_indices_and_headers(model, monkeypatch):
+def test_changed_indices_and_headers(model, monkeypatch):
   shapes = hf_config.shapes(hf_config.read_config(model))
   monkeypatch.setattr(hf_config, "shapes", lambda config, **_: shapes)
   attack(model / "model.safetensors.index.json", of_json, lambda: hf.load(model), examples=100)
   attack(sorted(model.glob("*.safetensors"))[1], of_header, lambda: hf.load(model), examples=150)
 
 
-def test_a_single_file(model, tmp_path, monkeypatch):
+def test_a_changed_single_file(model, tmp_path, monkeypatch):
   config, params = hf.load(model)
   hf.save(tmp_path / "one", config=config, params=params)
   shapes = hf_config.shapes(config)
@@ -165,7 +165,7 @@ def test_a_single_file(model, tmp_path, monkeypatch):
   attack(tmp_path / "one/model.safetensors", of_header, lambda: hf.load(tmp_path / "one"), examples=150)
 
 
-def test_adapters(model, adapter, monkeypatch):
+def test_changed_adapters(model, adapter, monkeypatch):
   config = hf_config.read_config(model)
   shapes = hf_config.shapes(config)
   monkeypatch.setattr(hf_config, "shapes", lambda config, **_: shapes)
@@ -177,6 +177,6 @@ def test_adapters(model, adapter, monkeypatch):
   attack(adapter / "adapter_model.safetensors", of_header, read, examples=100)
 
 
-def test_the_files_are_right_before_they_are_changed(model, adapter):
+def test_the_files_load_unchanged(model, adapter):
   config, params = hf.load(model)
   assert {name for name, _ in read_adapter(adapter, config=config).edits} < set(params)

@@ -1,4 +1,4 @@
-"""Model directories: what can be written, and over what."""
+"""Saving model directories."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ QWEN = {"model_type": "qwen3_5_text", **CASES["qwen3_5_text"]["three to one"]}
 
 
 @pytest.mark.parametrize("have, lack, every", [("linear", "full", 9), ("full", "linear", 1)])
-def test_an_architecture_without_words_in_its_family_is_refused_before_work_is_spent_on_it(have, lack, every):
+def test_a_configuration_that_cannot_be_exported_is_refused(have, lack, every):
   config = hf_config.config_from_dict({**QWEN, "full_attention_interval": every}, where="here")
   with pytest.raises(
     InputError, match=rf"^there: all layers are {have} .* full_attention_interval .* {lack}_attention"
@@ -42,7 +42,7 @@ def test_only_an_earlier_export_is_replaced(tmp_path, other):
   assert path.read_text() == "dear" and [one.name for one in tmp_path.iterdir()] == ["run"]
 
 
-def test_an_export_keeps_how_to_generate(tmp_path):
+def test_an_export_copies_generation_config(tmp_path):
   (tmp_path / "from").mkdir()
   (tmp_path / "from/generation_config.json").write_text('{"top_k": 3}')
   save(tmp_path / "run", tokenizer_from=tmp_path / "from")
@@ -50,7 +50,7 @@ def test_an_export_keeps_how_to_generate(tmp_path):
   assert "generation_config.json" in hub._FILES
 
 
-def test_broken_json_is_told_by_line_and_column(tmp_path):
+def test_invalid_json_is_located_by_line_and_column(tmp_path):
   (tmp_path / "config.json").write_text('{"a": 1,\n "b" 2}')
   with pytest.raises(InputError, match="config.json: .* correct it at line 2, column 6, or fetch it again$"):
     hf_config.read_config(tmp_path)

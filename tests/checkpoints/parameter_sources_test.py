@@ -108,12 +108,12 @@ def test_a_block_is_read_without_the_rest(data, name):
     ("a.experts.1", (5, 5)),
   ],
 )
-def test_a_tensor_of_another_shape_is_refused_unread(tensor, shape):
+def test_a_tensor_of_another_shape_is_refused_before_it_is_read(tensor, shape):
   with pytest.raises(InputError, match=f"here: {tensor} has shape"):
     opened({**checkpoint(TABLE, params=PARAMS), tensor: np.zeros(shape, np.float32)})
 
 
-def test_a_tensor_of_integers_is_refused_unread():
+def test_a_tensor_of_integers_is_refused_before_it_is_read():
   with pytest.raises(InputError, match=r"here: a\.plain is stored as int8; give weights that are not quantised"):
     opened({**checkpoint(TABLE, params=PARAMS), "a.plain": np.zeros(7, np.int8)})
 

@@ -1,4 +1,4 @@
-"""Loading onto a mesh: the same numbers as on the host, each read once and only where it is held."""
+"""Loading onto a mesh gives the same numbers as on the host, and reads each only where it is needed."""
 
 import pathlib
 
@@ -40,7 +40,7 @@ MESHES = [(-1, 1, 1), (1, -1, 1), (2, 2, 2), (1, 1, -1)]
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory) -> pathlib.Path:
-  """In several files, with an index."""
+  """A model in several files with an index."""
   path = tmp_path_factory.mktemp("sharded") / "model"
   hf.save(path, config=CONFIG, params=PARAMS, max_file_bytes=100_000)
   assert len(list(path.glob("model-*.safetensors"))) > 1
@@ -49,7 +49,7 @@ def directory(tmp_path_factory) -> pathlib.Path:
 
 @pytest.mark.parametrize("shape", MESHES, ids=str)
 @pytest.mark.parametrize("stretch", [None, 1], ids=["at once", "layer by layer"])
-def test_every_parameter_is_what_the_host_reads_and_is_read_once(directory, shape, stretch, monkeypatch):
+def test_parameters_equal_those_on_the_host_and_are_read_once(directory, shape, stretch, monkeypatch):
   if stretch:
     monkeypatch.setattr(sharded, "_BUFFER_BYTES", stretch)
     monkeypatch.setattr(sharded, "_CHUNK_BYTES", 64)
@@ -65,7 +65,7 @@ def test_every_parameter_is_what_the_host_reads_and_is_read_once(directory, shap
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_the_dtype_is_chosen_when_it_is_loaded(directory, dtype):
+def test_parameters_are_cast_while_they_are_loaded(directory, dtype):
   _, params = sharded.load(directory, mesh=make_mesh((1, 4, 2)), dtype=dtype)
   kind = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}[dtype]
   for name, value in Decoder(CONFIG).stack(PARAMS).items():
@@ -104,7 +104,7 @@ def test_edits_change_blocks_as_they_are_read(directory, shape):
     np.testing.assert_allclose(params[name], value, atol=1e-6)
 
 
-def test_an_array_can_take_a_parameters_place_in_a_larger_vocabulary(directory):
+def test_an_array_replaces_a_parameter_of_a_larger_vocabulary(directory):
   import dataclasses
 
   table = RNG.normal(size=(104, 32)).astype(np.float32)
@@ -114,7 +114,7 @@ def test_an_array_can_take_a_parameters_place_in_a_larger_vocabulary(directory):
   np.testing.assert_array_equal(params["embed.table"], table)
 
 
-def test_a_tied_head_that_is_stored_as_well_must_be_the_embedding(directory, tmp_path):
+def test_a_stored_tied_head_must_equal_the_embedding(directory, tmp_path):
   path = tmp_path / "model"
   hf.save(path, config=CONFIG, params=PARAMS)
   tensors = safetensors.numpy.load_file(path / "model.safetensors")
@@ -150,7 +150,7 @@ print("read", sum(sizes))
 """
 
 
-def test_each_of_two_processes_reads_what_its_devices_hold(directory):
+def test_each_of_two_processes_reads_only_what_its_devices_hold(directory):
   results = processes.two(LOAD, directory, devices=2)
   decoder = Decoder(CONFIG)
   shapes = decoder.abstract()
@@ -171,7 +171,7 @@ def test_a_fault_that_one_process_finds_stops_both(tmp_path):
   assert "process 1 failed" in out0 and "not finite" in out1
 
 
-def test_it_says_how_far_it_is_only_to_a_terminal(directory, capfd):
+def test_progress_is_shown_only_on_a_terminal(directory, capfd):
   sharded.load(directory, mesh=make_mesh())
   assert capfd.readouterr().err == ""
   assert jax.process_count() == 1

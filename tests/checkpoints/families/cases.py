@@ -1,4 +1,4 @@
-"""Unusual but legal configurations of every family: the keys of config.json as people write them.
+"""Unusual but valid configurations of every family: short forms of config.json.
 
 The first case of each family is the one that runs everywhere; the others are marked slow.
 """

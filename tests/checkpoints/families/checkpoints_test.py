@@ -1,4 +1,4 @@
-"""Checkpoints of every family, there and back, and as people have them."""
+"""Checkpoints of every family: loading, saving, published variants, and refused configurations."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ EVERY = [pytest.param(*one, id="-".join(one), marks=() if one in FIRST else pyte
 
 
 def reload(directory):
-  """The model that transformers finds in a directory, where nothing is missing and nothing left over."""
+  """The model that transformers loads, with no missing and no unexpected tensors."""
   model, info = transformers.AutoModelForCausalLM.from_pretrained(
     directory, attn_implementation="eager", output_loading_info=True
   )
@@ -32,7 +32,7 @@ def reload(directory):
 
 
 @pytest.mark.parametrize(("family", "case"), EVERY)
-def test_there_and_back_is_bit_equal_and_means_the_same_to_transformers(tmp_path, family, case):
+def test_a_saved_model_is_bit_equal_and_transformers_computes_the_same(tmp_path, family, case):
   directory, model = reference.built(family, case)
   config, params = hf.load(directory)
   hf.save(tmp_path / "copy", config=config, params=params)
@@ -50,16 +50,16 @@ def test_there_and_back_is_bit_equal_and_means_the_same_to_transformers(tmp_path
 
 
 @pytest.mark.parametrize(("family", "case"), NAMES, ids=str)
-def test_a_configuration_means_the_same_as_people_and_as_transformers_write_it(family, case):
+def test_short_configurations_mean_the_same_as_those_that_transformers_writes(family, case):
   fields = CASES[family][case]
   theirs = transformers.AutoConfig.for_model(family, **json.loads(json.dumps(fields))).to_dict()
-  read = hf_config.config_from_dict({"model_type": family, **fields}, where="people's")
+  read = hf_config.config_from_dict({"model_type": family, **fields}, where="short")
   assert read == hf_config.config_from_dict(json.loads(json.dumps(theirs, default=str)), where="transformers'")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("family", ["llama", "mixtral", "phi3", "gpt2", "gpt_oss", "gemma3_text", "qwen3_next"])
-def test_half_precision_comes_back_bit_equal(tmp_path, family, dtype):
+def test_half_precision_is_saved_bit_equal(tmp_path, family, dtype):
   case = next(iter(CASES[family]))
   reference.build(family, case, directory=tmp_path / "model", dtype=dtype)
   config, params = hf.load(tmp_path / "model")
@@ -71,7 +71,7 @@ def test_half_precision_comes_back_bit_equal(tmp_path, family, dtype):
 
 
 def rewritten(directory, tmp_path, change):
-  """A copy of a directory with its tensors changed."""
+  """A copy of a model directory with changed tensors."""
   shutil.copytree(directory, tmp_path / "found")
   tensors = change(safetensors.numpy.load_file(directory / "model.safetensors"))
   safetensors.numpy.save_file(tensors, tmp_path / "found/model.safetensors")
@@ -79,7 +79,7 @@ def rewritten(directory, tmp_path, change):
 
 
 def old_gpt2(tensors):
-  """Without the prefix and with the masks, as the first checkpoints were."""
+  """The first checkpoints: no prefix, and the causal masks as tensors."""
   bare = {name.removeprefix("transformer."): value for name, value in tensors.items()}
   masks = {f"h.{i}.attn.bias": np.tril(np.ones((1, 1, 64, 64), np.float32)) for i in range(2)}
   return {**bare, **masks, "h.0.attn.masked_bias": np.float32([-1e4])}
@@ -91,7 +91,7 @@ def with_buffers_and_tied_head(tensors):
 
 
 def with_further_prediction(tensors):
-  """The layer behind the model that predicts one more token, as published checkpoints have it."""
+  """The multi-token prediction layer of published checkpoints."""
   return {**tensors, "mtp.fc.weight": np.ones((48, 96), np.float32), "mtp.norm.weight": np.ones(48, np.float32)}
 
 
@@ -99,7 +99,7 @@ def with_further_prediction(tensors):
   ("family", "change"),
   [("gpt2", old_gpt2), ("llama", with_buffers_and_tied_head), ("qwen3_next", with_further_prediction)],
 )
-def test_checkpoints_of_people_hold_the_same_model(tmp_path, family, change):
+def test_published_variants_of_checkpoints_hold_the_same_model(tmp_path, family, change):
   directory, _ = reference.built(family, next(iter(CASES[family])))
   _, params = hf.load(directory)
   _, found = hf.load(rewritten(directory, tmp_path, change))
@@ -173,7 +173,7 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("family", PUBLISHED)
-def test_attributes_that_published_checkpoints_carry_change_nothing(family):
+def test_further_keys_of_published_checkpoints_change_nothing(family):
   values = {"model_type": family, **next(iter(CASES[family].values()))}
   plain = hf_config.config_from_dict(values, where="somewhere")
   assert hf_config.config_from_dict({**values, **PUBLISHED[family]}, where="somewhere") == plain
@@ -201,7 +201,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("family", "key"), [(family, key) for family, keys in REFUSED.items() for key in keys])
-def test_what_would_change_the_answer_is_refused_by_name(family, key):
+def test_keys_that_change_the_function_are_refused_by_name(family, key):
   values = {
     "model_type": family,
     **json.loads(json.dumps(next(iter(CASES[family].values())))),
@@ -235,7 +235,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
     (_longrope(long_factor=[1e-40] * 6), "long_factor"),
   ],
 )
-def test_rotary_settings_beyond_reason_are_refused_by_name(rope, hint):
+def test_implausible_rotary_settings_are_refused_by_name(rope, hint):
   values = {"model_type": "llama", **CASES["llama"]["linear rope, relu"], "rope_scaling": rope}
   with pytest.raises(InputError, match=f"^somewhere: .*{hint}"):
     hf_config.config_from_dict(values, where="somewhere")
@@ -243,7 +243,7 @@ def test_rotary_settings_beyond_reason_are_refused_by_name(rope, hint):
 
 @pytest.mark.parametrize("value", [-1, 0, 1e-46, 2.0])
 @pytest.mark.parametrize(("family", "key"), [("llama", "rms_norm_eps"), ("gpt2", "layer_norm_epsilon")])
-def test_an_epsilon_beyond_reason_is_refused_by_name(family, key, value):
+def test_an_implausible_epsilon_is_refused_by_name(family, key, value):
   with pytest.raises(InputError, match=f"^somewhere: {key} = "):
     hf_config.config_from_dict({"model_type": family, **CASES[family][FIRST_OF[family]], key: value}, where="somewhere")
 
@@ -262,7 +262,7 @@ OTHER_WORDS = {
 
 
 @pytest.mark.parametrize("family", OTHER_WORDS)
-def test_other_words_mean_what_they_do_to_transformers(tmp_path, family, monkeypatch):
+def test_synonymous_keys_mean_what_they_do_in_transformers(tmp_path, family, monkeypatch):
   monkeypatch.setitem(CASES[family], "other words", OTHER_WORDS[family])
   model = reference.build(family, "other words", directory=tmp_path)
   assert reference.measure(tmp_path, model)["float32"] <= 1e-5

@@ -16,7 +16,7 @@ PROMPTS = (25, 9, 1, 17)  # Beyond every window, and within.
 
 
 @pytest.mark.parametrize(("family", "case"), EVERY)
-def test_a_document_is_the_same_alone_packed_and_step_by_step(family, case):
+def test_a_document_gives_the_same_alone_packed_and_decoded(family, case):
   directory, _ = reference.built(family, case)
   config, params = hf.load(directory)
   decoder = Decoder(config)
@@ -54,7 +54,7 @@ def test_a_document_is_the_same_alone_packed_and_step_by_step(family, case):
 
 
 @pytest.mark.parametrize(("family", "case"), EVERY)
-def test_prompts_of_different_lengths_filled_in_at_once_and_continued_equal_the_whole(family, case):
+def test_prefill_of_different_lengths_and_decoding_equal_one_forward_pass(family, case):
   directory, _ = reference.built(family, case)
   config, params = hf.load(directory)
   decoder = Decoder(config)

@@ -1,4 +1,4 @@
-"""Greedy texts of every family, token for token those of transformers."""
+"""Greedy decoding of every family against transformers."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +23,7 @@ CLOSEST = 2e-5
 
 
 @pytest.mark.parametrize(("family", "case"), EVERY)
-def test_greedy_texts_are_those_of_transformers(family, case, tmp_path):
+def test_greedy_decoding_equals_transformers(family, case, tmp_path):
   longer = {"n_positions": max(LENGTHS) + TOKENS} if family == "gpt2" else {}
   model = reference.build(family, case, directory=tmp_path, **longer)
   rng = np.random.default_rng(7)

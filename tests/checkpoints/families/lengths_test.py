@@ -1,4 +1,4 @@
-"""Families of linear attention and of state spaces at lengths below, at and beyond a chunk."""
+"""Linear attention and state spaces at sequence lengths below, at and above a chunk."""
 
 import jax
 import jax.numpy as jnp

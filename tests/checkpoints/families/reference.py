@@ -1,4 +1,4 @@
-"""Tiny random models of every family, as transformers computes them, and what we make of the same directories."""
+"""Tiny random models of every family, in transformers and in our decoder."""
 
 import atexit
 import copy
@@ -21,8 +21,7 @@ from tests.checkpoints.families.cases import CASES, LENGTH
 
 
 def build(family: str, case: str, *, directory: pathlib.Path, dtype=torch.float32, **changes):
-  """A transformers model with every parameter perturbed, and its directory, whose config.json is the case's own but
-  for `changes`."""
+  """Saves a transformers model with every parameter perturbed, and the case's config.json with `changes`."""
   torch.manual_seed(0)
   fields = json.loads(json.dumps({**CASES[family][case], **changes}))
   config = transformers.AutoConfig.for_model(family, **json.loads(json.dumps(fields)))
@@ -33,14 +32,14 @@ def build(family: str, case: str, *, directory: pathlib.Path, dtype=torch.float3
       parameter += 0.1 * torch.randn_like(parameter)
   model = model.to(dtype)
   model.save_pretrained(directory)
-  # What people write, rather than what transformers makes of it.
+  # The short form that authors write, instead of the full one that transformers saves.
   (directory / "config.json").write_text(json.dumps({"model_type": family, **fields}))
   return model
 
 
 @functools.cache
 def built(family: str, case: str):
-  """(directory, transformers model), float32, made once a process and removed with it."""
+  """(directory, transformers model), float32, made once in each process and removed at its end."""
   directory = pathlib.Path(tempfile.mkdtemp(prefix=family))
   atexit.register(shutil.rmtree, directory, ignore_errors=True)
   return directory, build(family, case, directory=directory)
@@ -65,7 +64,7 @@ def expected(model, tokens: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
 
 
 def ours(directory: pathlib.Path, tokens: np.ndarray) -> dict[str, tuple[np.ndarray, list[np.ndarray]]]:
-  """The same by our decoder, in float32 and bfloat16."""
+  """Logits and the output of every layer from our decoder, in float32 and bfloat16."""
   config, params = hf.load(directory)
   decoder = Decoder(config)
   stacked = decoder.stack({name: np.asarray(x, np.float32) for name, x in params.items()})

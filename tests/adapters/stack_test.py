@@ -285,7 +285,7 @@ def test_a_stack_gives_the_logits_of_peft_merged_and_routed(stack):
   assert error(ours_routed(base, entries), expected) < 1e-5
 
 
-def test_a_stack_is_merged_and_put_beside_its_base_as_well_while_files_are_read_onto_a_mesh(stack):
+def test_loading_onto_a_mesh_merges_and_routes_a_stack(stack):
   base, entries, expected = stack
   mesh = make_mesh((2, 2, 2))
   adapters = read_adapters(entries, config=hf_config.read_config(base))
@@ -297,7 +297,7 @@ def test_a_stack_is_merged_and_put_beside_its_base_as_well_while_files_are_read_
 
 
 @pytest.mark.parametrize("weight", [0.5])
-def test_weights_scale_the_change_alike_merged_and_routed(stack, weight):
+def test_weights_scale_changes_alike_merged_and_routed(stack, weight):
   base, entries, expected = stack
   entries = tuple(dataclasses.replace(entry, weight=weight) for entry in entries)
   merged = ours_merged(base, entries)
@@ -328,7 +328,7 @@ ROUTES = {
 
 
 @pytest.mark.parametrize("name", list(ROUTES))
-def test_rows_under_four_sets_equal_four_forwards_of_one_set_each(name, bases, tmp_path):
+def test_rows_of_four_routes_equal_four_forward_passes_of_one_route(name, bases, tmp_path):
   sets, settings = ROUTES[name]
   base = bases["plain"]
   stack = tuple(
@@ -344,7 +344,7 @@ def test_rows_under_four_sets_equal_four_forwards_of_one_set_each(name, bases, t
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_an_adapter_that_brings_more_tokens_gives_the_logits_of_the_resized_model(tied, bases, tmp_path):
+def test_an_adapter_with_more_tokens_gives_the_logits_of_the_resized_model(tied, bases, tmp_path):
   base = bases["tied" if tied else "plain"]
   path = make_adapter(base, tmp_path / "a", seed=0, resize=64, r=2, target_modules=["q_proj"])
   other = make_adapter(base, tmp_path / "b", seed=1, resize=64, r=2, target_modules=["embed_tokens", "lm_head"])
