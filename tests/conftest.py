@@ -6,16 +6,9 @@ import pathlib
 import subprocess
 import sys
 
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = " ".join(
-  [
-    os.environ.get("XLA_FLAGS", ""),
-    "--xla_force_host_platform_device_count=8",
-    # Tests compile far longer than they compute. Commands in processes of their own keep what users get.
-    "--xla_backend_optimization_level=0",
-    "--xla_cpu_collective_call_terminate_timeout_seconds=600",
-  ]
-)
+from tests import processes
+
+os.environ.update(processes.environment(devices=8))
 
 import jaxtyping
 import pytest
@@ -114,20 +107,19 @@ def text_file(tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory) -> dict[str, str]:
-  """Environment of processes that share what they have compiled."""
+def shared_compilation(tmp_path_factory) -> dict[str, str]:
+  """Environment of a process with one device; such processes share what they compile."""
   directory = tmp_path_factory.getbasetemp().parent / "compiled"
-  return {"JAX_COMPILATION_CACHE_DIR": str(directory), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
+  cached = {"JAX_COMPILATION_CACHE_DIR": str(directory), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+  return {**os.environ, **processes.environment(), **cached}
 
 
 @pytest.fixture
-def distill(cache):
-  """Runs the command line in a process of its own: distill(*arguments, devices=1) -> CompletedProcess."""
+def distill():
+  """Runs the command line in its own process, as users do: distill(*arguments, devices=1) -> CompletedProcess."""
 
   def run(*arguments, devices: int = 1, check: int | None = 0, **kwargs) -> subprocess.CompletedProcess:
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    flags += " --xla_cpu_collective_call_terminate_timeout_seconds=600"
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, **cache}
+    environment = {**os.environ, **processes.environment(devices=devices, cheap=False)}
     command = [sys.executable, "-m", "distill", *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, **kwargs)
     assert check is None or done.returncode == check, done.stderr

@@ -1,9 +1,15 @@
-"""Two processes of one jax program, on the CPU."""
+"""Environments of processes that run jax on the CPU, and two processes of one jax program."""
 
 import os
 import socket
 import subprocess
 import sys
+
+# The variable holds what the caller gave: processes that tests start inherit XLA_FLAGS as the tests changed them.
+GIVEN_FLAGS = os.environ.setdefault("DISTILL_TESTS_XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
+# Tests compile far longer than they compute: LLVM does not optimise, and XLA emits LLVM IR without the fusion
+# emitters, whose MLIR passes take half of the time to compile.
+CHEAP_FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
 START = """
 import sys
@@ -14,17 +20,30 @@ jax.distributed.initialize(sys.argv[1], 2, RANK, initialization_timeout=60)
 """
 
 
+def environment(*, devices: int = 1, cheap: bool = True) -> dict[str, str]:
+  """Returns variables for a process with virtual CPU devices; a `cheap` one compiles quickly and runs slowly.
+
+  Flags in the caller's XLA_FLAGS stay.
+  """
+  flags = [
+    GIVEN_FLAGS,
+    f"--xla_force_host_platform_device_count={devices}",
+    # Eight devices share few cores: one may wait long for the others.
+    "--xla_cpu_collective_call_terminate_timeout_seconds=600",
+    CHEAP_FLAGS if cheap else "",
+  ]
+  return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(flags)}
+
+
 def two(program: str, *arguments: object, devices: int = 1) -> list[tuple[int, str, str]]:
   """(exit code, output, errors) of each; the program finds its RANK, and its arguments from sys.argv[3] on."""
-  flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-  environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
   with socket.socket() as free:
     free.bind(("localhost", 0))
     address = f"localhost:{free.getsockname()[1]}"
   running = [
     subprocess.Popen(
       [sys.executable, "-c", START + program, address, str(rank), *map(str, arguments)],
-      env=environment,
+      env={**os.environ, **environment(devices=devices)},
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -26,7 +25,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 # So that a tiny store has several shards.
 SHARD = 2**15
 KEYS = {"model_type", "vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"}
-ONE = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +86,7 @@ def test_inspect_tells_what_a_cache_holds(cached, capsys):
 
 
 @pytest.fixture
-def command(config, cached, tmp_path):
+def command(config, cached, shared_compilation, tmp_path):
   """A command line in one process with one device and small shards: command(name, workdir, **teacher) -> for Popen."""
   text = f"from ml_collections import ConfigDict\n\ndef get_config():\n  return ConfigDict({config!r})\n"
   (tmp_path / "recipe.py").write_text(text)
@@ -97,9 +95,8 @@ def command(config, cached, tmp_path):
 
   def build(name, workdir, *overrides):
     flags = [f"--config={tmp_path / 'recipe.py'}", f"--workdir={workdir}", *overrides]
-    environment = {**os.environ, "XLA_FLAGS": ONE}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return {"args": [sys.executable, "-c", program, name, *flags], "env": environment, **quiet}
+    return {"args": [sys.executable, "-c", program, name, *flags], "env": shared_compilation, **quiet}
 
   return build
 

@@ -1,7 +1,6 @@
 """Whole runs of the command line on a tiny teacher."""
 
 import json
-import os
 import random
 import re
 import signal
@@ -13,9 +12,6 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-# Runs that are compared with each other compile far longer than they compute.
-ONE = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
-
 
 def losses(workdir):
   return [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
@@ -26,17 +22,11 @@ def weights(workdir):
 
 
 @pytest.fixture(scope="module")
-def one_device(cache):
-  """Environment of a process with a single CPU device."""
-  return {**os.environ, "XLA_FLAGS": ONE, **cache}
-
-
-@pytest.fixture(scope="module")
-def straight(tmp_path_factory, recipe, one_device):
+def straight(tmp_path_factory, recipe, shared_compilation):
   """A run of twenty steps on one device that nothing disturbed."""
   workdir = tmp_path_factory.mktemp("straight")
   command = [sys.executable, "-m", "distill", "train", f"--config={recipe}", f"--workdir={workdir}"]
-  subprocess.run(command, env=one_device, check=True, capture_output=True)
+  subprocess.run(command, env=shared_compilation, check=True, capture_output=True)
   return workdir
 
 
@@ -75,11 +65,11 @@ def test_a_mesh_and_micro_batches_give_the_same_losses(distill, tmp_path):
   np.testing.assert_allclose(losses(tmp_path / "micro"), expected, rtol=1e-5)
 
 
-def test_killed_three_times_it_ends_bit_equal(straight, recipe, one_device, tmp_path):
+def test_killed_three_times_it_ends_bit_equal(straight, recipe, shared_compilation, tmp_path):
   command = [sys.executable, "-m", "distill", "train", f"--config={recipe}", f"--workdir={tmp_path}"]
   rng, kills = random.Random(0), 0
   while kills < 3:
-    process = subprocess.Popen(command, env=one_device, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, env=shared_compilation, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     before = (tmp_path / "metrics.jsonl").read_text() if (tmp_path / "metrics.jsonl").exists() else ""
     while process.poll() is None and _grown(tmp_path, before) < 1:
       time.sleep(0.05)
@@ -89,7 +79,7 @@ def test_killed_three_times_it_ends_bit_equal(straight, recipe, one_device, tmp_
     process.kill()
     process.wait()
     kills += 1
-  subprocess.run(command, env=one_device, check=True, capture_output=True)
+  subprocess.run(command, env=shared_compilation, check=True, capture_output=True)
   assert losses(tmp_path) == losses(straight)
   expected = weights(straight)
   for name, value in weights(tmp_path).items():
@@ -101,9 +91,11 @@ def _grown(workdir, before):
   return path.exists() and path.read_text() != before
 
 
-def test_sigterm_saves_exits_with_75_and_the_same_command_goes_on(straight, recipe, one_device, tmp_path):
+def test_sigterm_saves_exits_with_75_and_the_same_command_goes_on(straight, recipe, shared_compilation, tmp_path):
   command = [sys.executable, "-m", "distill", "train", f"--config={recipe}", f"--workdir={tmp_path}"]
-  process = subprocess.Popen(command, env=one_device, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+  process = subprocess.Popen(
+    command, env=shared_compilation, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+  )
   while process.poll() is None and not _grown(tmp_path, ""):
     time.sleep(0.02)
   process.send_signal(signal.SIGTERM)
@@ -111,33 +103,33 @@ def test_sigterm_saves_exits_with_75_and_the_same_command_goes_on(straight, reci
   assert process.returncode == 75, errors
   assert "the same command resumes" in errors
   assert 0 < len(losses(tmp_path)) < 20
-  subprocess.run(command, env=one_device, check=True, capture_output=True)
+  subprocess.run(command, env=shared_compilation, check=True, capture_output=True)
   assert losses(tmp_path) == losses(straight)
 
 
-def test_inspect_tells_what_a_run_its_checkpoint_and_its_store_are(straight, distill):
-  assert re.search(r"checkpoints: \d+, 20\n", distill("inspect", straight).stdout)
-  shown = distill("inspect", straight / "checkpoints/20").stdout
+def test_inspect_tells_what_a_run_its_checkpoint_and_its_store_are(straight, command):
+  assert re.search(r"checkpoints: \d+, 20\n", command("inspect", straight)[0])
+  shown = command("inspect", straight / "checkpoints/20")[0]
   assert "checkpoint: stage distill, step 20" in shown and " of student" in shown and " of optimizer" in shown
-  stores = [distill("inspect", store).stdout for store in (straight / "tokens").iterdir()]
+  stores = [command("inspect", store)[0] for store in (straight / "tokens").iterdir()]
   assert all(any(f"rows of {length} tokens" in shown for shown in stores) for length in (16, 32))
 
 
-def test_a_finished_run_does_nothing_more(straight, recipe, distill):
+def test_a_finished_run_does_nothing_more(straight, recipe, command):
   before = (straight / "metrics.jsonl").read_text()
-  distill("train", f"--config={recipe}", f"--workdir={straight}")
+  command("train", f"--config={recipe}", f"--workdir={straight}")
   assert (straight / "metrics.jsonl").read_text() == before
 
 
-def test_the_export_loads_in_transformers_and_gives_the_scored_logits(straight, distill, tmp_path):
+def test_the_export_loads_in_transformers_and_gives_the_scored_logits(straight, command, tmp_path):
   import torch
   import transformers
 
-  distill("export", f"--workdir={straight}", f"--out={tmp_path / 'hf'}")
+  command("export", f"--workdir={straight}", f"--out={tmp_path / 'hf'}")
   tokens = np.random.default_rng(0).integers(0, 300, (2, 40)).astype(np.int32)
   np.save(tmp_path / "tokens.npy", tokens)
   paths = [f"--tokens={tmp_path / 'tokens.npy'}", f"--out={tmp_path / 'scores.npz'}"]
-  distill("score", f"--model={tmp_path / 'hf'}", *paths, "--hidden=0,2")
+  command("score", f"--model={tmp_path / 'hf'}", *paths, "--hidden=0,2")
   model, notes = transformers.AutoModelForCausalLM.from_pretrained(
     tmp_path / "hf", dtype=torch.float32, output_loading_info=True
   )
