@@ -1,4 +1,4 @@
-"""What one accelerator does: losses over a large vocabulary, and a step of an 8B-shaped teacher and a 1.2B student.
+"""Times one accelerator: losses over a large vocabulary, and a step of an 8B-shaped teacher and a 1.2B student.
 
     python -m tools.bench_device [--parts=losses,step] [--repeats=10] [--batch=8] [--length=2048] [--peak=989]
       [--out=PATH] [--small]

@@ -1,4 +1,4 @@
-"""How much of a training step its matrix products take: its FLOP/s over those of the same products alone.
+"""Measures the efficiency of a training step: its FLOP/s over those of its matrix products alone.
 
     python -m tools.bench_efficiency [--pairs=5.5M,14M] [--dtypes=float32,bfloat16] [--rounds=5] [--out=PATH]
 

@@ -1,4 +1,4 @@
-"""What per-row adapter sets cost: a teacher's forward with four routes against one with everything merged.
+"""Measures the cost of per-row adapter sets: a teacher's forward with four routes against one with everything merged.
 
 python -m tools.bench_routing [--width=512] [--layers=4] [--rank=16] [--rows=8] [--length=256] [--rounds=10]
 

@@ -1,4 +1,4 @@
-"""How near to the embedded teacher students start: the tables of docs/starting.md, on stdout.
+"""Measures how close students start to the embedded teacher: the tables of docs/starting.md, on stdout.
 
 python -m tools.bench_start [--rows=64] [--only=depth]
 

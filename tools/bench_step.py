@@ -116,7 +116,7 @@ def _measure(pair: str, options: argparse.Namespace, python: pathlib.Path) -> li
 
 
 def _faster(rounds: list[dict], peer: list[dict]) -> float:
-  """How many times as fast as a peer, the median of rounds."""
+  """Returns the median over rounds of our speed relative to a peer's."""
   return statistics.median([theirs["seconds"] / one["seconds"] for theirs, one in zip(peer, rounds, strict=True)])
 
 

@@ -15,8 +15,8 @@ def ssd(
   x: Float[Array, "B T N P"],
   *,
   log_decay: Float[Array, "B T N"],
-  b: Float[Array, "B T G H"],
-  c: Float[Array, "B T G H"],
+  b: Float[Array, "B T K H"],
+  c: Float[Array, "B T K H"],
   segments: Int[Array, "B T"],
   chunk: int = _CHUNK,
 ) -> tuple[Float[Array, "B T N P"], Float[Array, "B N H P"]]:
@@ -29,7 +29,7 @@ def ssd(
   Args:
     x: Inputs, multiplied by their time steps.
     log_decay: g, at most 0.
-    b: Write vectors, one for each of the G groups of neighbouring heads.
+    b: Write vectors, one for each of K groups of neighbouring heads.
     c: Read vectors, one for each group.
     segments: Segment number of each position; the positions of a segment are neighbours.
     chunk: Positions per chunk. T need not be a multiple.
@@ -46,7 +46,7 @@ def ssd(
   count = -(-length // chunk)
 
   def cut(y):
-    """[B,T,…] -> [chunks,B,C,G,…]"""
+    """[B,T,…] -> [chunks,B,C,K,…]"""
     y = jnp.pad(y.astype(jnp.float32), [(0, 0), (0, count * chunk - length)] + [(0, 0)] * (y.ndim - 2))
     return jnp.moveaxis(y.reshape(batch, count, chunk, groups, -1), 1, 0)
 
@@ -68,8 +68,8 @@ def ssd_reference(
   x: Float[Array, "B T N P"],
   *,
   log_decay: Float[Array, "B T N"],
-  b: Float[Array, "B T G H"],
-  c: Float[Array, "B T G H"],
+  b: Float[Array, "B T K H"],
+  c: Float[Array, "B T K H"],
   segments: Int[Array, "B T"],
 ) -> tuple[Float[Array, "B T N P"], Float[Array, "B N H P"]]:
   """Computes `ssd` by its definition, one position at a time."""
@@ -88,9 +88,9 @@ def ssd_reference(
 
 
 def _one_chunk(state, xs):
-  """Returns the state after a chunk and its outputs: x [B,G,C,R*P], b and c [B,G,C,H], state [B,G,H,R*P].
+  """Returns the state after a chunk, and the chunk's outputs.
 
-  R is the number of heads in a group.
+  Shapes: x [B,K,C,G*P], b and c [B,K,C,H], g [B,K,G,C], state [B,K,H,G*P], with G heads in each of K groups.
   """
   x, b, c, g, docs, previous = xs
   batch, groups, chunk, _ = x.shape
@@ -106,13 +106,13 @@ def _one_chunk(state, xs):
 
   order = jnp.arange(chunk)
   not_later = (docs[:, :, None] == docs[:, None, :]) & (order[:, None] >= order)
-  decay_BGRTS = jnp.exp(jnp.where(not_later[:, None, None], gap, -jnp.inf))
+  decay_BKGTS = jnp.exp(jnp.where(not_later[:, None, None], gap, -jnp.inf))
   entering = jnp.where((docs == previous[:, None])[:, None, None], jnp.exp(total), 0.0).swapaxes(2, 3)[..., None]
   leaving = jnp.where((docs == last[:, None])[:, None, None], jnp.exp(left), 0.0).swapaxes(2, 3)[..., None]
   carried = jnp.where((previous == last)[:, None, None], jnp.exp(total[..., -1]), 0.0)[:, :, None, :, None]
 
-  scores_BGTS = jnp.einsum("bgth,bgsh->bgts", c, b)
-  near = (scores_BGTS[:, :, None] * decay_BGRTS) @ x.reshape(heads).swapaxes(2, 3)
+  scores_BKTS = jnp.einsum("bkth,bksh->bkts", c, b)
+  near = (scores_BKTS[:, :, None] * decay_BKGTS) @ x.reshape(heads).swapaxes(2, 3)
   far = (c @ state).reshape(heads) * entering
   added = b.swapaxes(2, 3) @ (x.reshape(heads) * leaving).reshape(x.shape)
   remaining = (state.reshape(batch, groups, state.shape[2], g.shape[2], -1) * carried).reshape(state.shape)

@@ -38,19 +38,19 @@ def chunked_losses(
   *,
   hidden: Float[Array, "M D"],
   readout: Readout,
-  target: Float[Array, "M W"] | SparseTarget | None = None,
+  target: Float[Array, "M teacher_D"] | SparseTarget | None = None,
   teacher_readout: Readout | None = None,
   labels: Int[Array, " M"] | None = None,
   mask: Float[Array, " M"],
   shards: int = 1,
-) -> tuple[Float[Array, ""], Float[Array, " N"]]:
+) -> tuple[Float[Array, ""], Float[Array, " losses"]]:
   """Computes the weighted total of several token losses that share the logits, and the sum of each.
 
   Gradients flow into `hidden` and `readout`, from the total only. They are computed in the forward pass, chunk by
   chunk, so that no chunk is computed twice. The caller divides by the token count of the global batch.
 
   Args:
-    losses: N token losses.
+    losses: The token losses.
     hidden: The student's final hidden states.
     readout: The student's readout.
     target: The teacher's hidden states or sparse target; None if no loss needs a teacher.
@@ -78,7 +78,7 @@ def chunked_divergence(
   *,
   hidden: Float[Array, "M D"],
   readout: Readout,
-  target: Float[Array, "M W"] | SparseTarget,
+  target: Float[Array, "M teacher_D"] | SparseTarget,
   teacher_readout: Readout | None = None,
   mask: Float[Array, " M"],
 ) -> Float[Array, ""]:
@@ -129,7 +129,7 @@ class _Chunks:
   def lead(self) -> tuple[int, ...]:
     return () if self.shards == 1 else (self.shards,)
 
-  def starts(self) -> Int[Array, " N"]:
+  def starts(self) -> Int[Array, " chunks"]:
     """Index of each chunk's first token, were there no overlap."""
     return jnp.arange(-(-self.shard_tokens // self.size)) * self.size
 

@@ -1,6 +1,6 @@
 """Divergences per token, in nats, between a teacher's distribution p and a student's distribution q.
 
-Both distributions are over the same K buckets, given as log-probabilities [M, K]. The buckets are the ids of the
+Both distributions are over the same buckets, given as log-probabilities [M, buckets]. The buckets are the ids of the
 vocabulary, or the ids of a sparse target and one bucket for the rest (see `partitions`), so that one formula serves
 both. A bucket without mass has the log-probability `LOG_ZERO`: on the teacher's side, or on both for unused buckets.
 """
@@ -17,8 +17,8 @@ LOG_ZERO = -1e4
 # Below this log-ratio p and q differ so much that the form with expm1 would cancel; above it the plain form would.
 _FAR = -1.0
 
-LogProbs = Float[Array, "M K"]
-Logits = Float[Array, "M K"]
+LogProbs = Float[Array, "M buckets"]
+Logits = Float[Array, "M buckets"]
 PerToken = Float[Array, " M"]
 PerTokenColumn = Float[Array, "M 1"]
 
@@ -41,7 +41,7 @@ def _kl_forward(log_p, log_q):
 
 
 def _kl_backward(saved, cotangent):
-  # Barrier: XLA would share the exponentials with the forward pass and keep four [M, K] arrays alive instead of two.
+  # Barrier: XLA would share the exponentials with the forward pass and keep four such arrays alive instead of two.
   log_p, log_q = jax.lax.optimization_barrier(saved)
   return cotangent[..., None] * jnp.exp(log_p) * (log_p - log_q), cotangent[..., None] * _excess(log_p, log_q)
 
@@ -62,7 +62,7 @@ def log_normaliser_parts(logits: Logits) -> tuple[PerTokenColumn, PerTokenColumn
   to the size of the max logit.
   """
   max_logit = jnp.max(logits, axis=-1, keepdims=True)
-  # Barrier: XLA would share `logits - max_logit` with the log-probabilities and keep an [M, K] array alive.
+  # Barrier: XLA would share `logits - max_logit` with the log-probabilities and keep another array [M, V] alive.
   exp_logits = jnp.exp(logits - jax.lax.optimization_barrier(max_logit))
   return max_logit, jnp.log(jnp.sum(exp_logits, axis=-1, keepdims=True))
 
@@ -71,8 +71,8 @@ def log_normaliser_parts(logits: Logits) -> tuple[PerTokenColumn, PerTokenColumn
 def forward_kl_of_logits(teacher: Logits, student: Logits) -> PerToken:
   """Computes `forward_kl` of two softmaxes over the same ids, differentiable in the student's logits only.
 
-  The gradient is q − p. It needs neither a sum over the vocabulary nor a third [M, K] array, and it also holds where q
-  is below exp(LOG_ZERO), where the gradient of `forward_kl` is zero.
+  The gradient is q − p. It needs neither a sum over the vocabulary nor a third array [M, V]. It also holds where q is
+  below exp(LOG_ZERO), where the gradient of `forward_kl` is zero.
 
   Args:
     teacher: The teacher's logits, divided by the temperature.

@@ -25,7 +25,7 @@ def cosine(student: Float[Array, "*B D"], teacher: Float[Array, "*B D"]) -> Floa
 
 
 def relation_kl(
-  student: Float[Array, "B T I"], teacher: Float[Array, "B T J"], *, segments: Int[Array, "B T"], heads: int
+  student: Float[Array, "B T I"], teacher: Float[Array, "B T teacher_I"], *, segments: Int[Array, "B T"], heads: int
 ) -> Float[Array, "B T"]:
   """Computes KL(teacher ‖ student) between the relations of each position, averaged over relation heads.
 
@@ -34,8 +34,8 @@ def relation_kl(
   therefore have different numbers and widths of heads.
 
   Args:
-    student: The student's queries, keys or values; I is a multiple of `heads`.
-    teacher: The teacher's; J is a multiple of `heads`.
+    student: The student's queries, keys or values; their width I is a multiple of `heads`.
+    teacher: The teacher's; their width is a multiple of `heads` too.
     segments: Segment number of each position.
     heads: Number of relation heads N.
 

@@ -9,13 +9,13 @@ from distill.types import SparseTarget
 
 
 def shared_logits(
-  student: Float[Array, "M V"], teacher: Float[Array, "M W"], *, temperature: float | Float[Array, ""]
-) -> tuple[Float[Array, "M K"], Float[Array, "M K"]]:
+  student: Float[Array, "M V"], teacher: Float[Array, "M teacher_V"], *, temperature: float | Float[Array, ""]
+) -> tuple[Float[Array, "M buckets"], Float[Array, "M buckets"]]:
   """Returns logits (teacher, student) of the ids that both vocabularies have, divided by the temperature.
 
   Args:
     student: Logits over the student's vocabulary.
-    teacher: Logits over the teacher's vocabulary; the first K = min(V, W) ids are the same.
+    teacher: Logits over the teacher's vocabulary; the first ids, as many as the smaller one has, are the same.
     temperature: Divides both.
   """
   shared = min(student.shape[-1], teacher.shape[-1])
@@ -23,9 +23,9 @@ def shared_logits(
 
 
 def dense_log_probs(
-  student: Float[Array, "M V"], teacher: Float[Array, "M W"], *, temperature: float | Float[Array, ""]
-) -> tuple[Float[Array, "M K"], Float[Array, "M K"]]:
-  """Returns log-probabilities (teacher, student) over the ids that both vocabularies have; arguments as above."""
+  student: Float[Array, "M V"], teacher: Float[Array, "M teacher_V"], *, temperature: float | Float[Array, ""]
+) -> tuple[Float[Array, "M buckets"], Float[Array, "M buckets"]]:
+  """Returns log-probabilities (teacher, student) over the ids that both have; arguments as in `shared_logits`."""
   logits = shared_logits(student, teacher, temperature=temperature)
   log_p, log_q = (jnp.maximum(jax.nn.log_softmax(x, axis=-1), LOG_ZERO) for x in logits)
   return log_p, log_q
@@ -33,7 +33,7 @@ def dense_log_probs(
 
 def sparse_log_probs(
   student: Float[Array, "M V"], target: SparseTarget, *, temperature: float | Float[Array, ""]
-) -> tuple[Float[Array, "M K"], Float[Array, "M K"]]:
+) -> tuple[Float[Array, "M buckets"], Float[Array, "M buckets"]]:
   """Returns log-probabilities (teacher, student) of the target's ids, followed by one bucket for all other ids.
 
   The student's come from its full softmax; nothing is renormalised over the target's ids. Target ids beyond the
@@ -55,8 +55,8 @@ def sparse_log_probs(
 
 
 @jax.custom_vjp
-def bucket_log_probs(logits: Float[Array, "M V"], ids: Int[Array, "M k"]) -> Float[Array, "M K"]:
-  """Returns log-probabilities of `ids`, followed by that of everything else: K = k + 1.
+def bucket_log_probs(logits: Float[Array, "M V"], ids: Int[Array, "M k"]) -> Float[Array, "M k+1"]:
+  """Returns log-probabilities of `ids`, followed by that of everything else.
 
   Args:
     logits: Logits over the vocabulary.

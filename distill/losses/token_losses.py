@@ -56,7 +56,7 @@ class TokenLoss:
 
   Attributes:
     per_token: (student logits [M, V], teacher, labels [M], temperature, extra) -> [M]. `teacher` is the teacher's
-      logits [M, W], a `SparseTarget`, or None.
+      logits over its own vocabulary, a `SparseTarget`, or None.
     weight: Factor in the total.
     temperature: Divides logits in a divergence.
     extra: Further scalars, such as the t of TAID.

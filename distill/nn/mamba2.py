@@ -121,7 +121,7 @@ class Mamba2(nnx.Module):
     return {**projected, "dt": self.dt(x.astype(jnp.float32))}
 
   def _split(self, convolved):
-    """Splits convolved inputs into x [*B,N,P], b [*B,G,H] and c [*B,G,H]."""
+    """Splits convolved inputs into x [*B,N,P], b [*B,K,H] and c [*B,K,H]."""
     lead, groups = convolved["x"].shape[:-1], self.config.num_groups
     x, b, c = (jax.nn.silu(convolved[name]) for name in "xbc")
     return x.reshape(*lead, self.config.num_heads, -1), b.reshape(*lead, groups, -1), c.reshape(*lead, groups, -1)

@@ -23,8 +23,8 @@ class Worker:
 
   Args:
     module: Module to run, which calls `serve`.
-    python: Interpreter of its environment; a missing one ends the program, which then names what makes it.
-    settings: What it gets.
+    python: Interpreter of its environment; if it is missing, this program exits and names the script that creates it.
+    settings: Argument of the program, as JSON.
   """
 
   def __init__(self, module: str, *, python: pathlib.Path | str = sys.executable, settings: Mapping[str, Any]):
@@ -38,7 +38,7 @@ class Worker:
     self.ready = self._read()
 
   def round(self) -> dict[str, Any]:
-    """What one round measured."""
+    """Returns the measurements of one round."""
     assert self._process.stdin is not None
     self._process.stdin.write("\n")
     self._process.stdin.flush()
@@ -117,9 +117,9 @@ def _status(key: str) -> int:
 
 
 def in_turns(workers: Mapping[str, Worker], *, rounds: int) -> dict[str, list[dict[str, Any]]]:
-  """What `rounds` rounds of each measured, one worker after the other in each; one more before them does not count.
+  """Returns the measurements of each worker; the workers take turns within a round. Progress goes to stderr.
 
-  Some compile again in their first round. Progress goes to stderr.
+  A round before the first is not counted, because some programs compile again in it.
   """
   found: dict[str, list[dict[str, Any]]] = {name: [] for name in workers}
   for turn in range(rounds + 1):
@@ -132,5 +132,5 @@ def in_turns(workers: Mapping[str, Worker], *, rounds: int) -> dict[str, list[di
 
 
 def cores() -> int:
-  """That this process may use."""
+  """Returns the number of cores that this process may use."""
   return len(os.sched_getaffinity(0))
