@@ -7,18 +7,6 @@ from distill.checkpoints import hf, hf_config, hub
 from distill.errors import InputError
 from tests.checkpoints.families.cases import CASES
 
-QWEN = {"model_type": "qwen3_5_text", **CASES["qwen3_5_text"]["three to one"]}
-
-
-@pytest.mark.parametrize("have, lack, every", [("linear", "full", 9), ("full", "linear", 1)])
-def test_a_configuration_that_cannot_be_exported_is_refused(have, lack, every):
-  config = hf_config.config_from_dict({**QWEN, "full_attention_interval": every}, where="here")
-  with pytest.raises(
-    InputError, match=rf"^there: all layers are {have} .* full_attention_interval .* {lack}_attention"
-  ):
-    hf_config.check_writable(config, where="there")
-  hf_config.check_writable(hf_config.config_from_dict(QWEN, where="here"), where="there")
-
 
 def save(directory, **changes):
   config = hf_config.config_from_dict(
@@ -48,9 +36,3 @@ def test_an_export_copies_generation_config(tmp_path):
   save(tmp_path / "run", tokenizer_from=tmp_path / "from")
   assert (tmp_path / "run/generation_config.json").read_text() == '{"top_k": 3}'
   assert "generation_config.json" in hub._FILES
-
-
-def test_invalid_json_is_located_by_line_and_column(tmp_path):
-  (tmp_path / "config.json").write_text('{"a": 1,\n "b" 2}')
-  with pytest.raises(InputError, match="config.json: .* correct it at line 2, column 6, or fetch it again$"):
-    hf_config.read_config(tmp_path)

@@ -1,0 +1,65 @@
+"""Keys of config.json are read, ignored where they change nothing, and refused otherwise."""
+
+import pytest
+
+from distill.checkpoints.attributes import Attributes
+from distill.errors import InputError
+
+
+def attributes(**values):
+  return Attributes(values, where="here")
+
+
+def test_a_key_that_was_not_read_is_refused_by_name():
+  have = attributes(hidden_size=4, new_switch=True)
+  assert have.integer("hidden_size") == 4
+  with pytest.raises(InputError, match="^here: new_switch = True is not understood"):
+    have.finish()
+
+
+def test_bookkeeping_null_and_switches_that_are_off_are_accepted():
+  attributes(
+    torch_dtype="bfloat16", new_key=None, use_qk_norm=False, pruned_heads={}, quantization_config=None
+  ).finish()
+
+
+def test_a_switch_that_is_on_is_refused():
+  with pytest.raises(InputError, match="use_qk_norm = True"):
+    attributes(use_qk_norm=True).finish()
+
+
+@pytest.mark.parametrize("value", [False, None])
+def test_attention_that_is_not_causal_is_refused(value):
+  with pytest.raises(InputError, match="^here: is_causal = "):
+    attributes(is_causal=value).finish()
+
+
+def test_an_absent_or_null_key_has_its_default_or_is_missing():
+  have = attributes(rope_theta=None)
+  assert have.number("rope_theta", 1e4) == 1e4 and have.flag("attention_bias") is False
+  assert have.has("rope_theta") and not have.has("attention_bias")
+  with pytest.raises(InputError, match="^here: vocab_size is missing"):
+    have.integer("vocab_size")
+
+
+def test_an_implausible_size_is_refused():
+  with pytest.raises(InputError, match="^here: num_hidden_layers = 1025: expected a whole number from 1 to 1024"):
+    attributes(num_hidden_layers=1025).integer("num_hidden_layers")
+
+
+def test_only_activations_that_are_implemented_are_read():
+  assert attributes().activation() == "silu"
+  with pytest.raises(InputError, match="^here: hidden_act = 'swash' is not supported; expected one of "):
+    attributes(hidden_act="swash").activation()
+
+
+@pytest.mark.parametrize("value", [["full"], ["full", "odd"], "full", [["full"], "full"]])
+def test_a_list_must_have_one_allowed_entry_for_each_layer(value):
+  with pytest.raises(InputError, match="^here: layer_types must name 2 layers, each full or sliding"):
+    attributes(layer_types=value).one_a_layer("layer_types", ["full"] * 2, allowed=("full", "sliding"))
+
+
+def test_a_token_cannot_have_more_experts_than_there_are():
+  assert attributes(num_local_experts=4).experts(8, chosen=2) == (4, 2)
+  with pytest.raises(InputError, match="num_experts_per_tok 5 is more than the 4 experts"):
+    attributes(num_experts=4, num_experts_per_tok=5).experts(8, chosen=2)
