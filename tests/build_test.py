@@ -1,7 +1,8 @@
-"""The BUILD files against the real imports: nothing missing, nothing more, and no floor open to one below it."""
+"""The BUILD files name the imports of their sources, no more and no fewer, and no floor is open to one below it."""
 
 import ast
 import dataclasses
+import graphlib
 import importlib.metadata
 import pathlib
 import re
@@ -17,10 +18,27 @@ BUILDS = sorted(path for top in TOPS for path in (ROOT / top).rglob("BUILD"))
 INSTALLED = importlib.metadata.packages_distributions()
 
 
+def calls(path):
+  """Yields (function, {argument: value}) of every call in a BUILD file; a glob becomes the files that it finds."""
+
+  def value(node):
+    match node:
+      case ast.Call():  # glob(patterns, exclude = patterns)
+        patterns = [ast.literal_eval(one) for one in (*node.args, *(word.value for word in node.keywords))]
+        found, left_out = ({file for one in part for file in path.parent.glob(one)} for part in (*patterns, [], [])[:2])
+        return sorted(str(file.relative_to(path.parent)) for file in found - left_out if file.is_file())
+      case ast.BinOp():
+        return value(node.left) + value(node.right)
+    return ast.literal_eval(node)
+
+  for node in ast.parse(path.read_text()).body:
+    yield node.value.func.id, {word.arg: value(word.value) for word in node.value.keywords}
+
+
 @dataclasses.dataclass(frozen=True)
-class Rule:
-  kind: str
+class Target:
   package: str
+  visible_to: str
   fields: dict
 
   @property
@@ -29,52 +47,41 @@ class Rule:
     return f"//{self.package}" if self.package.split("/")[-1] == name else f"//{self.package}:{name}"
 
   @property
-  def source(self):
-    return ROOT / self.package / self.fields["srcs"][0]
+  def files(self):
+    return [ROOT / self.package / name for name in self.fields["srcs"] if not name.startswith("//")]
 
 
-def calls(path):
-  """(function, {argument: value}) of every call at the top of a BUILD file."""
-  for node in ast.parse(path.read_text()).body:
-    fields = {word.arg: word.value for word in node.value.keywords}
-    yield (
-      node.value.func.id,
-      {key: ast.literal_eval(value) for key, value in fields.items() if not isinstance(value, ast.Call)},
-    )
+def targets(path):
+  """Yields the targets of a BUILD file."""
+  package = path.parent.relative_to(ROOT).as_posix()
+  found = list(calls(path))
+  (defaults,) = (fields for function, fields in found if function == "package")
+  for function, fields in found:
+    if function.startswith("py_"):
+      yield Target(package, defaults["default_visibility"][0].split(":")[1], fields)
 
 
-def package_of(path):
-  return path.parent.relative_to(ROOT).as_posix()
-
-
-RULES = [Rule(kind, package_of(path), fields) for path in BUILDS for kind, fields in calls(path) if kind[:3] == "py_"]
-DEFAULTS = {
-  package_of(path): fields["default_visibility"] for path in BUILDS for kind, fields in calls(path) if kind == "package"
-}
-GROUPS = {fields["name"]: fields for kind, fields in calls(ROOT / "distill/BUILD") if kind == "package_group"}
+TARGETS = [target for path in BUILDS for target in targets(path)]
+LABELS = {target.label: target for target in TARGETS}
+GROUPS = {fields["name"]: fields for function, fields in calls(ROOT / "distill/BUILD") if function == "package_group"}
 
 
 def members(group):
-  """Package patterns of a group and of those it includes."""
+  """Returns the package patterns of a group and of those it includes."""
   fields = GROUPS[group]
   return {*fields["packages"], *(one for name in fields.get("includes", ()) for one in members(name[1:]))}
 
 
-def seers(rule):
-  """Patterns of the packages that may see a rule."""
-  found = {f"//{rule.package}"}
-  for entry in rule.fields.get("visibility", DEFAULTS[rule.package]):
-    place, name = entry.split(":")
-    found |= {f"{place}/..."} if name == "__subpackages__" else members(name)
-  return found
-
-
-def covers(pattern, package):
-  return f"//{package}" == pattern or (pattern.endswith("/...") and f"//{package}/".startswith(pattern[:-3]))
+def sees(package, target):
+  """Returns whether a package may depend on a target."""
+  patterns = {f"//{target.package}", *members(target.visible_to)}
+  return any(
+    f"//{package}" == one or (one.endswith("/...") and f"//{package}/".startswith(one[:-3])) for one in patterns
+  )
 
 
 def imported(path):
-  """Names of the modules that a file imports, and of what it imports from them."""
+  """Returns the names of the modules that a file imports, and of what it imports from them."""
   found = set()
   for node in ast.walk(ast.parse(path.read_text())):
     if isinstance(node, ast.ImportFrom):
@@ -105,59 +112,55 @@ def requirements(pattern):
   return {re.split(r"[<>=!~;\[ ]", text)[0].lower().replace("-", "_") for text in texts}
 
 
-def test_every_file_has_one_rule():
-  named = [rule.source for rule in RULES]
-  files = [path for top in TOPS for path in (ROOT / top).rglob("*.py") if path.read_text().strip()]
-  assert sorted(named) == sorted(files)
+def test_every_file_is_in_one_target():
+  named = [path for target in TARGETS for path in target.files if path.read_text().strip()]
+  assert sorted(named) == sorted(
+    path for top in TOPS for path in (ROOT / top).rglob("*.py") if path.read_text().strip()
+  )
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.label)
-def test_deps_are_the_imports(rule):
-  labels = {module(other.source): other.label for other in RULES}
-  names = imported(rule.source)
-  ours = {labels[name] for name in names if name in labels} - {rule.label}
-  deps = set(rule.fields.get("deps", ()))
-  if rule.kind == "py_test":
-    assert {"//tests:conftest", "@pypi//pytest"} <= deps
-    deps -= {"//tests:conftest", "@pypi//pytest"} - ours
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.label)
+def test_deps_are_the_imports(target):
+  owners = {module(path): other.label for other in TARGETS for path in other.files}
+  names = {name for path in target.files for name in imported(path)}
+  ours = {owners[name] for name in names if name in owners}
+  deps = set(target.fields.get("deps", ()))
+  if target.fields["name"] == "test":
+    assert {"//tests", "@pypi//pytest"} <= deps
+    ours |= {"//tests"}
     names |= {"pytest"}
-    deps |= {"@pypi//pytest"}
-  assert {one for one in deps if one.startswith("//")} == ours
+  assert {one for one in deps if one.startswith("//")} == ours - {target.label}
   tops = {name.split(".")[0] for name in names} - set(TOPS) - PEERS - sys.stdlib_module_names
   theirs = [{name.lower().replace("-", "_") for name in INSTALLED[top]} for top in tops]
   named = {one.removeprefix("@pypi//") for one in deps if one.startswith("@pypi//")}
   assert len(named) == len(theirs) and all(named & one for one in theirs), f"{named} for {tops}"
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.label)
-def test_deps_may_be_seen(rule):
-  everything = {other.label: other for other in RULES}
-  for dep in rule.fields.get("deps", ()):
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.label)
+def test_deps_may_be_seen(target):
+  for dep in target.fields.get("deps", ()):
     if dep.startswith("//"):
-      assert any(covers(pattern, rule.package) for pattern in seers(everything[dep])), f"{dep} is hidden"
+      assert sees(target.package, LABELS[dep]), f"{dep} is hidden"
 
 
-@pytest.mark.parametrize(
-  "rule",
-  [one for one in RULES if "/" in one.package and one.package.startswith("distill/")],
-  ids=lambda rule: rule.label,
-)
-def test_no_floor_is_visible_from_below(rule):
-  room = rule.package.split("/")[1]
-  for other in {one.package for one in RULES if one.package.startswith("distill")} - {"distill"}:
-    if any(covers(pattern, other) for pattern in seers(rule)):
-      there = other.split("/")[1]
-      assert there == room or FLOORS[there] > FLOORS[room] or FLOORS[there] == FLOORS[room] == 0, other
+@pytest.mark.parametrize("name", [one for one in FLOORS if (ROOT / "distill" / one).is_dir()])
+def test_no_floor_is_visible_from_below(name):
+  for other in (one for one in FLOORS if (ROOT / "distill" / one).is_dir() and one != name):
+    if sees(f"distill/{other}", LABELS[f"//distill/{name}"]):
+      assert FLOORS[other] > FLOORS[name] or FLOORS[other] == FLOORS[name] == 0, other
+
+
+def test_no_target_needs_itself():
+  graphlib.TopologicalSorter({one.label: one.fields.get("deps", ()) for one in TARGETS}).prepare()
 
 
 def test_what_is_imported_is_asked_for_and_locked():
   library, everything = requirements("install_requires"), requirements("install_requires|extras_require")
-  for rule in RULES:
-    for dep in rule.fields.get("deps", ()):
+  for target in TARGETS:
+    for dep in target.fields.get("deps", ()):
       if dep.startswith("@pypi//"):
-        assert dep.removeprefix("@pypi//") in (library if rule.package.startswith("distill") else everything), (
-          f"{rule.label}: setup.py does not ask for {dep}"
-        )
+        asked = library if target.package.startswith("distill") else everything
+        assert dep.removeprefix("@pypi//") in asked, f"{target.label}: setup.py does not ask for {dep}"
   for lock in ROOT.glob("requirements-*.lock"):
     locked = {line.split("==")[0].replace("-", "_") for line in lock.read_text().split()}
     assert everything - {"test", "bench"} <= locked, lock

@@ -1,12 +1,16 @@
 """Writes the BUILD files from the imports of the sources, or with --check says which of them are not up to date.
 
+A package of the library is one py_library, and the tests of a folder are one py_test.
+
 python tools/build_files.py [--check]
 """
 
 import ast
+import functools
+import json
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FLOORS = {
@@ -36,19 +40,32 @@ FLOORS = {
 }
 TOP = max(FLOORS.values()) + 1  # What stands on the house: recipes, tests, tools and the entry point.
 OUTSIDE = ("configs", "tests", "tools")
+DATA = (".json", ".jsonl", ".safetensors")  # Suffixes of files that code or tests read from their own package.
 # Those that benchmarks are measured against: in environments of their own, which tools/bench_peers.sh makes.
 PEERS = {"liger_kernel", "trl", "tunix"}
 DISTRIBUTIONS = {"absl": "absl_py", "orbax": "orbax_checkpoint", "tensorboardX": "tensorboardx"}
 
 
-def packages() -> list[pathlib.Path]:
-  """Every folder with Python files, from the top."""
-  found = {path.parent for top in ("distill", *OUTSIDE) for path in (ROOT / top).rglob("*.py")}
-  return sorted(found | {ROOT})
+@functools.cache
+def folders() -> list[pathlib.Path]:
+  """Returns every folder with a BUILD file: the top, packages, and folders of tests, which are not one package."""
+  found = [path for top in ("distill", *OUTSIDE) for path in (ROOT / top, *(ROOT / top).glob("*/"))]
+  found += (ROOT / "tests").glob("*/*/")
+  return [ROOT, *sorted(path for path in found if sources(path))]
+
+
+@functools.cache
+def sources(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Returns the Python files that belong to a folder's BUILD file, without the empty ones."""
+  relative = folder.relative_to(ROOT).parts
+  # Below a package of the library or of tools all is one target; its subfolders may import each other.
+  deep = len(relative) == 2 and relative[0] != "tests"
+  found = sorted(folder.glob("**/*.py" if deep else "*.py"))
+  return [path for path in found if path.read_text().strip()]
 
 
 def modules(path: pathlib.Path) -> set[str]:
-  """Names of all modules that a file imports, and of all names it imports from them."""
+  """Returns the names of all modules that a file imports, and of all that it imports from them."""
   found: set[str] = set()
   for node in ast.walk(ast.parse(path.read_text())):
     if isinstance(node, ast.ImportFrom) and node.module:
@@ -58,110 +75,139 @@ def modules(path: pathlib.Path) -> set[str]:
   return found
 
 
-def deps(path: pathlib.Path) -> Iterator[str]:
-  """Labels of what a file imports: the project's own files, and distributions from PyPI."""
-  for module in modules(path):
+def dependencies(paths: Iterable[pathlib.Path]) -> set[str]:
+  """Returns the labels of what files import: the project's targets, and distributions from PyPI."""
+  found = set()
+  for module in {name for path in paths for name in modules(path)}:
     top = module.split(".")[0]
-    target = ROOT.joinpath(*module.split("."))
     if top in ("distill", *OUTSIDE):
-      for one in (target.with_suffix(".py"), target / "__init__.py"):
-        # A package's empty __init__.py comes with every import below it and needs no naming.
-        if one.is_file() and one != path and (one.name != "__init__.py" or one.read_text().strip()):
-          yield label(one)
+      target = ROOT.joinpath(*module.split("."))
+      files = (target.with_suffix(".py"), target / "__init__.py")
+      found |= {label(one) for one in files if one.is_file() and one.read_text().strip()}
     elif top not in sys.stdlib_module_names and top not in PEERS:
-      yield f"@pypi//{DISTRIBUTIONS.get(top, top)}"
+      found.add(f"@pypi//{DISTRIBUTIONS.get(top, top)}")
+  return found
+
+
+def owner(path: pathlib.Path) -> pathlib.Path:
+  """Returns the folder whose BUILD file names a file."""
+  known = set(folders())
+  return next(parent for parent in path.parents if parent in known)
 
 
 def label(path: pathlib.Path) -> str:
-  """Bazel's name of a Python file's target."""
-  folder = path.parent.relative_to(ROOT)
-  name = folder.name if path.name == "__init__.py" else path.stem
-  place = "//" if str(folder) == "." else f"//{folder}"
-  return place if folder.name == name else f"{place}:{name}"
+  """Returns the label of the target that holds a file."""
+  return f"//{owner(path).relative_to(ROOT)}" + (":__main__" if path.name == "__main__.py" else "")
 
 
 def above(floor: int) -> str:
-  """The group of those that stand higher than `floor`."""
+  """Returns the group of the packages that stand higher than `floor`."""
   return f"//distill:floor_{min({TOP, *(one for one in FLOORS.values() if one > floor)})}"
 
 
-def visibility(package: pathlib.Path) -> list[str]:
-  """Who may see a folder's files: its own room and the floors above; the ground floor sees itself."""
-  relative = package.relative_to(ROOT)
-  if relative.parts[:1] != ("distill",):
-    return [f"//distill:floor_{TOP}"]
-  if len(relative.parts) == 1 or FLOORS[relative.parts[1]] == 0:
-    return ["//distill:floor_0"]
-  room = relative.parts[1]
-  return [above(FLOORS[room]), f"//distill/{room}:__subpackages__"]
+def visibility(folder: pathlib.Path) -> str:
+  """Returns the group that may see a folder's targets: the floors above; the ground floor sees itself."""
+  relative = folder.relative_to(ROOT).parts
+  if relative[0] != "distill":
+    return f"//distill:floor_{TOP}"
+  floor = FLOORS[relative[1]] if len(relative) > 1 else 0
+  return above(floor) if floor else "//distill:floor_0"
 
 
 def groups() -> Iterator[str]:
-  """The floors as groups of packages, each with those above it."""
+  """Yields the floors as groups of packages, each with those above it."""
   rooms = {name: floor for name, floor in FLOORS.items() if (ROOT / "distill" / name).is_dir()}
   for floor in sorted({0, TOP, *rooms.values()}):
-    members = [f"//distill/{name}/..." for name in rooms if rooms[name] == floor]
+    members = [f"//distill/{name}" for name in rooms if rooms[name] == floor]
     # The entry point and the ground floor's files share the package //distill.
     members += {0: ["//distill"], TOP: ["//distill", *(f"//{name}/..." for name in OUTSIDE)]}.get(floor, [])
     higher = [":" + above(floor).split(":")[1]] if floor < TOP else []
     yield _call("package_group", name=f"floor_{floor}", includes=higher, packages=members)
 
 
-def rule(path: pathlib.Path) -> str:
-  """The rule of one file."""
-  name = path.parent.name if path.name == "__init__.py" else path.stem
-  needs = set(deps(path))
-  if path.name.endswith("_test.py"):
-    sources = [path.name, "//tests:main.py"]
-    needs |= {"//tests:conftest", "@pypi//pytest"}
-    arguments = [f"$(location {path.name})"]
-    return _call("py_test", name=name, srcs=sources, args=arguments, main="//tests:main.py", deps=sorted(needs))
-  kind = "py_binary" if path.name == "__main__.py" else "py_library"
-  data = ["**/*"] if path == ROOT / "distill/demo/__init__.py" else []
-  return _call(kind, name=name, srcs=[path.name], data=data, deps=sorted(needs))
+def rules(folder: pathlib.Path) -> Iterator[str]:
+  """Yields the rules of a folder: its library, its program, and its tests."""
+  found = sources(folder)
+  tests = [path for path in found if path.name.endswith("_test.py")]
+  programs = [path for path in found if path.name == "__main__.py"]
+  library = sorted({*found} - {*tests, *programs})
+  pattern = "**/*.py" if any(path.parent != folder for path in library) else "*.py"
+  here = f"//{folder.relative_to(ROOT)}"
+  read = any(path.suffix in DATA and owner(path) == folder for path in folder.rglob("*"))
+  data = _glob("**", exclude=["**/*.py"]) if read else ""
+  if programs:
+    yield _call("py_binary", name="__main__", srcs=["__main__.py"], deps=dependencies(programs))
+  if library:
+    left_out = [*(["*_test.py"] if tests else []), *(path.name for path in programs)]
+    yield _call(
+      "py_library",
+      name=folder.name,
+      srcs=_glob(pattern, exclude=left_out),
+      data="" if tests else data,
+      deps=dependencies(library) - {here},
+    )
+  if tests:
+    yield _call(
+      "py_test",
+      name="test",
+      srcs=_glob("*_test.py") + ' + ["//tests:main.py"]',
+      args=[here.removeprefix("//")],
+      data=data,
+      main="//tests:main.py",
+      deps=dependencies(tests) | {"//tests", "@pypi//pytest"},
+    )
 
 
-def _call(kind: str, **fields: str | list[str]) -> str:
-  lines = [f"{kind}("]
+def _glob(pattern: str, *, exclude: Sequence[str] = ()) -> str:
+  """Returns a glob expression as buildifier formats it."""
+  if not exclude:
+    return f'glob(["{pattern}"])'
+  return f'glob(\n        ["{pattern}"],\n        exclude = {json.dumps(exclude)},\n    )'
+
+
+def _call(function: str, **fields: str | Iterable[str]) -> str:
+  """Returns a call of a BUILD file; a string that is an expression stays one, and what is empty is left out."""
+  lines = [f"{function}("]
   for name, value in fields.items():
     if isinstance(value, str):
-      lines.append(f'    {name} = "{value}",')
-    elif name == "data" and value:
-      lines += ["    data = glob(", f'        ["{value[0]}"],', '        exclude = ["*.py"],', "    ),"]
-    elif value:
-      # Buildifier's order: own package, own repository, others; a package before those in it.
-      ordered = sorted(value, key=lambda one: (one[0] == "@", one[:2] == "//", one.replace(":", "!")))
-      items = [f'        "{one}",' for one in ordered]
-      lines += [f'    {name} = ["{value[0]}"],'] if len(value) == 1 else [f"    {name} = [", *items, "    ],"]
+      lines += [f"    {name} = {value}," if value.startswith("glob(") else f'    {name} = "{value}",'] if value else []
+      continue
+    # Buildifier's order: own package, own repository, others; a package before those in it.
+    ordered = sorted(value, key=lambda one: (one[0] == "@", one[:2] == "//", one.replace(":", "!")))
+    if len(ordered) == 1:
+      lines.append(f'    {name} = ["{ordered[0]}"],')
+    elif ordered:
+      lines += [f"    {name} = [", *(f'        "{one}",' for one in ordered), "    ],"]
   return "\n".join([*lines, ")"])
 
 
-def build(package: pathlib.Path) -> str:
-  """The BUILD file of a folder; the top one only names the program."""
-  if package == ROOT:
+def build(folder: pathlib.Path) -> str:
+  """Returns the BUILD file of a folder; the top one only names the program."""
+  if folder == ROOT:
     return _call("alias", name="distill", actual="//distill:__main__") + "\n"
-  files = [path for path in sorted(package.glob("*.py")) if path.name != "__init__.py" or path.read_text().strip()]
-  rules = [rule(path) for path in files]
-  kinds = sorted({one.split("(")[0] for one in rules})
-  parts = [_call("package", default_visibility=visibility(package))]
-  if package == ROOT / "distill":
+  found = list(rules(folder))
+  names = ", ".join(f'"{kind}"' for kind in sorted({one.split("(")[0] for one in found}))
+  parts = [f'load("@rules_python//python:defs.bzl", {names})']
+  parts.append(_call("package", default_visibility=[visibility(folder)]))
+  if folder == ROOT / "distill":
     parts += groups()
-  if package == ROOT / "tests":
+  if folder == ROOT / "tests":
     parts.append('exports_files(["main.py"])')
-  names = ", ".join(f'"{kind}"' for kind in kinds)
-  load = [f'load("@rules_python//python:defs.bzl", {names})'] if kinds else []
-  return "\n\n".join([*load, *parts, *rules]) + "\n"
+  return "\n\n".join([*parts, *found]) + "\n"
 
 
 def main() -> int:
   """Writes or checks all of them."""
-  texts = {package / "BUILD": build(package) for package in packages()}
+  texts = {folder / "BUILD": build(folder) for folder in folders()}
+  extra = {path for top in ("distill", *OUTSIDE) for path in (ROOT / top).rglob("BUILD")} - set(texts)
   stale = [path for path, text in texts.items() if not path.exists() or path.read_text() != text]
   if "--check" not in sys.argv:
     for path in stale:
       path.write_text(texts[path])
-  elif stale:
-    names = ", ".join(str(path.relative_to(ROOT)) for path in stale)
+    for path in extra:
+      path.unlink()
+  elif stale or extra:
+    names = ", ".join(str(path.relative_to(ROOT)) for path in sorted([*stale, *extra]))
     print(f"not up to date: {names}; run python tools/build_files.py", file=sys.stderr)
     return 1
   return 0
