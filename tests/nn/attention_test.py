@@ -1,0 +1,22 @@
+import jax.numpy as jnp
+import pytest
+
+from distill.nn.attention import AttentionConfig, ring_positions
+from distill.nn.rope import DynamicNtk, Interpolation, RopeConfig
+
+
+def test_a_ring_holds_the_latest_position_of_each_slot_and_nothing_before_the_first():
+  assert ring_positions(jnp.asarray([6, 1]), size=4).tolist() == [[4, 5, 6, 3], [0, 1, -2, -1]]
+
+
+@pytest.mark.parametrize(
+  ("rope", "bound"),
+  [
+    (None, False),
+    (RopeConfig(scaling=Interpolation(factor=2.0)), False),
+    (RopeConfig(scaling=DynamicNtk(factor=2.0, max_positions=4)), True),
+  ],
+  ids=["none", "interpolated", "dynamic"],
+)
+def test_only_rotations_that_depend_on_length_bind_attention_to_it(rope, bound):
+  assert AttentionConfig(num_heads=1, num_kv_heads=1, head_dim=4, rope=rope).bound_to_length is bound
