@@ -49,7 +49,7 @@ def _start(params, tokens, lengths, stop, seed, *, decoder, length, sampling, dt
   """Returns the parameters of single layers, and texts with their first token."""
   output, state = decoder.prefill(params, tokens=tokens, lengths=lengths, length=length, dtype=dtype)
   first = _sample(output, positions=lengths, seed=seed, sampling=sampling)
-  texts = _Texts(state=decoder.unroll_cache(state), last=first, positions=lengths, ended=jnp.isin(first, stop))
+  texts = _Texts(state=decoder.unroll_state(state), last=first, positions=lengths, ended=jnp.isin(first, stop))
   return decoder.unroll(params), texts
 
 
@@ -63,7 +63,7 @@ def _block(params, texts, count, stop, seed, *, decoder, sampling, dtype):
 
   def body(carry):
     step, texts, drawn = carry
-    output, state = decoder.step(params, cache=texts.state, tokens=texts.last, positions=texts.positions, dtype=dtype)
+    output, state = decoder.step(params, state=texts.state, tokens=texts.last, positions=texts.positions, dtype=dtype)
     positions = texts.positions + 1
     tokens = _sample(output, positions=positions, seed=seed, sampling=sampling)
     texts = _Texts(state=state, last=tokens, positions=positions, ended=texts.ended | jnp.isin(tokens, stop))

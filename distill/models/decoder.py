@@ -127,14 +127,20 @@ class Decoder:
     run = functools.partial(run, segments=segments, positions=positions, dtype=dtype)
     return self.module(params).run_isolated(inputs, layers=layers, run=run)
 
-  def init_cache(self, params: Mapping[str, Any], *, batch: int, length: int, dtype: Any = jnp.bfloat16) -> Any:
-    """Empty caches for decoding `length` positions of `batch` rows.
+  def init_state(self, params: Mapping[str, Any], *, batch: int, length: int, dtype: Any = jnp.bfloat16) -> Any:
+    """Returns the decoding state of `batch` empty rows that grow to `length` positions.
+
+    Args:
+      params: Stacked parameters.
+      batch: Number of rows.
+      length: Positions that each row grows to.
+      dtype: Dtype of KV caches.
 
     Raises:
       InputError: The model has no embedding for so many positions.
     """
     self.config.check_length(length, what="prompt and text to draw")
-    return self.module(params).init_cache(batch, length=length, dtype=dtype)
+    return self.module(params).init_state(batch, length=length, dtype=dtype)
 
   def prefill(
     self,
@@ -145,14 +151,14 @@ class Decoder:
     length: int,
     dtype: Any = jnp.bfloat16,
   ) -> tuple[ModelOutput, Any]:
-    """The output [B,D] at the last token of each row, and caches to decode on from.
+    """Runs prompts and returns the output at the last token of each, hidden [B,D], and the decoding state after it.
 
     Args:
       params: Stacked parameters.
       tokens: Rows padded on the right.
       lengths: Tokens of each row, at least one.
-      length: Positions that the caches have room for, T at the least.
-      dtype: Dtype of the operands and caches.
+      length: Positions that each row grows to, at least T.
+      dtype: Dtype of the operands and of KV caches.
 
     Raises:
       InputError: The model has no embedding for so many positions.
@@ -164,29 +170,40 @@ class Decoder:
     self,
     params: Mapping[str, Any],
     *,
-    cache: Any,
+    state: Any,
     tokens: Int[Array, " B"],
     positions: Int[Array, " B"],
     dtype: Any = jnp.bfloat16,
   ) -> tuple[ModelOutput, Any]:
-    """The output [B,D] for the next token of each row, and the caches after it; equals `apply` on the whole prefix."""
-    return self.module(params).step(tokens, cache=cache, positions=positions, dtype=dtype)
+    """Runs the next token of each row; equals `apply` on the whole prefix.
+
+    Args:
+      params: Stacked parameters.
+      state: The decoding state before it; it is stacked like `params`.
+      tokens: The next token of each row.
+      positions: Its position.
+      dtype: Dtype of the operands.
+
+    Returns:
+      The output, hidden [B,D], and the new decoding state.
+    """
+    return self.module(params).step(tokens, state=state, positions=positions, dtype=dtype)
 
   def unroll(self, params: Mapping[str, Any]) -> Params:
-    """Parameters of `unrolled`; call it jitted and once, outside the loop that decodes."""
+    """Returns the parameters of `unrolled`; call it jitted and once, outside the loop that decodes."""
     return self.unrolled.stack(self.unstack(params)) if self._scanned else dict(params)
 
-  def unroll_cache(self, cache: Any) -> list[list[Any]]:
-    """Caches of `unrolled`."""
+  def unroll_state(self, state: Any) -> list[list[Any]]:
+    """Returns the decoding state of `unrolled`."""
     layers = {}
-    for group, caches in zip(self._groups, cache, strict=True):
-      for repeat, (j, one) in itertools.product(range(group.repeats), enumerate(caches)):
+    for group, states in zip(self._groups, state, strict=True):
+      for repeat, (j, one) in itertools.product(range(group.repeats), enumerate(states)):
         alone = one if group.repeats == 1 else jax.tree.map(operator.itemgetter(repeat), one)
         layers[group.layer(repeat, j)] = alone
     return [[layers[i]] for i in range(len(layers))]
 
   def canonical(self, name: str) -> list[str]:
-    """Canonical names of one stacked parameter, in the order of its layers; a name that is not stacked is its own."""
+    """Returns the canonical names of a stacked parameter in the order of its layers; other names stay as they are."""
     found = re.match(r"groups\.(\d+)\.(\d+)\.(.*)", name)
     if not found:
       return [name]
@@ -194,7 +211,7 @@ class Decoder:
     return [f"layers.{group.layer(repeat, int(found[2]))}.{found[3]}" for repeat in range(group.repeats)]
 
   def unstack(self, params: Mapping[str, Any]) -> Params:
-    """Stacked names -> canonical names; suffixes such as `.lora_a` are carried along."""
+    """Returns stacked parameters under canonical names; suffixes such as `.lora_a` stay."""
     flat: Params = {}
     for name, value in params.items():
       stacked = name.startswith("groups.")
@@ -202,7 +219,7 @@ class Decoder:
     return flat
 
   def stack(self, canonical: Mapping[str, Any]) -> Params:
-    """Canonical names -> stacked names; every layer of a pattern position must hold the same names."""
+    """Returns canonical parameters under stacked names; layers that are stacked must have the same parameters."""
     places = {
       group.layer(repeat, j): (f"groups.{g}.{j}", repeat)
       for g, group in enumerate(self._groups)

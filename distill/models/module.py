@@ -144,57 +144,56 @@ class DecoderModule(nnx.Module):
         found |= {place: jax.tree.map(operator.itemgetter(i), out) for i, place in enumerate(mine)}
     return tuple(found[place] for place in range(len(layers)))
 
-  def init_cache(self, batch: int, *, length: int, dtype) -> list[list[Any]]:
-    """An empty cache for every layer, stacked like the parameters where a group repeats.
-
-    A lone layer's is not: XLA's CPU compiler copies what changes in place whenever its shape is cast.
-    """
+  def init_state(self, batch: int, *, length: int, dtype) -> list[list[Any]]:
+    """Returns an empty decoding state for every layer, stacked like the parameters where a group repeats."""
 
     def stacked(layer: Layer, repeats: int):
-      cache = layer.mixer.init_state(batch, length=length, dtype=layer.mixer_dtype(dtype))
-      return cache if repeats == 1 else jax.tree.map(lambda x: jnp.broadcast_to(x, (repeats, *x.shape)), cache)
+      state = layer.mixer.init_state(batch, length=length, dtype=layer.mixer_dtype(dtype))
+      # A single layer's state is not stacked: the CPU code of XLA (jaxlib 0.10.2) copies an array that is updated in
+      # place whenever its shape is cast.
+      return state if repeats == 1 else jax.tree.map(lambda x: jnp.broadcast_to(x, (repeats, *x.shape)), state)
 
     pairs = zip(self.plan, self.groups, strict=True)
     return [[stacked(layer, group.repeats) for layer in layers] for group, layers in pairs]
 
-  def _through(self, x, caches, advance):
-    """x after advance(layer, x, cache) -> (x, cache) of every layer in turn, and the new caches, stacked."""
+  def _advance_layers(self, x, states, advance):
+    """Runs (x, state) = advance(layer, x, state) for every layer in turn; returns x and the new states, stacked."""
     after = []
-    for group, layers, cache in zip(self.plan, self.groups, caches, strict=True):
-      graph, state = nnx.split(layers)
+    for group, layers, group_states in zip(self.plan, self.groups, states, strict=True):
+      graph, params = nnx.split(layers)
 
       def body(x, xs, graph=graph):
-        state, caches = xs
+        params, states = xs
         new = []
-        for layer, cache in zip(nnx.merge(graph, state), caches, strict=True):
-          x, cache = advance(layer, x, cache)
-          new.append(cache)
+        for layer, state in zip(nnx.merge(graph, params), states, strict=True):
+          x, state = advance(layer, x, state)
+          new.append(state)
         return x, new
 
       if group.repeats > 1:
-        x, new = jax.lax.scan(body, x, (state, cache))
+        x, new = jax.lax.scan(body, x, (params, group_states))
       else:
-        x, new = body(x, (jax.tree.map(lambda y: y[0], state), cache))
+        x, new = body(x, (jax.tree.map(lambda y: y[0], params), group_states))
       after.append(new)
     return x, after
 
   def prefill(self, tokens, *, lengths, length, dtype) -> tuple[ModelOutput, list[list[Any]]]:
-    """Output at the last position of rows of `lengths` tokens, hidden [B,D], and the caches after it."""
+    """Runs prompts of `lengths` tokens; returns the output at their last tokens, hidden [B,D], and decoding states."""
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
 
     def advance(layer, x, _):
       return layer.prefill(x, lengths=lengths, length=length, dtype=dtype)
 
     none = [[None] * len(layers) for layers in self.groups]
-    x, caches = self._through(self.embedded(tokens, positions, dtype), none, advance)
+    x, states = self._advance_layers(self.embedded(tokens, positions, dtype), none, advance)
     last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)[:, 0]
-    return ModelOutput(hidden=self.norm(last), readout=self.readout(dtype)), caches
+    return ModelOutput(hidden=self.norm(last), readout=self.readout(dtype)), states
 
-  def step(self, tokens, *, cache, positions, dtype) -> tuple[ModelOutput, list[list[Any]]]:
-    """Output for one token a row, hidden [B,D], and the caches after it."""
+  def step(self, tokens, *, state, positions, dtype) -> tuple[ModelOutput, list[list[Any]]]:
+    """Runs the next token of each row; returns the output, hidden [B,D], and the new decoding states."""
 
-    def advance(layer, x, cache):
-      return layer.step(x, state=cache, positions=positions, dtype=dtype)
+    def advance(layer, x, state):
+      return layer.step(x, state=state, positions=positions, dtype=dtype)
 
-    x, after = self._through(self.embedded(tokens, positions, dtype), cache, advance)
+    x, after = self._advance_layers(self.embedded(tokens, positions, dtype), state, advance)
     return ModelOutput(hidden=self.norm(x), readout=self.readout(dtype)), after

@@ -14,13 +14,13 @@ DRAWS = 4000
 
 @given(LOGITS, st.floats(1e-3, 1.0))
 @settings(deadline=None)
-def test_the_nucleus_is_the_smallest_likeliest_set_that_reaches_p(logits, top_p):
+def test_the_nucleus_is_the_smallest_set_of_likely_tokens_that_reaches_top_p(logits, top_p):
   probs = np.asarray(jax.nn.softmax(jnp.asarray(logits, jnp.float32)))
-  kept = np.asarray(nucleus(jnp.asarray(logits, jnp.float32), top_p))
-  assert kept.any() and probs[kept].min() > probs[~kept].max(initial=-1.0)
-  rounding = 1e-6
-  assert probs[kept].sum(dtype=np.float64) >= top_p - rounding
-  needed = probs > probs[kept].min()
+  chosen = np.asarray(nucleus(jnp.asarray(logits, jnp.float32), top_p))
+  assert chosen.any() and probs[chosen].min() > probs[~chosen].max(initial=-1.0)
+  rounding = len(probs) * np.finfo(np.float32).eps
+  assert probs[chosen].sum(dtype=np.float64) >= top_p - rounding
+  needed = probs > probs[chosen].min()
   assert probs[needed].sum(dtype=np.float64) < top_p + rounding
 
 
@@ -32,7 +32,7 @@ def counts(logits, sampling):
   )
 
 
-# The likeliest tokens, their probabilities at temperature 1 about 0.42, 0.25, 0.15, 0.09, …
+# Logits of seven tokens; their probabilities at temperature 1 about 0.42, 0.25, 0.15, 0.09, …
 FALLING = [2.0 - 0.5 * i for i in (3, 0, 6, 1, 5, 2, 4)]
 
 
@@ -50,7 +50,7 @@ FALLING = [2.0 - 0.5 * i for i in (3, 0, 6, 1, 5, 2, 4)]
   ],
   ids=str,
 )
-def test_draws_have_the_distribution_that_is_left(sampling, size):
+def test_draws_follow_the_distribution_within_the_limits(sampling, size):
   logits = np.asarray(FALLING)
   left = np.argsort(-logits)[:size]
   weights = np.zeros(len(logits))
@@ -64,13 +64,13 @@ def test_draws_have_the_distribution_that_is_left(sampling, size):
 
 @given(st.lists(st.integers(-5, 5), min_size=1, max_size=20, unique=True), st.integers(1, 25))
 @settings(deadline=None, max_examples=20)
-def test_top_k_draws_from_the_k_likeliest_alone(logits, top_k):
+def test_top_k_draws_only_from_the_k_most_likely_tokens(logits, top_k):
   rows = jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (64, len(logits)))
   found = draw(rows, keys=jax.random.split(jax.random.key(1), 64), sampling=Sampling(temperature=3.0, top_k=top_k))
   assert set(np.asarray(found).tolist()) <= set(np.argsort(logits)[::-1][:top_k].tolist())
 
 
-def test_without_temperature_the_likeliest_is_taken():
+def test_at_temperature_zero_the_most_likely_token_is_taken():
   assert counts(FALLING, Sampling(top_k=2, top_p=0.5)).tolist() == [0, DRAWS, 0, 0, 0, 0, 0]
 
 

@@ -12,16 +12,16 @@ KINDS = tuple(
 
 
 @given(st.lists(st.sampled_from(KINDS), min_size=1, max_size=24))
-def test_groups_spell_out_the_layers(layers):
-  spelled = {}
+def test_groups_repeat_to_the_layers_in_order(layers):
+  repeated = {}
   for group in groups(layers):
     for repeat in range(group.repeats):
       for position, layer in enumerate(group.pattern):
-        spelled[group.layer(repeat, position)] = layer
-  assert [spelled[index] for index in range(len(layers))] == layers
+        repeated[group.layer(repeat, position)] = layer
+  assert [repeated[index] for index in range(len(layers))] == layers
 
 
-def test_three_to_one_repeats_with_a_left_over():
+def test_a_pattern_of_three_to_one_repeats_and_a_remainder_is_grouped_alone():
   a, d, _ = KINDS
   head, rest = groups([d, d, d, a] * 3 + [d])
   assert (head.start, head.pattern, head.repeats) == (0, (d, d, d, a), 3)

@@ -12,7 +12,7 @@ CONFIG = MoeConfig(width=7, num_experts=4, top_k=2, use_bias=True, renormalise=F
 
 
 def module(config):
-  """With every parameter at random, biases too."""
+  """A mixture whose every parameter is random, biases too."""
   made = Moe(Init(jax.random.key(0)), config=config, width=6)
   graph, state = nnx.split(made)
   leaves, tree = jax.tree.flatten(state)
@@ -22,7 +22,7 @@ def module(config):
 
 
 def one_by_one(moe, x_TD):
-  """A loop over tokens and their experts, float64."""
+  """Computes the mixture by a loop over tokens and their experts, in float64."""
   get = {name: (np.asarray(e.kernel[...], np.float64), np.asarray(e.bias[...])) for name, e in moe.experts.items()}
   logits = x_TD @ np.asarray(moe.router["kernel"][...], np.float64) + np.asarray(moe.router["bias"][...])
   probs = np.exp(logits - logits.max(-1, keepdims=True))
@@ -44,7 +44,7 @@ def one_by_one(moe, x_TD):
 
 
 @pytest.mark.parametrize("change", [{}, {"renormalise": True}, {"clamp": (1.7, 0.5)}, {"top_k": 1}])
-def test_equals_a_loop_over_the_chosen_experts(change):
+def test_a_mixture_equals_a_loop_over_the_chosen_experts(change):
   moe = module(MoeConfig(**{**vars(CONFIG), **change}))
   x = np.random.default_rng(0).normal(size=(11, 6))
   got = moe(jnp.asarray(x, jnp.float32), dtype=jnp.float32)
@@ -84,7 +84,7 @@ def test_balance_of_a_row_is_the_mean_over_its_valid_tokens_and_its_gradient_spr
   assert values[0] > 2.2 and abs(values[-1] - 2.0) < 0.1  # Two rows that have tokens.
 
 
-def test_experts_spread_over_devices_compute_the_same_with_the_same_gradients():
+def test_experts_sharded_over_devices_compute_the_same_with_the_same_gradients():
   graph, state = nnx.split(module(CONFIG))
   x = jax.random.normal(jax.random.key(2), (2, 8, 6))
   mesh = make_mesh((2, 2, 2))

@@ -1,4 +1,4 @@
-"""Decoding with caches, and documents packed into one row, in every family."""
+"""Decoding token by token, and documents packed into one row, in every family."""
 
 import jax
 import jax.numpy as jnp
@@ -29,15 +29,15 @@ def test_a_document_gives_the_same_alone_packed_and_decoded(family, case):
 
   @jax.jit
   def steps(params, tokens):
-    def body(cache, xs):
+    def body(state, xs):
       token, position = xs
-      output, cache = decoder.step(params, cache=cache, tokens=token, positions=position, dtype=jnp.float32)
-      return cache, output.hidden
+      output, state = decoder.step(params, state=state, tokens=token, positions=position, dtype=jnp.float32)
+      return state, output.hidden
 
     batch, length = tokens.shape
-    cache = decoder.init_cache(params, batch=batch, length=length, dtype=jnp.float32)
+    state = decoder.init_state(params, batch=batch, length=length, dtype=jnp.float32)
     positions = jnp.broadcast_to(jnp.arange(length)[:, None], (length, batch))
-    return jax.lax.scan(body, cache, (tokens.T, positions))[1].swapaxes(0, 1)
+    return jax.lax.scan(body, state, (tokens.T, positions))[1].swapaxes(0, 1)
 
   rng = np.random.default_rng(1)
   second = jnp.asarray(rng.integers(0, 97, (1, SECOND_LENGTH)))
@@ -69,15 +69,15 @@ def test_prefill_of_different_lengths_and_decoding_equal_one_forward_pass(family
 
   @jax.jit
   def continued(params, tokens, prompts, lengths):
-    first, cache = decoder.prefill(params, tokens=prompts, lengths=lengths, length=SECOND_LENGTH, dtype=jnp.float32)
+    first, state = decoder.prefill(params, tokens=prompts, lengths=lengths, length=SECOND_LENGTH, dtype=jnp.float32)
 
-    def body(cache, back):
+    def body(state, back):
       positions = lengths + back
       token = jnp.take_along_axis(tokens, positions[:, None], axis=1)[:, 0]
-      output, cache = decoder.step(params, cache=cache, tokens=token, positions=positions, dtype=jnp.float32)
-      return cache, output.hidden
+      output, state = decoder.step(params, state=state, tokens=token, positions=positions, dtype=jnp.float32)
+      return state, output.hidden
 
-    cache, rest = jax.lax.scan(body, cache, jnp.arange(steps))
+    state, rest = jax.lax.scan(body, state, jnp.arange(steps))
     return jnp.concatenate([first.hidden[None], rest]).swapaxes(0, 1)
 
   tokens = jnp.asarray(np.random.default_rng(3).integers(0, 97, (len(PROMPTS), SECOND_LENGTH)))
