@@ -17,9 +17,11 @@ import pytest
 
 from distill.errors import InputError
 from distill.losses import chunked, divergences, token_losses
-from distill.objectives import objective, terms
+from distill.objectives import hidden, objective, pairs
+from distill.objectives.context import LossContext, LossInputs
 from distill.training import checkpoint
 from distill.types import Batch, DenseSignal, ModelOutput, Readout
+from tests.objectives.problem import bound
 
 ROWS, T, D, V = 3, 8, 6, 11
 
@@ -40,24 +42,18 @@ def readout(seed, *, width=D, vocab=V, padded=0, **settings):
   return Readout(kernel=array(width, vocab + padded, seed=seed), vocab_size=vocab, **settings)
 
 
-def loss(spec, given, *, student=None, teacher=None, rows=slice(None), totals=None, theirs=None):
+def loss(spec, given, *, student=None, teacher=None, rows=slice(None), totals=None):
   """The loss of one term on some rows, normalised by `totals`."""
-  (term,) = terms.build_terms([spec], key="terms", steps=1, depths=(1, 1))
-  student, teacher = student or readout(1), teacher or readout(2)
-  part = Batch(**{name: getattr(given, name)[rows] for name in ("tokens", "segments", "positions", "loss_mask")})
+  terms = bound(spec, student=1, teacher=1)
+  part = jax.tree.map(lambda x: x[rows], given)
   hidden, others = array(*given.tokens.shape, D), array(*given.tokens.shape, D, seed=3)
-  value, _ = objective.loss_sums(
-    [term],
-    output=ModelOutput(hidden=hidden[rows], layers={0: hidden[rows]}, readout=student),
-    signal=DenseSignal(
-      hidden=(theirs if theirs is not None else others)[rows], layers={0: others[rows]}, readout=teacher
-    ),
-    isolated=objective.IsolatedOutputs(),
+  inputs = LossInputs(
     batch=part,
-    projectors={},
-    context=objective.LossContext(step=jnp.zeros(()), totals=totals or objective.counts(given), states={}, shards=1),
+    output=ModelOutput(hidden=hidden[rows], readout=student or readout(1)),
+    signal=DenseSignal(hidden=others[rows], readout=teacher or readout(2)),
   )
-  return float(value)
+  context = LossContext(step=jnp.zeros(()), steps=1, totals=totals or objective.counts(given), states={})
+  return float(objective.loss_sums(terms, inputs, context=context)[0])
 
 
 def softmax(x):
@@ -93,7 +89,7 @@ def projections_are_of_the_width_alone():
   kernel = array(D, 4)
   for length in (T, 5):
     x = array(ROWS, length, D)
-    np.testing.assert_allclose(objective._projected(x, kernel), x @ kernel, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(hidden.projected(x, kernel), x @ kernel, rtol=1e-5, atol=1e-6)
 
 
 def small_divergences_survive_bfloat16():
@@ -116,7 +112,7 @@ def a_beta_of_zero_is_forward_kl():
 
 def distances_do_not_grow_with_the_width():
   narrow, wide = (
-    float(jnp.mean(terms.DISTANCES["mse"](array(50, width), array(50, width, seed=1)))) for width in (64, 4096)
+    float(jnp.mean(pairs.DISTANCES["mse"](array(50, width), array(50, width, seed=1)))) for width in (64, 4096)
   )
   np.testing.assert_allclose(narrow, wide, rtol=0.15)
 
@@ -254,7 +250,7 @@ def _labels_not_shifted(patch):
 
 
 def _every_axis(patch):
-  patch.setattr(objective, "_projected", lambda x, kernel: x.reshape(ROWS, -1) @ jnp.tile(kernel, (T, 1)))
+  patch.setattr(hidden, "projected", lambda x, kernel: x.reshape(ROWS, -1) @ jnp.tile(kernel, (T, 1)))
 
 
 def _logits_in_bfloat16(patch):
@@ -264,12 +260,12 @@ def _logits_in_bfloat16(patch):
 
 
 def _the_other_direction(patch):
-  swapped = (lambda p, q, *, beta: divergences.jsd(q, p, beta=beta), {"beta": 0.5})
-  patch.setattr(objective, "DIVERGENCES", {**divergences.DIVERGENCES, "jsd": swapped})
+  right = divergences.jsd
+  patch.setattr(divergences, "jsd", lambda p, q, *, beta: right(q, p, beta=beta))
 
 
 def _summed_squares(patch):
-  patch.setitem(terms.DISTANCES, "mse", lambda student, teacher: jnp.sum(jnp.square(student - teacher), axis=-1))
+  patch.setitem(pairs.DISTANCES, "mse", lambda student, teacher: jnp.sum(jnp.square(student - teacher), axis=-1))
 
 
 def _all_at_once(patch):
@@ -279,9 +275,8 @@ def _all_at_once(patch):
 def _each_by_itself(patch):
   right = objective.loss_sums
 
-  def alone(*arguments, batch, context, **others):
-    context = dataclasses.replace(context, totals=objective.counts(batch))
-    return right(*arguments, batch=batch, context=context, **others)
+  def alone(terms, inputs, *, context):
+    return right(terms, inputs, context=dataclasses.replace(context, totals=objective.counts(inputs.batch)))
 
   patch.setattr(objective, "loss_sums", alone)
 

@@ -21,7 +21,11 @@ from distill.files import safetensors_files
 from distill.jobs import data
 from distill.jobs.config import RunConfig, resolve
 from distill.jobs.models import chosen, live_teacher, routes, stack
-from distill.objectives.terms import Demands, build_terms, demands, is_divergence, pairs_missing, uses_teacher
+from distill.models.config import DecoderConfig
+from distill.objectives.context import Setting
+from distill.objectives.objective import needs_teacher, teacher_capture
+from distill.objectives.term import Term
+from distill.objectives.terms import bind_terms, read_terms
 from distill.parallel.interruption import EXIT_INTERRUPTED, Interruption
 from distill.parallel.mesh import make_mesh
 from distill.parallel.processes import fail_together, is_writer
@@ -33,7 +37,7 @@ from distill.teachers.live import LiveTeacher
 from distill.teachers.targets import targets
 from distill.training.config import StageConfig
 from distill.training.metrics import Progress
-from distill.types import INPUT
+from distill.types import INPUT, Capture
 
 
 def make(recipe: Mapping[str, Any] | RunConfig, *, workdir: pathlib.Path) -> int:
@@ -55,7 +59,7 @@ def make(recipe: Mapping[str, Any] | RunConfig, *, workdir: pathlib.Path) -> int
     raise InputError("config.stages: no term of any stage looks at a teacher, so there is nothing to cache")
   base = hf_config.read_config(locate(config.teacher.model))
   targets(vars(config.teacher_cache), where="config.teacher_cache", vocab=base.vocab_size)
-  states = _states(config, depth=len(base.layers))
+  states = _states(config, teacher=base)
   tokenizer = data.read_tokenizer(config)
   batches = data.read_batches(config, tokenizer=tokenizer, tokens=workdir / "tokens")
   teacher = live_teacher(config, mesh=mesh)
@@ -105,8 +109,12 @@ def _claimed(
 
 
 def _taught(config: RunConfig) -> list[StageConfig]:
-  """The stages with a teacher."""
-  return [stage for stage in config.stages if uses_teacher(stage.terms)]
+  """Returns the stages with a teacher."""
+  return [stage for stage in config.stages if needs_teacher(_terms(stage))]
+
+
+def _terms(stage: StageConfig) -> tuple[Term, ...]:
+  return read_terms(stage.terms, key=f"config.stages.{stage.name}.terms")
 
 
 class _Progress:
@@ -151,14 +159,14 @@ def _manifest(config: RunConfig, *, teacher: LiveTeacher, store: TokenStore) -> 
   }
 
 
-def _states(config: RunConfig, *, depth: int) -> dict[str, list[int]]:
-  """Layers and mixers that config.teacher_cache names or a term of the run's own student looks at."""
-  student = config.student
-  found = {"layers": set(config.teacher_cache.layers), "mixers": set(config.teacher_cache.mixers)}
-  for name, least in (("layers", INPUT), ("mixers", 0)):
-    if not all(least <= one < depth for one in found[name]):
+def _states(config: RunConfig, *, teacher: DecoderConfig) -> dict[str, list[int]]:
+  """Returns the layers and mixers that config.teacher_cache names or a term needs with the run's own student."""
+  student, depth = config.student, len(teacher.layers)
+  capture = Capture(layers=config.teacher_cache.layers, mixers=config.teacher_cache.mixers)
+  for name, asked, least in (("layers", capture.layers, INPUT), ("mixers", capture.mixers, 0)):
+    if not all(least <= one < depth for one in asked):
       raise InputError(
-        f"config.teacher_cache.{name}: {sorted(found[name])}; list layers of the teacher's, from {least} to {depth - 1}"
+        f"config.teacher_cache.{name}: {list(asked)}; list layers of the teacher, from {least} to {depth - 1}"
       )
   if student.model or student.config:
     architecture = (
@@ -166,19 +174,20 @@ def _states(config: RunConfig, *, depth: int) -> dict[str, list[int]]:
       if student.model
       else hf_config.config_from_dict(student.config or {}, where="config.student.config")
     )
-    # Which layers importance will choose is not known yet; config.teacher_cache has to name those.
-    chosen_later = isinstance(student.layers_from, str)
-    layers = student.layers_from if isinstance(student.layers_from, tuple) else ()
+    # Layers that importance will choose are not known yet; config.teacher_cache has to name those.
+    layers_from = None if isinstance(student.layers_from, str) else student.layers_from
     for stage in _taught(config):
-      key = f"config.stages.{stage.name}.terms"
-      terms = [term for term in stage.terms if not (chosen_later and pairs_missing(term))]
-      if not terms:
-        continue
-      depths = len(architecture.layers), depth
-      wanted = demands(build_terms(terms, key=key, steps=stage.steps, layers_from=layers, depths=depths))
-      found["layers"] |= set(wanted.teacher.layers)
-      found["mixers"] |= set(wanted.teacher.mixers)
-  return {name: sorted(states) for name, states in found.items()}
+      setting = Setting(
+        steps=stage.steps,
+        student=architecture,
+        teacher=teacher,
+        teacher_depth=depth,
+        teacher_width=teacher.width,
+        layers_from=layers_from,
+      )
+      terms = bind_terms(_terms(stage), setting, key=f"config.stages.{stage.name}.terms")
+      capture = capture | teacher_capture(terms)
+  return {"layers": list(capture.layers), "mixers": list(capture.mixers)}
 
 
 class CacheIndex:
@@ -226,46 +235,33 @@ class CacheIndex:
     digest = hashlib.sha256(json.dumps(sorted(used)).encode()).hexdigest()
     self.teacher = CachedTeacher(identity=digest, **{key: self._one[key] for key in ("width", "depth", "vocab_size")})
 
-  def batches(self, stage: str, *, terms: Sequence[Mapping[str, Any]], wanted: Demands) -> Batches:
-    """Batches of a stage with what its terms look at.
+  def batches(self, stage: str, *, terms: Sequence[Term]) -> Batches:
+    """Returns the batches of a stage with the teacher's signal that its terms need.
 
     Raises:
-      InputError: The cache does not hold what they do.
+      InputError: The cache does not hold what they need.
     """
     if stage not in self._sections:
       return self._batches[stage]
-    self._check(terms, key=f"config.stages.{stage}.terms")
-    if wanted.teacher.qkv:
-      raise InputError(
-        f"config.stages.{stage}.terms: a cache holds no queries, keys and values for relations; leave out "
-        "these, or config.teacher.cache"
-      )
-    for section in self._sections[stage]:
-      for name, asked in (("layers", wanted.teacher.layers), ("mixers", wanted.teacher.mixers)):
-        if lacks := sorted(set(asked) - set(section.manifest[name])):
-          raise InputError(
-            f"config.stages.{stage}.terms: they look at the teacher's {name} {lacks}, which {section.directory} lacks; "
-            f"run distill cache with --config.teacher_cache.{name} naming all of {sorted(asked)} into another --workdir"
-          )
-    return self._batches[stage].with_signals(
-      [functools.partial(one.read, capture=wanted.teacher) for one in self._sections[stage]]
-    )
-
-  def _check(self, terms: Sequence[Mapping[str, Any]], *, key: str) -> None:
+    key, capture = f"config.stages.{stage}.terms", teacher_capture(terms)
     kept = targets(self._one, where=str(cache.MANIFEST), vocab=self._one["vocab_size"])
     for index, term in enumerate(terms):
-      if not is_divergence(term["kind"]):
-        continue
-      if kept.divergences is not None and term["kind"] not in kept.divergences:
-        raise InputError(
-          f"{key}[{index}].kind: {term['kind']} of {self._one['targets']} targets is biased; "
-          f"use {' or '.join(sorted(kept.divergences))}, or a cache of top_k"
-        )
-      if (temperature := term.get("temperature", 1.0)) != kept.temperature:
-        raise InputError(
-          f"{key}[{index}].temperature: {temperature}, and the cache was made at {kept.temperature}; "
-          "they must be the same number"
-        )
+      term.check_targets(kept, key=f"{key}[{index}]")
+    if capture.qkv:
+      raise InputError(
+        f"{key}: a cache holds no queries, keys and values; leave out the terms that compare them, or "
+        "config.teacher.cache"
+      )
+    for section in self._sections[stage]:
+      for name, asked in (("layers", capture.layers), ("mixers", capture.mixers)):
+        if lacks := sorted(set(asked) - set(section.manifest[name])):
+          raise InputError(
+            f"{key}: they need the teacher's {name} {lacks}, which {section.directory} lacks; run distill cache with "
+            f"--config.teacher_cache.{name} naming all of {list(asked)} into another --workdir"
+          )
+    return self._batches[stage].with_signals(
+      [functools.partial(one.read, capture=capture) for one in self._sections[stage]]
+    )
 
 
 def _subjects(config: RunConfig) -> Callable[[int, TokenStore], dict[str, Any]]:

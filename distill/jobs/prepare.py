@@ -14,8 +14,7 @@ from distill.jobs.cache import CacheIndex
 from distill.jobs.config import RunConfig
 from distill.jobs.models import Models, build
 from distill.jobs.run_directory import RunDirectory
-from distill.jobs.stages import Stage, projectors, read_stages
-from distill.objectives.terms import demands
+from distill.jobs.stages import Stage, read_stages, term_params
 from distill.parallel.mesh import make_mesh
 from distill.training.loop import BatchSource
 from distill.tree import Params
@@ -70,10 +69,8 @@ def prepare(
   _check_vocabulary(config, models, tokens=len(tokenizer))
   stages = read_stages(config.stages, models)
   if cache:
-    text = {
-      stage.name: cache.batches(stage.name, terms=stage.config.terms, wanted=demands(stage.terms)) for stage in stages
-    }
-  params = {**models.params, **projectors(stages, models=models, seed=config.seed, mesh=mesh)}
+    text = {stage.name: cache.batches(stage.name, terms=stage.terms) for stage in stages}
+  params = {**models.params, **term_params(stages, seed=config.seed, mesh=mesh)}
   student = models.student.config
   print(f"student: {student.family}; {hf_config.who_loads(student)}", file=sys.stderr, flush=True)
   sources: Mapping[str, BatchSource] = text if batches is None else batches  # type: ignore[assignment]

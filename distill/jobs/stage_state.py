@@ -12,12 +12,12 @@ from distill.adapters import lora
 from distill.errors import InputError
 from distill.jobs.prepare import Run
 from distill.jobs.stages import Stage
-from distill.objectives.objective import TermStates, initial_states
-from distill.objectives.terms import end_to_end
+from distill.objectives.context import TermState
+from distill.objectives.objective import initial_states
 from distill.parallel.mesh import replicated
 from distill.training.checkpoint import flatten_state, unflatten_state
 from distill.training.optimizer import make_optimizer, multipliers, state_shardings
-from distill.training.step import TrainState, branch, canonical_names
+from distill.training.step import TERM_PARAMS, TrainState, branch, canonical_names
 from distill.tree import Params
 
 
@@ -88,7 +88,9 @@ def array_shapes(run: Run, params: Params, *, stage: str) -> Params:
   }
 
 
-def _fresh(stage: Stage, optimizer: optax.GradientTransformation, trained: Params) -> tuple[optax.OptState, TermStates]:
+def _fresh(
+  stage: Stage, optimizer: optax.GradientTransformation, trained: Params
+) -> tuple[optax.OptState, dict[str, TermState]]:
   """State of the optimizer and of the terms before the first step."""
   return optimizer.init(trained), initial_states(stage.terms)
 
@@ -105,12 +107,12 @@ def _optimizer(run: Run, stage: Stage, params: Mapping[str, Any]) -> tuple[Param
   key = f"config.stages.{stage.name}"
   names = canonical_names(run.models.student, params)
   factors = multipliers(stage.config.train, names=names, what=f"{key}.train")
-  # A projector trains only in the stages whose terms compare through it.
-  used = {f"projectors.{i}_{j}.kernel" for i, j in end_to_end(stage.terms)}
+  # Parameters of terms train only in the stages that have these terms.
+  used = jax.eval_shape(lambda: stage.term_params(run.config.seed))
   trained = {
     name: factor
     for name, factor in factors.items()
-    if np.any(factor) and (not name.startswith("projectors.") or name in used)
+    if np.any(factor) and (not name.startswith(f"{TERM_PARAMS}.") or name in used)
   }
   if not trained:
     raise InputError(f"{key}.train: nothing trains; give a regex that matches a parameter")

@@ -23,7 +23,7 @@ from distill.jobs.prepare import Run, prepare
 from distill.jobs.run_directory import RunDirectory
 from distill.jobs.stages import Stage
 from distill.models.remat import REMAT_POLICIES
-from distill.objectives.terms import needs_teacher
+from distill.objectives.objective import needs_teacher
 from distill.parallel.interruption import EXIT_INTERRUPTED, Interruption
 from distill.training import loop
 from distill.training.checkpoint import Checkpoints

@@ -212,16 +212,5 @@ def decoupled_kl(log_p: LogProbs, log_q: LogProbs, labels: Int[Array, " M"], *, 
 
 Divergence = Callable[..., PerToken]
 
-DIVERGENCES: Mapping[str, tuple[Divergence, Mapping[str, float]]] = {
-  "forward_kl": (forward_kl, {}),
-  "reverse_kl": (reverse_kl, {}),
-  "jsd": (jsd, {"beta": 0.5}),
-  "skew_kl": (skew_kl, {"alpha": 0.1}),
-  "skew_reverse_kl": (skew_reverse_kl, {"alpha": 0.1}),
-  "total_variation": (total_variation, {}),
-  "alpha_beta": (alpha_beta, {"alpha": 0.5, "beta": 0.5}),
-}
-"""Name -> (function, default hyperparameters) of the divergences that need only log p and log q."""
-
 LOGIT_DIVERGENCES: Mapping[Divergence, Callable[[Logits, Logits], PerToken]] = {forward_kl: forward_kl_of_logits}
 """Divergence -> the same of dense (teacher, student) logits, for those with a cheaper gradient there."""

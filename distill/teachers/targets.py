@@ -26,8 +26,8 @@ class TopK:
 
   size: int = 64
   temperature: float = 1.0
-  # Divergences that this is enough for.
-  divergences: ClassVar[frozenset[str] | None] = None
+  # The targets are a random sample of the distribution.
+  sampled: ClassVar[bool] = False
 
   def keep(self, hidden: Float[Array, "B T D"], readout: Readout, *, keys: Key[Array, " B"]) -> Kept:
     """ids [B,T,k], log_probs [B,T,k] and tail [B,T]; logits exist for a chunk of tokens at a time."""
@@ -68,8 +68,7 @@ class Sampled:
 
   size: int = 50
   temperature: float = 1.0
-  # The only one whose gradient is linear in the teacher, so that its mean over draws is that of the whole distribution.
-  divergences: ClassVar[frozenset[str] | None] = frozenset({"forward_kl"})
+  sampled: ClassVar[bool] = True
 
   def keep(self, hidden: Float[Array, "B T D"], readout: Readout, *, keys: Key[Array, " B"]) -> Kept:
     """ids [B,T,N] in ascending order, each as often as it was drawn.

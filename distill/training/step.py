@@ -1,8 +1,7 @@
-"""The one training step: pure, jitted once a stage, with explicit shardings and donated state."""
+"""The training step: pure, jitted once a stage, with explicit shardings and donated state."""
 
 import dataclasses
-import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,55 +12,65 @@ from jaxtyping import Array, Float, Int
 
 from distill.adapters import lora
 from distill.models.decoder import Decoder
-from distill.models.layer import Layer
-from distill.objectives.objective import IsolatedOutputs, LossContext, TermStates, counts, loss_sums, next_states
-from distill.objectives.terms import Demands, Term, demands, needs_teacher
+from distill.objectives.context import LossContext, LossInputs, TermState
+from distill.objectives.objective import (
+  counts,
+  loss_sums,
+  needs_student,
+  needs_teacher,
+  next_states,
+  student_capture,
+  teacher_capture,
+)
+from distill.objectives.term import Term
 from distill.parallel.mesh import LOGICAL_TO_MESH, batch_sharding, batch_shards, replicated
 from distill.teachers.teacher import Teacher
 from distill.tree import Params
-from distill.types import Batch, before
+from distill.types import Batch
 
 Metrics = dict[str, Float[Array, ""]]
+# Parameters of terms are named under this, in training states and checkpoints.
+TERM_PARAMS = "projectors"
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainState:
-  """Everything a step changes, and the parameters it leaves alone.
+  """Everything a step changes, and the parameters that it leaves alone.
 
   Attributes:
-    trained: `student.…`, `adapters.…` and `projectors.…`, stacked, that the stage trains.
-    frozen: The others.
+    trained: Parameters that the stage trains, stacked: `student.…`, `adapters.…` and, of terms, `projectors.…`.
+    frozen: All other parameters.
     optimizer: State of the optimizer, for `trained`.
-    step: Steps done within the stage.
-    terms: What terms of the objective carry from step to step.
+    step: Steps done in the stage.
+    terms: States of the terms that have one, by their index in the stage.
   """
 
   trained: Params
   frozen: Params
   optimizer: Any
   step: Int[Array, ""]
-  terms: TermStates
+  terms: Mapping[str, TermState]
 
   @property
   def params(self) -> Params:
-    """All parameters, trained or not."""
+    """All parameters, trained and frozen."""
     return {**self.frozen, **self.trained}
 
 
 def branch(params: Mapping[str, Any], name: str) -> Params:
-  """The parameters under `name.`, without that prefix."""
+  """Returns the parameters under `name.`, without that prefix."""
   return {key[len(name) + 1 :]: value for key, value in params.items() if key.startswith(f"{name}.")}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepConfig:
-  """What is fixed when a step is compiled.
+  """Values that are fixed when a step is compiled.
 
   Attributes:
     terms: Terms of the stage.
-    steps: Length of the stage.
-    micro_batches: Parts of a batch whose gradients are added up before the update.
+    steps: Length of the stage in optimizer steps.
+    micro_batches: Parts of a batch whose gradients are accumulated before the update.
     dtype: Dtype of the operands; sums and parameters are float32.
     adapter_scale: alpha / rank of the adapters that train, if any do.
     remat: Remat policy of the student, a key of `REMAT_POLICIES`.
@@ -84,27 +93,41 @@ def make_step(
   state_shardings: TrainState,
   config: StepConfig,
 ) -> Callable[[TrainState, Params, Batch], tuple[TrainState, Metrics]]:
-  """step(state, teacher parameters, batch) -> (state, metrics), jitted; the state given is donated."""
-  loss = functools.partial(_loss, student=student, teacher=teacher, config=config, shards=batch_shards(mesh))
-  gradient = jax.value_and_grad(loss, has_aux=True)
+  """Compiles the step of a stage.
+
+  Args:
+    student: The student's architecture.
+    teacher: The teacher, if any term needs one.
+    optimizer: Update rule for the trained parameters.
+    mesh: Devices that the batch and the parameters are spread over.
+    state_shardings: Shardings of the state, of the same structure.
+    config: What is fixed for the stage.
+
+  Returns:
+    step(state, teacher's parameters, global batch) -> (state, metrics), jitted; it donates the state it is given.
+  """
+  shards = batch_shards(mesh)
 
   def step(state: TrainState, teacher_params: Params, batch: Batch) -> tuple[TrainState, Metrics]:
-    totals = counts(batch)
+    context = LossContext(step=state.step, steps=config.steps, totals=counts(batch), states=state.terms, shards=shards)
 
-    def one(micro):
-      return gradient(state.trained, state, teacher_params, micro, totals)
+    def loss(trained: Params, micro: Batch):
+      params = {**state.frozen, **trained}
+      inputs = _inputs(student, params, teacher, teacher_params, micro, config)
+      return loss_sums(config.terms, inputs, context=context)
 
-    (value, parts), grads = _accumulated(one, batch, config.micro_batches, mesh)
+    gradient = jax.value_and_grad(loss, has_aux=True)
+    (value, parts), grads = _accumulated(
+      lambda micro: gradient(state.trained, micro), batch, config.micro_batches, mesh
+    )
     updates, optimizer_state = optimizer.update(grads, state.optimizer, state.trained)
-    metrics = {"loss": value, "gradient_norm": optax.tree.norm(grads), "tokens": totals["present"], **parts}
+    metrics = {"loss": value, "gradient_norm": optax.tree.norm(grads), "tokens": context.totals["present"], **parts}
     state = dataclasses.replace(
       state,
       trained=optax.apply_updates(state.trained, updates),
       optimizer=optimizer_state,
       step=state.step + 1,
-      terms=next_states(
-        config.terms, state.terms, parts=parts, step=state.step, progress=(state.step + 1) / config.steps
-      ),
+      terms=next_states(config.terms, context=context, parts=parts),
     )
     return state, metrics
 
@@ -117,40 +140,51 @@ def make_step(
   )
 
 
-def _loss(trained, state, teacher_params, batch, totals, *, student, teacher, config, shards):
-  """A micro-batch's share of the loss, and of each term."""
-  wanted = demands(config.terms)
-  params = {**state.frozen, **trained}
+def _inputs(
+  student: Decoder,
+  params: Params,
+  teacher: Teacher | None,
+  teacher_params: Params,
+  batch: Batch,
+  config: StepConfig,
+) -> LossInputs:
+  """Runs both models, as far as the terms need them, on a micro-batch."""
   weights, adapters = branch(params, "student"), branch(params, "adapters")
   if adapters:
     weights = lora.apply(weights, adapters=adapters, scale=config.adapter_scale)
   output = signal = None
-  if wanted.output:
+  if needs_student(config.terms):
     output = student.apply(
       weights,
       tokens=batch.tokens,
       segments=batch.segments,
       positions=batch.positions,
-      capture=wanted.student,
+      capture=student_capture(config.terms),
       dtype=config.dtype,
       remat=config.remat,
     )
   if needs_teacher(config.terms):
-    assert teacher is not None
-    signal = teacher.signal(teacher_params, batch=batch, capture=wanted.teacher, dtype=config.dtype)
-  return loss_sums(
-    config.terms,
-    output=output,
-    signal=signal,
-    isolated=_isolated(student, weights, wanted, signal, batch=batch, dtype=config.dtype),
-    batch=batch,
-    projectors=branch(params, "projectors"),
-    context=LossContext(step=state.step, totals=totals, states=state.terms, shards=shards),
+    assert teacher is not None, "a term that needs a teacher, and none is given"
+    signal = teacher.signal(teacher_params, batch=batch, capture=teacher_capture(config.terms), dtype=config.dtype)
+
+  def run_isolated(method: Callable[..., Any], *, inputs: Sequence[Any], layers: Sequence[int]) -> tuple[Any, ...]:
+    return student.run_isolated(
+      weights,
+      run=method,
+      inputs=inputs,
+      layers=layers,
+      segments=batch.segments,
+      positions=batch.positions,
+      dtype=config.dtype,
+    )
+
+  return LossInputs(
+    batch=batch, output=output, signal=signal, params=branch(params, TERM_PARAMS), run_isolated=run_isolated
   )
 
 
 def _accumulated(one: Callable[[Batch], Any], batch: Batch, parts: int, mesh: Mesh) -> Any:
-  """The sum of `one` over the parts of a batch, one after another."""
+  """Returns the sum of `one` over the parts of a batch, one after another."""
   if parts == 1:
     return one(batch)
 
@@ -163,26 +197,8 @@ def _accumulated(one: Callable[[Batch], Any], batch: Batch, parts: int, mesh: Me
   return jax.lax.scan(body, zero, micros)[0]
 
 
-def _isolated(student: Decoder, weights: Params, wanted: Demands, signal, *, batch: Batch, dtype: Any):
-  """Runs student layers on the teacher's inputs."""
-
-  def run(method, pairs):
-    outputs = student.run_isolated(
-      weights,
-      run=method,
-      inputs=[jax.lax.stop_gradient(signal.layers[before(j)]) for _, j in pairs],
-      layers=[i for i, _ in pairs],
-      segments=batch.segments,
-      positions=batch.positions,
-      dtype=dtype,
-    )
-    return dict(zip(pairs, outputs, strict=True))
-
-  return IsolatedOutputs(mixers=run(Layer.mix, wanted.mixers), blocks=run(Layer.__call__, wanted.blocks))
-
-
 def _split(batch: Batch, parts: int, mesh: Mesh) -> Batch:
-  """[B, T] -> [parts, B / parts, T]; part i takes every parts-th row, so that no row changes its device."""
+  """[B, T] -> [parts, B / parts, T]; part i takes every parts-th row, so that no row moves to another device."""
   spec = NamedSharding(mesh, PartitionSpec(None, LOGICAL_TO_MESH["batch"]))
 
   def cut(x: Array) -> Array:
@@ -193,7 +209,7 @@ def _split(batch: Batch, parts: int, mesh: Mesh) -> Batch:
 
 
 def canonical_names(student: Decoder, params: Iterable[str]) -> dict[str, list[str]]:
-  """Stacked name with its branch -> canonical names of its layers, for regex lists."""
+  """Returns the canonical names of the layers in each stacked parameter, for regex lists; all keep their branch."""
   names: dict[str, list[str]] = {}
   for name in params:
     top, rest = name.split(".", 1)

@@ -1,11 +1,15 @@
-"""The balance of routing as a term of a whole run."""
+"""The load-balancing loss, by itself and in a whole run."""
 
+import dataclasses
 import json
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from distill.errors import InputError
 from distill.jobs.train import train
+from distill.objectives.balance import Balance
+from tests.objectives.problem import inputs, sums
 
 # A run within this process meets what optax says of its own functions.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -55,6 +59,13 @@ def test_micro_batches_and_a_mesh_give_the_same_terms(llama_dir, text_file, tmp_
     assert 0.9 < one["1_balance"] < 3.0
 
 
-def test_a_student_without_mixtures_is_refused(llama_dir, text_file, tmp_path):
-  with pytest.raises(InputError, match=r"config\.stages\.only\.terms: balance .* the student has none"):
-    train(config(llama_dir, text_file, student={"model": str(llama_dir)}, training={}), workdir=tmp_path)
+def test_each_row_weighs_as_much_as_it_has_tokens():
+  given = inputs(4)
+  segments = jnp.asarray(np.arange(9) < np.asarray([9, 4, 0, 2])[:, None], int)
+  given = dataclasses.replace(
+    given,
+    batch=dataclasses.replace(given.batch, segments=segments),
+    output=dataclasses.replace(given.output, balance=jnp.asarray([1.0, 1.5, 9.0, 2.0])),
+  )
+  total, _ = sums([Balance(weight=0.1)], given)
+  np.testing.assert_allclose(total, 0.1 * (9 * 1.0 + 4 * 1.5 + 2 * 2.0) / 15, rtol=1e-6)

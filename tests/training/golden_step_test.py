@@ -6,8 +6,9 @@ import numpy as np
 
 from distill.models.config import AttentionConfig, DecoderConfig, LayerConfig, MlpConfig, RopeConfig
 from distill.models.decoder import Decoder
+from distill.objectives.cross_entropy import CrossEntropy
+from distill.objectives.divergences import ForwardKl
 from distill.objectives.objective import initial_states
-from distill.objectives.terms import build_terms
 from distill.parallel.mesh import make_mesh, replicated
 from distill.schedules import CosineScheduleConfig
 from distill.teachers.live import LiveTeacher
@@ -52,9 +53,7 @@ def test_three_steps_of_a_tiny_pair_give_the_committed_losses():
   attention = AttentionConfig(num_heads=2, num_kv_heads=1, head_dim=8, rope=RopeConfig(theta=1e4))
   student, model, mesh = decoder(attention, attention), decoder(attention, attention), make_mesh()
   teacher = LiveTeacher(decoder=model, params=model.init(jax.random.key(1)))
-  terms = build_terms(
-    [{"kind": "forward_kl"}, {"kind": "cross_entropy", "weight": 0.5}], key="terms", steps=STEPS, depths=(2, 2)
-  )
+  terms = (ForwardKl(), CrossEntropy(weight=0.5))
   params = {f"student.{name}": x for name, x in student.init(jax.random.key(0)).items()}
   optimizer = make_optimizer(
     OptimizerConfig(learning_rate=CosineScheduleConfig(peak=1e-2), weight_decay=0.1),

@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 
 from distill.checkpoints import hf
 from distill.models.decoder import Decoder
-from distill.objectives.terms import build_terms
+from distill.objectives.cross_entropy import CrossEntropy
+from distill.objectives.divergences import ForwardKl
 from distill.parallel.mesh import make_mesh, replicated, to_global_batch
 from distill.teachers.live import LiveTeacher
 from distill.training import loop
@@ -50,12 +51,7 @@ class Steps:
   ):
     self._teacher = teacher
     trained = {f"student.{name}": x for name, x in params.items()}
-    terms = build_terms(
-      [{"kind": "forward_kl", "weight": 0.5}, {"kind": "cross_entropy", "weight": 0.5}],
-      key="terms",
-      steps=_STEPS,
-      depths=(len(student.config.layers), self._teacher.depth),
-    )
+    terms = (ForwardKl(weight=0.5), CrossEntropy(weight=0.5))
     optimizer = make_optimizer(
       OptimizerConfig(learning_rate=settings["learning_rate"], clip_norm=0.0),
       trained=dict.fromkeys(trained, 1.0),

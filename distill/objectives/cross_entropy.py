@@ -1,0 +1,20 @@
+"""Cross-entropy with the text's next tokens."""
+
+import dataclasses
+from typing import ClassVar
+
+from distill.losses.token_losses import TokenLoss, cross_entropy_loss
+from distill.objectives.context import LossContext, TermState
+from distill.objectives.term import Term
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CrossEntropy(Term):
+  """−log probability of the next token, in nats."""
+
+  kind: ClassVar[str] = "cross_entropy"
+  reference: ClassVar[bool] = True
+
+  def token_loss(self, context: LossContext, state: TermState) -> TokenLoss:
+    """Returns the cross-entropy of each token."""
+    return cross_entropy_loss()

@@ -1,0 +1,194 @@
+"""Divergences between the teacher's and the student's next-token distributions as terms."""
+
+import dataclasses
+import functools
+from typing import ClassVar
+
+import jax.numpy as jnp
+
+from distill.configuration import option
+from distill.errors import InputError
+from distill.losses import divergences
+from distill.losses.divergences import Divergence
+from distill.losses.token_losses import TokenLoss, divergence_loss
+from distill.objectives.context import LossContext, Scalar, Setting, TermState
+from distill.objectives.term import Term
+from distill.schedules import SCHEDULES, ScheduleConfig, schedule
+from distill.teachers.targets import Targets
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DivergenceTerm(Term):
+  """A divergence of the student's next-token distribution from the teacher's.
+
+  Attributes:
+    labelled: The divergence takes the buckets of the labels as a third argument.
+    linear_in_teacher: The gradient is linear in the teacher's distribution, so that its mean over sampled targets is
+      the gradient for the whole distribution.
+  """
+
+  runs_teacher: ClassVar[bool] = True
+  reference: ClassVar[bool] = True
+  labelled: ClassVar[bool] = False
+  linear_in_teacher: ClassVar[bool] = False
+
+  temperature: float | ScheduleConfig = option(
+    1.0, help="Divides the logits of both models: a number or a schedule.", above=0, kinds=SCHEDULES
+  )
+  temperature_squared: bool = option(
+    True, help="Multiply the divergence by the square of the temperature (Hinton et al. 2015, 1503.02531)."
+  )
+
+  def bind(self, setting: Setting, *, key: str) -> Term:
+    """Checks the temperature's schedule."""
+    schedule(self.temperature, key=f"{key}.temperature", steps=setting.steps, above=0)
+    return self
+
+  def check_targets(self, targets: Targets, *, key: str) -> None:
+    """Refuses sampled targets for a biased gradient, and targets made at another temperature."""
+    if targets.sampled and not self.linear_in_teacher:
+      raise InputError(
+        f"{key}.kind: the gradient of {self.kind} is biased under sampled targets; use {ForwardKl.kind}, or a cache of "
+        "top_k targets"
+      )
+    if self.temperature != targets.temperature:
+      raise InputError(
+        f"{key}.temperature: {self.temperature}, but the cache was made at {targets.temperature}; they must be the "
+        "same number"
+      )
+
+  def token_loss(self, context: LossContext, state: TermState) -> TokenLoss:
+    """Returns the divergence of each token."""
+    temperature = context.at(self.temperature)
+    return divergence_loss(
+      self.divergence(),
+      labelled=self.labelled,
+      weight=jnp.square(temperature) if self.temperature_squared else 1.0,
+      temperature=temperature,
+      extra=self.extra(state),
+    )
+
+  def divergence(self) -> Divergence:
+    """Returns the function of both log-probabilities."""
+    raise NotImplementedError
+
+  def extra(self, state: TermState) -> tuple[Scalar, ...]:
+    """Returns scalars of the state that the function takes as its last arguments."""
+    return ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ForwardKl(DivergenceTerm):
+  """KL(teacher ‖ student)."""
+
+  kind: ClassVar[str] = "forward_kl"
+  linear_in_teacher: ClassVar[bool] = True
+
+  def divergence(self) -> Divergence:
+    """Returns forward KL itself: `divergence_loss` finds its cheaper form by the function."""
+    return divergences.forward_kl
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReverseKl(DivergenceTerm):
+  """KL(student ‖ teacher)."""
+
+  kind: ClassVar[str] = "reverse_kl"
+
+  def divergence(self) -> Divergence:
+    """Returns reverse KL."""
+    return divergences.reverse_kl
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Jsd(DivergenceTerm):
+  """Generalised Jensen-Shannon divergence (2306.13649)."""
+
+  kind: ClassVar[str] = "jsd"
+
+  beta: float = option(0.5, least=0, most=1, help="Share of the teacher in the mixture; 0 is forward, 1 reverse KL.")
+
+  def divergence(self) -> Divergence:
+    """Returns the JSD at this beta."""
+    return functools.partial(divergences.jsd, beta=self.beta)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _SkewTerm(DivergenceTerm):
+  """A KL from one distribution to a mixture of both."""
+
+  alpha: float = option(0.1, least=0, most=1, help="Share of the first distribution in the mixture, below 1.")
+
+  def bind(self, setting: Setting, *, key: str) -> Term:
+    """Checks that the mixture holds the other distribution as well."""
+    if self.alpha == 1.0:
+      raise InputError(f"{key}.alpha: {self.alpha}; use a number below 1, at which {self.kind} is always 0")
+    return super().bind(setting, key=key)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SkewKl(_SkewTerm):
+  """KL(teacher ‖ mixture of both) (DistiLLM, 2402.03898)."""
+
+  kind: ClassVar[str] = "skew_kl"
+
+  def divergence(self) -> Divergence:
+    """Returns the skew KL at this alpha."""
+    return functools.partial(divergences.skew_kl, alpha=self.alpha)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SkewReverseKl(_SkewTerm):
+  """KL(student ‖ mixture of both) (DistiLLM, 2402.03898)."""
+
+  kind: ClassVar[str] = "skew_reverse_kl"
+
+  def divergence(self) -> Divergence:
+    """Returns the skew reverse KL at this alpha."""
+    return functools.partial(divergences.skew_reverse_kl, alpha=self.alpha)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TotalVariation(DivergenceTerm):
+  """Total variation distance, between 0 and 1."""
+
+  kind: ClassVar[str] = "total_variation"
+
+  def divergence(self) -> Divergence:
+    """Returns the total variation distance."""
+    return divergences.total_variation
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AlphaBeta(DivergenceTerm):
+  """The α-β divergence (Cichocki et al. 2011; ABKD, 2505.04560)."""
+
+  kind: ClassVar[str] = "alpha_beta"
+
+  alpha: float = option(0.5, help="Power of the teacher; (1, 0) is forward, (0, 1) reverse KL.")
+  beta: float = option(0.5, help="Power of the student.")
+
+  def bind(self, setting: Setting, *, key: str) -> Term:
+    """Checks that the divergence is defined."""
+    if self.alpha + self.beta == 0:
+      raise InputError(f"{key}: alpha + beta must not be 0")
+    return super().bind(setting, key=key)
+
+  def divergence(self) -> Divergence:
+    """Returns the divergence at these powers."""
+    return functools.partial(divergences.alpha_beta, alpha=self.alpha, beta=self.beta)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoupledKl(DivergenceTerm):
+  """Decoupled knowledge distillation: KL of (label, rest) and KL among the rest (DKD, 2203.08679)."""
+
+  kind: ClassVar[str] = "dkd"
+  labelled: ClassVar[bool] = True
+
+  alpha: float = option(1.0, help="Factor of the KL of (label, rest).")
+  beta: float = option(1.0, help="Factor of the KL among the rest.")
+
+  def divergence(self) -> Divergence:
+    """Returns the decoupled KL with these factors."""
+    return functools.partial(divergences.decoupled_kl, alpha=self.alpha, beta=self.beta)

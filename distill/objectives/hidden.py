@@ -1,0 +1,63 @@
+"""Distance between outputs of layers, both models run end to end."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from distill.objectives.context import LossInputs, Setting
+from distill.objectives.pairs import DistanceTerm, Span
+from distill.tree import Params
+from distill.types import Capture
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Hidden(DistanceTerm):
+  """Distance of projected outputs of student layers from outputs of teacher layers.
+
+  The projector of each pair [D of the student, D of the teacher] is trained, where the stage trains it.
+  """
+
+  kind: ClassVar[str] = "hidden"
+
+  def pair(self, student: int, span: Span) -> tuple[int, ...]:
+    """Returns the layer with the last teacher layer it stands for."""
+    return student, span.last
+
+  def student_capture(self) -> Capture:
+    """Returns outputs of the student's layers."""
+    return Capture(layers=tuple(i for i, _ in self.listed))
+
+  def teacher_capture(self) -> Capture:
+    """Returns outputs of the teacher's layers."""
+    return Capture(layers=tuple(j for _, j in self.listed))
+
+  def init_params(self, setting: Setting, *, key: Key[Array, ""]) -> Params:
+    """Returns a projector for each pair: the identity where the widths agree, else Gaussian with unit gain."""
+    shape = (setting.student.width, setting.teacher_width)
+
+    def projector():
+      return jnp.eye(shape[0]) if shape[0] == shape[1] else jax.random.normal(key, shape) * shape[0] ** -0.5
+
+    return {_name(pair): projector() for pair in self.listed}
+
+  def distances(self, inputs: LossInputs) -> Iterator[Float[Array, "B T"]]:
+    """Yields the distance for each pair."""
+    assert inputs.output is not None and inputs.signal is not None
+    for i, j in self.listed:
+      student = projected(inputs.output.layers[i], inputs.params.get(_name((i, j))))
+      yield self.measure(student, jax.lax.stop_gradient(inputs.signal.layers[j]))
+
+
+def _name(pair: tuple[int, ...]) -> str:
+  return f"{pair[0]}_{pair[1]}.kernel"
+
+
+def projected(x: Float[Array, "B T D"], kernel: Float[Array, "D O"] | None) -> Float[Array, "B T O"]:
+  """Returns x @ kernel, or x itself without a kernel."""
+  if kernel is None:
+    return x
+  return jnp.matmul(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], -1)

@@ -1,0 +1,90 @@
+"""Distances of student layers that run in isolation, on the teacher's inputs, from the teacher's own outputs.
+
+Each layer learns its part of the teacher without the errors of the layers below it: the first stages of a conversion.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import jax
+from jaxtyping import Array, Float
+
+from distill.errors import InputError
+from distill.models.layer import Layer
+from distill.objectives.context import LossInputs, Setting
+from distill.objectives.pairs import DistanceTerm, PairTerm, Span
+from distill.types import Capture, before
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _IsolatedTerm(DistanceTerm):
+  """A term whose student layers are given the teacher's input of the layer they are paired with."""
+
+  runs_student: ClassVar[bool] = False
+
+  def bind(self, setting: Setting, *, key: str) -> PairTerm:
+    """Checks that the student's layers take the teacher's inputs."""
+    if setting.student.width != setting.teacher_width:
+      raise InputError(
+        f"{key}: {self.kind} gives the student's layers (width {setting.student.width}) the teacher's inputs (width "
+        f"{setting.teacher_width}); the widths must agree"
+      )
+    return super().bind(setting, key=key)
+
+  def run(self, inputs: LossInputs, method: Callable[..., Any]) -> dict[tuple[int, int], Float[Array, "B T D"]]:
+    """Runs `method` of each pair's student layer; layers that are stacked run in one scan."""
+    assert inputs.signal is not None and inputs.run_isolated is not None
+    pairs = sorted({(pair[0], pair[1]) for pair in self.listed})
+    given = [jax.lax.stop_gradient(inputs.signal.layers[before(j)]) for _, j in pairs]
+    outputs = inputs.run_isolated(method, inputs=given, layers=[i for i, _ in pairs])
+    return dict(zip(pairs, outputs, strict=True))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MixerOutput(_IsolatedTerm):
+  """Distance between what the two mixers add to the residual stream, both given the teacher's input."""
+
+  kind: ClassVar[str] = "mixer_output"
+
+  def pair(self, student: int, span: Span) -> tuple[int, ...]:
+    """Returns the layer with the teacher layer it starts from."""
+    return student, span.source
+
+  def teacher_capture(self) -> Capture:
+    """Returns inputs of the teacher's layers and outputs of their mixers."""
+    layers = tuple(j for _, j in self.listed)
+    return Capture(layers=tuple(map(before, layers)), mixers=layers)
+
+  def distances(self, inputs: LossInputs) -> Iterator[Float[Array, "B T"]]:
+    """Yields the distance for each pair."""
+    assert inputs.signal is not None
+    outputs = self.run(inputs, Layer.mix)
+    for i, j in self.listed:
+      yield self.measure(outputs[i, j], jax.lax.stop_gradient(inputs.signal.mixers[j]))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BlockOutput(_IsolatedTerm):
+  """Distance of a whole student layer's output from a teacher layer's, from the same input.
+
+  A pair's third number names a later teacher layer: the student layer then stands for all from the second to it.
+  """
+
+  kind: ClassVar[str] = "block_output"
+  spans: ClassVar[bool] = True
+
+  def pair(self, student: int, span: Span) -> tuple[int, ...]:
+    """Returns the layer with the first and last teacher layer it stands for."""
+    return student, span.first, span.last
+
+  def teacher_capture(self) -> Capture:
+    """Returns the inputs of the first and the outputs of the last layer of each span."""
+    return Capture(layers=tuple(layer for pair in self.listed for layer in (before(pair[1]), pair[-1])))
+
+  def distances(self, inputs: LossInputs) -> Iterator[Float[Array, "B T"]]:
+    """Yields the distance for each pair."""
+    assert inputs.signal is not None
+    outputs = self.run(inputs, Layer.__call__)
+    for pair in self.listed:
+      yield self.measure(outputs[pair[0], pair[1]], jax.lax.stop_gradient(inputs.signal.layers[pair[-1]]))

@@ -1,0 +1,61 @@
+"""Divergence between relations among queries, keys and values, whatever the widths of the models (MiniLMv2)."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from distill.configuration import option
+from distill.errors import InputError
+from distill.losses.layer_distances import relation_kl
+from distill.objectives.context import LossInputs, Setting
+from distill.objectives.pairs import PairTerm, Span
+from distill.types import Capture
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Relations(PairTerm):
+  """Mean over queries, keys and values of `relation_kl` between the two layers of a pair, both models end to end."""
+
+  kind: ClassVar[str] = "relations"
+
+  heads: int = option(8, least=1, help="Relation heads that queries, keys and values of both models are cut into.")
+
+  def bind(self, setting: Setting, *, key: str) -> PairTerm:
+    """Checks that the heads divide the widths of both models, as far as they are known."""
+    bound = super().bind(setting, key=key)
+    for pair in bound.listed:
+      for whose, config, layer in zip(("student", "teacher"), (setting.student, setting.teacher), pair, strict=True):
+        widths = config.layers[layer].mixer.qkv_widths if config else ()
+        if bad := [width for width in widths if width % self.heads]:
+          raise InputError(
+            f"{key}.heads: {self.heads} relation heads do not divide the {whose}'s queries, keys and values in layer "
+            f"{layer}, {', '.join(map(str, widths))} wide ({bad[0]} is no multiple)"
+          )
+    return bound
+
+  def pair(self, student: int, span: Span) -> tuple[int, ...]:
+    """Returns the layer with the teacher layer it starts from."""
+    return student, span.source
+
+  def student_capture(self) -> Capture:
+    """Returns queries, keys and values of the student's layers."""
+    return Capture(qkv=tuple(i for i, _ in self.listed))
+
+  def teacher_capture(self) -> Capture:
+    """Returns queries, keys and values of the teacher's layers."""
+    return Capture(qkv=tuple(j for _, j in self.listed))
+
+  def distances(self, inputs: LossInputs) -> Iterator[Float[Array, "B T"]]:
+    """Yields the divergence for each pair."""
+    assert inputs.output is not None and inputs.signal is not None
+    for i, j in self.listed:
+      total = jnp.zeros(inputs.batch.segments.shape, jnp.float32)
+      for student, teacher in zip(inputs.output.qkv[i], inputs.signal.qkv[j], strict=True):
+        total = total + relation_kl(
+          student, jax.lax.stop_gradient(teacher), segments=inputs.batch.segments, heads=self.heads
+        )
+      yield total / 3

@@ -1,0 +1,48 @@
+"""TAID: forward KL to a teacher that is interpolated with the student (2501.16937)."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from distill.configuration import option
+from distill.losses import divergences
+from distill.losses.divergences import Divergence
+from distill.objectives.context import LossContext, Scalar, TermState
+from distill.objectives.divergences import DivergenceTerm
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Taid(DivergenceTerm):
+  """KL(r ‖ student) with r between student (t = 0) and teacher (t = 1).
+
+  The state holds t, a momentum of the relative fall of the loss, and the last loss.
+  """
+
+  kind: ClassVar[str] = "taid"
+
+  t_start: float = option(0.4, least=0, most=1, help="Share of the teacher in the target at the first step.")
+  t_end: float = option(1.0, least=0, most=1, help="Share of the teacher in the target at the last step.")
+  alpha: float = option(5e-4, least=0, most=1, help="How far the share runs ahead of a line while the loss falls.")
+
+  def divergence(self) -> Divergence:
+    """Returns the divergence with t as its last argument."""
+    return lambda p, q, t: divergences.taid(p, q, t=t)
+
+  def extra(self, state: TermState) -> tuple[Scalar, ...]:
+    """Returns t."""
+    return (state["t"],)
+
+  def initial_state(self) -> TermState:
+    """Returns t at its start and no loss to compare with."""
+    return {"t": jnp.float32(self.t_start), "momentum": jnp.float32(0.0), "last": jnp.float32(jnp.inf)}
+
+  def next_state(self, state: TermState, *, value: Scalar, reference: Scalar, context: LossContext) -> TermState:
+    """Returns the next t: never behind a straight line, and ahead of it while the loss falls (algorithm 1)."""
+    fallen = jnp.where(jnp.isfinite(state["last"]), (state["last"] - value) / state["last"], 0.0)
+    momentum = 0.99 * state["momentum"] + 0.01 * fallen
+    line = self.t_start + (self.t_end - self.t_start) * ((context.step + 1) / context.steps)
+    ahead = state["t"] + self.alpha * jax.nn.sigmoid(momentum) * (1.0 - state["t"])
+    t = jnp.minimum(self.t_end, jnp.maximum(line, ahead))
+    return {"t": t, "momentum": momentum, "last": value}

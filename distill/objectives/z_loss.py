@@ -1,0 +1,19 @@
+"""The z-loss: keeps the normaliser of the student's softmax near one (PaLM, 2204.02311)."""
+
+import dataclasses
+from typing import ClassVar
+
+from distill.losses.token_losses import TokenLoss, z_loss
+from distill.objectives.context import LossContext, TermState
+from distill.objectives.term import Term
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ZLoss(Term):
+  """Square of the student's logsumexp."""
+
+  kind: ClassVar[str] = "z_loss"
+
+  def token_loss(self, context: LossContext, state: TermState) -> TokenLoss:
+    """Returns the z-loss of each token."""
+    return z_loss()

@@ -1,0 +1,46 @@
+"""Activations that a decoder captures, and layers that run in isolation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from distill.models.layer import Layer
+from distill.types import INPUT, Capture, before
+from tests.objectives.steps import DELTA, SOFT, batch, decoder
+
+
+def run(given):
+  return {"tokens": given.tokens, "segments": given.segments, "positions": given.positions, "dtype": jnp.float32}
+
+
+def test_an_isolated_layer_computes_what_it_computes_inside_the_decoder():
+  model = decoder(DELTA, SOFT, DELTA, SOFT, DELTA, residual_scale=0.7, norms="both")
+  params, given = model.init(jax.random.key(0)), batch()
+  every = tuple(range(5))
+  whole = model.apply(params, capture=Capture(layers=(INPUT, *every), mixers=every), **run(given))
+  common = {name: value for name, value in run(given).items() if name != "tokens"}
+  for layers in (every, (3, 0, 2)):
+    inputs = [whole.layers[before(layer)] for layer in layers]
+    mixed = model.run_isolated(params, run=Layer.mix, inputs=inputs, layers=layers, **common)
+    blocks = model.run_isolated(params, run=Layer.__call__, inputs=inputs, layers=layers, **common)
+    for place, layer in enumerate(layers):
+      np.testing.assert_allclose(mixed[place], whole.mixers[layer], atol=1e-5)
+      np.testing.assert_allclose(blocks[place], whole.layers[layer], atol=1e-5)
+
+
+def test_captured_queries_keys_and_values_are_projections_of_the_layers_normed_input():
+  model = decoder(SOFT, SOFT)
+  params, given = model.init(jax.random.key(0)), batch()
+  output = model.apply(params, capture=Capture(layers=(0,), qkv=(1,)), **run(given))
+  q, k, v = output.qkv[1]
+  one = model.unstack(params)
+  x = output.layers[0]
+  x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6) * one["layers.1.mixer_norm.scale"]
+  for name, found in zip("qkv", (q, k, v), strict=True):
+    np.testing.assert_allclose(found, x @ one[f"layers.1.mixer.{name}.kernel"], atol=1e-5)
+
+
+def test_only_what_is_asked_for_is_captured():
+  model, rows = decoder(SOFT, SOFT), run(batch())
+  output = jax.eval_shape(lambda params: model.apply(params, capture=Capture(qkv=(1,)), **rows), model.abstract())
+  assert (set(output.layers), set(output.mixers), set(output.qkv)) == (set(), set(), {1})

@@ -1,0 +1,64 @@
+import pytest
+
+from distill.errors import InputError
+from tests.objectives.problem import bound
+
+
+@pytest.mark.parametrize(
+  ("kind", "pairs", "depths", "expected"),
+  [
+    ("hidden", "uniform", (3, 9), ((0, 2), (1, 5), (2, 8))),
+    ("hidden", "uniform", (4, 11), ((0, 1), (1, 4), (2, 7), (3, 10))),
+    ("hidden", "uniform", (3, 2), ((0, 0), (1, 0), (2, 1))),
+    ("mixer_output", "uniform", (3, 8), ((0, 0), (1, 2), (2, 5))),
+    ("block_output", "uniform", (3, 8), ((0, 0, 1), (1, 2, 4), (2, 5, 7))),
+    ("hidden", {"last": 2}, (4, 11), ((2, 9), (3, 10))),
+    ("relations", {"last": 1}, (2, 3), ((1, 2),)),
+  ],
+)
+def test_pairs_may_be_named_by_how_layers_spread(kind, pairs, depths, expected):
+  (term,) = bound({"kind": kind, "pairs": pairs}, student=depths[0], teacher=depths[1])
+  assert term.pairs == expected
+
+
+@pytest.mark.parametrize(
+  ("kind", "expected"),
+  [
+    ("mixer_output", ((0, 1), (1, 3), (2, 6))),
+    ("relations", ((0, 1), (1, 3), (2, 6))),
+    ("block_output", ((0, 0, 2), (1, 3, 5), (2, 6, 7))),
+    ("hidden", ((0, 2), (1, 5), (2, 7))),
+  ],
+)
+def test_pairs_follow_from_the_layers_that_the_student_starts_from(kind, expected):
+  (term,) = bound({"kind": kind}, student=3, teacher=8, layers_from=(1, 3, 6))
+  assert term.pairs == expected
+
+
+def test_pairs_stay_open_while_it_is_not_known_where_layers_start_from():
+  (term,) = bound({"kind": "hidden"}, student=3, teacher=8, layers_from=None)
+  assert term.pairs == () and term.teacher_capture().layers == ()
+
+
+@pytest.mark.parametrize(
+  ("spec", "message"),
+  [
+    ({"kind": "hidden"}, r"pairs: a hidden term needs \(\(student layer, teacher layer\)"),
+    ({"kind": "hidden", "layers_from": (1, 0)}, "pairs: a hidden term needs"),
+    ({"kind": "hidden", "pairs": "even"}, "pairs: 'even'; give .* 'uniform' or {'last': k}"),
+    ({"kind": "hidden", "pairs": {"last": 3}}, "names a layer that is not there; the student has layers 0 to 1"),
+    ({"kind": "hidden", "pairs": {"last": 0}}, "'uniform' or {'last': k}"),
+    ({"kind": "hidden", "pairs": ((0, "x"),)}, r"pairs\[0\]\[1\]: 'x'; use a whole number"),
+    ({"kind": "mixer_output", "pairs": ((0, 9),)}, r"\(0, 9\) names a layer that is not there; .* teacher 0 to 2"),
+    ({"kind": "mixer_output", "pairs": ((0, 1, 2),)}, r"\(0, 1, 2\); give \(student layer, teacher layer\)"),
+    ({"kind": "block_output", "pairs": ((0, 2, 1),)}, r"\(0, 2, 1\); the teacher layer that ends the span"),
+    ({"kind": "hidden", "pairs": "uniform", "balanced": True}, "balanced: the stage has no term of logits"),
+    ({"kind": "hidden", "pairs": "uniform", "balanced": 1}, "balanced: 1; use True or False"),
+    ({"kind": "hidden", "pairs": "uniform", "distance": "far"}, "distance: 'far'; use one of 'mse', 'cosine'"),
+  ],
+)
+def test_wrong_pairs_are_refused_by_their_key(spec, message):
+  layers_from = {"layers_from": spec["layers_from"]} if "layers_from" in spec else {}
+  spec = {name: value for name, value in spec.items() if name != "layers_from"}
+  with pytest.raises(InputError, match=r"config\.stages\.a\.terms\[0\].*" + message):
+    bound(spec, student=2, teacher=3, **layers_from)

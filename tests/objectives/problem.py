@@ -1,0 +1,67 @@
+"""Tiny inputs of losses, and terms bound to tiny models."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from distill.models.config import AttentionConfig, DecoderConfig, LayerConfig, MlpConfig, RopeConfig
+from distill.objectives.context import LossContext, LossInputs, Setting
+from distill.objectives.objective import counts, loss_sums
+from distill.objectives.terms import bind_terms, read_terms
+from distill.types import Batch, DenseSignal, ModelOutput, Readout
+
+KEY = "config.stages.a.terms"
+LAYER = LayerConfig(
+  mixer=AttentionConfig(num_heads=2, num_kv_heads=1, head_dim=8, rope=RopeConfig(theta=1e4)), mlp=MlpConfig(width=24)
+)
+
+
+def config(depth, *, width=16, layer=LAYER):
+  return DecoderConfig(family="llama", vocab_size=31, width=width, layers=(layer,) * depth)
+
+
+def setting(student=1, teacher=3, *, steps=10, **changes):
+  """A stage of `steps` with models of so many layers."""
+  models = {"student": config(student), "teacher": config(teacher)}
+  return Setting(**{"steps": steps, **models, "teacher_depth": teacher, "teacher_width": 16, **changes})
+
+
+def bound(*specs, **changes):
+  """The terms of a stage that `setting` describes."""
+  return bind_terms(read_terms(specs, key=KEY), setting(**changes), key=KEY)
+
+
+def batch(rows):
+  """Rows of two documents and two positions of padding; the end of a document has no target."""
+  segments = jnp.asarray(np.repeat([[1, 2, 0]], [4, 3, 2], axis=1).repeat(rows, 0))
+  mask = jnp.asarray(np.asarray([[1, 1, 1, 0, 1, 1, 0, 0, 0]], np.float32).repeat(rows, 0))
+  tokens = jnp.asarray(np.random.default_rng(1).integers(0, 11, (rows, 9)))
+  return Batch(tokens=tokens, segments=segments, positions=segments, loss_mask=mask)
+
+
+def inputs(rows):
+  """Random outputs of a student 6 wide and a teacher 5 wide; layer 0 of one is projected to layer 2 of the other."""
+  rng = np.random.default_rng(0)
+
+  def array(*shape):
+    return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+  return LossInputs(
+    batch=batch(rows),
+    output=ModelOutput(
+      hidden=array(rows, 9, 6), layers={0: array(rows, 9, 6)}, readout=Readout(kernel=array(6, 11), vocab_size=11)
+    ),
+    signal=DenseSignal(
+      hidden=array(rows, 9, 5), layers={2: array(rows, 9, 5)}, readout=Readout(kernel=array(5, 11), vocab_size=11)
+    ),
+    params={"0_2.kernel": array(6, 5)},
+  )
+
+
+def context(given, *, step=0, steps=10, states=None):
+  """The point after `step` steps of a stage, whose global batch is that of the inputs."""
+  return LossContext(step=jnp.int32(step), steps=steps, totals=counts(given.batch), states=states or {})
+
+
+def sums(terms, given, **changes):
+  """(loss, means by name) of a whole batch."""
+  return loss_sums(terms, given, context=context(given, **changes))

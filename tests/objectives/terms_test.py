@@ -1,0 +1,27 @@
+import pytest
+
+from distill.errors import InputError
+from distill.objectives.terms import TERMS
+from tests.objectives.problem import bound
+
+
+def test_every_term_is_listed_under_its_own_kind():
+  assert {name: cls.kind for name, cls in TERMS.items()} == {name: name for name in TERMS}
+
+
+@pytest.mark.parametrize(
+  ("specs", "message"),
+  [
+    ([{"kind": "kl"}], r"\[0\]\.kind: unknown term 'kl'; use one of forward_kl"),
+    ([{"kind": 3}], r"\[0\]\.kind: unknown term 3"),
+    (["forward_kl"], r"\[0\]: 'forward_kl'; a term is a dict with a kind"),
+    ([{"kind": "cross_entropy", "temperature": 2.0}], r"\[0\]\.temperature: unknown key"),
+    ([{"kind": "cross_entropy"}, {"kind": "z_loss", "weight": "x"}], r"\[1\]\.weight: 'x'"),
+    ([{"kind": "z_loss", "weight": {"kind": "steep"}}], r"\[0\]\.weight\.kind: 'steep'"),
+    ([{"kind": "balance"}], r"\[0\]: the balance term needs an MoE student"),
+    ([], "a stage needs at least one term"),
+  ],
+)
+def test_a_wrong_term_is_refused_with_its_place_in_the_recipe(specs, message):
+  with pytest.raises(InputError, match=r"config\.stages\.a\.terms.*" + message):
+    bound(*specs)
