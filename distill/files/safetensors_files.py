@@ -147,7 +147,7 @@ def _entry(path: pathlib.Path, name: str, entry: Any) -> tuple[int, Stored]:
   """Returns (offset of the first byte after the header, the tensor) for one entry of a header."""
   where = f"{path}: tensor {name!r}"
   if not name or len(name) > 1000 or not name.isprintable() or "/" in name or "\\" in name:
-    raise InputError(f"{where[:200]}: no valid name of a tensor; {_AGAIN}")
+    raise InputError(f"{where[:200]}: not a name of a tensor; {_AGAIN}")
   if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
     raise InputError(f"{where}: expected dtype, shape and data_offsets in its header; {_AGAIN}")
   dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]

@@ -54,7 +54,7 @@ def entry(**changes):
     ({"a": entry(shape=[-2])}, "must be a list of whole numbers"),
     ({"a": entry(), "b": entry()}, "overlaps the one before it"),
     ({"a": entry(data_offsets=[4, 12])}, "leaves a hole before it"),
-    ({"a/b": entry()}, "no valid name of a tensor"),
+    ({"a/b": entry()}, "not a name of a tensor"),
     ({"a": {"dtype": "F32"}}, "expected dtype, shape and data_offsets"),
     ({"a": entry(shape=[0, 2**60], data_offsets=[0, 0])}, "beyond what arrays can have"),
     ({"a": entry(), "__metadata__": {"x": 1}}, "__metadata__ must hold names and texts"),
