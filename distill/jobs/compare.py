@@ -1,6 +1,5 @@
 """A student measured against its teacher, as a report."""
 
-import json
 import pathlib
 import tempfile
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from distill.evaluation.config import EvaluationConfig
 from distill.evaluation.model import Model
 from distill.evaluation.skills import read_skill
 from distill.jobs.loading import Adapters, Path, adapter_stack, load
+from distill.jobs.run_directory import RunDirectory
 
 _LENGTH = 128  # Tokens of a row of held-out text.
 
@@ -73,7 +73,7 @@ def compare(
       tokenizer=tokenizer,
       skills=skills,
       heldout=heldout,
-      curves=_curves(student_path.parent / "metrics.jsonl"),
+      curves=RunDirectory(student_path.parent).metrics(),
     )
   write(report, out=pathlib.Path(out))
   return report
@@ -85,10 +85,3 @@ def _name(model: Path) -> str:
 
 def _model(name: str, decoder, params) -> Model:
   return Model(name=name, decoder=decoder, params=params)
-
-
-def _curves(path: pathlib.Path) -> list[dict[str, Any]]:
-  """The whole lines of a run's metrics.jsonl, if there is one."""
-  if not path.is_file():
-    return []
-  return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]

@@ -6,6 +6,7 @@ from distill.checkpoints import hf
 from distill.checkpoints.hub import locate
 from distill.errors import InputError
 from distill.jobs.loading import Path
+from distill.jobs.run_directory import RunDirectory
 
 
 def export(model: Path, *, out: Path) -> None:
@@ -31,7 +32,7 @@ def finished_student(workdir: Path) -> pathlib.Path:
   Raises:
     InputError: The run has not finished.
   """
-  student = pathlib.Path(workdir) / "student"
+  student = RunDirectory(pathlib.Path(workdir)).student
   if not student.is_dir():
     raise InputError(f"{student}: no such directory; finish the run first with the same distill train command")
   return student

@@ -18,6 +18,7 @@ from distill.errors import InputError
 from distill.files import safetensors_files
 from distill.files.json_file import read_json
 from distill.jobs.loading import Path
+from distill.jobs.run_directory import RunDirectory
 from distill.teachers.cache import MANIFEST, Section, sections
 from distill.training.checkpoint import notes_path
 
@@ -135,9 +136,13 @@ def _checkpoint(directory: pathlib.Path) -> Iterator[str]:
 
 
 def _run(directory: pathlib.Path, values: dict) -> Iterator[str]:
-  yield f"run: stages {', '.join(stage['name'] for stage in values['config']['stages'])}"
+  run = RunDirectory(directory)
+  try:
+    stages = ", ".join(stage["name"] for stage in values["config"]["stages"])
+  except (KeyError, TypeError) as error:
+    raise InputError(f"{run.config}: damaged ({error!r}); inspect a checkpoint of the run") from error
+  yield f"run: stages {stages}"
   yield f"fingerprint: {values['fingerprint']}"
-  steps = sorted(int(path.name) for path in (directory / "checkpoints").glob("[0-9]*") if path.name.isdigit())
-  yield f"checkpoints: {', '.join(map(str, steps)) or 'none'}"
-  results = [name for name in ("student", "adapter") if (directory / name).is_dir()]
+  yield f"checkpoints: {', '.join(map(str, run.steps())) or 'none'}"
+  results = [path.name for path in (run.student, run.adapter) if path.is_dir()]
   yield f"results: {', '.join(results) or 'none yet'}"

@@ -9,7 +9,7 @@ from distill.files.json_file import read_json
 from distill.files.replace import replace_file
 from distill.jobs.config import RunConfig, difference, fingerprint
 from distill.training.checkpoint import Checkpoints
-from distill.training.metrics import MetricsWriter, summary
+from distill.training.metrics import MetricsWriter, read_metrics, summary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +42,6 @@ class RunDirectory:
     """The trained adapter, a PEFT directory."""
     return self.path / "adapter"
 
-  @property
-  def metrics(self) -> pathlib.Path:
-    """Metrics as JSON lines."""
-    return self.path / "metrics.jsonl"
-
   def steps(self) -> list[int]:
     """Returns the steps of the checkpoints, in order."""
     return sorted(int(path.name) for path in self._checkpoints.glob("*") if path.name.isdigit())
@@ -59,13 +54,21 @@ class RunDirectory:
   def _checkpoints(self) -> pathlib.Path:
     return self.path / "checkpoints"
 
+  @property
+  def _metrics(self) -> pathlib.Path:
+    return self.path / "metrics.jsonl"
+
   def metrics_writer(self, *, step: int) -> MetricsWriter:
     """Returns a writer that continues the metrics after `step`."""
-    return MetricsWriter(self.metrics, tensorboard=self.path / "tensorboard", step=step)
+    return MetricsWriter(self._metrics, tensorboard=self.path / "tensorboard", step=step)
+
+  def metrics(self) -> list[dict[str, Any]]:
+    """Returns the lines of metrics written so far."""
+    return read_metrics(self._metrics)
 
   def summary(self) -> str:
     """Returns a table of the stages: steps, tokens, minutes and losses."""
-    return summary(self.metrics)
+    return summary(self._metrics)
 
   def claim(self, config: RunConfig) -> None:
     """Marks the directory as a run's, or refuses it if another run has trained there.

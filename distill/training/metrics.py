@@ -46,7 +46,7 @@ class MetricsWriter:
 def summary(path: pathlib.Path) -> str:
   """Returns a table of a run's stages: steps, tokens, minutes, and the mean loss of its first and last twentieth."""
   stages: dict[str, list[dict[str, Any]]] = {}
-  for line in map(json.loads, _lines(path)):
+  for line in read_metrics(path):
     stages.setdefault(line["stage"], []).append(line)
   width = max((len(name) for name in stages), default=0)
   rows = [f"{'stage':<{width}}  {'steps':>7}  {'tokens':>13}  {'minutes':>7}  loss"]
@@ -59,6 +59,11 @@ def summary(path: pathlib.Path) -> str:
     minutes = sum(line["tokens"] / max(line["tokens_per_second"], 1e-9) for line in lines) / 60
     rows.append(f"{name:<{width}}  {steps:>7}  {tokens:>13,.0f}  {minutes:>7.1f}  {first:.4f} -> {last:.4f}")
   return "\n".join(rows)
+
+
+def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
+  """Returns the whole lines of a file of metrics; none if there is no file."""
+  return list(map(json.loads, _lines(path)))
 
 
 def _lines(path: pathlib.Path) -> list[str]:
