@@ -165,7 +165,7 @@ def _hf(config: HfSourceConfig, key: str) -> DocumentSource:
   try:
     dataset = datasets.load_dataset(config.name, config.subset or None, split=config.split, data_files=files)
   except Exception as error:
-    raise InputError(f"{key}.name: cannot load dataset {spec['name']!r}: {_reason(error)}") from error
+    raise InputError(f"{key}.name: cannot load dataset {config.name!r}: {_reason(error)}") from error
   used = {"prompt", "completion", config.text_key} & set(dataset.column_names)
   # Other columns, such as images, may be costly to decode.
   rows = dataset.select_columns(sorted(used)) if used else dataset

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+from typing import Any
 
 from distill.errors import InputError
 from distill.files.json_file import read_json

@@ -59,6 +59,15 @@ def test_local_files_through_hf_datasets(kind, tmp_path, monkeypatch):
       list(wrong.documents())
 
 
+def test_files_that_hf_datasets_cannot_read_are_named(tmp_path, monkeypatch):
+  import datasets
+
+  monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+  (tmp_path / "bad.json").write_text("{not json")
+  with pytest.raises(InputError, match=r"data\.name: cannot load dataset 'json'"):
+    open_source({"kind": "hf", "name": "json", "data_files": str(tmp_path / "bad.json")}, key="data")
+
+
 @pytest.fixture
 def tfds_maker(tmp_path):
   import tensorflow_datasets as tfds
