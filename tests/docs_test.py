@@ -4,12 +4,15 @@ import dataclasses
 import importlib
 import pathlib
 import re
+import textwrap
 
+import numpy as np
 import pytest
 
 from distill.checkpoints.registry import FAMILIES
 from distill.cli.main import COMMANDS
 from distill.jobs.config import resolve
+from distill.objectives.terms import TERMS, read_terms
 from distill.training.config import OptimizerConfig
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -53,3 +56,28 @@ def test_every_optimizer_is_documented():
   names = next(one for one in dataclasses.fields(OptimizerConfig) if one.name == "name").metadata["choices"]
   text = (ROOT / "docs" / "training.md").read_text()
   assert not [name for name in names if f"`{name}`" not in text]
+
+
+def test_every_term_is_documented_with_its_options():
+  text = (ROOT / "docs" / "objectives.md").read_text()
+  for name, term in TERMS.items():
+    options = [field.name for field in dataclasses.fields(term)]
+    assert not [word for word in (name, *options) if f"`{word}`" not in text], name
+
+
+def test_the_term_in_the_documents_is_a_term(tmp_path, monkeypatch):
+  page = (ROOT / "docs" / "objectives.md").read_text()
+  module = re.search(r"```python\n(\s*# my_terms.py.*?)```", page, re.DOTALL)
+  (tmp_path / "my_terms.py").write_text(textwrap.dedent(module[1]))
+  monkeypatch.syspath_prepend(tmp_path)
+  (term,) = read_terms([{"kind": "my_terms:Entropy", "weight": -0.01}], key="terms")
+  entropy = term.token_loss(None, {}).per_token(np.zeros((1, 8), np.float32))
+  np.testing.assert_allclose(entropy, np.log(8), rtol=1e-6)
+
+
+def test_functions_that_the_design_names_exist():
+  found = re.findall(r"`(distill/[\w/]+\.py)` `([\w.]+)`", (ROOT / "docs" / "design.md").read_text())
+  assert len(found) > 20
+  for path, names in found:
+    defined = set(re.findall(r"(?:def|class) (\w+)", (ROOT / path).read_text()))
+    assert set(names.split(".")) <= defined, f"{path}: {names}"
