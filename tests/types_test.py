@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill.types import Readout
+from distill.types import NO_CAPTURE, Capture, DenseSignal, Readout, SparseSignal, SparseTarget
 
 
 def test_readout_equals_the_plain_formula_and_padding_gets_no_probability():
@@ -16,3 +16,18 @@ def test_readout_equals_the_plain_formula_and_padding_gets_no_probability():
   expected = 4.0 * np.tanh((hidden @ kernel + bias) * 0.7 / 4.0)
   np.testing.assert_allclose(logits[..., :11], expected[..., :11], rtol=1e-5, atol=1e-6)
   assert (jax.nn.softmax(logits)[..., 11:] == 0).all()
+
+
+def test_the_union_of_captures_names_each_activation_once_in_order():
+  union = Capture(layers=(3, -1), mixers=(2,)) | Capture(layers=(0, 3), qkv=(1,)) | NO_CAPTURE
+  assert union == Capture(layers=(-1, 0, 3), mixers=(2,), qkv=(1,))
+  assert hash(union) == hash(Capture(layers=(0, 3, -1), mixers=(2,), qkv=(1,)))
+
+
+def test_both_signals_give_their_distributions_row_by_row():
+  readout = Readout(kernel=jnp.ones((4, 7)), vocab_size=7)
+  hidden, found = DenseSignal(hidden=jnp.ones((2, 3, 4)), readout=readout).target_rows()
+  assert hidden.shape == (6, 4) and found is readout
+  target = SparseTarget(ids=jnp.zeros((2, 3, 5), int), log_probs=jnp.zeros((2, 3, 5)), tail=jnp.zeros((2, 3)))
+  rows, found = SparseSignal(target=target).target_rows()
+  assert (rows.ids.shape, rows.tail.shape, found) == ((6, 5), (6,), None)

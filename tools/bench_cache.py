@@ -26,7 +26,7 @@ from distill.jobs.config import RunConfig
 from distill.jobs.prepare import prepare
 from distill.jobs.run_directory import RunDirectory
 from distill.jobs.train import compile_step, teacher_params
-from distill.teachers.cache import sections
+from distill.teachers.sections import open_sections
 from distill.training import loop
 from tools.compare_architectures import distill, kept, measured
 
@@ -70,7 +70,7 @@ def _row(kind: str, *, out: pathlib.Path) -> dict:
 
 def _bytes(cache: pathlib.Path) -> float:
   """On disk, a token."""
-  found = sections(cache)
+  found = open_sections(cache)
   size = sum(path.stat().st_size for section in found for path in section.directory.iterdir())
   return size / sum(section.count * section.manifest["length"] for section in found)
 

@@ -1,11 +1,8 @@
 """Caches of a run's teacher: made by `distill cache`, found again by a training that has no teacher in memory."""
 
-import functools
-import hashlib
-import json
 import pathlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -21,6 +18,7 @@ from distill.files import safetensors_files
 from distill.jobs import data
 from distill.jobs.config import RunConfig, resolve
 from distill.jobs.models import chosen, live_teacher, routes, stack
+from distill.jobs.stages import Stage
 from distill.models.config import DecoderConfig
 from distill.objectives.context import Setting
 from distill.objectives.objective import needs_teacher, teacher_capture
@@ -29,12 +27,12 @@ from distill.objectives.terms import bind_terms, read_terms
 from distill.parallel.interruption import EXIT_INTERRUPTED, Interruption
 from distill.parallel.mesh import make_mesh
 from distill.parallel.processes import fail_together, is_writer
-from distill.teachers import cache
-from distill.teachers.cache import Rows, Section
-from distill.teachers.cached import CachedTeacher
-from distill.teachers.caching import CacheWriter
+from distill.teachers.cache_index import CacheIndex
+from distill.teachers.cache_writer import CacheWriter
 from distill.teachers.live import LiveTeacher
-from distill.teachers.targets import targets
+from distill.teachers.row_format import RowFormat, row_format
+from distill.teachers.sections import FORMAT, Section, claim
+from distill.teachers.targets import read_targets
 from distill.training.config import StageConfig
 from distill.training.metrics import Progress
 from distill.types import INPUT, Capture
@@ -58,22 +56,22 @@ def make(recipe: Mapping[str, Any] | RunConfig, *, workdir: pathlib.Path) -> int
   if not _taught(config):
     raise InputError("config.stages: no term of any stage looks at a teacher, so there is nothing to cache")
   base = hf_config.read_config(locate(config.teacher.model))
-  targets(vars(config.teacher_cache), where="config.teacher_cache", vocab=base.vocab_size)
+  read_targets(vars(config.teacher_cache), where="config.teacher_cache", vocab=base.vocab_size)
   states = _states(config, teacher=base)
   tokenizer = data.read_tokenizer(config)
   batches = data.read_batches(config, tokenizer=tokenizer, tokens=workdir / "tokens")
   teacher = live_teacher(config, mesh=mesh)
   sections = _claimed(config, batches, teacher=teacher, states=states, workdir=workdir)
-  fillers: dict[Rows, CacheWriter] = {}
+  writers: dict[RowFormat, CacheWriter] = {}
   with Interruption() as interruption:
     for number, (section, store, route) in enumerate(sections, start=1):
-      if section.rows not in fillers:
+      if section.format not in writers:
         dtype = jnp.dtype(config.training.dtype)
-        fillers[section.rows] = CacheWriter(teacher, rows=section.rows, mesh=mesh, dtype=dtype)
+        writers[section.format] = CacheWriter(teacher, format=section.format, mesh=mesh, dtype=dtype)
       done = store.rows - sum(len(section.bounds(shard)) for shard in section.missing())
       rows = _Progress(f"[{number}/{len(sections)}]", done=done, store=store)
       try:
-        whole = fillers[section.rows].fill(
+        whole = writers[section.format].fill(
           section, store=store, route=route, stop=interruption.requested, report=rows.report
         )
       finally:
@@ -100,10 +98,9 @@ def _claimed(
   for stage in _taught(config):
     for number, store in enumerate(batches[stage.name].stores):
       manifest = {**_manifest(config, teacher=teacher, store=store), **states, **subjects(number, store)}
-      rows = cache.rows_of(manifest, where="config.teacher_cache")
-      manifest["shard_rows"] = cache.shard_rows(rows, batch_size=manifest["batch_size"])
+      manifest["shard_rows"] = row_format(manifest, where="config.teacher_cache").rows_per_shard(manifest["batch_size"])
       with fail_together("--workdir"):
-        section = cache.claim(workdir, manifest)
+        section = claim(workdir, manifest)
       found[section.identity] = section, store, places[number]
   return list(found.values())
 
@@ -140,9 +137,9 @@ def _line(section: Section, store: TokenStore) -> str:
 def _manifest(config: RunConfig, *, teacher: LiveTeacher, store: TokenStore) -> dict[str, Any]:
   """How the teacher is run, and what is kept of its distributions."""
   vocab = teacher.decoder.config.vocab_size
-  kept = targets(vars(config.teacher_cache), where="config.teacher_cache", vocab=vocab)
+  kept = read_targets(vars(config.teacher_cache), where="config.teacher_cache", vocab=vocab)
   return {
-    "format": cache.FORMAT,
+    "format": FORMAT,
     "rows": store.rows,
     "source": {key: value for key, value in store.meta["source"].items() if key not in PLACES},
     "width": teacher.width,
@@ -190,82 +187,46 @@ def _states(config: RunConfig, *, teacher: DecoderConfig) -> dict[str, list[int]
   return {"layers": list(capture.layers), "mixers": list(capture.mixers)}
 
 
-class CacheIndex:
-  """What a run trains from in place of a teacher.
+def open_index(config: RunConfig, batches: Mapping[str, Batches]) -> CacheIndex:
+  """Returns the index of the teacher cache that a recipe names.
 
   Args:
-    config: The run's; its teacher.cache names the cache.
-    batches: Of its stages.
-
-  Attributes:
-    teacher: Takes the live one's place.
+    config: The recipe; its teacher.cache names the cache.
+    batches: Batches of its stages.
 
   Raises:
-    InputError: The cache has nothing for some rows, is damaged, or is of another teacher, tokenizer or text.
+    InputError: The cache lacks some rows, is damaged, or belongs to another teacher, tokenizer or text.
   """
-
-  def __init__(self, config: RunConfig, *, batches: Mapping[str, Batches]):
-    self._batches = batches
-    with fail_together("config.teacher.cache"):
-      subjects, sections = _subjects(config), cache.sections(config.teacher.cache)
-      self._sections = {
-        stage.name: [
-          cache.find(sections, subjects(number, store), what=f"config.data.sources[{number}]")
-          for number, store in enumerate(batches[stage.name].stores)
-        ]
-        for stage in _taught(config)
-      }
-    used = {section.identity: section for one in self._sections.values() for section in one}
-    if not used:
-      raise InputError("config.teacher.cache: no term of any stage looks at a teacher; leave it out")
-    self._one = next(iter(used.values())).manifest
-    settings = {
-      f"teacher_cache.{key}": getattr(config.teacher_cache, key) for key in ("targets", "size", "temperature")
+  spec, settings = config.teacher_cache, {}
+  for key in ("targets", "size", "temperature"):
+    settings[key] = f"teacher_cache.{key}", getattr(spec, key)
+  if config.teacher.model:
+    settings["teacher_dtype"] = "teacher.dtype", config.teacher.dtype
+  with fail_together("config.teacher.cache"):
+    subject = _subjects(config)
+    subjects = {
+      stage.name: [subject(number, store) for number, store in enumerate(batches[stage.name].stores)]
+      for stage in _taught(config)
     }
-    if config.teacher.model:
-      settings["teacher.dtype"] = config.teacher.dtype
-    for section in used.values():
-      where = section.directory / cache.MANIFEST
-      for key in ("teacher", "width", "depth", "vocab_size"):
-        if section.manifest[key] != self._one[key]:
-          raise InputError(f"{where}: {key} is not that of the other sections; set config.teacher.model")
-      for key, value in settings.items():
-        if (found := section.manifest[key.removeprefix("teacher_cache.").replace(".", "_")]) != value:
-          raise InputError(f"{where}: made with {key} {found!r}, config.{key} is {value!r}; make them agree")
-    digest = hashlib.sha256(json.dumps(sorted(used)).encode()).hexdigest()
-    self.teacher = CachedTeacher(identity=digest, **{key: self._one[key] for key in ("width", "depth", "vocab_size")})
+    return CacheIndex(config.teacher.cache, subjects=subjects, settings=settings)
 
-  def batches(self, stage: str, *, terms: Sequence[Term]) -> Batches:
-    """Returns the batches of a stage with the teacher's signal that its terms need.
 
-    Raises:
-      InputError: The cache does not hold what they need.
-    """
-    if stage not in self._sections:
-      return self._batches[stage]
-    key, capture = f"config.stages.{stage}.terms", teacher_capture(terms)
-    kept = targets(self._one, where=str(cache.MANIFEST), vocab=self._one["vocab_size"])
-    for index, term in enumerate(terms):
-      term.check_targets(kept, key=f"{key}[{index}]")
-    if capture.qkv:
-      raise InputError(
-        f"{key}: a cache holds no queries, keys and values; leave out the terms that compare them, or "
-        "config.teacher.cache"
-      )
-    for section in self._sections[stage]:
-      for name, asked in (("layers", capture.layers), ("mixers", capture.mixers)):
-        if lacks := sorted(set(asked) - set(section.manifest[name])):
-          raise InputError(
-            f"{key}: they need the teacher's {name} {lacks}, which {section.directory} lacks; run distill cache with "
-            f"--config.teacher_cache.{name} naming all of {list(asked)} into another --workdir"
-          )
-    return self._batches[stage].with_signals(
-      [functools.partial(one.read, capture=capture) for one in self._sections[stage]]
-    )
+def cached_batches(index: CacheIndex, batches: Batches, *, stage: Stage) -> Batches:
+  """Returns the batches of a stage with the teacher's signal that its terms need.
+
+  Raises:
+    InputError: The cache does not hold it.
+  """
+  if not needs_teacher(stage.terms):
+    return batches
+  key = f"config.stages.{stage.name}.terms"
+  for number, term in enumerate(stage.terms):
+    term.check_targets(index.targets, key=f"{key}[{number}]")
+  return batches.with_signals(index.readers(stage.name, teacher_capture(stage.terms), key=key))
 
 
 def _subjects(config: RunConfig) -> Callable[[int, TokenStore], dict[str, Any]]:
-  """(number of a source, its store) -> what its rows are of: the keys of `cache.SUBJECT` that the run knows."""
+  """(number of a source, its store) -> what its rows are of: the keys of `sections.SUBJECT` that the run knows."""
   spec, sources = config.teacher, config.data.sources
   teacher, adapters = "", []
   if spec.model:

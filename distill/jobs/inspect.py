@@ -19,7 +19,7 @@ from distill.files import safetensors_files
 from distill.files.json_file import read_json
 from distill.jobs.loading import Path
 from distill.jobs.run_directory import RunDirectory
-from distill.teachers.cache import MANIFEST, Section, sections
+from distill.teachers.sections import MANIFEST, Section, open_sections
 from distill.training.checkpoint import notes_path
 
 
@@ -55,7 +55,7 @@ def inspect(directory: Path, *, model: Path = "") -> Iterator[str]:
   if (path / MANIFEST).is_file():
     return _section(Section(path))
   if any(path.glob(f"*/{MANIFEST}")):
-    return itertools.chain.from_iterable(map(_section, sections(path)))
+    return itertools.chain.from_iterable(map(_section, open_sections(path)))
   raise InputError(
     f"{path}: neither a model, an adapter, a run, a checkpoint, a token store nor a teacher cache "
     "(no config.json or its like)"

@@ -10,12 +10,13 @@ from distill.checkpoints import hf_config
 from distill.data.batches import Batches
 from distill.errors import InputError
 from distill.jobs import data
-from distill.jobs.cache import CacheIndex
+from distill.jobs.cache import cached_batches, open_index
 from distill.jobs.config import RunConfig
 from distill.jobs.models import Models, build
 from distill.jobs.run_directory import RunDirectory
 from distill.jobs.stages import Stage, read_stages, term_params
 from distill.parallel.mesh import make_mesh
+from distill.teachers.cache_index import CacheIndex
 from distill.training.loop import BatchSource
 from distill.tree import Params
 
@@ -69,7 +70,8 @@ def prepare(
   _check_vocabulary(config, models, tokens=len(tokenizer))
   stages = read_stages(config.stages, models)
   if cache:
-    text = {stage.name: cache.batches(stage.name, terms=stage.terms) for stage in stages}
+    assert text is not None
+    text = {stage.name: cached_batches(cache, text[stage.name], stage=stage) for stage in stages}
   params = {**models.params, **term_params(stages, seed=config.seed, mesh=mesh)}
   student = models.student.config
   print(f"student: {student.family}; {hf_config.who_loads(student)}", file=sys.stderr, flush=True)
@@ -94,7 +96,7 @@ def _cache_index(config: RunConfig, text: Mapping[str, Batches] | None) -> Cache
     return None
   if text is None:
     raise InputError("config.teacher.cache: it holds rows of data.sources, not those of another batch source")
-  return CacheIndex(config, batches=text)
+  return open_index(config, text)
 
 
 def _check_vocabulary(config: RunConfig, models: Models, *, tokens: int) -> None:

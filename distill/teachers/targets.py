@@ -1,6 +1,6 @@
-"""What is kept of a teacher's next-token distributions: its likeliest tokens and their tail, or tokens drawn from it.
+"""Sparse targets in a teacher cache: the teacher's likeliest tokens and their tail, or tokens drawn from it.
 
-Each kind is a value that makes its arrays on the device, and packs them into bytes and back on the host.
+Each kind selects its arrays on the device, and packs them into bytes and back on the host.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from distill.losses.chunked import chunk_tokens
 from distill.losses.partitions import bucket_log_probs
 from distill.types import Readout, SparseTarget
 
-Kept = tuple[Array, ...]
+TargetArrays = tuple[Array, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,83 +29,85 @@ class TopK:
   # The targets are a random sample of the distribution.
   sampled: ClassVar[bool] = False
 
-  def keep(self, hidden: Float[Array, "B T D"], readout: Readout, *, keys: Key[Array, " B"]) -> Kept:
-    """ids [B,T,k], log_probs [B,T,k] and tail [B,T]; logits exist for a chunk of tokens at a time."""
+  def select(self, hidden: Float[Array, "B T D"], readout: Readout, *, keys: Key[Array, " B"]) -> TargetArrays:
+    """Returns ids [B,T,k], log_probs [B,T,k] and tail [B,T]; logits exist for one chunk of tokens at a time."""
     del keys
 
-    def kept(logits_MV, _):
+    def top(logits_MV, _):
       logits_MV = logits_MV / self.temperature
       ids = jax.lax.top_k(logits_MV, self.size)[1]
       log_probs = bucket_log_probs(logits_MV, ids).astype(jnp.float16)
       return ids, log_probs[:, :-1], log_probs[:, -1]
 
-    return _walk(kept, hidden, readout, ())
+    return _map_positions(top, hidden, readout, ())
 
-  def bytes_a_token(self, bits: int) -> float:
-    """Room on disk for ids of so many bits."""
-    return self.size * (bits + 16) / 8 + 2
+  def bytes_a_token(self, id_bits: int) -> float:
+    """Returns the size of a position on disk."""
+    return self.size * (id_bits + 16) / 8 + 2
 
-  def pack(self, kept: tuple[np.ndarray, ...], *, bits: int) -> bytes:
-    """One row, ids [T,k], log_probs [T,k] and tail [T], as bytes."""
-    ids, log_probs, tail = kept
-    return log_probs.astype("<f2").tobytes() + tail.astype("<f2").tobytes() + pack(ids.reshape(-1), bits=bits).tobytes()
+  def pack(self, arrays: tuple[np.ndarray, ...], *, id_bits: int) -> bytes:
+    """Returns the bytes of a row: ids [T,k], log_probs [T,k] and tail [T]."""
+    ids, log_probs, tail = arrays
+    return (
+      log_probs.astype("<f2").tobytes() + tail.astype("<f2").tobytes() + pack(ids.reshape(-1), bits=id_bits).tobytes()
+    )
 
-  def unpack(self, data: bytes, *, length: int, bits: int) -> SparseTarget:
-    """The target of one row of `length` tokens."""
+  def unpack(self, data: bytes, *, length: int, id_bits: int) -> SparseTarget:
+    """Returns the target of a row of `length` positions."""
     many, few = length * self.size, length
     numbers = np.frombuffer(data, "<f2", many + few).astype(np.float32)
-    ids = unpack(np.frombuffer(data, np.uint8, offset=2 * (many + few)), bits=bits, count=many)
+    ids = unpack(np.frombuffer(data, np.uint8, offset=2 * (many + few)), bits=id_bits, count=many)
     return _target(ids.reshape(length, -1), numbers[:many].reshape(length, -1), numbers[many:])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampled:
-  """`size` tokens drawn from the teacher a position, as ids and counts (random-sampling KD, 2503.16870).
+  """`size` tokens drawn from the teacher at each position, as ids and counts (random-sampling KD, 2503.16870).
 
   Draws are systematic: at (u + n) / size of the cumulative distribution, with one uniform u a position. A token's
-  expected share is its probability, as with independent draws, and varies less.
+  expected share is its probability, as with independent draws, but varies less.
   """
 
   size: int = 50
   temperature: float = 1.0
   sampled: ClassVar[bool] = True
 
-  def keep(self, hidden: Float[Array, "B T D"], readout: Readout, *, keys: Key[Array, " B"]) -> Kept:
-    """ids [B,T,N] in ascending order, each as often as it was drawn.
+  def select(self, hidden: Float[Array, "B T D"], readout: Readout, *, keys: Key[Array, " B"]) -> TargetArrays:
+    """Returns ids [B,T,N] in ascending order, each as often as it was drawn.
 
-    `keys` are one a row, of the row alone, so that the draws do not depend on the batch it is in.
+    Each row has a key of its own, so that its draws do not depend on the batch it is in.
     """
     offsets = jax.vmap(lambda key: jax.random.uniform(key, hidden.shape[1:2]))(keys)
 
     def drawn(logits_MV, offset_M):
       cumulative = jnp.cumsum(jax.nn.softmax(logits_MV / self.temperature, axis=-1), axis=-1)
-      # Sums of float32 do not end at exactly 1, and a token without probability must not be drawn.
+      # Scaled to the last sum, which float32 leaves a little off 1: a token without probability must not be drawn.
       points = (offset_M[:, None] + jnp.arange(self.size)) / self.size * cumulative[:, -1:]
       found = jax.vmap(lambda steps, at: jnp.searchsorted(steps, at, side="right"))(cumulative, points)
       last = jnp.argmax(cumulative, axis=-1)
       return (jnp.minimum(found, last[:, None]).astype(jnp.int32),)
 
-    return _walk(drawn, hidden, readout, offsets)
+    return _map_positions(drawn, hidden, readout, offsets)
 
-  def bytes_a_token(self, bits: int) -> float:
-    """Most room on disk for ids of so many bits; published models need about 12 of 50 different ids."""
-    return self.size * (bits + 1) / 8
+  def bytes_a_token(self, id_bits: int) -> float:
+    """Returns the largest size of a position on disk; published models draw about 12 different ids in 50."""
+    return self.size * (id_bits + 1) / 8
 
-  def pack(self, kept: tuple[np.ndarray, ...], *, bits: int) -> bytes:
-    """One row, ids [T,N] in ascending order, as bytes: a bit a draw that tells where a new id begins, then these."""
-    (ids,) = kept
+  def pack(self, arrays: tuple[np.ndarray, ...], *, id_bits: int) -> bytes:
+    """Returns the bytes of a row of ascending ids [T,N]: for each draw a bit, set where a new id begins, then those."""
+    (ids,) = arrays
     new = np.ones(ids.shape, bool)
     new[:, 1:] = ids[:, 1:] != ids[:, :-1]
-    return np.packbits(new, bitorder="little").tobytes() + pack(ids[new], bits=bits).tobytes()
+    return np.packbits(new, bitorder="little").tobytes() + pack(ids[new], bits=id_bits).tobytes()
 
-  def unpack(self, data: bytes, *, length: int, bits: int) -> SparseTarget:
-    """The target of one row of `length` tokens: log(count / size) of the ids that were drawn, and no tail."""
+  def unpack(self, data: bytes, *, length: int, id_bits: int) -> SparseTarget:
+    """Returns the target of a row of `length` positions: log(count / size) of the drawn ids, and no tail."""
     many = length * self.size
     head = -(-many // 8)
     new = np.unpackbits(np.frombuffer(data, np.uint8, head), count=many, bitorder="little").astype(bool)
     starts = np.flatnonzero(new)
     counts = np.diff(starts, append=many)
-    found = unpack(np.frombuffer(data, np.uint8, offset=head), bits=bits, count=len(starts))
+    found = unpack(np.frombuffer(data, np.uint8, offset=head), bits=id_bits, count=len(starts))
     row = starts // self.size
     place = np.arange(len(starts)) - np.searchsorted(row, np.arange(length))[row]
     ids = np.full((length, self.size), -1, np.int32)
@@ -118,11 +120,16 @@ Targets = TopK | Sampled
 KINDS: Mapping[str, type[Targets]] = {"top_k": TopK, "sampled": Sampled}
 
 
-def targets(spec: Mapping[str, Any], *, where: str, vocab: int) -> Targets:
-  """The value that {"targets": kind, "size", "temperature"} describes, for a vocabulary.
+def read_targets(spec: Mapping[str, Any], *, where: str, vocab: int) -> Targets:
+  """Returns the targets that a recipe or a manifest describes.
+
+  Args:
+    spec: Mapping with the kind as `targets`, `size` and `temperature`.
+    where: File or key that it comes from, for messages.
+    vocab: Size of the vocabulary.
 
   Raises:
-    InputError: Unknown kind, or a number that is none or out of range.
+    InputError: The kind is unknown, or a number is wrong or out of range.
   """
   kind, size, temperature = spec.get("targets"), spec.get("size"), spec.get("temperature")
   if not isinstance(kind, str) or kind not in KINDS:
@@ -136,40 +143,40 @@ def targets(spec: Mapping[str, Any], *, where: str, vocab: int) -> Targets:
 
 
 def _target(ids: Any, log_probs: Any, tail: Any) -> SparseTarget:
-  """Of arrays on the host."""
+  """Returns a target of arrays on the host, which the annotations do not allow."""
   return SparseTarget(ids=ids, log_probs=log_probs, tail=tail)
 
 
 def pack(values: Int[np.ndarray, " M"], *, bits: int) -> UInt8[np.ndarray, " N"]:
-  """The lowest `bits` bits of each value, one after another, the lowest first."""
+  """Returns the lowest `bits` bits of each value, one after another, the lowest first."""
   each = np.unpackbits(values.astype("<u4").view(np.uint8).reshape(-1, 4), axis=1, bitorder="little")
   return np.packbits(each[:, :bits], bitorder="little")
 
 
 def unpack(data: UInt8[np.ndarray, " N"], *, bits: int, count: int) -> Int[np.ndarray, " M"]:
-  """The `count` values that were packed."""
+  """Returns the `count` values that were packed."""
   each = np.zeros((count, 32), np.uint8)
   each[:, :bits] = np.unpackbits(data, count=count * bits, bitorder="little").reshape(count, bits)
   return np.packbits(each, axis=1, bitorder="little").view("<u4")[:, 0].astype(np.int32)
 
 
-def _walk(keep: Callable[[Any, Any], Kept], hidden, readout, beside) -> Kept:
-  """keep(logits, what lies beside) of every position, some positions of all rows at a time."""
+def _map_positions(function: Callable[[Any, Any], TargetArrays], hidden, readout, extra) -> TargetArrays:
+  """Applies function(logits, extra) to every position, to a chunk of positions of all rows at a time."""
   rows, length = hidden.shape[:2]
   size = max(1, chunk_tokens(readout.kernel.shape[-1], tokens=rows * length) // rows)
   chunks = -(-length // size)
 
-  def cut(x):
+  def split(x):
     x = jnp.pad(x, [(0, 0), (0, chunks * size - length)] + [(0, 0)] * (x.ndim - 2))
     return x.reshape(rows, chunks, size, *x.shape[2:]).swapaxes(0, 1)
 
-  def one(part):
-    hidden, beside = part
+  def one(chunk):
+    hidden, extra = chunk
     logits = readout.logits(hidden.reshape(rows * size, -1))[:, : readout.vocab_size]
-    found = keep(logits, jax.tree.map(lambda x: x.reshape(rows * size, *x.shape[2:]), beside))
-    return jax.tree.map(lambda x: x.reshape(rows, size, *x.shape[1:]), found)
+    arrays = function(logits, jax.tree.map(lambda x: x.reshape(rows * size, *x.shape[2:]), extra))
+    return jax.tree.map(lambda x: x.reshape(rows, size, *x.shape[1:]), arrays)
 
   def joined(x):
     return x.swapaxes(0, 1).reshape(rows, chunks * size, *x.shape[3:])[:, :length]
 
-  return jax.tree.map(joined, jax.lax.map(one, (cut(hidden), jax.tree.map(cut, beside))))
+  return jax.tree.map(joined, jax.lax.map(one, (split(hidden), jax.tree.map(split, extra))))

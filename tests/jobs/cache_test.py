@@ -17,7 +17,7 @@ from distill.errors import InputError
 from distill.jobs import models
 from distill.jobs.cache import make
 from distill.jobs.train import train
-from distill.teachers import cache
+from distill.teachers import row_format
 from tests.processes import two
 
 # A run within this process meets what optax says of its own functions.
@@ -58,7 +58,7 @@ def cached(tmp_path_factory, config):
   """A cache of nearly everything, in small shards, which nothing disturbed."""
   workdir = tmp_path_factory.mktemp("cached")
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(cache, "_SHARD_BYTES", SHARD)
+    patch.setattr(row_format, "_SHARD_BYTES", SHARD)
     assert make(config, workdir=workdir) == 0
   return workdir
 
@@ -90,7 +90,7 @@ def command(config, cached, shared_compilation, tmp_path):
   """A command line in one process with one device and small shards: command(name, workdir, **teacher) -> for Popen."""
   text = f"from ml_collections import ConfigDict\n\ndef get_config():\n  return ConfigDict({config!r})\n"
   (tmp_path / "recipe.py").write_text(text)
-  program = f"import sys, distill.teachers.cache as cache; cache._SHARD_BYTES = {SHARD}; "
+  program = f"import sys, distill.teachers.row_format as row_format; row_format._SHARD_BYTES = {SHARD}; "
   program += "from distill.cli.main import main; sys.exit(main(sys.argv[1:]))"
 
   def build(name, workdir, *overrides):

@@ -7,12 +7,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from distill.errors import InputError
-from distill.teachers import cache
+from distill.teachers import sections
+from distill.teachers.row_format import row_format
 from distill.types import Capture
 
 T, D, V, ROWS = 6, 4, 50, 11
 MANIFEST = {
-  "format": cache.FORMAT,
+  "format": sections.FORMAT,
   "teacher": "a" * 64,
   "adapters": [["b" * 64, 1.0, "sequential"]],
   "tokenizer": "c" * 64,
@@ -34,7 +35,7 @@ MANIFEST = {
   "batch_size": 2,
   "shard_rows": 4,
 }
-SUBJECT = {key: MANIFEST[key] for key in cache.SUBJECT}
+SUBJECT = {key: MANIFEST[key] for key in sections.SUBJECT}
 
 
 def rows(section, seed=0):
@@ -44,13 +45,13 @@ def rows(section, seed=0):
     ids = rng.integers(0, V, (T, 3)).astype(np.int32)
     log_probs, tail = (-rng.exponential(size=shape).astype(np.float16) for shape in ((T, 3), (T,)))
     states = [rng.integers(-8, 8, (T, D)).astype(np.float32) for _ in range(3)]
-    packed.append(section.rows.pack((ids, log_probs, tail), states))
+    packed.append(section.format.pack((ids, log_probs, tail), states))
     kept.append((ids, log_probs, tail, *states))
   return packed, kept
 
 
 def made(directory, manifest=MANIFEST):
-  section = cache.claim(directory, manifest)
+  section = sections.claim(directory, manifest)
   packed, kept = rows(section)
   for shard in section.missing():
     section.write(shard, [packed[row] for row in section.bounds(shard)])
@@ -59,7 +60,7 @@ def made(directory, manifest=MANIFEST):
 
 def test_rows_come_back_in_any_order_with_the_states_asked_for(tmp_path):
   _, kept = made(tmp_path)
-  found = cache.find(cache.sections(tmp_path), SUBJECT, what="rows")
+  found = sections.find_section(sections.open_sections(tmp_path), SUBJECT, what="rows")
   signal = found.read(np.asarray([9, 0, 9, 4]), Capture(layers=(2,), mixers=(1,)))
   for place, row in enumerate((9, 0, 9, 4)):
     ids, log_probs, tail, _, layer, mixer = kept[row]
@@ -80,7 +81,7 @@ def test_a_flipped_bit_is_named_and_never_read(tmp_path, data):
   place, bit = data.draw(st.integers(0, len(whole) - 1)), data.draw(st.integers(0, 7))
   path.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << bit)]) + whole[place + 1 :])
   try:
-    found = cache.find(cache.sections(tmp_path), SUBJECT, what="rows").read(everything)
+    found = sections.find_section(sections.open_sections(tmp_path), SUBJECT, what="rows").read(everything)
     # In the header there are names of no consequence.
     assert place < 8 + int.from_bytes(whole[:8], "little")
     assert all(map(np.array_equal, jax.tree.leaves(found), jax.tree.leaves(expected)))
@@ -95,7 +96,7 @@ def test_what_is_not_finished_is_told_and_gone_on_with(tmp_path):
   whole = {path.name: path.read_bytes() for path in section.directory.iterdir()}
   section.path(1).unlink()
   with pytest.raises(InputError, match=r"00001\.safetensors: missing, 1 shards"):
-    cache.find(cache.sections(tmp_path), SUBJECT, what="rows")
+    sections.find_section(sections.open_sections(tmp_path), SUBJECT, what="rows")
   (section.directory / ".00001.safetensors-77").mkdir()
   assert section.missing() == [1]
   made(tmp_path)
@@ -118,22 +119,22 @@ def test_a_cache_of_something_else_is_refused_by_name(tmp_path, key, says):
   if key in ("tokenizer", "length"):
     other["store"] = "f" * 64
   with pytest.raises(InputError, match=f"manifest.json: {key}: of {says}"):
-    cache.find(cache.sections(tmp_path), other, what="rows")
+    sections.find_section(sections.open_sections(tmp_path), other, what="rows")
 
 
 def test_without_the_teachers_name_there_must_be_one_teacher(tmp_path):
   made(tmp_path)
   subject = {key: SUBJECT[key] for key in ("tokenizer", "length", "store")}
-  assert cache.find(cache.sections(tmp_path), subject, what="rows").count == ROWS
+  assert sections.find_section(sections.open_sections(tmp_path), subject, what="rows").count == ROWS
   made(tmp_path, {**MANIFEST, "teacher": "e" * 64})
   with pytest.raises(InputError, match="several teachers"):
-    cache.find(cache.sections(tmp_path), subject, what="rows")
+    sections.find_section(sections.open_sections(tmp_path), subject, what="rows")
 
 
 def test_other_settings_do_not_mix_into_a_cache(tmp_path):
   made(tmp_path)
   with pytest.raises(InputError, match=r"manifest\.json: size is 3, this configuration's 4"):
-    cache.claim(tmp_path, {**MANIFEST, "size": 4})
+    sections.claim(tmp_path, {**MANIFEST, "size": 4})
 
 
 def test_a_shard_of_another_cache_is_not_read(tmp_path):
@@ -141,7 +142,7 @@ def test_a_shard_of_another_cache_is_not_read(tmp_path):
   other, _ = made(tmp_path / "other", {**MANIFEST, "seed": 1})
   section.path(0).write_bytes(other.path(0).read_bytes())
   with pytest.raises(InputError, match=r"00000\.safetensors: of another cache"):
-    cache.find(cache.sections(tmp_path / "one"), SUBJECT, what="rows").read(np.arange(2))
+    sections.find_section(sections.open_sections(tmp_path / "one"), SUBJECT, what="rows").read(np.arange(2))
 
 
 def test_shards_in_each_others_place_are_not_read(tmp_path):
@@ -150,15 +151,15 @@ def test_shards_in_each_others_place_are_not_read(tmp_path):
   section.path(0).write_bytes(second)
   section.path(1).write_bytes(first)
   with pytest.raises(InputError, match=r"00000\.safetensors: row 2 of the store is damaged"):
-    cache.find(cache.sections(tmp_path), SUBJECT, what="rows").read(np.asarray([2]))
+    sections.find_section(sections.open_sections(tmp_path), SUBJECT, what="rows").read(np.asarray([2]))
 
 
 def test_a_shard_is_whole_batches_of_some_64_mib():
-  rows = cache.rows_of({**MANIFEST, "length": 4096, "width": 4096, "vocab_size": 152_000, "size": 64}, where="")
-  assert cache.shard_rows(rows, batch_size=16) == 16
-  few = cache.rows_of({**MANIFEST, "length": 128, "layers": [], "mixers": [], "vocab_size": 4096, "size": 64}, where="")
-  count = cache.shard_rows(few, batch_size=24)
-  assert count % 24 == 0 and 60 * 2**20 < count * few.nbytes <= 64 * 2**20
+  rows = row_format({**MANIFEST, "length": 4096, "width": 4096, "vocab_size": 152_000, "size": 64}, where="")
+  assert rows.rows_per_shard(16) == 16
+  few = row_format({**MANIFEST, "length": 128, "layers": [], "mixers": [], "vocab_size": 4096, "size": 64}, where="")
+  count = few.rows_per_shard(24)
+  assert count % 24 == 0 and 60 * 2**20 < count * few.max_bytes <= 64 * 2**20
 
 
 @pytest.mark.parametrize(
@@ -175,11 +176,11 @@ def test_a_shard_is_whole_batches_of_some_64_mib():
 )
 def test_a_damaged_manifest_is_named(tmp_path, text):
   section, _ = made(tmp_path)
-  (section.directory / cache.MANIFEST).write_text(text)
+  (section.directory / sections.MANIFEST).write_text(text)
   with pytest.raises(InputError, match=r"manifest\.json"):
-    cache.find(cache.sections(tmp_path), SUBJECT, what="rows")
+    sections.find_section(sections.open_sections(tmp_path), SUBJECT, what="rows")
 
 
 def test_an_empty_directory_says_what_to_run(tmp_path):
   with pytest.raises(InputError, match="run distill cache"):
-    cache.find(cache.sections(tmp_path), SUBJECT, what="rows")
+    sections.find_section(sections.open_sections(tmp_path), SUBJECT, what="rows")

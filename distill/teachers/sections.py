@@ -1,11 +1,11 @@
-"""A teacher's knowledge on disk, aligned by row with token stores: read at random, each row with its checksum.
+"""Sections of a teacher cache: a teacher's signal on disk for the rows of one token store, read at random.
 
-A cache is a directory with a section for each pair of a token store and a teacher. A section has a manifest that says
-all it depends on, and shards in the safetensors format, each with as many rows.
+A teacher cache is a directory with a section for each pair of a token store and a teacher. A section has a manifest,
+which names everything that the rows depend on, and shards in the safetensors format with equally many rows. Each row
+has a checksum.
 """
 
 import collections
-import dataclasses
 import hashlib
 import json
 import os
@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import ml_dtypes
 import numpy as np
 from jaxtyping import Int
 
@@ -24,15 +23,15 @@ from distill.errors import InputError
 from distill.files import safetensors_files
 from distill.files.json_file import read_json
 from distill.files.replace import replace_file
-from distill.teachers.targets import Targets, targets
+from distill.teachers.row_format import row_format
 from distill.types import NO_CAPTURE, Capture, SparseSignal
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-_SHARD_BYTES = 64 * 2**20
 _OPEN_SHARDS = 128
-_AGAIN = "delete it and run distill cache again, which makes it anew"
-# What a section is of, and what is said of one that is of another; in the order in which they are told.
+_AGAIN = "delete it and run distill cache again"
+# Keys of a manifest that say what a section belongs to, and the words of a message about a section that differs there;
+# of several differences the first is reported.
 SUBJECT: Mapping[str, str] = {
   "teacher": "another teacher than config.teacher.model",
   "adapters": "other adapters, or in another order, than the teacher has for these rows",
@@ -48,69 +47,25 @@ _COUNTS = ("rows", "length", "width", "depth", "vocab_size", "batch_size", "shar
 _LISTS = ("adapters", "layers", "mixers")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Rows:
-  """How rows of a section become bytes.
-
-  Attributes:
-    targets: What is kept of the distributions.
-    length: Positions, T.
-    bits: Of a token's id.
-    layers: Layers whose outputs are kept, in bfloat16.
-    mixers: Mixers whose outputs are.
-    width: Of both.
-  """
-
-  targets: Targets
-  length: int
-  bits: int
-  layers: tuple[int, ...]
-  mixers: tuple[int, ...]
-  width: int
-
-  @property
-  def nbytes(self) -> int:
-    """Most bytes of a row."""
-    states = 2 * self.width * (len(self.layers) + len(self.mixers))
-    return int(self.length * (self.targets.bytes_a_token(self.bits) + states)) + 2
-
-  def pack(self, kept: tuple[np.ndarray, ...], states: Sequence[np.ndarray]) -> bytes:
-    """A row: outputs [T,D] of layers, of mixers, then the targets."""
-    rounded = [np.asarray(state, ml_dtypes.bfloat16).view(np.uint16) for state in states]
-    return b"".join(x.astype("<u2").tobytes() for x in rounded) + self.targets.pack(kept, bits=self.bits)
-
-  def unpack(self, data: bytes, capture: Capture) -> SparseSignal:
-    """Returns the row's target and the captured activations, all of which the section must hold."""
-    many = self.length * self.width
-
-    def state(place: int) -> Any:
-      numbers = np.frombuffer(data, "<u2", many, offset=2 * many * place).astype(np.uint16)
-      return numbers.view(ml_dtypes.bfloat16).reshape(self.length, self.width)
-
-    after = 2 * many * (len(self.layers) + len(self.mixers))
-    return SparseSignal(
-      target=self.targets.unpack(data[after:], length=self.length, bits=self.bits),
-      layers={one: state(self.layers.index(one)) for one in capture.layers},
-      mixers={one: state(len(self.layers) + self.mixers.index(one)) for one in capture.mixers},
-    )
-
-
 class Section:
   """The rows of one token store under one teacher.
 
   Args:
-    directory: That holds its manifest.
-    pool: Shards that are open, of this and other sections; the least used are closed.
+    directory: Directory with the manifest.
+    open_shards: Open shards of this and other sections; the least recently used are closed.
 
   Attributes:
-    manifest: What the rows depend on.
+    manifest: Everything that the rows depend on.
     identity: Digest of the manifest.
+    format: Encoding of the rows.
+    shard_rows: Rows of a shard; the last one may have fewer.
+    count: Rows of the section.
 
   Raises:
     InputError: The manifest is missing, damaged or of another version.
   """
 
-  def __init__(self, directory: pathlib.Path, *, pool: "Pool | None" = None):
+  def __init__(self, directory: pathlib.Path, *, open_shards: "OpenShards | None" = None):
     self.directory = pathlib.Path(directory)
     path = self.directory / MANIFEST
     self.manifest = read_json(path, hint="give a directory that distill cache has written")
@@ -124,24 +79,24 @@ class Section:
       if key in _LISTS and not isinstance(value, list):
         raise InputError(f"{path}: {key}: {value!r} is not a list; {again}")
     self.identity = identity(self.manifest)
-    self.rows = rows_of(self.manifest, where=str(path))
+    self.format = row_format(self.manifest, where=str(path))
     self.shard_rows, self.count = self.manifest["shard_rows"], self.manifest["rows"]
-    self._pool: Pool = collections.OrderedDict() if pool is None else pool
+    self._open: OpenShards = collections.OrderedDict() if open_shards is None else open_shards
 
   def missing(self) -> list[int]:
-    """Numbers of the shards that are not there yet."""
+    """Returns the numbers of the shards that are not written yet."""
     return [n for n in range(-(-self.count // self.shard_rows)) if not self.path(n).is_file()]
 
   def path(self, shard: int) -> pathlib.Path:
-    """Where a shard lies."""
+    """Returns the file of a shard."""
     return self.directory / f"{shard:05}.safetensors"
 
   def bounds(self, shard: int) -> range:
-    """The rows of a shard."""
+    """Returns the numbers of the rows in a shard."""
     return range(shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.count))
 
   def write(self, shard: int, rows: Sequence[bytes]) -> None:
-    """Makes a shard of its packed rows; it is there whole, or not at all."""
+    """Writes a shard of packed rows; it exists whole or not at all."""
     assert len(rows) == len(self.bounds(shard)), (shard, len(rows))
     tensors: dict[str, np.ndarray] = {
       "rows": np.frombuffer(b"".join(rows), np.uint8),
@@ -165,23 +120,23 @@ class Section:
     Raises:
       InputError: A shard is missing, damaged, or of another cache.
     """
-    found = [self.rows.unpack(self._read(int(row)), capture) for row in rows]
+    found = [self.format.unpack(self._read(int(row)), capture) for row in rows]
     return jax.tree.map(lambda *parts: np.stack(parts), *found)
 
   def _read(self, row: int) -> bytes:
     number, place = divmod(row, self.shard_rows)
     path = self.path(number)
-    if path in self._pool:
-      self._pool.move_to_end(path)
+    if path in self._open:
+      self._open.move_to_end(path)
     else:
-      self._pool[path] = _Shard(path, identity=self.identity, rows=len(self.bounds(number)))
-      if len(self._pool) > _OPEN_SHARDS:
-        self._pool.popitem(last=False)
-    return self._pool[path].read(place, row)
+      self._open[path] = _Shard(path, identity=self.identity, rows=len(self.bounds(number)))
+      if len(self._open) > _OPEN_SHARDS:
+        self._open.popitem(last=False)
+    return self._open[path].read(place, row)
 
 
 class _Shard:
-  """One file of a section, mapped into memory."""
+  """A file of a section, mapped into memory."""
 
   def __init__(self, path: pathlib.Path, *, identity: str, rows: int):
     self._path = path
@@ -206,7 +161,7 @@ class _Shard:
     self._rows, self._ends, self._sums = tensor("rows"), np.array(tensor("ends")), np.array(tensor("sums"))
 
   def read(self, place: int, row: int) -> bytes:
-    """The bytes of the row at `place`, which is number `row` of the store."""
+    """Returns the bytes of the row at `place` in the shard, which is row `row` of the store."""
     begin, end = int(self._ends[place - 1]) if place else 0, int(self._ends[place])
     data = self._rows[begin:end].tobytes() if begin <= end <= len(self._rows) else b""
     if _sum(data, row) != int(self._sums[place]):
@@ -214,46 +169,24 @@ class _Shard:
     return data
 
 
-Pool = collections.OrderedDict[pathlib.Path, _Shard]
+OpenShards = collections.OrderedDict[pathlib.Path, _Shard]
 
 
 def _sum(data: bytes, row: int) -> int:
-  """Checksum of a row at its place, so that it is not taken for another."""
+  """Returns the checksum of a row and its number, so that no other row passes for it."""
   return zlib.crc32(data, row & 0xFFFFFFFF)
 
 
 def identity(manifest: Mapping[str, Any]) -> str:
-  """Digest of a manifest."""
+  """Returns the digest of a manifest."""
   return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-def rows_of(manifest: Mapping[str, Any], *, where: str) -> Rows:
-  """How the rows that a manifest describes are packed.
-
-  Raises:
-    InputError: It describes targets that are none.
-  """
-  vocab = int(manifest["vocab_size"])
-  return Rows(
-    targets=targets(manifest, where=where, vocab=vocab),
-    length=int(manifest["length"]),
-    bits=max(1, (vocab - 1).bit_length()),
-    layers=tuple(map(int, manifest["layers"])),
-    mixers=tuple(map(int, manifest["mixers"])),
-    width=int(manifest["width"]),
-  )
-
-
-def shard_rows(rows: Rows, *, batch_size: int) -> int:
-  """Rows a shard: as many batches as take some 64 MiB, at least one."""
-  return batch_size * max(1, _SHARD_BYTES // (rows.nbytes * batch_size))
-
-
 def claim(directory: pathlib.Path, manifest: Mapping[str, Any]) -> Section:
-  """The section for `manifest` in the cache `directory`, begun if it is not there.
+  """Returns the section for `manifest` in a teacher cache, and creates it if it is missing.
 
   Raises:
-    InputError: There is one of the same rows and teacher with other settings, or the directory cannot be written.
+    InputError: A section for the same rows and teacher has other settings, or the directory cannot be written.
   """
   subject = {key: manifest[key] for key in SUBJECT}
   target = pathlib.Path(directory) / identity(subject)[:16]
@@ -275,29 +208,32 @@ def claim(directory: pathlib.Path, manifest: Mapping[str, Any]) -> Section:
   return section
 
 
-def sections(directory: str | os.PathLike[str]) -> list[Section]:
-  """All sections of a cache, which share what they hold open.
+def open_sections(directory: str | os.PathLike[str]) -> list[Section]:
+  """Returns all sections of a teacher cache, which share their open shards.
 
   Raises:
-    InputError: There are none, or a manifest is damaged.
+    InputError: There is none, or a manifest is damaged.
   """
-  pool: Pool = collections.OrderedDict()
-  found = [Section(path.parent, pool=pool) for path in sorted(pathlib.Path(directory).glob(f"*/{MANIFEST}"))]
+  open_shards: OpenShards = collections.OrderedDict()
+  found = [
+    Section(path.parent, open_shards=open_shards) for path in sorted(pathlib.Path(directory).glob(f"*/{MANIFEST}"))
+  ]
   if not found:
     raise InputError(f"config.teacher.cache: nothing in {directory}; run distill cache with --workdir={directory}")
   return found
 
 
-def find(sections: Sequence[Section], subject: Mapping[str, Any], *, what: str) -> Section:
-  """The whole section of a cache that is of `subject`: the keys of `SUBJECT` that are known.
+def find_section(sections: Sequence[Section], subject: Mapping[str, Any], *, what: str) -> Section:
+  """Returns the section that belongs to a teacher and a token store, with all its shards.
 
   Args:
-    sections: Of the cache.
-    subject: What the section has to be of.
-    what: Whose rows they are, for messages.
+    sections: Sections of the cache.
+    subject: Values that the manifest must have: the keys of `SUBJECT` that are known.
+    what: Name of the token store in messages.
 
   Raises:
-    InputError: None is; the message says in what the nearest differs. Or it lacks shards.
+    InputError: No section has them, and the message says where the nearest one differs; several have; or shards are
+      missing.
   """
 
   def wrong(section: Section) -> list[str]:
