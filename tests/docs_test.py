@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from distill.checkpoints.registry import FAMILIES
+from distill.cli import configuration
 from distill.cli.main import COMMANDS
 from distill.jobs.config import resolve
 from distill.objectives.terms import TERMS, read_terms
@@ -81,3 +82,10 @@ def test_functions_that_the_design_names_exist():
   for path, names in found:
     defined = set(re.findall(r"(?:def|class) (\w+)", (ROOT / path).read_text()))
     assert set(names.split(".")) <= defined, f"{path}: {names}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_overrides_that_are_shown_are_accepted(page):
+  shown = re.findall(r"--config\.([\w.]+)=([^\s`…\]]+)", page.read_text())
+  overrides = {key: value for key, value in shown if key != "path.to.key"}
+  configuration.load(str(ROOT / "configs" / "quickstart.py"), overrides=overrides)
