@@ -40,7 +40,7 @@ class TeacherMixer:
 
 @runtime_checkable
 class Conversion(Protocol):
-  """What a mixer of one type takes from a teacher's mixer of one type."""
+  """The way from one type of teacher mixer to one type of student mixer."""
 
   def heads(self, mixer: Any, source: Any, *, scores: Array | None) -> Heads | None:
     """Returns the teacher's heads that the mixer starts from; None if it starts from none.

@@ -56,7 +56,7 @@ class Decoder:
     return {".".join(map(str, path)): variable.get_metadata()["axes"] for path, variable in flat}
 
   def shardings(self, mesh: Mesh) -> dict[str, NamedSharding]:
-    """Where every stacked parameter lives on `mesh`."""
+    """Returns the sharding of every stacked parameter on `mesh`."""
     axes = self.axes()
     return {name: sharding(mesh, x.shape, axes[name]) for name, x in self.abstract().items()}
 

@@ -1,4 +1,4 @@
-"""What one position computes depends on its own document up to itself: gradients to all other positions are zero."""
+"""Causality by gradients: a position depends on its own document up to itself."""
 
 import jax
 import jax.numpy as jnp
