@@ -179,18 +179,19 @@ from ml_collections import ConfigDict
 
 def get_config(variant=""):
   dense = {{
-    "model_type": "llama", "vocab_size": 304, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4,
+    "model_type": "llama", "vocab_size": 304, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2,
   }}
   hybrid = {{
     "model_type": "qwen3_5_text", "vocab_size": 304, "hidden_size": 32, "intermediate_size": 64,
-    "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+    "num_hidden_layers": 2, "full_attention_interval": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "head_dim": 8,
     "linear_num_key_heads": 4, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
   }}
-  hidden = {{"kind": "hidden", "pairs": ((1, 1), (3, 3))}}
+  hidden = {{"kind": "hidden", "pairs": ((0, 1), (1, 3))}}
   return ConfigDict({{
     "teacher": {{"model": {str(llama_dir)!r}, "adapters": {tuple(map(str, adapter_dirs))!r}}},
-    "student": {{"config": dense if variant else hybrid, "layers_from": (0, 1, 2, 3)}},
+    "student": {{"config": dense if variant else hybrid, "layers_from": (1, 3)}},
     "data": {{"sources": [{{"kind": "jsonl", "path": {str(text_file)!r}}}], "length": 32}},
     "training": {{"batch_size": 16, "dtype": "float32", "checkpoint_every": 4}},
     "stages": [
