@@ -15,6 +15,7 @@ import sys
 
 from configs.architectures import STUDENTS
 from distill.demo import ROOT, SKILLS
+from distill.evaluation.model import STUDENT
 
 _CONFIG = "configs/architectures.py"
 
@@ -66,13 +67,14 @@ def distill(*arguments: str) -> None:
   subprocess.run([sys.executable, "-m", "distill", *arguments], check=True)
 
 
-def kept(report: dict) -> list[str]:
+def retained(report: dict) -> list[str]:
   """Retention of every skill, and KL and top-1 agreement on held-out text."""
-  skills, far = {skill["name"]: skill["retention"] for skill in report["skills"]}, report["fidelity"]
+  skills = {row["skill"]: row["retention"] for row in report["skills"] if row["role"] == STUDENT}
+  heldout = next(row for row in report["fidelity"] if row["role"] == STUDENT)
   return [
     *(f"{one['value']:.0%} ({one['low']:.0%} to {one['high']:.0%})" for one in (skills[name] for name in SKILLS)),
-    f"{far['kl']:.3f}",
-    f"{far['top1_agreement']:.1%}",
+    f"{heldout['kl']:.3f}",
+    f"{heldout['top1_agreement']:.1%}",
   ]
 
 
@@ -80,12 +82,12 @@ def _table(rows: dict[str, dict]) -> str:
   head = ["student", "HF class family", "parameters", *SKILLS, "KL, nats", "top-1", "tokens", "minutes"]
   lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
   for variant, row in rows.items():
-    student = row["report"]["models"]["student"]
+    student = next(model for model in row["report"]["models"] if model["role"] == STUDENT)
     cells = [
       variant.replace("_", " ").replace(",", ", "),
       f"`{student['family']}`",
       f"{student['parameters'] / 1e6:.2f}M",
-      *kept(row["report"]),
+      *retained(row["report"]),
       f"{row['tokens']:,.0f}",
       f"{row['seconds'] / 60:.1f}",
     ]

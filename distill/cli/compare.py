@@ -7,7 +7,7 @@ from absl import flags
 
 from distill.cli import configuration, models
 from distill.cli.parsing import parse
-from distill.evaluation.compare import table
+from distill.evaluation.table import table
 from distill.jobs.compare import compare
 
 FLAGS = flags.FlagValues()

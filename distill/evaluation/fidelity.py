@@ -1,42 +1,44 @@
-"""How close a student's next-token distribution is to its teacher's on held-out text."""
+"""Next-token distributions on held-out text: how likely the text is, and how near they are to the teacher's."""
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from distill.data.store import TokenStore
-from distill.evaluation.model import Model
+from distill.evaluation.model import BASE, TEACHER, EvaluatedModel
+from distill.evaluation.report import FidelityRow
 from distill.losses.chunked import chunk_tokens
 from distill.losses.divergences import forward_kl
 from distill.losses.partitions import dense_log_probs
 from distill.losses.token_losses import cross_entropy
 from distill.types import Batch, ModelOutput
 
-_ROWS = 16
+_ROWS = 16  # Rows of the store that the devices run at once.
 
 
-def fidelity(*, student: Model, teacher: Model, base: Model, store: TokenStore) -> dict[str, float]:
-  """Held-out figures over every row of `store`.
+def fidelity(models: Sequence[EvaluatedModel], *, store: TokenStore) -> tuple[FidelityRow, ...]:
+  """Measures models on every row of a token store; those of other roles than base and teacher against the teacher.
 
-  Returns:
-    kl: KL(teacher ‖ student) at temperature 1, nats a token.
-    top1_agreement: Share of tokens whose likeliest successor is the same.
-    bits_per_byte_{base,teacher,student}: NLL / (ln 2 · UTF-8 bytes); the first token of a row's document is given.
-    tokens: Predicted tokens.
+  Args:
+    models: Models that share a tokenizer.
+    store: Text, with its tokenizer's token ids.
   """
-  models = {"student": student, "teacher": teacher, "base": base}
+  roles = [model.role for model in models]
+  teacher = roles.index(TEACHER) if TEACHER in roles else None
+  compared = [i for i, role in enumerate(roles) if role not in (BASE, TEACHER) and teacher is not None]
 
   @jax.jit
   def sums(params, batch: Batch):
-    outputs = {
-      name: model.output(params[name], tokens=batch.tokens, segments=batch.segments, positions=batch.positions)
-      for name, model in models.items()
-    }
-    return _sums(outputs, batch)
+    outputs = [
+      model.output(one, tokens=batch.tokens, segments=batch.segments, positions=batch.positions)
+      for model, one in zip(models, params, strict=True)
+    ]
+    return _sums(outputs, batch, teacher=teacher, compared=compared)
 
-  params = {name: model.params for name, model in models.items()}
+  params = [model.params for model in models]
   total: dict[str, float] = {}
   for start in range(0, store.rows, _ROWS):
     rows = np.arange(start, start + _ROWS)
@@ -44,26 +46,41 @@ def fidelity(*, student: Model, teacher: Model, base: Model, store: TokenStore) 
     fields["loss_mask"] = fields["loss_mask"] * (rows < store.rows)[:, None]
     for name, value in jax.device_get(sums(params, Batch(**fields))).items():
       total[name] = total.get(name, 0.0) + float(value)
-  count, scale = total.pop("tokens"), math.log(2) * store.meta["bytes"]
-  bits = {f"bits_per_byte_{name}": total[f"nll_{name}"] / scale for name in ("base", "teacher", "student")}
-  return {"kl": total["kl"] / count, "top1_agreement": total["agreement"] / count, **bits, "tokens": count}
+  count, scale = total["tokens"], math.log(2) * store.meta["bytes"]
+  return tuple(
+    FidelityRow(
+      role=model.role,
+      name=model.name,
+      tokens=count,
+      bits_per_byte=total[f"nll_{i}"] / scale,
+      kl=total[f"kl_{i}"] / count if i in compared else None,
+      top1_agreement=total[f"agreement_{i}"] / count if i in compared else None,
+    )
+    for i, model in enumerate(models)
+  )
 
 
-def _sums(outputs: dict[str, ModelOutput], batch: Batch) -> dict[str, jax.Array]:
+def _sums(
+  outputs: Sequence[ModelOutput], batch: Batch, *, teacher: int | None, compared: Sequence[int]
+) -> dict[str, jax.Array]:
+  """Sums over the tokens of a batch: `nll_i` of every model, `kl_i` and `agreement_i` of those compared, `tokens`."""
   labels = jnp.roll(batch.tokens, -1, axis=1).reshape(-1)
   mask = batch.loss_mask.reshape(-1)
-  hidden = {name: output.hidden.reshape(-1, output.hidden.shape[-1]) for name, output in outputs.items()}
-  vocab = outputs["student"].readout.vocab_size
+  hidden = [output.hidden.reshape(-1, output.hidden.shape[-1]) for output in outputs]
+  # Adapters may have added tokens to the teacher's vocabulary, which the others lack.
+  vocab = min(output.readout.vocab_size for output in outputs)
   size = math.gcd(labels.shape[0], 2 ** int(math.log2(chunk_tokens(vocab, tokens=labels.shape[0]))))
 
   def one(chunk):
     hidden, labels, mask = chunk
-    logits = {name: outputs[name].readout.logits(x)[:, :vocab] for name, x in hidden.items()}
-    agreement = jnp.argmax(logits["student"], -1) == jnp.argmax(logits["teacher"], -1)
-    values = {f"nll_{name}": cross_entropy(x, labels) for name, x in logits.items()}
-    pair = dense_log_probs(logits["student"], logits["teacher"], temperature=1.0)
-    values |= {"kl": forward_kl(*pair), "agreement": agreement}
+    logits = [output.readout.logits(x)[:, :vocab] for output, x in zip(outputs, hidden, strict=True)]
+    values = {f"nll_{i}": cross_entropy(x, labels) for i, x in enumerate(logits)}
+    for i in compared:
+      pair = dense_log_probs(logits[i], logits[teacher], temperature=1.0)
+      values[f"kl_{i}"] = forward_kl(*pair)
+      values[f"agreement_{i}"] = jnp.argmax(logits[i], -1) == jnp.argmax(logits[teacher], -1)
     return {name: jnp.sum(mask * value) for name, value in values.items()} | {"tokens": jnp.sum(mask)}
 
+  # A chunk at a time: the logits of all tokens would not fit into memory.
   chunks = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), (hidden, labels, mask))
   return jax.tree.map(jnp.sum, jax.lax.map(one, chunks))

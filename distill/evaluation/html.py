@@ -1,8 +1,11 @@
-"""The comparison as one page that needs nothing else: inline charts, light and dark."""
+"""A comparison as one HTML page without any other file: inline charts, light and dark."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from distill.evaluation.model import BASE, STUDENT, TEACHER
+from distill.evaluation.report import FidelityRow, ModelRow, Report, SkillRow, is_measured
 
 _STYLE = """
 :root{--paper:#fbfaf7;--ink:#1d2126;--soft:#6b7178;--line:#dedbd3;--base:#a7a29a;--student:#d1495b;--stack:#2e6f95;
@@ -27,7 +30,10 @@ padding:.3rem .8rem;border-bottom:1px solid var(--line)}th:first-child,td:first-
 .strip{display:flex;gap:3px;margin:.25rem 0 1rem}.strip i{flex:1;height:1.6rem;border-radius:4px;max-width:4.5rem}
 footer{margin-top:3rem;border-top:1px solid var(--line);padding-top:1rem;color:var(--soft);font-size:.88rem}
 """
-_COLOURS = {"base": "var(--base)", "student": "var(--student)", "stack": "var(--stack)"}
+# Colour and name of the roles that every comparison of a student has; others take the spare colours in turn.
+_COLOURS = {BASE: "var(--base)", STUDENT: "var(--student)", TEACHER: "var(--stack)"}
+_SPARE_COLOURS = ("var(--second)", "var(--third)")
+_LONG_LABELS = {BASE: "bare base", TEACHER: "base + adapters"}
 _MIXERS = {
   "attention": ("var(--stack)", "softmax attention"),
   "gated delta": ("var(--second)", "gated delta rule"),
@@ -35,30 +41,33 @@ _MIXERS = {
 }
 
 
-def render(report: dict[str, Any]) -> str:
-  """The page of a report as made by `compare`."""
-  skills, models = report["skills"], report["models"]
-  share = models["student"]["parameters"] / models["teacher"]["parameters"]
+def render(report: Report) -> str:
+  """Returns the page of a comparison; every name in it is escaped."""
+  names, colours = _labels(report), _colours(report)
+  # The chart reads from the reference over the measured models to the teacher, as their circles lie.
+  key = sorted(zip(report.models, names, colours, strict=True), key=lambda one: one[0].role == TEACHER)
   body = [
     "<h1>What the student kept</h1>",
-    f'<p class="soft">A {_e(models["student"]["family"])} student of {models["student"]["parameters"]:,} parameters, '
-    f"{share:.0%} of its {_e(models['teacher']['family'])} teacher, after distillation. {_e(report['date'])}.</p>",
-    f'<div class="tiles">{"".join(map(_headline, skills))}</div>',
+    *(_lead(report, model) for model in report.models if is_measured(model)),
+    f'<div class="tiles">{"".join(_headlines(report))}</div>',
     "<h2>Skill by skill</h2>",
     "<p>Accuracy on held-out questions. Retention is the share of the adapters' gain over the bare base that the "
     "student still has, where guessing counts as nothing; whiskers are 95 % bootstrap intervals.</p>",
-    _key([("bare base", _COLOURS["base"]), ("student", _COLOURS["student"]), ("base + adapters", _COLOURS["stack"])]),
-    f"<figure>{_skills_chart(skills)}</figure>",
-    _skills_table(skills),
+    _key([(name, colour) for _, name, colour in key]),
+    f"<figure>{_skills_chart(report)}</figure>",
+    _skills_table(report),
   ]
-  if report["fidelity"]:
-    body += ["<h2>On held-out text</h2>", _fidelity(report["fidelity"])]
-  if report["curves"]:
-    body += ["<h2>Training</h2>", _curves(report["curves"])]
-  body += ["<h2>Architectures</h2>", *(_strip(name, model) for name, model in models.items()), _mixer_key(models)]
+  if report.fidelity:
+    body += ["<h2>On held-out text</h2>", _fidelity(report)]
+  if report.curves:
+    body += ["<h2>Training</h2>", _curves(report.curves)]
+  shown = [(label, model) for label, model in zip(report.labels, report.models, strict=True) if model.role != BASE]
+  body += ["<h2>Architectures</h2>", *(_strip(label, model) for label, model in shown)]
+  body.append(_mixer_key([model for _, model in shown]))
+  lines = [f"{_e(label.capitalize())}: {_e(model.name)}" for label, model in shown]
   body.append(
-    f"<footer>Student: {_e(models['student']['name'])}<br>Teacher: {_e(models['teacher']['name'])}<br>"
-    "Made by distill compare; the figures are in report.json beside this page.</footer>"
+    f"<footer>{'<br>'.join([*lines, 'Made by distill compare; the figures are in report.json beside this page.'])}"
+    "</footer>"
   )
   return (
     '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -71,14 +80,38 @@ def _e(text: Any) -> str:
   return html.escape(str(text))
 
 
-def _headline(row: dict[str, Any]) -> str:
-  kept = row["retention"]
-  if kept is None:
-    return f'<div class="tile"><small>{_e(row["name"])}</small><b>–</b><small>the stack gains nothing</small></div>'
-  return (
-    f'<div class="tile"><small>{_e(row["name"])}</small><b>{kept["value"]:.0%}</b>'
-    f"<small>retained, {kept['low']:.0%} to {kept['high']:.0%}</small></div>"
-  )
+def _labels(report: Report) -> list[str]:
+  return [_LONG_LABELS.get(label, label) for label in report.labels]
+
+
+def _colours(report: Report) -> list[str]:
+  spare = [model for model in report.models if model.role not in _COLOURS]
+  return [
+    _COLOURS[model.role] if model.role in _COLOURS else _SPARE_COLOURS[spare.index(model) % len(_SPARE_COLOURS)]
+    for model in report.models
+  ]
+
+
+def _lead(report: Report, model: ModelRow) -> str:
+  teacher, text = report.teacher, f"A {model.family} {model.role} of {model.parameters:,} parameters"
+  if teacher is not None:
+    share = model.parameters / teacher.parameters
+    text += f", {share:.0%} of its {teacher.family} teacher, after distillation"
+  return f'<p class="soft">{_e(text)}. {_e(report.date)}.</p>'
+
+
+def _headlines(report: Report) -> list[str]:
+  """A tile for each skill and measured model with its retention."""
+  tiles = []
+  for rows in report.by_skill():
+    measured = [(label, row) for label, row in zip(report.labels, rows, strict=True) if is_measured(row)]
+    for label, row in measured if report.has_retention else []:
+      title = row.skill if len(measured) == 1 else f"{row.skill}, {label}"
+      kept, figure, small = row.retention, "–", "the stack gains nothing"
+      if kept is not None:
+        figure, small = f"{kept.value:.0%}", f"retained, {kept.low:.0%} to {kept.high:.0%}"
+      tiles.append(f'<div class="tile"><small>{_e(title)}</small><b>{figure}</b><small>{small}</small></div>')
+  return tiles
 
 
 def _key(entries: Sequence[tuple[str, str]]) -> str:
@@ -86,8 +119,18 @@ def _key(entries: Sequence[tuple[str, str]]) -> str:
   return f'<div class="key">{marks}</div>'
 
 
-def _skills_chart(skills: Sequence[dict[str, Any]]) -> str:
+def _offsets(report: Report) -> list[int]:
+  """Height of each model's circle in its skill: the teacher above the base, the measured models below it."""
+  offsets, below = [], 0
+  for model in report.models:
+    below += 7 if is_measured(model) else 0
+    offsets.append({BASE: 0, TEACHER: -7}.get(model.role, below))
+  return offsets
+
+
+def _skills_chart(report: Report) -> str:
   left, right, row = 110, 700, 62
+  skills = list(report.by_skill())
   height = row * len(skills) + 34
 
   def x(value: float) -> float:
@@ -97,54 +140,59 @@ def _skills_chart(skills: Sequence[dict[str, Any]]) -> str:
   parts += [
     f'<text class="soft" text-anchor="middle" x="{x(t / 4)}" y="{height - 8}">{25 * t} %</text>' for t in range(5)
   ]
-  for index, skill in enumerate(skills):
+  for index, rows in enumerate(skills):
     y = 36 + index * row
-    chance = x(skill["chance"])
-    parts.append(f'<text x="0" y="{y + 5}">{_e(skill["name"])}</text>')
+    chance = x(rows[0].chance)
+    parts.append(f'<text x="0" y="{y + 5}">{_e(rows[0].skill)}</text>')
     parts.append(f'<line class="chance" x1="{chance:.1f}" x2="{chance:.1f}" y1="{y - 22}" y2="{y + 22}"/>')
     if index == 0:
       parts.append(f'<text class="soft" x="{chance + 5:.1f}" y="{y - 15}">chance</text>')
-    for name, offset in (("base", 0), ("stack", -7), ("student", 7)):
-      value, colour = skill[name], _COLOURS[name]
+    for label, one, colour, offset in zip(_labels(report), rows, _colours(report), _offsets(report), strict=True):
+      value = one.accuracy
       parts.append(
-        f'<line x1="{x(value["low"]):.1f}" x2="{x(value["high"]):.1f}" y1="{y + offset}" y2="{y + offset}" '
+        f'<line x1="{x(value.low):.1f}" x2="{x(value.high):.1f}" y1="{y + offset}" y2="{y + offset}" '
         f'stroke="{colour}" stroke-width="2" stroke-linecap="round" opacity=".55"/>'
-        f'<circle cx="{x(value["value"]):.1f}" cy="{y + offset}" r="6" fill="{colour}">'
-        f"<title>{_e(name)}: {value['value']:.1%}</title></circle>"
+        f'<circle cx="{x(value.value):.1f}" cy="{y + offset}" r="6" fill="{colour}">'
+        f"<title>{_e(label)}: {value.value:.1%}</title></circle>"
       )
-  title = "Accuracy of base, student and base with adapters on each skill"
+  title = f"Accuracy of {_e(', '.join(_labels(report)))} on each skill"
   return f'<svg viewBox="0 0 720 {height}" role="img" aria-label="{title}"><title>{title}</title>{"".join(parts)}</svg>'
 
 
-def _skills_table(skills: Sequence[dict[str, Any]]) -> str:
-  rows = []
-  for skill in skills:
-    kept = skill["retention"]
-    cells = "".join(f"<td>{skill[name]['value']:.1%}</td>" for name in ("base", "stack", "student"))
-    rows.append(
-      f"<tr><td>{_e(skill['name'])}</td><td>{skill['examples']}</td><td>{skill['chance']:.1%}</td>{cells}"
-      f"<td>{'–' if kept is None else format(kept['value'], '.1%')}</td></tr>"
-    )
-  head = "<tr><th>skill</th><th>questions</th><th>chance</th><th>base</th><th>base + adapters</th><th>student</th>"
+def _skills_table(report: Report) -> str:
+  measured = [(label, model) for label, model in zip(report.labels, report.models, strict=True) if is_measured(model)]
+  heads = ["skill", "questions", "chance", *_labels(report)]
+  if report.has_retention:
+    heads += ["retention" if len(measured) == 1 else f"retention, {label}" for label, _ in measured]
+  lines = []
+  for rows in report.by_skill():
+    cells = [rows[0].skill, str(rows[0].examples), f"{rows[0].chance:.1%}"]
+    cells += [f"{row.accuracy.value:.1%}" for row in rows] + (_retained(rows) if report.has_retention else [])
+    lines.append(f"<tr>{''.join(f'<td>{_e(cell)}</td>' for cell in cells)}</tr>")
+  head = f"<tr>{''.join(f'<th>{_e(one)}</th>' for one in heads)}</tr>"
   return (
-    f'<details><summary>As a table</summary><div class="scroll"><table>{head}<th>retention</th></tr>'
-    f"{''.join(rows)}</table></div></details>"
+    f'<details><summary>As a table</summary><div class="scroll"><table>{head}{"".join(lines)}</table></div></details>'
   )
 
 
-def _fidelity(far: dict[str, float]) -> str:
-  tiles = [
-    (f"{far['top1_agreement']:.1%}", "of next tokens agree with the teacher's first choice"),
-    (f"{far['kl']:.3f}", "nats a token, KL(teacher ‖ student)"),
-    (f"{far['bits_per_byte_student']:.3f}", "bits a byte, student"),
-    (f"{far['bits_per_byte_teacher']:.3f}", "bits a byte, base + adapters"),
-    (f"{far['bits_per_byte_base']:.3f}", "bits a byte, bare base"),
-  ]
+def _retained(rows: Sequence[SkillRow]) -> list[str]:
+  intervals = [row.retention for row in rows if is_measured(row)]
+  return ["–" if one is None else f"{one.value:.1%}" for one in intervals]
+
+
+def _fidelity(report: Report) -> str:
+  compared = [(label, row) for label, row in zip(report.labels, report.fidelity, strict=True) if row.kl is not None]
+  tiles = []
+  for label, row in compared:
+    tiles.append((f"{row.top1_agreement:.1%}", f"of next tokens of the {label} agree with the teacher's first choice"))
+    tiles.append((f"{row.kl:.3f}", f"nats a token, KL(teacher ‖ {label})"))
+  bits: list[tuple[str, FidelityRow]] = list(zip(_labels(report), report.fidelity, strict=True))
+  tiles += [(f"{row.bits_per_byte:.3f}", f"bits a byte, {label}") for label, row in bits]
   inner = "".join(f'<div class="tile plain"><b>{value}</b><small>{_e(what)}</small></div>' for value, what in tiles)
-  return f'<div class="tiles">{inner}</div><p class="soft">{far["tokens"]:,.0f} predicted tokens.</p>'
+  return f'<div class="tiles">{inner}</div><p class="soft">{report.fidelity[0].tokens:,.0f} predicted tokens.</p>'
 
 
-def _curves(lines: Sequence[dict[str, Any]]) -> str:
+def _curves(lines: Sequence[Mapping[str, Any]]) -> str:
   stages: dict[str, list[tuple[int, float]]] = {}
   for line in lines:
     stages.setdefault(str(line.get("stage", "")), []).append((int(line["step"]), float(line["loss"])))
@@ -179,18 +227,18 @@ def _curve(name: str, points: Sequence[tuple[int, float]]) -> str:
   )
 
 
-def _strip(name: str, model: dict[str, Any]) -> str:
+def _strip(label: str, model: ModelRow) -> str:
+  """A strip of a model's layers, coloured by mixer."""
   cells = "".join(
     f'<i style="background:{_MIXERS.get(kind, ("var(--base)", kind))[0]}" title="layer {i}: {_e(kind)}"></i>'
-    for i, kind in enumerate(model["layers"])
+    for i, kind in enumerate(model.layers)
   )
   return (
-    f"<div>{_e(name)}: {len(model['layers'])} layers of width {model['width']}, "
-    f"{model['parameters']:,} parameters</div>"
+    f"<div>{_e(label)}: {len(model.layers)} layers of width {model.width}, {model.parameters:,} parameters</div>"
     f'<div class="strip">{cells}</div>'
   )
 
 
-def _mixer_key(models: dict[str, Any]) -> str:
-  kinds = sorted({kind for model in models.values() for kind in model["layers"]})
+def _mixer_key(models: Sequence[ModelRow]) -> str:
+  kinds = sorted({kind for model in models for kind in model.layers})
   return _key([(_MIXERS.get(kind, ("", kind))[1], _MIXERS.get(kind, ("var(--base)", ""))[0]) for kind in kinds])

@@ -1,4 +1,4 @@
-"""How much of what the adapters added is still there in the student."""
+"""Accuracy, and the share of the adapters' gain that a student retains, with bootstrap intervals."""
 
 import dataclasses
 
@@ -18,38 +18,38 @@ class Interval:
 
 
 def accuracy(correct: np.ndarray) -> Interval:
-  """Share of right answers [examples]."""
+  """Returns the share of correct answers, bool [examples]."""
   samples = correct[_resample(len(correct))].mean(axis=1)
   return Interval(value=float(correct.mean()), low=_quantile(samples, 2.5), high=_quantile(samples, 97.5))
 
 
-def retention(*, base: np.ndarray, stack: np.ndarray, student: np.ndarray, chance: float) -> Interval | None:
-  """(student − base) / (stack − base), where accuracies below chance count as chance.
+def retention(*, base: np.ndarray, teacher: np.ndarray, student: np.ndarray, chance: float) -> Interval | None:
+  """Returns (student − base) / (teacher − base), where an accuracy below chance counts as chance.
 
   Guessing is worth nothing: with c(x) = (max(x, chance) − chance) / (1 − chance) this is the share of the
-  chance-corrected gain of the stack. The interval resamples examples, the same ones for all three models.
+  chance-corrected gain of the adapters. The interval resamples examples, the same ones for all three models.
 
   Args:
-    base: Whether each example was answered rightly by the bare base, bool [examples].
-    stack: The same, by the base with all adapters.
-    student: The same, by the student.
+    base: Correct answers of the base, bool [examples].
+    teacher: The same for the base with all its adapters.
+    student: The same for the student.
     chance: Expected accuracy of guessing.
 
   Returns:
-    None when the stack is no better than the base: there is nothing to retain.
+    None when the teacher is no better than the base: there is nothing to retain.
   """
-  value = _ratio(base.mean(), stack.mean(), student.mean(), chance)
+  value = _ratio(base.mean(), teacher.mean(), student.mean(), chance)
   if not np.isfinite(value):
     return None
   rows = _resample(len(base))
-  samples = _ratio(base[rows].mean(axis=1), stack[rows].mean(axis=1), student[rows].mean(axis=1), chance)
+  samples = _ratio(base[rows].mean(axis=1), teacher[rows].mean(axis=1), student[rows].mean(axis=1), chance)
   samples = samples[np.isfinite(samples)]
   return Interval(value=float(value), low=_quantile(samples, 2.5), high=_quantile(samples, 97.5))
 
 
-def _ratio(base, stack, student, chance):
-  base, stack, student = (np.maximum(x, chance) for x in (base, stack, student))
-  gain = np.asarray(stack - base, np.float64)
+def _ratio(base, teacher, student, chance):
+  base, teacher, student = (np.maximum(x, chance) for x in (base, teacher, student))
+  gain = np.asarray(teacher - base, np.float64)
   return np.where(gain > 0, (student - base) / np.where(gain > 0, gain, 1.0), np.nan)
 
 

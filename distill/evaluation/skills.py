@@ -1,4 +1,4 @@
-"""Multiple-choice skills: the answer is the choice of the highest log-probability after the prompt."""
+"""Multiple-choice skills: a model answers with the choice of the highest log-probability after the prompt."""
 
 import dataclasses
 import functools
@@ -12,15 +12,15 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from distill.errors import InputError
-from distill.evaluation.model import Model
+from distill.evaluation.model import EvaluatedModel
 
-_ROWS = 32
-_BUCKET = 32
+_ROWS = 32  # Prompts that the devices run at once.
+_BUCKET = 32  # Rows are padded to a multiple of this, since each length is compiled for itself.
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-  """A prompt, its choices, and which one is right."""
+  """A question: a prompt, its choices, and the index of the right one."""
 
   prompt: str
   choices: tuple[str, ...]
@@ -29,22 +29,22 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Skill:
-  """A named test; chance is the mean over examples of one in so many choices."""
+  """A named test of multiple-choice questions."""
 
   name: str
   examples: tuple[Example, ...]
 
   @property
   def chance(self) -> float:
-    """Expected accuracy of guessing."""
+    """Expected accuracy of guessing: the mean over examples of 1 / number of choices."""
     return float(np.mean([1 / len(example.choices) for example in self.examples]))
 
 
 def read_skill(path: pathlib.Path) -> Skill:
-  """A skill from JSON lines of {"skill", "prompt", "choices", "answer"}.
+  """Reads a skill from JSON lines of {"skill", "prompt", "choices", "answer"}; answers count from 0.
 
   Raises:
-    InputError: Missing file, or a line of another form.
+    InputError: The file is missing, or a line has another form.
   """
   path = pathlib.Path(path)
   try:
@@ -67,10 +67,20 @@ def read_skill(path: pathlib.Path) -> Skill:
   return Skill(names.pop(), tuple(examples))
 
 
-def correct(model: Model, *, skill: Skill, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-  """Whether each example is answered rightly, bool [examples]."""
+def correct_answers(model: EvaluatedModel, *, skill: Skill, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+  """Answers a skill's questions.
+
+  Args:
+    model: The model.
+    skill: The questions.
+    tokenizer: The model's tokenizer.
+
+  Returns:
+    True for each correct answer, bool [examples].
+  """
   prompts = [_ids(tokenizer, example.prompt) for example in skill.examples]
   choices = [[_ids(tokenizer, f" {choice}") for choice in example.choices] for example in skill.examples]
+  # Choices of one token each need a single forward pass of the prompt.
   if all(len(ids) == 1 for group in choices for ids in group):
     rows = [(prompt, [len(prompt) - 1]) for prompt in prompts]
     scores = _log_probs(model, rows)
@@ -84,8 +94,8 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
   return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def _pick(model: Model, prompts: Sequence[list[int]], choices: Sequence[list[list[int]]]) -> list[int]:
-  """The choice of the highest summed log-probability after each prompt, where choices may have several tokens."""
+def _pick(model: EvaluatedModel, prompts: Sequence[list[int]], choices: Sequence[list[list[int]]]) -> list[int]:
+  """The index of the choice with the highest summed log-probability, where choices may have several tokens."""
   pairs = [(prompt, ids) for prompt, group in zip(prompts, choices, strict=True) for ids in group]
   rows = [(prompt + ids[:-1], list(range(len(prompt) - 1, len(prompt) + len(ids) - 1))) for prompt, ids in pairs]
   scores = iter(
@@ -95,8 +105,8 @@ def _pick(model: Model, prompts: Sequence[list[int]], choices: Sequence[list[lis
   return [int(np.argmax([next(scores) for _ in group])) for group in choices]
 
 
-def _log_probs(model: Model, rows: Sequence[tuple[list[int], list[int]]]) -> list[np.ndarray]:
-  """Next-token log-probabilities [positions, V] of each (tokens, positions), in few shapes so that little compiles."""
+def _log_probs(model: EvaluatedModel, rows: Sequence[tuple[list[int], list[int]]]) -> list[np.ndarray]:
+  """Next-token log-probabilities [positions, V] of each (tokens, positions)."""
   results: list[np.ndarray | None] = [None] * len(rows)
   places = max(len(at) for _, at in rows)
   order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))

@@ -1,10 +1,12 @@
 """A student measured against its teacher, as a report."""
 
+import dataclasses
 import pathlib
 import tempfile
 from collections.abc import Mapping
 from typing import Any
 
+from distill.adapters.stack import Stack
 from distill.checkpoints.hub import locate
 from distill.configuration import read
 from distill.data.sources import open_source
@@ -14,7 +16,8 @@ from distill.errors import InputError
 from distill.evaluation.compare import compare as measure
 from distill.evaluation.compare import write
 from distill.evaluation.config import EvaluationConfig
-from distill.evaluation.model import Model
+from distill.evaluation.model import BASE, STUDENT, TEACHER, EvaluatedModel
+from distill.evaluation.report import Report
 from distill.evaluation.skills import read_skill
 from distill.jobs.loading import Adapters, Path, adapter_stack, load
 from distill.jobs.run_directory import RunDirectory
@@ -29,7 +32,7 @@ def compare(
   evaluation: EvaluationConfig | Mapping[str, Any],
   out: Path,
   adapters: Adapters = (),
-) -> dict[str, Any]:
+) -> Report:
   """Measures a student, its teacher and the teacher's base on skills and held-out text, and writes a report.
 
   Args:
@@ -51,10 +54,13 @@ def compare(
     raise InputError("config.evaluation: names neither skills nor heldout text; name at least one of them")
   student_path, teacher_path, stack = locate(student), locate(teacher), adapter_stack(adapters)
   names = " + ".join([_name(teacher), *(entry.path.name for entry in stack)])
-  student_model = _model(_name(student), *load(student_path))
-  base = _model(_name(teacher), *load(teacher_path))
-  teacher_model = _model(names, *load(teacher_path, stack=stack)) if stack else base
-  vocab, mine = (model.decoder.config.vocab_size for model in (base, student_model))
+  base = EvaluatedModel(role=BASE, name=_name(teacher), **_load(teacher_path))
+  models = [
+    base,
+    dataclasses.replace(base, role=TEACHER, name=names, **(_load(teacher_path, stack) if stack else {})),
+    EvaluatedModel(role=STUDENT, name=_name(student), **_load(student_path)),
+  ]
+  vocab, mine = (model.decoder.config.vocab_size for model in (base, models[-1]))
   if mine != vocab:
     raise InputError(
       f"{student_path}/config.json: vocab_size {mine}, the teacher's is {vocab}; student and teacher must share a "
@@ -67,9 +73,7 @@ def compare(
       source = open_source(config.heldout, key="config.evaluation.heldout")
       heldout = build(source, tokenizer=tokenizer, length=_LENGTH, directory=scratch)
     report = measure(
-      student=student_model,
-      teacher=teacher_model,
-      base=base,
+      models,
       tokenizer=tokenizer,
       skills=skills,
       heldout=heldout,
@@ -83,5 +87,6 @@ def _name(model: Path) -> str:
   return pathlib.PurePath(str(model).partition("@")[0]).name
 
 
-def _model(name: str, decoder, params) -> Model:
-  return Model(name=name, decoder=decoder, params=params)
+def _load(model: pathlib.Path, stack: Stack = ()) -> dict[str, Any]:
+  decoder, params = load(model, stack=stack)
+  return {"decoder": decoder, "params": params}

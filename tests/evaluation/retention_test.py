@@ -1,0 +1,30 @@
+"""Retention is the chance-corrected share of a gain, with the usual intervals."""
+
+import numpy as np
+
+from distill.evaluation.retention import accuracy, retention
+
+
+def answers(right, count=400):
+  return np.arange(count) < right
+
+
+def test_retention_is_the_share_of_the_chance_corrected_gain():
+  retained = retention(base=answers(100), teacher=answers(300), student=answers(260), chance=0.25)
+  np.testing.assert_allclose(retained.value, 0.8)
+  assert 0.7 < retained.low < 0.8 < retained.high < 0.9
+
+
+def test_an_accuracy_below_chance_counts_as_chance():
+  below = retention(base=answers(40), teacher=answers(300), student=answers(100), chance=0.25)
+  np.testing.assert_allclose(below.value, 0.0)
+
+
+def test_there_is_no_retention_of_no_gain():
+  assert retention(base=answers(100), teacher=answers(90), student=answers(95), chance=0.2) is None
+
+
+def test_the_interval_of_an_accuracy_is_the_binomial_one():
+  got = accuracy(answers(100))
+  width = 1.96 * np.sqrt(0.25 * 0.75 / 400)
+  np.testing.assert_allclose([got.low, got.high], [0.25 - width, 0.25 + width], atol=0.01)

@@ -1,0 +1,33 @@
+"""The printed table has a column for each model and the retention of those measured."""
+
+from distill.evaluation.table import table
+from tests.evaluation.rows import THREE, report
+
+
+def test_the_columns_of_a_student_with_its_teacher_and_base():
+  assert table(report(*THREE)).splitlines() == [
+    "skill         chance    base   stack  student   retention of the stack's gain (95 %)",
+    "book           25.0%   50.0%   50.0%    50.0%    80.0%  (75% to 85%)",
+    "held-out text: KL 0.250 nats a token, top-1 agreement 75.0%, bits per byte base 1.500, stack 1.500, student 1.500",
+    "parameters: teacher 1,000, student 1,000 (100.0%)",
+  ]
+
+
+def test_no_gain_is_said_in_words():
+  assert table(report(*THREE, retained=None)).splitlines()[1].endswith("   the stack gains nothing")
+
+
+def test_a_control_has_a_column_and_a_retention_of_its_own():
+  lines = table(report(*THREE, ("control", "new"), heldout=False)).splitlines()
+  assert lines[0].endswith("student  control   retention of the stack's gain (95 %): student, control")
+  assert lines[1].count("(75% to 85%)") == 2
+  assert lines[2] == "parameters: teacher 1,000, student 1,000 (100.0%), control 1,000 (100.0%)"
+
+
+def test_models_of_one_role_are_told_apart_by_name():
+  assert table(report(("student", "one"), ("student", "two"))).splitlines()[0] == "skill         chance     one     two"
+
+
+def test_without_a_teacher_there_is_no_retention_and_no_share():
+  lines = table(report(("student", "new"), heldout=False)).splitlines()
+  assert lines == ["skill         chance  student", "book           25.0%    50.0%", "parameters: student 1,000"]
