@@ -1,3 +1,39 @@
-"""Move capability from one generation of language model to the next."""
+"""Moves capability from one generation of language model to the next.
+
+Each command of the command line is a function of the same name here; docs/python.md shows them. A function's module is
+imported when the function is first used: `import distill` alone imports no JAX and starts no device.
+"""
+
+import importlib
+from typing import Any
 
 __version__ = "0.1.0"
+
+# By text, so that the packages below, which all import this one, form no circle with it.
+_PLACES = {
+  "Calibration": "distill.jobs.init",
+  "InputError": "distill.errors",
+  "Sampling": "distill.generation.sampling",
+  "cache_teacher": "distill.jobs.cache:make",
+  "compare": "distill.jobs.compare",
+  "export": "distill.jobs.export",
+  "generate": "distill.jobs.generate",
+  "init": "distill.jobs.init",
+  "inspect": "distill.jobs.inspect",
+  "merge": "distill.jobs.merge",
+  "merge_adapters": "distill.jobs.merge",
+  "score": "distill.jobs.score",
+  "train": "distill.jobs.train",
+}
+
+
+def __getattr__(name: str) -> Any:
+  """Imports a public name on first use."""
+  if name not in _PLACES:
+    raise AttributeError(f"module 'distill' has no attribute {name!r}")
+  module, _, attribute = _PLACES[name].partition(":")
+  return getattr(importlib.import_module(module), attribute or name)
+
+
+def __dir__() -> list[str]:
+  return ["__version__", *_PLACES]

@@ -24,7 +24,7 @@ import torch
 import transformers
 
 from distill.checkpoints import hf
-from distill.generate.decode import generate
+from distill.generation.decode import generate
 from distill.models.decoder import Decoder
 
 _COMMON = {"vocab_size": 8192, "hidden_size": 512, "num_hidden_layers": 8, "initializer_range": 0.05}

@@ -30,7 +30,7 @@ FLOORS = {
   "initialise": 5,
   "adapters": 6,
   "data": 6,
-  "generate": 7,
+  "generation": 7,
   "teachers": 7,
   "objectives": 8,
   "training": 9,

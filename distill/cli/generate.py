@@ -7,7 +7,7 @@ from absl import flags
 from distill.cli import models
 from distill.cli.parsing import parse
 from distill.errors import InputError
-from distill.generate.sampling import Sampling
+from distill.generation.sampling import Sampling
 from distill.jobs.generate import generate_pieces
 
 FLAGS = flags.FlagValues()

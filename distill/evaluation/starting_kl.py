@@ -1,4 +1,4 @@
-"""How far students are from their teacher before training."""
+"""Divergence of students from their teacher before training."""
 
 import functools
 from collections.abc import Iterable, Mapping
@@ -15,19 +15,22 @@ from distill.models.decoder import Decoder
 from distill.parallel.mesh import batch_sharding
 from distill.types import Batch, ModelOutput
 
-Weighted = tuple[Decoder, Mapping[str, Any]]
+DecoderAndParams = tuple[Decoder, Mapping[str, Any]]
 
 
 def starting_kl(
-  students: Mapping[str, Weighted], *, teacher: Weighted, batches: Iterable[Batch], mesh: Mesh
+  students: Mapping[str, DecoderAndParams], *, teacher: DecoderAndParams, batches: Iterable[Batch], mesh: Mesh
 ) -> dict[str, float]:
-  """KL(teacher ‖ student) in nats a token over all that is learnt in `batches`, with float32 operands.
+  """Computes KL(teacher ‖ student) over the tokens in the loss of `batches`, with float32 operands.
 
   Args:
-    students: By name, a decoder and its stacked parameters on `mesh`.
-    teacher: The same of the teacher.
-    batches: Rows; they may be those that a student was made from, or others.
-    mesh: Where the rows are spread.
+    students: Each student's decoder and stacked parameters on `mesh`, by name.
+    teacher: The same for the teacher.
+    batches: Rows of text, for example those on which a student was initialised.
+    mesh: Devices over which the rows are sharded.
+
+  Returns:
+    Nats a token by student.
   """
   total, count = dict.fromkeys(students, 0.0), 0.0
   for batch in batches:

@@ -41,6 +41,10 @@ from distill.types import INPUT, Capture
 def make(recipe: Mapping[str, Any] | RunConfig, *, workdir: pathlib.Path) -> int:
   """Writes, or goes on with, the cache of all rows that stages of `recipe` need a teacher for, in `workdir`.
 
+  Args:
+    recipe: The configuration, or what it is read from.
+    workdir: Directory of the teacher cache.
+
   Returns:
     0, or `EXIT_INTERRUPTED` after a signal.
 

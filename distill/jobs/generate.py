@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 
 from distill.data.tokenizer import load_tokenizer
 from distill.errors import InputError
-from distill.generate.decode import stream
-from distill.generate.sampling import Sampling
+from distill.generation.decode import stream
+from distill.generation.sampling import Sampling
 from distill.jobs.loading import Adapters, Path, adapter_stack, load
 
 

@@ -106,13 +106,13 @@ def _store(directory: pathlib.Path) -> Iterator[str]:
 
 def _section(section: Section) -> Iterator[str]:
   manifest, missing = section.manifest, section.missing()
-  yield f"cache: {section.count:,} rows of {manifest['length']} tokens, of {json.dumps(manifest['source'])}"
+  yield f"teacher cache: {section.count:,} rows of {manifest['length']} tokens, of {json.dumps(manifest['source'])}"
   yield f"in: {section.directory}{f' ({len(missing)} shards missing)' if missing else ''}"
-  kept = [f"{manifest['targets']} {manifest['size']} at temperature {manifest['temperature']}"]
-  kept += [f"{name} {manifest[name]}" for name in ("layers", "mixers") if manifest[name]]
+  stored = [f"{manifest['targets']} {manifest['size']} at temperature {manifest['temperature']}"]
+  stored += [f"{name} {manifest[name]}" for name in ("layers", "mixers") if manifest[name]]
   size = sum(path.stat().st_size for path in section.directory.glob("[0-9]*.safetensors"))
   done = section.count - sum(len(section.bounds(shard)) for shard in missing)
-  yield f"kept: {', '.join(kept)}; {size / max(done * manifest['length'], 1):.1f} bytes a token"
+  yield f"stored: {', '.join(stored)}; {size / max(done * manifest['length'], 1):.1f} bytes a token"
   yield f"teacher: {manifest['teacher']}, {len(manifest['adapters'])} adapters"
   yield f"identity: {section.identity}"
 

@@ -82,7 +82,7 @@ def test_inspect_tells_what_a_cache_holds(cached, capsys):
   assert main(["inspect", str(cached)]) == 0
   shown = capsys.readouterr().out
   assert "rows of 16 tokens" in shown and "2 adapters" in shown
-  assert "kept: top_k 300 at temperature 1.0, layers [-1, 1, 3], mixers [0, 2]; " in shown
+  assert "stored: top_k 300 at temperature 1.0, layers [-1, 1, 3], mixers [0, 2]; " in shown
 
 
 @pytest.fixture

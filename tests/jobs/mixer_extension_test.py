@@ -15,8 +15,8 @@ from distill.checkpoints.attributes import Attributes
 from distill.checkpoints.family import Family
 from distill.checkpoints.name_table import TensorEntry
 from distill.checkpoints.registry import FAMILIES
-from distill.generate.decode import stream
-from distill.generate.sampling import Sampling
+from distill.generation.decode import stream
+from distill.generation.sampling import Sampling
 from distill.jobs.train import train
 from distill.models.config import DecoderConfig, LayerConfig
 from distill.models.decoder import Decoder

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from distill.checkpoints import hf
-from distill.generate.decode import generate
+from distill.generation.decode import generate
 from distill.models.decoder import Decoder
 from tests.checkpoints.families import reference
 from tests.checkpoints.families.cases import FIRST

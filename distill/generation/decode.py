@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from distill.errors import InputError
-from distill.generate.sampling import Sampling, draw
+from distill.generation.sampling import Sampling, draw
 from distill.models.decoder import Decoder
 
 _BLOCK = 32  # Most tokens of one compiled loop; the caller reads them after each block.

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from distill.errors import InputError
-from distill.generate.decode import generate, stream
-from distill.generate.sampling import Sampling
+from distill.generation.decode import generate, stream
+from distill.generation.sampling import Sampling
 from distill.models.config import AttentionConfig, DecoderConfig, GatedDeltaConfig, LayerConfig, MlpConfig, RopeConfig
 from distill.models.decoder import Decoder
 from tests.kernels.precision import assert_equal_up_to_rounding

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill.errors import InputError
-from distill.generate.sampling import Sampling, draw, nucleus
+from distill.generation.sampling import Sampling, draw, nucleus
 
 LOGITS = st.lists(st.floats(-12, 12, width=32), min_size=1, max_size=40)
 DRAWS = 4000

@@ -1,0 +1,30 @@
+"""`import distill` offers every command as a function, and is cheap."""
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import distill
+from distill.cli.main import COMMANDS
+
+
+def test_the_import_starts_nothing():
+  check = "import distill, sys; sys.exit(bool({'jax', 'numpy', 'transformers', 'tensorflow'} & set(sys.modules)))"
+  subprocess.run([sys.executable, "-c", check], check=True)
+
+
+@pytest.mark.parametrize("name", sorted({*COMMANDS, "merge_adapters", "cache_teacher"} - {"cache"}))
+def test_every_command_is_a_function_that_says_what_it_takes(name):
+  text = inspect.getdoc(getattr(distill, name))
+  assert text and "Args:" in text and "Raises:" in text
+
+
+def test_every_public_name_exists():
+  assert all(getattr(distill, name) for name in dir(distill))
+
+
+def test_an_unknown_name_is_an_attribute_error():
+  with pytest.raises(AttributeError, match="no attribute 'destill'"):
+    distill.destill  # noqa: B018
