@@ -1,14 +1,15 @@
 """Next-token distributions on held-out text: how likely the text is, and how near they are to the teacher's."""
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from distill.data.store import TokenStore
-from distill.evaluation.model import BASE, TEACHER, EvaluatedModel
+from distill.evaluation.model import BASE, TEACHER, EvaluatedModel, run
 from distill.evaluation.report import FidelityRow
 from distill.losses.chunked import chunk_tokens
 from distill.losses.divergences import forward_kl
@@ -26,59 +27,52 @@ def fidelity(models: Sequence[EvaluatedModel], *, store: TokenStore) -> tuple[Fi
     models: Models that share a tokenizer.
     store: Text, with its tokenizer's token ids.
   """
-  roles = [model.role for model in models]
-  teacher = roles.index(TEACHER) if TEACHER in roles else None
-  compared = [i for i, role in enumerate(roles) if role not in (BASE, TEACHER) and teacher is not None]
-
-  @jax.jit
-  def sums(params, batch: Batch):
-    outputs = [
-      model.output(one, tokens=batch.tokens, segments=batch.segments, positions=batch.positions)
-      for model, one in zip(models, params, strict=True)
-    ]
-    return _sums(outputs, batch, teacher=teacher, compared=compared)
-
-  params = [model.params for model in models]
-  total: dict[str, float] = {}
+  teacher = next((model for model in models if model.role == TEACHER), None)
+  # Adapters may have added tokens to the teacher's vocabulary, which the others lack.
+  vocab = min(model.decoder.config.vocab_size for model in models)
+  totals: list[dict[str, float]] = [{} for _ in models]
   for start in range(0, store.rows, _ROWS):
     rows = np.arange(start, start + _ROWS)
     fields = store.read(np.minimum(rows, store.rows - 1))
     fields["loss_mask"] = fields["loss_mask"] * (rows < store.rows)[:, None]
-    for name, value in jax.device_get(sums(params, Batch(**fields))).items():
-      total[name] = total.get(name, 0.0) + float(value)
-  count, scale = total["tokens"], math.log(2) * store.meta["bytes"]
-  return tuple(
-    FidelityRow(
-      role=model.role,
-      name=model.name,
-      tokens=count,
-      bits_per_byte=total[f"nll_{i}"] / scale,
-      kl=total[f"kl_{i}"] / count if i in compared else None,
-      top1_agreement=total[f"agreement_{i}"] / count if i in compared else None,
-    )
-    for i, model in enumerate(models)
+    batch = jax.tree.map(jnp.asarray, Batch(**fields))
+    target = None if teacher is None else run(teacher.decoder, teacher.params, batch)
+    for model, total in zip(models, totals, strict=True):
+      output = target if model is teacher else run(model.decoder, model.params, batch)
+      sums = _sums(output, None if model.role in (BASE, TEACHER) else target, batch, vocab=vocab)
+      for name, value in jax.device_get(sums).items():
+        total[name] = total.get(name, 0.0) + float(value)
+  return tuple(_row(model, total, bytes=store.meta["bytes"]) for model, total in zip(models, totals, strict=True))
+
+
+def _row(model: EvaluatedModel, total: Mapping[str, float], *, bytes: int) -> FidelityRow:
+  count = total["tokens"]
+  return FidelityRow(
+    role=model.role,
+    name=model.name,
+    tokens=count,
+    bits_per_byte=total["nll"] / (math.log(2) * bytes),
+    kl=total["kl"] / count if "kl" in total else None,
+    top1_agreement=total["agreement"] / count if "agreement" in total else None,
   )
 
 
-def _sums(
-  outputs: Sequence[ModelOutput], batch: Batch, *, teacher: int | None, compared: Sequence[int]
-) -> dict[str, jax.Array]:
-  """Sums over the tokens of a batch: `nll_i` of every model, `kl_i` and `agreement_i` of those compared, `tokens`."""
+@functools.partial(jax.jit, static_argnames="vocab")
+def _sums(output: ModelOutput, target: ModelOutput | None, batch: Batch, *, vocab: int) -> dict[str, jax.Array]:
+  """Sums over the tokens of a batch: `nll`, with a target `kl` and `agreement`, and the number of `tokens`."""
   labels = jnp.roll(batch.tokens, -1, axis=1).reshape(-1)
   mask = batch.loss_mask.reshape(-1)
-  hidden = [output.hidden.reshape(-1, output.hidden.shape[-1]) for output in outputs]
-  # Adapters may have added tokens to the teacher's vocabulary, which the others lack.
-  vocab = min(output.readout.vocab_size for output in outputs)
+  outputs = [one for one in (output, target) if one is not None]
+  hidden = [one.hidden.reshape(-1, one.hidden.shape[-1]) for one in outputs]
   size = math.gcd(labels.shape[0], 2 ** int(math.log2(chunk_tokens(vocab, tokens=labels.shape[0]))))
 
   def one(chunk):
     hidden, labels, mask = chunk
     logits = [output.readout.logits(x)[:, :vocab] for output, x in zip(outputs, hidden, strict=True)]
-    values = {f"nll_{i}": cross_entropy(x, labels) for i, x in enumerate(logits)}
-    for i in compared:
-      pair = dense_log_probs(logits[i], logits[teacher], temperature=1.0)
-      values[f"kl_{i}"] = forward_kl(*pair)
-      values[f"agreement_{i}"] = jnp.argmax(logits[i], -1) == jnp.argmax(logits[teacher], -1)
+    values = {"nll": cross_entropy(logits[0], labels)}
+    if target is not None:
+      values["kl"] = forward_kl(*dense_log_probs(*logits, temperature=1.0))
+      values["agreement"] = jnp.argmax(logits[0], -1) == jnp.argmax(logits[1], -1)
     return {name: jnp.sum(mask * value) for name, value in values.items()} | {"tokens": jnp.sum(mask)}
 
   # A chunk at a time: the logits of all tokens would not fit into memory.

@@ -1,12 +1,15 @@
 """A model under evaluation."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from distill.models.decoder import Decoder
+from distill.types import Batch, ModelOutput
 
 # The roles that others are measured against. Every other role (student, control, …) is measured.
 BASE, TEACHER = "base", "teacher"
@@ -29,11 +32,24 @@ class EvaluatedModel:
   decoder: Decoder
   params: Mapping[str, Any]
 
-  def output(self, params, *, tokens, segments, positions):
-    """Runs the decoder; `params` come as an argument, so that a jitted caller does not make them constants."""
-    return self.decoder.apply(params, tokens=tokens, segments=segments, positions=positions, dtype=jnp.float32)
-
   @property
   def size(self) -> int:
     """Number of parameters."""
     return sum(int(x.size) for x in self.params.values())
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def run(decoder: Decoder, params: Mapping[str, Any], batch: Batch) -> ModelOutput:
+  """Runs a decoder on a batch with float32 operands.
+
+  A program of its own for each model: two sharded models in one program gather their weights at the same time, in an
+  order that differs between devices, and XLA's CPU backend (jaxlib 0.10) then waits for ever.
+
+  Args:
+    decoder: The architecture.
+    params: Its stacked parameters.
+    batch: Rows of tokens.
+  """
+  return decoder.apply(
+    params, tokens=batch.tokens, segments=batch.segments, positions=batch.positions, dtype=jnp.float32
+  )

@@ -1,6 +1,5 @@
 """Divergence of students from their teacher before training."""
 
-import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from distill.evaluation.model import run
 from distill.losses.chunked import chunked_divergence
 from distill.losses.divergences import forward_kl
 from distill.models.decoder import Decoder
@@ -35,18 +35,11 @@ def starting_kl(
   total, count = dict.fromkeys(students, 0.0), 0.0
   for batch in batches:
     batch = jax.device_put(batch, batch_sharding(mesh))
-    target = _output(teacher[0], dict(teacher[1]), batch)
+    target = run(teacher[0], dict(teacher[1]), batch)
     count += float(jnp.sum(batch.loss_mask))
     for name, (decoder, params) in students.items():
-      total[name] += float(_divergence(_output(decoder, dict(params), batch), target, batch))
+      total[name] += float(_divergence(run(decoder, dict(params), batch), target, batch))
   return {name: value / max(count, 1.0) for name, value in total.items()}
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _output(decoder: Decoder, params, batch: Batch) -> ModelOutput:
-  return decoder.apply(
-    params, tokens=batch.tokens, segments=batch.segments, positions=batch.positions, dtype=jnp.float32
-  )
 
 
 @jax.jit

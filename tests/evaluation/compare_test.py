@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from distill.data.tokenizer import load_tokenizer
 from distill.errors import InputError
 from distill.evaluation import compare as measurement
 from distill.evaluation.compare import compare, write
@@ -22,14 +23,16 @@ RIGHT = {"base": 25, "teacher": 75, "student": 65, "control": 25}
 
 
 @pytest.fixture
-def measured(monkeypatch):
+def measured(monkeypatch, tokenizer_dir):
   """Compares models of some roles that answer as `RIGHT` says."""
   monkeypatch.setattr(measurement, "correct_answers", lambda model, **_: np.arange(100) < RIGHT[model.role])
   params = jax.eval_shape(DECODER.init, jax.random.key(0))
 
   def run(*roles):
     models = [EvaluatedModel(role=role, name=role, decoder=DECODER, params=params) for role in roles]
-    return compare(models, tokenizer=None, skills=[SKILL], curves=[{"step": 1, "loss": 2.0, "tokens": 3}])
+    return compare(
+      models, tokenizer=load_tokenizer(tokenizer_dir), skills=[SKILL], curves=[{"step": 1, "loss": 2.0, "tokens": 3}]
+    )
 
   return run
 

@@ -9,9 +9,10 @@ from distill.data.sources import open_source
 from distill.data.store import build
 from distill.data.tokenizer import load_tokenizer
 from distill.evaluation.fidelity import fidelity
-from distill.evaluation.model import EvaluatedModel
+from distill.evaluation.model import EvaluatedModel, run
 from distill.models.config import AttentionConfig, DecoderConfig, LayerConfig
 from distill.models.decoder import Decoder
+from distill.types import Batch
 
 LAYER = LayerConfig(mixer=AttentionConfig(num_heads=2, num_kv_heads=1, head_dim=8, rope=None), mlp=None)
 DECODER = Decoder(DecoderConfig(family="llama", vocab_size=304, width=16, layers=(LAYER,)))
@@ -33,10 +34,10 @@ def test_it_equals_plain_numpy(heldout):
   teacher, student, control = models = [model("teacher", 0), model("student", 1), model("control", 0)]
   first, row, same = fidelity(models, store=heldout)
   fields = heldout.read(np.arange(heldout.rows))
-  inputs = {name: jnp.asarray(fields[name]) for name in ("tokens", "segments", "positions")}
+  batch = Batch(**{name: jnp.asarray(x) for name, x in fields.items()})
 
   def logs(model):
-    output = model.output(model.params, **inputs)
+    output = run(DECODER, model.params, batch)
     z = np.asarray(output.readout.logits(output.hidden), np.float64)
     return z - np.log(np.exp(z - z.max(-1, keepdims=True)).sum(-1, keepdims=True)) - z.max(-1, keepdims=True)
 

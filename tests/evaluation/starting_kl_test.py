@@ -24,7 +24,8 @@ def test_it_is_the_mean_over_the_tokens_in_the_loss():
   got = starting_kl(students, teacher=(DECODER, teacher), batches=[batch, batch], mesh=make_mesh((8, 1, 1)))
 
   def logs(params):
-    output = DECODER.apply(params, tokens=tokens, segments=ones, positions=positions, dtype=jnp.float32)
+    inputs = {name: jnp.asarray(getattr(batch, name)) for name in ("tokens", "segments", "positions")}
+    output = DECODER.apply(params, **inputs, dtype=jnp.float32)
     return np.asarray(jax.nn.log_softmax(output.readout.logits(output.hidden)), np.float64)
 
   p, q = logs(teacher), logs(other)
