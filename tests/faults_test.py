@@ -1,8 +1,8 @@
-"""Faults that public distillation frameworks have had: each is told from the right thing by a check that it fails.
+"""Faults that public distillation frameworks have had, and checks that find them.
 
-A check passes as the code is, and no longer once the fault is put in. Faults of whole runs have tests of their own:
-resuming bit-equal after a kill (jobs/train_test.py), teachers over two processes and an export that fails
-(training/jobs_test.py), and a teacher with adapters for a student without (training/routes_test.py).
+Each check passes on the code as it is and fails once the fault is put in. Faults of whole runs have tests of their own:
+resuming bit-equal after a kill (tests/jobs/train_test.py), teachers over two processes and an export that fails
+(tests/jobs/jobs_test.py), and a teacher with adapters for a student without (tests/jobs/routes_test.py).
 """
 
 import dataclasses
@@ -331,7 +331,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_check_holds_and_no_longer_with_the_fault(name, monkeypatch):
+def test_a_check_passes_and_fails_once_the_fault_is_put_in(name, monkeypatch):
   check, inject = FAULTS[name]
   check()
   inject(monkeypatch)

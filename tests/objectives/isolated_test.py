@@ -12,7 +12,7 @@ from tests.objectives.steps import DELTA, SOFT, decoder, trained
 
 
 @pytest.mark.parametrize("kind", ["mixer_output", "block_output"])
-def test_alignment_trains_what_it_is_told_to_and_nothing_else(kind):
+def test_alignment_trains_the_chosen_parameters_alone(kind):
   student, model = decoder(DELTA, DELTA), decoder(SOFT, SOFT, SOFT, SOFT)
   teacher = LiveTeacher(decoder=model, params=model.init(jax.random.key(1)))
   terms = bound({"kind": kind}, steps=30, student=2, teacher=4, layers_from=(0, 2))
@@ -31,7 +31,7 @@ def test_alignment_trains_what_it_is_told_to_and_nothing_else(kind):
     assert np.array_equal(value, after[name]) != (".mixer." in name), name
 
 
-def test_a_student_that_is_its_teacher_is_aligned():
+def test_a_student_equal_to_its_teacher_has_no_loss():
   model = decoder(SOFT, SOFT, SOFT)
   weights = model.init(jax.random.key(1))
   specs = [{"kind": "mixer_output"}, {"kind": "block_output"}, {"kind": "relations", "heads": 4}]

@@ -15,7 +15,7 @@ from tests.objectives.steps import DELTA, MLP, SOFT, decoder, trained
 
 
 @pytest.mark.parametrize("mixer", ["attention", "mamba2"])
-def test_relations_train_a_student_of_other_widths_and_other_mixers(mixer):
+def test_relations_train_a_student_with_other_widths_and_mixers(mixer):
   state_space = LayerConfig(mixer=Mamba2Config(num_heads=2, head_dim=8, state_size=8), mlp=MLP)
   layer = {"attention": SOFT, "mamba2": state_space}[mixer]
   student = decoder(layer, layer)

@@ -58,7 +58,7 @@ def made(directory, manifest=MANIFEST):
   return section, kept
 
 
-def test_rows_come_back_in_any_order_with_the_states_asked_for(tmp_path):
+def test_rows_are_read_in_any_order_with_the_captured_activations(tmp_path):
   _, kept = made(tmp_path)
   found = sections.find_section(sections.open_sections(tmp_path), SUBJECT, what="rows")
   signal = found.read(np.asarray([9, 0, 9, 4]), Capture(layers=(2,), mixers=(1,)))
@@ -73,7 +73,7 @@ def test_rows_come_back_in_any_order_with_the_states_asked_for(tmp_path):
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_a_flipped_bit_is_named_and_never_read(tmp_path, data):
+def test_a_shard_with_a_flipped_bit_is_refused_by_its_name(tmp_path, data):
   section, _ = made(tmp_path)
   path = section.path(data.draw(st.integers(0, 2)))
   everything = np.arange(ROWS)
@@ -91,7 +91,7 @@ def test_a_flipped_bit_is_named_and_never_read(tmp_path, data):
     path.write_bytes(whole)
 
 
-def test_what_is_not_finished_is_told_and_gone_on_with(tmp_path):
+def test_an_unfinished_section_is_refused_and_can_be_completed(tmp_path):
   section, _ = made(tmp_path)
   whole = {path.name: path.read_bytes() for path in section.directory.iterdir()}
   section.path(1).unlink()
@@ -113,7 +113,7 @@ def test_what_is_not_finished_is_told_and_gone_on_with(tmp_path):
     ("store", "other text"),
   ],
 )
-def test_a_cache_of_something_else_is_refused_by_name(tmp_path, key, says):
+def test_a_cache_that_belongs_to_something_else_is_refused_by_the_key_that_differs(tmp_path, key, says):
   made(tmp_path)
   other = {**SUBJECT, key: 7 if key == "length" else [] if key == "adapters" else "e" * 64}
   if key in ("tokenizer", "length"):
@@ -122,7 +122,7 @@ def test_a_cache_of_something_else_is_refused_by_name(tmp_path, key, says):
     sections.find_section(sections.open_sections(tmp_path), other, what="rows")
 
 
-def test_without_the_teachers_name_there_must_be_one_teacher(tmp_path):
+def test_a_cache_of_several_teachers_needs_the_teachers_name(tmp_path):
   made(tmp_path)
   subject = {key: SUBJECT[key] for key in ("tokenizer", "length", "store")}
   assert sections.find_section(sections.open_sections(tmp_path), subject, what="rows").count == ROWS
@@ -131,7 +131,7 @@ def test_without_the_teachers_name_there_must_be_one_teacher(tmp_path):
     sections.find_section(sections.open_sections(tmp_path), subject, what="rows")
 
 
-def test_other_settings_do_not_mix_into_a_cache(tmp_path):
+def test_a_section_with_other_settings_is_not_continued(tmp_path):
   made(tmp_path)
   with pytest.raises(InputError, match=r"manifest\.json: size is 3, this configuration's 4"):
     sections.claim(tmp_path, {**MANIFEST, "size": 4})
@@ -145,7 +145,7 @@ def test_a_shard_of_another_cache_is_not_read(tmp_path):
     sections.find_section(sections.open_sections(tmp_path / "one"), SUBJECT, what="rows").read(np.arange(2))
 
 
-def test_shards_in_each_others_place_are_not_read(tmp_path):
+def test_swapped_shards_are_not_read(tmp_path):
   section, _ = made(tmp_path)
   first, second = section.path(0).read_bytes(), section.path(1).read_bytes()
   section.path(0).write_bytes(second)
@@ -154,7 +154,7 @@ def test_shards_in_each_others_place_are_not_read(tmp_path):
     sections.find_section(sections.open_sections(tmp_path), SUBJECT, what="rows").read(np.asarray([2]))
 
 
-def test_a_shard_is_whole_batches_of_some_64_mib():
+def test_a_shard_holds_whole_batches_up_to_64_mib():
   rows = row_format({**MANIFEST, "length": 4096, "width": 4096, "vocab_size": 152_000, "size": 64}, where="")
   assert rows.rows_per_shard(16) == 16
   few = row_format({**MANIFEST, "length": 128, "layers": [], "mixers": [], "vocab_size": 4096, "size": 64}, where="")

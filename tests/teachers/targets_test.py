@@ -43,12 +43,12 @@ def keys(seed):
   return jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(jnp.arange(B, dtype=jnp.uint32))
 
 
-def host(kept, row):
-  return tuple(np.asarray(x[row]) for x in kept)
+def host(kind, row):
+  return tuple(np.asarray(x[row]) for x in kind)
 
 
 @given(st.integers(1, 20), st.integers(0, 40), st.integers(0, 2**31))
-def test_packed_integers_come_back(bits, count, seed):
+def test_unpacking_restores_packed_integers(bits, count, seed):
   values = np.random.default_rng(seed).integers(0, 2**bits, count)
   packed = pack(values, bits=bits)
   assert packed.nbytes == -(-bits * count // 8)
@@ -56,28 +56,28 @@ def test_packed_integers_come_back(bits, count, seed):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_top_k_is_the_whole_distributions_head_and_the_rest_of_its_mass(teacher, temperature):
+def test_top_k_holds_the_likeliest_tokens_and_the_mass_of_the_rest(teacher, temperature):
   hidden, readout, log_probs = teacher
   log_probs = log_probs / temperature
   log_probs -= np.log(np.exp(log_probs).sum(-1, keepdims=True))
-  kept = TopK(size=5, temperature=temperature)
-  ids, found, tail = jax.jit(lambda: kept.select(hidden, readout, keys=keys(0)))()
+  kind = TopK(size=5, temperature=temperature)
+  ids, found, tail = jax.jit(lambda: kind.select(hidden, readout, keys=keys(0)))()
   order = np.argsort(-log_probs, axis=-1)[..., :5]
   np.testing.assert_array_equal(ids, order)
   expected = np.take_along_axis(log_probs, order, axis=-1)
   np.testing.assert_allclose(found, expected, rtol=6e-4)
   np.testing.assert_allclose(tail, np.log1p(-np.exp(expected).sum(-1)), rtol=6e-4, atol=1e-6)
   for row in range(B):
-    target = kept.unpack(kept.pack(host((ids, found, tail), row), id_bits=7), length=T, id_bits=7)
+    target = kind.unpack(kind.pack(host((ids, found, tail), row), id_bits=7), length=T, id_bits=7)
     np.testing.assert_array_equal(target.ids, ids[row])
     np.testing.assert_array_equal(target.log_probs, np.asarray(found[row], np.float32))
     np.testing.assert_array_equal(target.tail, np.asarray(tail[row], np.float32))
 
 
-def test_draws_have_the_teachers_shares_and_depend_on_the_row_alone(teacher):
+def test_draws_follow_the_teachers_probabilities_and_depend_on_the_row_alone(teacher):
   hidden, readout, log_probs = teacher
-  kept = Sampled(size=20)
-  draw = jax.jit(lambda seed: kept.select(hidden, readout, keys=keys(seed))[0])
+  kind = Sampled(size=20)
+  draw = jax.jit(lambda seed: kind.select(hidden, readout, keys=keys(seed))[0])
   shares = np.zeros((B, T, V))
   for seed in range(400):
     ids = np.asarray(draw(seed))
@@ -87,16 +87,16 @@ def test_draws_have_the_teachers_shares_and_depend_on_the_row_alone(teacher):
     assert (np.abs(counts - 20 * np.exp(log_probs)) < 1 + 1e-3).all()
     shares += counts / 20 / 400
   np.testing.assert_allclose(shares, np.exp(log_probs), atol=0.01)
-  alone = kept.select(hidden[1:2], readout, keys=keys(3)[1:2])[0]
+  alone = kind.select(hidden[1:2], readout, keys=keys(3)[1:2])[0]
   np.testing.assert_array_equal(alone[0], draw(3)[1])
 
 
 @settings(deadline=None)
 @given(st.integers(1, 9), st.integers(1, 30), st.integers(0, 2**31))
-def test_packed_draws_come_back_as_counts(length, size, seed):
+def test_unpacking_draws_gives_their_counts(length, size, seed):
   ids = np.sort(np.random.default_rng(seed).zipf(1.5, (length, size)) % 50, axis=-1).astype(np.int32)
-  kept = Sampled(size=size)
-  target = kept.unpack(kept.pack((ids,), id_bits=6), length=length, id_bits=6)
+  kind = Sampled(size=size)
+  target = kind.unpack(kind.pack((ids,), id_bits=6), length=length, id_bits=6)
   for row, found, log_probs, tail in zip(ids, target.ids, target.log_probs, target.tail, strict=True):
     names, counts = np.unique(row, return_counts=True)
     np.testing.assert_array_equal(found[: len(names)], names)
@@ -104,12 +104,12 @@ def test_packed_draws_come_back_as_counts(length, size, seed):
     assert (found[len(names) :] == -1).all() and tail == -np.inf
 
 
-def test_the_mean_gradient_of_draws_is_that_of_the_whole_distribution(teacher):
+def test_the_mean_gradient_of_draws_equals_that_of_the_whole_distribution(teacher):
   hidden, readout, _ = teacher
   rng = np.random.default_rng(1)
   mine = jnp.asarray(rng.normal(size=(B * T, D)), jnp.float32)
   student = Readout(kernel=jnp.asarray(rng.normal(size=(D, V)), jnp.float32), vocab_size=V)
-  mask, kept = jnp.ones(B * T), Sampled(size=10)
+  mask, kind = jnp.ones(B * T), Sampled(size=10)
 
   def loss(mine, target, theirs):
     return chunked_divergence(
@@ -117,11 +117,11 @@ def test_the_mean_gradient_of_draws_is_that_of_the_whole_distribution(teacher):
     )
 
   whole = jax.grad(loss)(mine, hidden.reshape(-1, D), readout)
-  gradient, draw = jax.jit(jax.grad(loss)), jax.jit(lambda seed: kept.select(hidden, readout, keys=keys(seed)))
+  gradient, draw = jax.jit(jax.grad(loss)), jax.jit(lambda seed: kind.select(hidden, readout, keys=keys(seed)))
   mean, count = np.zeros_like(whole), 300
   for seed in range(count):
     drawn = draw(seed)
-    rows = [kept.unpack(kept.pack(host(drawn, row), id_bits=7), length=T, id_bits=7) for row in range(B)]
+    rows = [kind.unpack(kind.pack(host(drawn, row), id_bits=7), length=T, id_bits=7) for row in range(B)]
     mean += np.asarray(gradient(mine, jax.tree.map(lambda *x: jnp.concatenate(x), *rows), None)) / count
   assert np.linalg.norm(mean - whole) < 0.02 * np.linalg.norm(whole)
 
@@ -130,11 +130,11 @@ def test_bytes_a_token_stay_within_what_is_published():
   # A vocabulary of 32k and about a dozen different ids in 50 draws, as language models give.
   logits = -1.9 * np.log(np.arange(1, 32_769)) + np.random.default_rng(0).normal(size=32_768)
   readout = Readout(kernel=jnp.asarray(logits[None], jnp.float32), vocab_size=32_768)
-  kept = Sampled(size=50)
-  (ids,) = kept.select(jnp.ones((1, 64, 1)), readout, keys=keys(0)[:1])
+  kind = Sampled(size=50)
+  (ids,) = kind.select(jnp.ones((1, 64, 1)), readout, keys=keys(0)[:1])
   unique = np.mean([len(np.unique(row)) for row in np.asarray(ids[0])])
   assert 11 < unique < 17
-  assert len(kept.pack(host((ids,), 0), id_bits=15)) / 64 <= 40
+  assert len(kind.pack(host((ids,), 0), id_bits=15)) / 64 <= 40
   assert TopK(size=64).bytes_a_token(18) <= 330
 
 
@@ -170,10 +170,10 @@ def test_the_gradient_of_50_draws_of_the_embedded_teacher_is_within_6_degrees():
     return np.concatenate([np.ravel(found[name]) for name in sorted(found)])
 
   whole = gradient(signal.hidden.reshape(rows * 128, -1), signal.readout)
-  kept = Sampled(size=50)
+  kind = Sampled(size=50)
   row_keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.key(0), row))(jnp.arange(rows, dtype=jnp.uint32))
-  drawn = kept.select(signal.hidden, signal.readout, keys=row_keys)
-  targets = [kept.unpack(kept.pack(host(drawn, row), id_bits=12), length=128, id_bits=12) for row in range(rows)]
+  drawn = kind.select(signal.hidden, signal.readout, keys=row_keys)
+  targets = [kind.unpack(kind.pack(host(drawn, row), id_bits=12), length=128, id_bits=12) for row in range(rows)]
   sampled = gradient(jax.tree.map(lambda *x: jnp.concatenate(x), *targets), None)
   angle = np.degrees(np.arccos(whole @ sampled / np.linalg.norm(whole) / np.linalg.norm(sampled)))
   assert 0.1 < angle <= 6.0
@@ -191,6 +191,6 @@ def test_the_gradient_of_50_draws_of_the_embedded_teacher_is_within_6_degrees():
     ({"temperature": {"kind": "linear"}}, "temperature"),
   ],
 )
-def test_targets_that_are_none_are_refused_by_their_key(changed, key):
+def test_invalid_targets_are_refused_by_their_key(changed, key):
   with pytest.raises(InputError, match=rf"config\.teacher_cache\.{key}"):
     read_targets({"targets": "top_k", "size": 8, "temperature": 1.0, **changed}, where="config.teacher_cache", vocab=97)
