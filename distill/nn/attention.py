@@ -9,6 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from distill.errors import InputError
 from distill.kernels.attention import attention
 from distill.nn.linear import Linear
 from distill.nn.mixer import HeadShape
@@ -31,9 +32,12 @@ class AttentionConfig:
     softcap: Scores become softcap * tanh(score / softcap); None for no cap.
     sinks: One trainable logit per head takes part in the softmax and contributes no value (gpt-oss).
     gated: The output is multiplied by the sigmoid of a second projection (Qwen 3.5).
-    qk_norm: RMS norm of queries and keys: 'head' for each head alone, 'full' across all heads, or None.
+    qk_norm: RMS norm of queries and keys: 'head' for each head alone, 'full' across all heads (not if gated), or None.
     use_bias: Biases on the projections q, k, v.
     use_out_bias: Bias on the output projection.
+
+  Raises:
+    InputError: The attention is gated and `qk_norm` is 'full'.
   """
 
   num_heads: int
@@ -51,6 +55,11 @@ class AttentionConfig:
 
   kind: ClassVar[str] = "attention"
   exact_dtype: ClassVar[bool] = False
+
+  def __post_init__(self):
+    # The projection q holds queries and gates head by head: a norm across all of it would normalise the gates too.
+    if self.gated and self.qk_norm == "full":
+      raise InputError("qk_norm='full': not supported with gated=True; use qk_norm='head' or None, or gated=False")
 
   @property
   def head_shape(self) -> HeadShape:

@@ -1,6 +1,7 @@
 import jax.numpy as jnp
 import pytest
 
+from distill.errors import InputError
 from distill.nn.attention import AttentionConfig, ring_positions
 from distill.nn.rope import DynamicNtk, Interpolation, RopeConfig
 
@@ -20,3 +21,8 @@ def test_a_ring_holds_the_latest_position_of_each_slot_and_nothing_before_the_fi
 )
 def test_only_rotations_that_depend_on_length_bind_attention_to_it(rope, bound):
   assert AttentionConfig(num_heads=1, num_kv_heads=1, head_dim=4, rope=rope).bound_to_length is bound
+
+
+def test_gated_attention_with_a_norm_across_all_heads_is_refused():
+  with pytest.raises(InputError, match="qk_norm='full'.*gated=True; use qk_norm='head'"):
+    AttentionConfig(num_heads=2, num_kv_heads=1, head_dim=4, rope=None, gated=True, qk_norm="full")
