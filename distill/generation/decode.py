@@ -45,8 +45,9 @@ class _Texts:
 
 
 @functools.partial(jax.jit, static_argnames=("decoder", "length", "sampling", "dtype"))
-def _start(params, tokens, lengths, stop, seed, *, decoder, length, sampling, dtype):
-  """Returns the parameters of single layers, and texts with their first token."""
+def _start(params, prompts, stop, seed, *, decoder, length, sampling, dtype):
+  """Returns unrolled parameters, and texts with their first token, from `prompts`: (padded tokens, lengths)."""
+  tokens, lengths = prompts
   output, state = decoder.prefill(params, tokens=tokens, lengths=lengths, length=length, dtype=dtype)
   first = _sample(output, positions=lengths, seed=seed, sampling=sampling)
   texts = _Texts(state=decoder.unroll_state(state), last=first, positions=lengths, ended=jnp.isin(first, stop))
@@ -104,7 +105,7 @@ def stream(
   lengths = np.asarray([len(prompt) for prompt in prompts], np.int32)
   options = dict(seed=jnp.uint32(seed % 2**32), sampling=sampling, dtype=dtype)
   stops = jnp.asarray(sorted(stop), jnp.int32)
-  unrolled, texts = _start(params, tokens, lengths, stops, decoder=decoder, length=length, **options)
+  unrolled, texts = _start(params, (tokens, lengths), stops, decoder=decoder, length=length, **options)
   block, done = np.asarray(texts.last)[:, None], 0
   running = [True] * len(prompts)
   while True:

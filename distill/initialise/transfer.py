@@ -105,15 +105,7 @@ def from_teacher(
   chosen = choose_layers(layers, config=config, teacher=teacher_config, importance=importance)
   assert importance is not None or not needs_importance(config, teacher=teacher_config, layers=layers)
   ratios = MultiplierRatios.between(teacher_config, config)
-  if config.width > teacher_config.width:
-    raise InputError(
-      f"student.layers_from: the student's width {config.width} is above the teacher's {teacher_config.width}; give "
-      "the student at most the teacher's width, or leave layers_from out"
-    )
-  channels = None
-  if config.width < teacher_config.width:
-    assert importance is not None
-    channels = most_important(importance.channels, config.width)
+  channels = _retained_channels(config, teacher_config, importance)
   source = _Source(
     config=config,
     teacher_config=teacher_config,
@@ -169,6 +161,23 @@ def choose_layers(
       f"{count} layers, or be importance"
     )
   return tuple(layers)
+
+
+def _retained_channels(config: DecoderConfig, teacher: DecoderConfig, importance: Importance | None) -> Array | None:
+  """Returns the teacher's channels that the student's residual stream retains; None for all.
+
+  Raises:
+    InputError: The student is wider than its teacher.
+  """
+  if config.width > teacher.width:
+    raise InputError(
+      f"student.layers_from: the student's width {config.width} is above the teacher's {teacher.width}; give "
+      "the student at most the teacher's width, or leave layers_from out"
+    )
+  if config.width == teacher.width:
+    return None
+  assert importance is not None
+  return most_important(importance.channels, config.width)
 
 
 def _retained(
