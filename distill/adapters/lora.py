@@ -49,7 +49,13 @@ def init(decoder: Decoder, *, targets: str, rank: int, key: Key[Array, ""]) -> P
 
 
 def shardings(decoder: Decoder, adapters: Mapping[str, Any], *, mesh: Any) -> Params:
-  """Returns the sharding of every factor: its long side is sharded like the kernel's."""
+  """Returns the sharding of every factor: its long side is sharded like the kernel's.
+
+  Args:
+    decoder: The decoder whose kernels are adapted.
+    adapters: Factors under stacked names, `….lora_a` and `….lora_b`, or their shapes.
+    mesh: The mesh that the kernels are sharded over.
+  """
   axes = decoder.axes()
   found = {}
   for name, x in adapters.items():
@@ -60,7 +66,13 @@ def shardings(decoder: Decoder, adapters: Mapping[str, Any], *, mesh: Any) -> Pa
 
 
 def apply(params: Mapping[str, Any], *, adapters: Mapping[str, Any], scale: float) -> Params:
-  """Returns stacked parameters with scale * A @ B added to every adapted kernel."""
+  """Returns stacked parameters with scale * A @ B added to every adapted kernel.
+
+  Args:
+    params: Stacked parameters of the base.
+    adapters: Factors under stacked names, `….lora_a` [L,I,R] and `….lora_b` [L,R,O].
+    scale: Multiplies every product.
+  """
   merged = dict(params)
   for name in adapters:
     if name.endswith(".lora_a"):
@@ -71,7 +83,13 @@ def apply(params: Mapping[str, Any], *, adapters: Mapping[str, Any], scale: floa
 
 
 def factors(decoder: Decoder, adapters: Mapping[str, Any], *, scale: float) -> dict[str, LowRank]:
-  """Returns trained adapters under canonical kernel names, for a PEFT directory."""
+  """Returns trained adapters under canonical kernel names, for a PEFT directory.
+
+  Args:
+    decoder: The decoder whose kernels are adapted.
+    adapters: Factors under stacked names.
+    scale: Multiplies every product A @ B.
+  """
   flat = decoder.unstack({name: np.asarray(x) for name, x in adapters.items()})
   kernels = [name.removesuffix(".lora_a") for name in flat if name.endswith(".lora_a")]
   return {one: LowRank(a=flat[f"{one}.lora_a"], b=flat[f"{one}.lora_b"], scale=scale) for one in kernels}

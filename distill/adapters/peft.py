@@ -336,7 +336,13 @@ def _stored_as_ours(known: Layout, theirs: str) -> bool:
 
 
 def joined(known: Layout, theirs: str, factors: Mapping[str, LowRank]) -> LowRank:
-  """Returns the factors of an HF module; the A of several kernels are concatenated unless they are equal."""
+  """Returns the factors of an HF module; the A of several kernels are concatenated unless they are equal.
+
+  Args:
+    known: Name table of the model.
+    theirs: Name of the HF module.
+    factors: Canonical kernel name -> factors; at least one kernel of the module has some.
+  """
   mine = {entry.ours: factors[entry.ours] for entry in known.entries[theirs] if entry.ours in factors}
   first = next(iter(mine.values()))
   if len(known.entries[theirs]) == 1:

@@ -177,7 +177,13 @@ def is_routed(params: Mapping[str, Any]) -> bool:
 
 
 def shardings(decoder: Decoder, params: Mapping[str, Any], *, mesh: Mesh) -> dict[str, NamedSharding]:
-  """Returns the sharding of all parameters: the long side of a factor is sharded like its matrix."""
+  """Returns the sharding of all parameters: the long side of a factor is sharded like its matrix.
+
+  Args:
+    decoder: The base's decoder.
+    params: Its stacked parameters with those of routes, or their shapes.
+    mesh: The mesh that the parameters are sharded over.
+  """
   axes, found = decoder.axes(), decoder.shardings(mesh)
   for name, x in params.items():
     for suffix in SUFFIXES:

@@ -124,7 +124,19 @@ def merge(params: Mapping[str, Any], *, stack: Stack, config: DecoderConfig) -> 
 def merge_adapters(
   params: Mapping[str, Any], *, adapters: Sequence[StackedAdapter], config: DecoderConfig
 ) -> tuple[DecoderConfig, Params]:
-  """Merges adapters into a base, as `merge` does."""
+  """Merges adapters that are read already into a base, as `merge` does.
+
+  Args:
+    params: Canonical parameters of the base.
+    adapters: The adapters, in the order of the stack.
+    config: The base's architecture.
+
+  Returns:
+    As `merge`.
+
+  Raises:
+    InputError: An adapter makes a parameter infinite.
+  """
   grown, new = prepare(params, adapters=adapters, config=config)
   changed = new | apply({**params, **new}, adapters=adapters)
   grown, changed = settle(changed, adapters=adapters, config=grown, tied=config.tie_embeddings)
@@ -241,7 +253,12 @@ def _applied(edit, current, base, entry, adapter, name) -> np.ndarray:
 
 
 def check_finite(value: np.ndarray, *, name: str, paths: Sequence[pathlib.Path]) -> None:
-  """Refuses a parameter that the adapters in `paths` have made infinite.
+  """Refuses a parameter that adapters have made infinite.
+
+  Args:
+    value: The parameter after the adapters.
+    name: Its canonical name.
+    paths: Directories of the adapters, for the message.
 
   Raises:
     InputError: It holds infinities or NaN.

@@ -63,7 +63,10 @@ def attention_reference(
   window: int | None = None,
   sinks: Float[Array, "K G"] | None = None,
 ) -> Float[Array, "B K G T H"]:
-  """Computes `attention` by its definition, with all scores [B,K,G,T,T] in memory."""
+  """Computes `attention` by its definition, with all scores [B,K,G,T,T] in memory.
+
+  Args: as `attention`.
+  """
   length = q.shape[3]
   scores = jnp.einsum("bkgth,bksh->bkgts", q, k) * scale
   if softcap is not None:

@@ -24,7 +24,10 @@ def causal_conv(
 def causal_conv_reference(
   x: Float[Array, "B T I"], kernel: Float[Array, "W I"], *, segments: Int[Array, "B T"]
 ) -> Float[Array, "B T I"]:
-  """Computes `causal_conv` by its definition, with a tap for every pair of positions in memory."""
+  """Computes `causal_conv` by its definition, with a tap for every pair of positions in memory.
+
+  Args: as `causal_conv`.
+  """
   positions, taps = jnp.arange(x.shape[1]), kernel.shape[0]
   distance = positions[:, None] - positions
   seen = (segments[:, :, None] == segments[:, None, :]) & (distance >= 0) & (distance < taps)

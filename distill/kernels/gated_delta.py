@@ -72,7 +72,10 @@ def gated_delta_rule_reference(
   beta: Float[Array, "B T N"],
   segments: Int[Array, "B T"],
 ) -> tuple[Float[Array, "B T N P"], Float[Array, "B N H P"]]:
-  """Computes `gated_delta_rule` by its definition, one position at a time."""
+  """Computes `gated_delta_rule` by its definition, one position at a time.
+
+  Args: as `gated_delta_rule`.
+  """
 
   def step(carry, xs):
     state, segment_before = carry

@@ -35,7 +35,10 @@ def add_head_gradient(
 def add_head_gradient_reference(
   total: Float[Array, "D V"], hidden: Float[Array, "C D"], logits_grad: Float[Array, "C V"]
 ) -> Float[Array, "D V"]:
-  """Computes `add_head_gradient` by its definition, in the dtype of the operands."""
+  """Computes `add_head_gradient` by its definition, in the dtype of the operands.
+
+  Args: as `add_head_gradient`.
+  """
   return total + hidden.T @ logits_grad
 
 

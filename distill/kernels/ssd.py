@@ -72,7 +72,10 @@ def ssd_reference(
   c: Float[Array, "B T K H"],
   segments: Int[Array, "B T"],
 ) -> tuple[Float[Array, "B T N P"], Float[Array, "B N H P"]]:
-  """Computes `ssd` by its definition, one position at a time."""
+  """Computes `ssd` by its definition, one position at a time.
+
+  Args: as `ssd`.
+  """
   b, c = (jnp.repeat(y, x.shape[2] // b.shape[2], axis=2) for y in (b, c))
   same = jnp.pad(segments[:, 1:] == segments[:, :-1], ((0, 0), (1, 0)))
   decay = jnp.exp(log_decay) * same[..., None]

@@ -82,7 +82,10 @@ def chunked_divergence(
   teacher_readout: Readout | None = None,
   mask: Float[Array, " M"],
 ) -> Float[Array, ""]:
-  """Computes the sum over tokens of mask * divergence at temperature 1; arguments as in `chunked_losses`."""
+  """Computes the sum over tokens of mask * divergence at temperature 1.
+
+  Args: as `chunked_losses`, with one divergence for its losses.
+  """
   return chunked_losses(
     [divergence_loss(divergence)],
     hidden=hidden,

@@ -137,7 +137,10 @@ def skew_kl(log_p: LogProbs, log_q: LogProbs, *, alpha: float) -> PerToken:
 
 
 def skew_reverse_kl(log_p: LogProbs, log_q: LogProbs, *, alpha: float) -> PerToken:
-  """Computes the skew reverse KL divergence KL(q ‖ αq + (1 − α)p); arguments as in `skew_kl`."""
+  """Computes the skew reverse KL divergence KL(q ‖ αq + (1 − α)p).
+
+  Args: as `skew_kl`.
+  """
   return skew_kl(log_q, log_p, alpha=alpha)
 
 

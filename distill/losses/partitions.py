@@ -25,7 +25,10 @@ def shared_logits(
 def dense_log_probs(
   student: Float[Array, "M V"], teacher: Float[Array, "M teacher_V"], *, temperature: float | Float[Array, ""]
 ) -> tuple[Float[Array, "M buckets"], Float[Array, "M buckets"]]:
-  """Returns log-probabilities (teacher, student) over the ids that both have; arguments as in `shared_logits`."""
+  """Returns log-probabilities (teacher, student) over the ids that both vocabularies have.
+
+  Args: as `shared_logits`.
+  """
   logits = shared_logits(student, teacher, temperature=temperature)
   log_p, log_q = (jnp.maximum(jax.nn.log_softmax(x, axis=-1), LOG_ZERO) for x in logits)
   return log_p, log_q

@@ -1,4 +1,4 @@
-"""Architectures as data: a decoder is a tuple of layers, each a mixer and an MLP."""
+"""Configurations of decoders, and the grouping of their layers into repeated patterns."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -27,7 +27,9 @@ class DecoderConfig:
 
   Attributes:
     family: Name of the HF family that its checkpoints are read from and written to.
+    vocab_size: Number of tokens V.
     width: Model width D.
+    layers: Its layers, first to last.
     norm: 'rms', or 'layer' for LayerNorm with mean and bias.
     norms: Position of the norms of mixers and MLPs: 'pre' on the input, 'post' on the output, or 'both'.
     norm_eps: Epsilon of all norms.
@@ -65,10 +67,14 @@ class DecoderConfig:
     return self.learned_positions or any(layer.mixer.bound_to_length for layer in self.layers)
 
   def check_length(self, length: int, *, what: str) -> None:
-    """Refuses documents that are longer than a model with learned positions has embeddings for.
+    """Refuses documents that are longer than the model has position embeddings for.
+
+    Args:
+      length: Tokens of the longest document.
+      what: The key or flag that asks for them; the message begins with it.
 
     Raises:
-      InputError: `length` tokens are too many; the message begins with `what`, the key or flag that asks for them.
+      InputError: The model has learned positions, but fewer than `length`.
     """
     if self.learned_positions and length > self.max_positions:
       raise InputError(f"{what}: {length} tokens, but the model has learned {self.max_positions} positions; give fewer")
@@ -76,14 +82,20 @@ class DecoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-  """Consecutive layers, from `start` on, that repeat a pattern; each place in the pattern is stacked and scanned."""
+  """Consecutive layers that repeat a pattern; the layers at one position of the pattern are stacked and scanned.
+
+  Attributes:
+    start: Number of the first layer.
+    pattern: The layers of one repeat.
+    repeats: Number of repeats.
+  """
 
   start: int
   pattern: tuple[LayerConfig, ...]
   repeats: int
 
   def layer(self, repeat: int, position: int) -> int:
-    """Returns the index in the decoder of one layer of the group."""
+    """Returns the number in the decoder of the layer at `position` of the pattern in one repeat."""
     return self.start + repeat * len(self.pattern) + position
 
 
@@ -93,7 +105,11 @@ def singles(layers: Sequence[LayerConfig]) -> tuple[Group, ...]:
 
 
 def groups(layers: Sequence[LayerConfig]) -> tuple[Group, ...]:
-  """Groups layers into repeated patterns; the rest after the shortest pattern that repeats is grouped in turn."""
+  """Groups layers into repeated patterns: the shortest that repeats from the first layer on, then the rest likewise.
+
+  Raises:
+    InputError: There are no layers.
+  """
   layers = tuple(layers)
   if not layers:
     raise InputError("layers: a decoder needs at least one layer")

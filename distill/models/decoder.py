@@ -1,4 +1,4 @@
-"""The one decoder, as pure functions of named parameters."""
+"""A decoder-only language model as pure functions of named parameters."""
 
 import functools
 import itertools
@@ -29,8 +29,8 @@ class Decoder:
 
   Args:
     config: Architecture.
-    scanned: Repeated patterns of layers are one group; else each layer is, which decodes faster: a scan copies every
-      layer's parameters before it computes with them.
+    scanned: True puts a repeated pattern of layers into one group, which compiles once. False puts every layer into a
+      group of its own, which decodes faster: a scan copies every layer's parameters before it computes with them.
   """
 
   def __init__(self, config: DecoderConfig, *, scanned: bool = True):
@@ -43,15 +43,15 @@ class Decoder:
 
   @functools.cached_property
   def unrolled(self) -> "Decoder":
-    """The same decoder with every layer in a group of its own, for `unroll`ed parameters."""
+    """The same decoder with every layer in a group of its own; it takes the parameters that `unroll` returns."""
     return Decoder(self.config, scanned=False) if self._scanned else self
 
   def abstract(self) -> Params:
-    """Shape and dtype of every stacked parameter."""
+    """Returns the shape and dtype of every stacked parameter."""
     return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in flatten(self._state).items()}
 
   def axes(self) -> dict[str, tuple[str | None, ...]]:
-    """Logical axes of every stacked parameter."""
+    """Returns the logical axes of every stacked parameter."""
     flat = nnx.to_flat_state(self._state)
     return {".".join(map(str, path)): variable.get_metadata()["axes"] for path, variable in flat}
 
@@ -61,11 +61,11 @@ class Decoder:
     return {name: sharding(mesh, x.shape, axes[name]) for name, x in self.abstract().items()}
 
   def init(self, key: Key[Array, ""]) -> Params:
-    """Fresh stacked parameters; jit it with `out_shardings=shardings(mesh)` to make them in place."""
+    """Returns fresh stacked parameters; jit it with `out_shardings=shardings(mesh)` to make them in place."""
     return flatten(nnx.state(self._fresh(key)))
 
   def module(self, params: Mapping[str, Any]) -> DecoderModule:
-    """The modules with `params` in them, for one pure computation."""
+    """Returns the modules with `params` in them, for one pure computation."""
     return nnx.merge(self.graph, unflatten(self._state, params))
 
   def apply(
@@ -89,6 +89,9 @@ class Decoder:
       capture: Activations to return beside the final hidden state.
       dtype: Dtype of the operands of projections; sums and the residual stream are float32.
       remat: One of `REMAT_POLICIES`: what the backward pass recomputes.
+
+    Returns:
+      The final hidden state [B,T,D], the readout and the captured activations.
     """
     return self.module(params)(
       tokens,
@@ -198,17 +201,16 @@ class Decoder:
     layers = {}
     for group, states in zip(self._groups, state, strict=True):
       for repeat, (j, one) in itertools.product(range(group.repeats), enumerate(states)):
-        alone = one if group.repeats == 1 else jax.tree.map(operator.itemgetter(repeat), one)
-        layers[group.layer(repeat, j)] = alone
+        layers[group.layer(repeat, j)] = one if group.repeats == 1 else jax.tree.map(operator.itemgetter(repeat), one)
     return [[layers[i]] for i in range(len(layers))]
 
   def canonical(self, name: str) -> list[str]:
     """Returns the canonical names of a stacked parameter in the order of its layers; other names stay as they are."""
-    found = re.match(r"groups\.(\d+)\.(\d+)\.(.*)", name)
-    if not found:
+    match = re.match(r"groups\.(\d+)\.(\d+)\.(.*)", name)
+    if not match:
       return [name]
-    group = self._groups[int(found[1])]
-    return [f"layers.{group.layer(repeat, int(found[2]))}.{found[3]}" for repeat in range(group.repeats)]
+    group = self._groups[int(match[1])]
+    return [f"layers.{group.layer(repeat, int(match[2]))}.{match[3]}" for repeat in range(group.repeats)]
 
   def unstack(self, params: Mapping[str, Any]) -> Params:
     """Returns stacked parameters under canonical names; suffixes such as `.lora_a` stay."""
@@ -219,23 +221,23 @@ class Decoder:
     return flat
 
   def stack(self, canonical: Mapping[str, Any]) -> Params:
-    """Returns canonical parameters under stacked names; layers that are stacked must have the same parameters."""
-    places = {
+    """Returns canonical parameters under stacked names; layers of one stack must have the same parameters."""
+    slots = {
       group.layer(repeat, j): (f"groups.{g}.{j}", repeat)
       for g, group in enumerate(self._groups)
       for j in range(len(group.pattern))
       for repeat in range(group.repeats)
     }
     stacked: Params = {}
-    lists: dict[str, dict[int, Any]] = {}
+    by_repeat: dict[str, dict[int, Any]] = {}
     for name, value in canonical.items():
-      found = re.match(r"layers\.(\d+)\.(.*)", name)
-      if not found:
+      match = re.match(r"layers\.(\d+)\.(.*)", name)
+      if not match:
         stacked[name] = value
         continue
-      prefix, repeat = places[int(found[1])]
-      lists.setdefault(f"{prefix}.{found[2]}", {})[repeat] = value
-    for name, values in lists.items():
+      prefix, repeat = slots[int(match[1])]
+      by_repeat.setdefault(f"{prefix}.{match[2]}", {})[repeat] = value
+    for name, values in by_repeat.items():
       ordered = [values[repeat] for repeat in range(len(values))]
       stack = jnp.stack if isinstance(ordered[0], jax.Array) else np.stack
       stacked[name] = stack(ordered)

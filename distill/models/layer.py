@@ -16,18 +16,20 @@ def block_norm(init: Init, *, config: DecoderConfig) -> RMSNorm | LayerNorm:
 
 
 class Layer(nnx.Module):
-  """x + mixer(x), then x + mlp(x) if there is one, with norms before or after each; the residual stream stays float32.
+  """One layer: x + mixer(x), then x + mlp(x) if it has an MLP; the residual stream x is float32.
+
+  Norms are applied to the inputs of mixer and MLP, to their outputs, or to both (`DecoderConfig.norms`).
 
   Args:
     init: Maker of the parameters.
     layer: The mixer and the MLP.
-    config: The decoder that the layer is part of; if any of its layers is routed, all operands are float32.
+    config: The decoder that the layer is part of; if any of its MLPs is a mixture of experts, all operands are float32.
   """
 
   def __init__(self, init: Init, *, layer: LayerConfig, config: DecoderConfig):
     self.scale = config.residual_scale
-    # Rounded operands move the residual stream enough to flip choices of experts, each an error of order one: 4 to 10 %
-    # of the logits' norm with bfloat16 operands, 0.3 % with float32 ones (gpt-oss of two to four layers).
+    # Rounded operands change the residual stream enough to flip choices of experts, and each flip is an error of order
+    # one: 4 to 10 % of the logits' norm with bfloat16 operands, 0.3 % with float32 ones (gpt-oss, two to four layers).
     self.routed = any(one.mlp is not None and one.mlp.routed for one in config.layers)
     self.exact_mixer = self.routed or layer.mixer.exact_dtype
 
@@ -59,12 +61,22 @@ class Layer(nnx.Module):
     return x if self.mlp_norm is None else self.mlp_norm(x)
 
   def mix(self, x, *, segments, positions, dtype):
-    """Returns what the mixer adds to the residual stream; operands of projections are `dtype`."""
+    """Returns what the mixer adds to the residual stream, float32 [B,T,D].
+
+    Args:
+      x: Residual stream before the layer [B,T,D], float32.
+      segments: Number of each position's document [B,T]; 0 marks padding.
+      positions: Position within the document [B,T].
+      dtype: Dtype of the operands of projections.
+    """
     mixed = self.mixer(self._mixer_input(x), segments=segments, positions=positions, dtype=self.mixer_dtype(dtype))
     return self._scaled(mixed, self.mixer_post_norm)
 
   def qkv(self, x, *, segments, positions, dtype):
-    """Returns queries, keys and values of the mixer from the layer's input, float32."""
+    """Returns queries, keys and values of the mixer from the layer's input, float32.
+
+    Args: as `mix`; segments and positions are ignored, so that `Decoder.run_isolated` can run it.
+    """
     del segments, positions
     return self.mixer.qkv(self._mixer_input(x), dtype=self.mixer_dtype(dtype))
 
@@ -76,7 +88,7 @@ class Layer(nnx.Module):
     return x + self._scaled(self.mlp(self._mlp_input(x), dtype=dtype), self.mlp_post_norm)
 
   def balance(self, x, *, segments):
-    """Returns the expert balance of each row for the input of `feed`, 1 for the most even; None without experts."""
+    """Returns the load imbalance over experts of each row [B], 1 if even; None without experts. x is that of `feed`."""
     return None if self.mlp is None else self.mlp.balance(self._mlp_input(x), valid=segments > 0)
 
   def __call__(self, x, *, segments, positions, dtype):
@@ -85,14 +97,20 @@ class Layer(nnx.Module):
     return self.feed(x, dtype=dtype)
 
   def prefill(self, x, *, lengths, length, dtype):
-    """Runs prompts of `lengths` positions; returns the residual stream and the mixer's decoding state."""
+    """Runs prompts of `lengths` positions; returns the residual stream and the mixer's decoding state.
+
+    Args: as `Mixer.prefill`, with the residual stream for `x`.
+    """
     mixed, state = self.mixer.prefill(
       self._mixer_input(x), lengths=lengths, length=length, dtype=self.mixer_dtype(dtype)
     )
     return self.feed(x + self._scaled(mixed, self.mixer_post_norm), dtype=dtype), state
 
   def step(self, x, *, state, positions, dtype):
-    """Runs the next position of each row; returns the residual stream and the mixer's decoding state."""
+    """Runs the next position of each row; returns the residual stream and the mixer's decoding state.
+
+    Args: as `Mixer.step`, with the residual stream for `x`.
+    """
     mixed, state = self.mixer.step(
       self._mixer_input(x), state=state, positions=positions, dtype=self.mixer_dtype(dtype)
     )

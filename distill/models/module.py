@@ -1,4 +1,4 @@
-"""The modules of a whole decoder: repeated patterns of layers are stacked and scanned."""
+"""The modules of a whole decoder; repeated patterns of layers are stacked and scanned."""
 
 import functools
 import operator
@@ -21,7 +21,13 @@ from distill.types import INPUT, Capture, ModelOutput, Readout, before
 
 
 class DecoderModule(nnx.Module):
-  """Embedding, groups of stacked layers, final norm, head: the modules behind `Decoder`."""
+  """The modules behind `Decoder`: embedding, groups of stacked layers, final norm and head.
+
+  Args:
+    config: Architecture.
+    key: Root key of the parameters.
+    plan: Division of the layers into groups.
+  """
 
   def __init__(self, config: DecoderConfig, key: Key[Array, ""], *, plan: tuple[Group, ...]):
     init = Init(key)
@@ -44,7 +50,7 @@ class DecoderModule(nnx.Module):
     self.head = None if config.tie_embeddings else Linear(init.child("head"), shape=shape, axes=("embed", "vocab"))
 
   def readout(self, dtype) -> Readout:
-    """The head, or the transposed embedding when tied, with operands in `dtype`."""
+    """Returns the head, or the transposed embedding if they are tied, with operands in `dtype`."""
     kernel = self.embed.table[...].T if self.head is None else self.head.kernel[...]
     return Readout(
       kernel=kernel.astype(dtype),
@@ -54,7 +60,7 @@ class DecoderModule(nnx.Module):
     )
 
   def embedded(self, tokens, positions, dtype):
-    """Embedded tokens [*B,D], float32."""
+    """Returns embedded tokens [*B,D], float32: the table's rows, scaled, plus those of learned positions."""
     x, scale = self.embed(tokens), self.config.embed_scale
     if scale != 1.0:
       x = x * (jnp.asarray(scale, dtype).astype(x.dtype) if self.config.round_embed_scale else scale)
@@ -62,37 +68,38 @@ class DecoderModule(nnx.Module):
 
   def __call__(self, tokens, *, segments, positions, capture: Capture, dtype, remat) -> ModelOutput:
     x = self.embedded(tokens, positions, dtype)
-    # Queries, keys and values come after the scan, from their layers' inputs: layers of one scan may differ in width.
+    # Queries, keys and values are computed after the scan, from the inputs of their layers: the layers of one scan may
+    # differ in their widths.
     wanted = capture | Capture(layers=tuple(map(before, capture.qkv)))
     captured, mixed = (jnp.zeros((len(asked), *x.shape), x.dtype) for asked in (wanted.layers, wanted.mixers))
     balances = []
     if INPUT in wanted.layers:
       captured = captured.at[wanted.layers.index(INPUT)].set(x)
     for group, layers in zip(self.plan, self.groups, strict=True):
-      places = [[group.layer(repeat, j) for j in range(len(layers))] for repeat in range(group.repeats)]
+      numbers = [[group.layer(repeat, j) for j in range(len(layers))] for repeat in range(group.repeats)]
       # A layer that is not captured writes past the end, which is dropped.
       slots = [
-        np.asarray([[asked.index(i) if i in asked else len(asked) for i in row] for row in places])
+        np.asarray([[asked.index(i) if i in asked else len(asked) for i in row] for row in numbers])
         for asked in (wanted.layers, wanted.mixers)
       ]
       graph, state = nnx.split(layers)
 
       def body(carry, xs, graph=graph):
-        (x, captured, mixed), found = carry, []
+        (x, captured, mixed), group_balances = carry, []
         state, (layer_slots, mixer_slots) = xs
         for j, layer in enumerate(nnx.merge(graph, state)):
           added = layer.mix(x, segments=segments, positions=positions, dtype=dtype)
           x = x + added
           balance = layer.balance(x, segments=segments)
-          found += [] if balance is None else [balance]
+          group_balances += [] if balance is None else [balance]
           x = layer.feed(x, dtype=dtype)
           captured = captured.at[layer_slots[j]].set(x, mode="drop") if wanted.layers else captured
           mixed = mixed.at[mixer_slots[j]].set(added, mode="drop") if wanted.mixers else mixed
-        return (x, captured, mixed), found
+        return (x, captured, mixed), group_balances
 
       body = jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=False)
-      (x, captured, mixed), found = jax.lax.scan(body, (x, captured, mixed), (state, slots))
-      balances += found
+      (x, captured, mixed), group_balances = jax.lax.scan(body, (x, captured, mixed), (state, slots))
+      balances += group_balances
     outputs = dict(zip(wanted.layers, captured, strict=True))
     qkv = self.run_isolated(
       [outputs[before(i)] for i in capture.qkv],
@@ -115,24 +122,24 @@ class DecoderModule(nnx.Module):
     layers: Sequence[int],
     run: Callable[[Layer, Float[Array, "B T D"]], Any],
   ) -> tuple[Any, ...]:
-    """Runs each of `layers` on an input of its own; layers that are stacked run in one scan.
+    """Runs each of `layers` on an input of its own; the layers of one stack run in one scan.
 
     Args:
       inputs: One input for each of `layers`.
-      layers: Numbers of the layers, in any order, any of them several times.
+      layers: Numbers of the layers, in any order; a layer may occur several times.
       run: (layer, input) -> output, any pytree of arrays.
 
     Returns:
       The outputs, in the order of `layers`.
     """
-    found: dict[int, Any] = {}
+    outputs: dict[int, Any] = {}
     for group, stacked in zip(self.plan, self.groups, strict=True):
       for j, layer in enumerate(stacked):
         repeats = {group.layer(repeat, j): repeat for repeat in range(group.repeats)}
-        mine = [place for place, index in enumerate(layers) if index in repeats]
-        if not mine:
+        places = [place for place, number in enumerate(layers) if number in repeats]
+        if not places:
           continue
-        chosen = [repeats[layers[place]] for place in mine]
+        chosen = [repeats[layers[place]] for place in places]
         graph, state = nnx.split(layer)
         if chosen != list(range(group.repeats)):
           state = jax.tree.map(lambda x, chosen=chosen: x[np.asarray(chosen)], state)
@@ -140,12 +147,15 @@ class DecoderModule(nnx.Module):
         def body(carry, xs, graph=graph):
           return carry, run(nnx.merge(graph, xs[0]), xs[1])
 
-        _, out = jax.lax.scan(body, None, (state, jnp.stack([inputs[place] for place in mine])))
-        found |= {place: jax.tree.map(operator.itemgetter(i), out) for i, place in enumerate(mine)}
-    return tuple(found[place] for place in range(len(layers)))
+        _, out = jax.lax.scan(body, None, (state, jnp.stack([inputs[place] for place in places])))
+        outputs |= {place: jax.tree.map(operator.itemgetter(i), out) for i, place in enumerate(places)}
+    return tuple(outputs[place] for place in range(len(layers)))
 
   def init_state(self, batch: int, *, length: int, dtype) -> list[list[Any]]:
-    """Returns an empty decoding state for every layer, stacked like the parameters where a group repeats."""
+    """Returns an empty decoding state for every layer, stacked like the parameters where a group repeats.
+
+    Args: as `Decoder.init_state`.
+    """
 
     def stacked(layer: Layer, repeats: int):
       state = layer.mixer.init_state(batch, length=length, dtype=layer.mixer_dtype(dtype))
@@ -178,7 +188,10 @@ class DecoderModule(nnx.Module):
     return x, after
 
   def prefill(self, tokens, *, lengths, length, dtype) -> tuple[ModelOutput, list[list[Any]]]:
-    """Runs prompts of `lengths` tokens; returns the output at their last tokens, hidden [B,D], and decoding states."""
+    """Runs prompts of `lengths` tokens; returns the output at their last tokens, hidden [B,D], and decoding states.
+
+    Args: as `Decoder.prefill`.
+    """
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
 
     def advance(layer, x, _):
@@ -190,7 +203,10 @@ class DecoderModule(nnx.Module):
     return ModelOutput(hidden=self.norm(last), readout=self.readout(dtype)), states
 
   def step(self, tokens, *, state, positions, dtype) -> tuple[ModelOutput, list[list[Any]]]:
-    """Runs the next token of each row; returns the output, hidden [B,D], and the new decoding states."""
+    """Runs the next token of each row; returns the output, hidden [B,D], and the new decoding states.
+
+    Args: as `Decoder.step`.
+    """
 
     def advance(layer, x, state):
       return layer.step(x, state=state, positions=positions, dtype=dtype)

@@ -1,4 +1,4 @@
-"""Embeddings of tokens and positions."""
+"""Embedding of token ids or positions."""
 
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -8,11 +8,17 @@ from distill.nn.param import Init, normal
 
 
 class Embedding(nnx.Module):
-  """A table with one row for each token."""
+  """A table with one row [D] for each token id, or for each position.
+
+  Args:
+    init: Maker of the parameters.
+    vocab_size: Number of rows V.
+    width: Model width D.
+  """
 
   def __init__(self, init: Init, *, vocab_size: int, width: int):
     self.table = init.param("table", shape=(vocab_size, width), axes=("vocab", "embed"), init=normal(0.02))
 
   def __call__(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
-    """Returns the rows of `tokens`, float32."""
+    """Returns the table's rows of `tokens`, float32."""
     return as_matrix(self.table.get_value()).take(tokens)
