@@ -44,3 +44,12 @@ def test_only_what_is_asked_for_is_captured():
   model, rows = decoder(SOFT, SOFT), run(batch())
   output = jax.eval_shape(lambda params: model.apply(params, capture=Capture(qkv=(1,)), **rows), model.abstract())
   assert (set(output.layers), set(output.mixers), set(output.qkv)) == (set(), set(), {1})
+
+
+def test_the_first_layers_input_is_the_scaled_table_plus_learned_positions():
+  model = decoder(SOFT, embed_scale=2.6457513, round_embed_scale=True, learned_positions=True, max_positions=8)
+  params, given = model.init(jax.random.key(0)), batch()
+  x = model.module(params).embedded(given.tokens, given.positions, jnp.bfloat16)
+  # 2.640625 is 2.6457513 in bfloat16.
+  expected = 2.640625 * params["embed.table"][given.tokens] + params["positions.table"][given.positions]
+  np.testing.assert_allclose(x, expected, atol=1e-6)
