@@ -15,22 +15,17 @@ from tests.objectives.problem import inputs, sums
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 SPARSE = {
-  "model_type": "qwen3_next",
+  "model_type": "qwen3_moe",
   "vocab_size": 304,
   "hidden_size": 32,
+  "intermediate_size": 16,
   "num_hidden_layers": 2,
-  "full_attention_interval": 2,
   "num_attention_heads": 4,
   "num_key_value_heads": 2,
   "head_dim": 8,
-  "linear_num_key_heads": 2,
-  "linear_num_value_heads": 4,
-  "linear_key_head_dim": 8,
-  "linear_value_head_dim": 8,
   "num_experts": 6,
   "num_experts_per_tok": 2,
   "moe_intermediate_size": 16,
-  "shared_expert_intermediate_size": 16,
 }
 
 
