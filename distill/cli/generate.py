@@ -31,7 +31,9 @@ def main(arguments: Sequence[str]) -> int:
   parse(FLAGS, arguments)
   sampling = Sampling(temperature=_TEMPERATURE.value, top_k=_TOP_K.value, top_p=_TOP_P.value)
   if not sampling.temperature and (sampling.top_k or sampling.top_p < 1):
-    raise InputError("--top_k and --top_p: no use at temperature 0, which takes the likeliest; give --temperature")
+    raise InputError(
+      "--top_k and --top_p: have no effect at temperature 0, which takes the most probable token; give --temperature"
+    )
   rest: list[list[str]] = []
   for first, *others in generate_pieces(
     FLAGS.model,

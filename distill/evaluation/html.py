@@ -44,15 +44,15 @@ _MIXERS = {
 def render(report: Report) -> str:
   """Returns the page of a comparison; every name in it is escaped."""
   names, colours = _labels(report), _colours(report)
-  # The chart reads from the reference over the measured models to the teacher, as their circles lie.
+  # In the order of the circles: the base, the measured models, the teacher.
   key = sorted(zip(report.models, names, colours, strict=True), key=lambda one: one[0].role == TEACHER)
   body = [
-    "<h1>What the student kept</h1>",
+    "<h1>What the student retains</h1>",
     *(_lead(report, model) for model in report.models if is_measured(model)),
     f'<div class="tiles">{"".join(_headlines(report))}</div>',
     "<h2>Skill by skill</h2>",
     "<p>Accuracy on held-out questions. Retention is the share of the adapters' gain over the bare base that the "
-    "student still has, where guessing counts as nothing; whiskers are 95 % bootstrap intervals.</p>",
+    "student retains, where guessing counts as nothing; whiskers are 95 % bootstrap intervals.</p>",
     _key([(name, colour) for _, name, colour in key]),
     f"<figure>{_skills_chart(report)}</figure>",
     _skills_table(report),
@@ -64,14 +64,14 @@ def render(report: Report) -> str:
   shown = [(label, model) for label, model in zip(report.labels, report.models, strict=True) if model.role != BASE]
   body += ["<h2>Architectures</h2>", *(_strip(label, model) for label, model in shown)]
   body.append(_mixer_key([model for _, model in shown]))
-  lines = [f"{_e(label.capitalize())}: {_e(model.name)}" for label, model in shown]
+  lines = [f"{_e(label[:1].upper() + label[1:])}: {_e(model.name)}" for label, model in shown]
   body.append(
     f"<footer>{'<br>'.join([*lines, 'Made by distill compare; the figures are in report.json beside this page.'])}"
     "</footer>"
   )
   return (
     '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-    '<meta name="viewport" content="width=device-width,initial-scale=1"><title>What the student kept</title>'
+    '<meta name="viewport" content="width=device-width,initial-scale=1"><title>What the student retains</title>'
     f"<style>{_STYLE}</style></head><body><main>{''.join(body)}</main></body></html>\n"
   )
 
@@ -107,9 +107,9 @@ def _headlines(report: Report) -> list[str]:
     measured = [(label, row) for label, row in zip(report.labels, rows, strict=True) if is_measured(row)]
     for label, row in measured if report.has_retention else []:
       title = row.skill if len(measured) == 1 else f"{row.skill}, {label}"
-      kept, figure, small = row.retention, "–", "the stack gains nothing"
-      if kept is not None:
-        figure, small = f"{kept.value:.0%}", f"retained, {kept.low:.0%} to {kept.high:.0%}"
+      retained, figure, small = row.retention, "–", "the stack gains nothing"
+      if retained is not None:
+        figure, small = f"{retained.value:.0%}", f"retained, {retained.low:.0%} to {retained.high:.0%}"
       tiles.append(f'<div class="tile"><small>{_e(title)}</small><b>{figure}</b><small>{small}</small></div>')
   return tiles
 

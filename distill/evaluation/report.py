@@ -101,7 +101,7 @@ class Report:
 
   @property
   def labels(self) -> tuple[str, ...]:
-    """What to call each model: its role, or its name where several have that role."""
+    """Label of each model: its role, or its name where several have that role."""
     counts = collections.Counter(model.role for model in self.models)
     return tuple(model.role if counts[model.role] == 1 else model.name for model in self.models)
 

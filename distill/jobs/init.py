@@ -139,7 +139,7 @@ def init(
 
 
 def _architecture(student: Path | Mapping[str, Any], *, teacher: DecoderConfig) -> tuple[DecoderConfig, str]:
-  """The student's architecture, and what to call its source in messages."""
+  """The student's architecture, and the name of its source for messages."""
   if isinstance(student, Mapping):
     values, where = dict(student), "student"
   else:
