@@ -80,7 +80,11 @@ def _train_stages(
     for stage in run.stages:
       if done >= stage.first + stage.steps:
         continue
-      state, optimizer = stage_state.begin(run, stage, params, done=done - stage.first, carried=carried)
+      # At the end of a stage the checkpoint carries that stage's optimizer state, which is not the next one's.
+      begun = done > stage.first
+      state, optimizer = stage_state.begin(
+        run, stage, params, done=done - stage.first, carried=carried if begun else None
+      )
       reporter = _StageReporter(run, stage, start=done - stage.first, metrics=metrics, checkpoints=checkpoints)
       step = compile_step(run, stage, state, optimizer)
       state, stage_done = _train_stage(run, stage, state, step=step, reporter=reporter, stop=stop)

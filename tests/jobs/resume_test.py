@@ -1,0 +1,68 @@
+"""A run that stops between two stages goes on as if it had not stopped."""
+
+import json
+
+import numpy as np
+import pytest
+
+from distill.jobs.train import train
+from distill.types import Batch
+
+STUDENT = {
+  "model_type": "llama",
+  "vocab_size": 304,
+  "hidden_size": 16,
+  "intermediate_size": 16,
+  "num_hidden_layers": 1,
+  "num_attention_heads": 1,
+  "num_key_value_heads": 1,
+}
+
+
+class Rows:
+  """Rows of random tokens by step; from `fails_at` on, the source fails."""
+
+  def __init__(self, *, fails_at=None):
+    self._fails_at = fails_at
+
+  def batch(self, step, params):
+    if step == self._fails_at:
+      raise OSError("the disk is gone")
+    tokens = np.random.default_rng(step).integers(0, 300, (8, 8)).astype(np.int32)
+    positions = np.broadcast_to(np.arange(8, dtype=np.int32), (8, 8))
+    return Batch(
+      tokens=tokens,
+      segments=np.ones_like(tokens),
+      positions=positions,
+      loss_mask=(positions < 7).astype(np.float32),
+    )
+
+
+@pytest.fixture
+def run(tokenizer_dir, tmp_path):
+  """Trains three steps in each of two stages under `workdir`; returns the losses that it has logged."""
+  stages = [
+    {"name": name, "steps": 3, "terms": [{"kind": "cross_entropy"}], "optimizer": {"learning_rate": 1e-2}}
+    for name in ("first", "second")
+  ]
+  recipe = {
+    "tokenizer": str(tokenizer_dir),
+    "student": {"config": STUDENT},
+    "data": {"sources": []},
+    "training": {"dtype": "float32"},
+    "stages": stages,
+  }
+
+  def run(workdir, **second):
+    train(recipe, workdir=tmp_path / workdir, batches={"first": Rows(), "second": Rows(**second)})
+    lines = (tmp_path / workdir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+  return run
+
+
+def test_a_new_stage_begins_with_a_fresh_optimizer_after_a_stop_at_the_end_of_the_last(run):
+  straight = run("straight")
+  with pytest.raises(OSError, match="the disk is gone"):
+    run("stopped", fails_at=0)
+  assert run("stopped") == straight
