@@ -13,6 +13,7 @@ from distill.configuration import option, read
 from distill.data.config import DataConfig
 from distill.errors import InputError
 from distill.evaluation.config import EvaluationConfig
+from distill.objectives.terms import read_terms
 from distill.schedules import schedule
 from distill.teachers.config import TeacherCacheConfig, TeacherConfig
 from distill.training.config import StageConfig, TrainingConfig
@@ -88,6 +89,8 @@ def _check_stage(stage: StageConfig, *, micro_batches: int, rows: int) -> None:
   if rows % micro_batches:
     raise InputError(f"config.training.micro_batches: {micro_batches} must divide batch_size {rows}")
   schedule(stage.optimizer.learning_rate, key=f"{key}.optimizer.learning_rate", steps=stage.steps, least=0)
+  # Terms are built for their models later; a misspelt one is refused here, before a model is loaded.
+  read_terms(stage.terms, key=f"{key}.terms")
 
 
 def fingerprint(config: RunConfig) -> str:
