@@ -37,7 +37,7 @@ from distill.tree import Params
 def train(
   recipe: Mapping[str, Any] | RunConfig,
   *,
-  workdir: pathlib.Path,
+  workdir: str | pathlib.Path,
   batches: Mapping[str, BatchSource] | None = None,
 ) -> int:
   """Runs the training that a recipe describes; the same call continues it where it stopped.
@@ -53,7 +53,7 @@ def train(
   Raises:
     InputError: The configuration, a file it names, or the workdir is wrong.
   """
-  config, directory = resolve(recipe), RunDirectory(workdir)
+  config, directory = resolve(recipe), RunDirectory(pathlib.Path(workdir))
   directory.claim(config)
   run, params = prepare(config, directory=directory, batches=batches)
   checkpoints = directory.checkpoints()
