@@ -1,4 +1,4 @@
-"""From configuration to models: the teacher with its stack, the student and where it starts."""
+"""Models of a run: the teacher with its stack of adapters, and the student with its initial parameters."""
 
 import dataclasses
 import pathlib
@@ -28,14 +28,14 @@ from distill.teachers.live import LiveTeacher
 from distill.teachers.teacher import Teacher
 from distill.tree import Params
 
-# What the sources of a run name: a set of adapters, or None for the whole stack.
+# The adapters that teach the rows of a data source; None for the whole stack.
 Route = tuple[str, ...] | None
 
 
 def routes(sources: Sequence[SourceConfig]) -> tuple[list[Route], list[int]]:
-  """The different adapter sets that the data sources name by `adapters`, and the place of each source's among them.
+  """Returns the different routes of the data sources, and for each source the number of its route.
 
-  A source that names none is taught by the whole stack, one that names an empty list by the base alone.
+  The whole stack teaches a source without `adapters`; the base alone teaches one with an empty list.
   """
   found: list[Route] = []
   places = []
@@ -48,10 +48,10 @@ def routes(sources: Sequence[SourceConfig]) -> tuple[list[Route], list[int]]:
 
 
 def stack(teacher: TeacherConfig) -> Stack:
-  """The adapters that `config.teacher` names.
+  """Returns the stack of adapters that `config.teacher` names.
 
   Raises:
-    InputError: It names them twice over, or a file that is wrong.
+    InputError: Both a list and a stack file are given, or the file is wrong.
   """
   if teacher.adapters and teacher.adapter_stack:
     raise InputError("config.teacher: adapters and adapter_stack: give one of them")
@@ -59,10 +59,10 @@ def stack(teacher: TeacherConfig) -> Stack:
 
 
 def chosen(stack: Stack, route: Route) -> list[int]:
-  """The places in the stack of a route's adapters.
+  """Returns the places of a route's adapters in the stack.
 
   Raises:
-    InputError: The route names an adapter that is not there, or is there twice.
+    InputError: The route names an adapter that is missing or ambiguous.
   """
   if route is None:
     return list(range(len(stack)))
@@ -80,10 +80,14 @@ def chosen(stack: Stack, route: Route) -> list[int]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Models:
-  """Student, its parameters before the first step (`student.…`, `adapters.…`), the teacher, and the adapters' scale.
+  """The models of a run.
 
   Attributes:
-    layers_from: Teacher layer that each student layer starts from, if the student starts from the teacher.
+    student: The student.
+    params: Its parameters before the first step: `student.…` and `adapters.…`, stacked.
+    teacher: The teacher, live or cached, if there is one.
+    adapter_scale: alpha / rank of the adapter that trains.
+    layers_from: Teacher layer that each student layer starts from; empty if the student does not start from a teacher.
   """
 
   student: Decoder
@@ -101,14 +105,14 @@ def build(
   cached: Teacher | None = None,
   resumes: bool = False,
 ) -> Models:
-  """Loads the teacher and makes the student that the configuration describes.
+  """Loads the teacher and builds the student of a configuration.
 
   Args:
-    config: The run's.
-    mesh: Where parameters go.
+    config: Configuration of the run.
+    mesh: The devices.
     batches: The run's text, on whose first rows importance is measured; None where there is none.
-    cached: Takes the live teacher's place, which is loaded only where the student starts from it, and not kept.
-    resumes: A checkpoint will take the place of the parameters, so that where the student starts from does not matter.
+    cached: A cached teacher in place of the live one, which is then loaded only for the student's initial parameters.
+    resumes: A checkpoint will replace the parameters, so that initial values from the teacher are not needed.
 
   Raises:
     InputError: The configuration or a file it names is wrong.
@@ -137,7 +141,7 @@ def build(
 
 
 def live_teacher(config: RunConfig, *, mesh: Mesh) -> LiveTeacher:
-  """The teacher: merged where all rows have one route, else with the adapters beside it."""
+  """Loads the teacher: adapters merged where all rows have one route, else routed by row."""
   spec = config.teacher
   with fail_together("config.teacher"):
     directory = locate(spec.model)
@@ -154,7 +158,7 @@ def live_teacher(config: RunConfig, *, mesh: Mesh) -> LiveTeacher:
 
 
 def _start(spec: TeacherConfig, *, teacher, mesh) -> tuple[Decoder, Params]:
-  """What a student may start from: the teacher under the whole stack."""
+  """Decoder and parameters that a student starts from: the teacher with the whole stack merged."""
   if not is_routed(teacher.params):
     return teacher.decoder, teacher.params
   with fail_together("config.teacher"):
@@ -165,7 +169,7 @@ def _start(spec: TeacherConfig, *, teacher, mesh) -> tuple[Decoder, Params]:
 
 
 def _student(run: RunConfig, *, teacher, mesh, batches, resumes) -> tuple[Decoder, Params, tuple[int, ...]]:
-  """The student, its stacked parameters, and the teacher layer that each of its layers starts from, if any."""
+  """The student, its stacked parameters, and the teacher layer that each of its layers starts from."""
   spec = run.student
   if bool(spec.model) == bool(spec.config):
     raise InputError("config.student: give either model (a directory) or config (the keys of an HF config.json)")
