@@ -3,8 +3,8 @@
     distill train --config=configs/quickstart.py --workdir=WORKDIR
     distill train --config=configs/quickstart.py:control --workdir=WORKDIR    # cross-entropy alone, for comparison
 
-It takes about six minutes on two slow CPU cores. The student retains 92 to 105 % of what the adapters add, the control
-nothing: docs/quickstart.md. For models, adapters and data of your own, change the paths.
+The student retains 92 to 105 % of what the adapters add, the control nothing: docs/quickstart.md. README.md says how
+long it takes. For models, adapters and data of your own, change the paths.
 """
 
 from ml_collections import ConfigDict

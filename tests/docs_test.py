@@ -29,7 +29,7 @@ def test_links_lead_to_files(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_files_that_are_named_exist(page):
-  named = re.findall(r"\b(?:configs|tools|tests|distill)/[\w./]+\.(?:py|sh|md)\b", page.read_text())
+  named = re.findall(r"\b(?:configs|docs|tools|tests|distill)/[\w./]+\.(?:py|sh|md)\b", page.read_text())
   assert not [name for name in named if not (ROOT / name).exists()]
 
 
@@ -82,6 +82,18 @@ def test_functions_that_the_design_names_exist():
   for path, names in found:
     defined = set(re.findall(r"(?:def|class) (\w+)", (ROOT / path).read_text()))
     assert set(names.split(".")) <= defined, f"{path}: {names}"
+
+
+def test_a_batch_crosses_at_most_25_files():
+  section = (ROOT / "docs" / "design.md").read_text().split("## One batch through the code")[1].split("\n## ")[0]
+  rows = re.findall(r"^\| (\d+)\. `([\w/]+\.py)` `", section, re.MULTILINE)
+  assert [int(number) for number, _ in rows] == list(range(1, len(rows) + 1))
+  assert 20 < len({path for _, path in rows}) == len(rows) <= 25
+
+
+def test_every_page_is_in_the_index():
+  index = (ROOT / "README.md").read_text()
+  assert not [page.name for page in ROOT.glob("docs/*.md") if f"(docs/{page.name})" not in index]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
