@@ -82,7 +82,7 @@ class Readout:
   def finish(self, logits: Float[Array, "*B V"]) -> Float[Array, "*B V"]:
     """Returns logits from hidden @ kernel: adds the bias, scales, caps and masks the padding."""
     if self.bias is not None:
-      logits = logits + self.bias.astype(jnp.float32)
+      logits = logits + jnp.broadcast_to(self.bias.astype(jnp.float32), logits.shape)
     logits = logits * self.scale
     if self.softcap is not None:
       logits = self.softcap * jnp.tanh(logits / self.softcap)

@@ -10,12 +10,16 @@ from tests import processes
 
 os.environ.update(processes.environment(devices=8))
 
+import jax
 import jaxtyping
 import pytest
 
 import tests.checking  # noqa: F401 - the hook looks it up by name
 
 jaxtyping.install_import_hook("distill", "tests.checking.checked")
+# Implicit promotion hides mistakes: a mask that becomes a number, a vector that lands on the wrong axis.
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
 
 TEXT = "the old model teaches a new one what it knew and nothing of it is lost on the way from here to there"
 WORDS = TEXT.split()

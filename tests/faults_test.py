@@ -285,7 +285,7 @@ def _plain_product(**kept):
   def inject(patch):
     def product(self, hidden):
       found = jnp.matmul(hidden, self.kernel)
-      found = found + self.bias if kept.get("bias") else found
+      found = found + self.bias[None, :] if kept.get("bias") else found
       found = found * self.scale if kept.get("scale") else found
       return self.softcap * jnp.tanh(found / self.softcap) if kept.get("softcap") else found
 

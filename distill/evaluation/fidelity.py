@@ -72,7 +72,8 @@ def _sums(output: ModelOutput, target: ModelOutput | None, batch: Batch, *, voca
     values = {"nll": cross_entropy(logits[0], labels)}
     if target is not None:
       values["kl"] = forward_kl(*dense_log_probs(*logits, temperature=1.0))
-      values["agreement"] = jnp.argmax(logits[0], -1) == jnp.argmax(logits[1], -1)
+      agree = jnp.argmax(logits[0], -1) == jnp.argmax(logits[1], -1)
+      values["agreement"] = agree.astype(jnp.float32)
     return {name: jnp.sum(mask * value) for name, value in values.items()} | {"tokens": jnp.sum(mask)}
 
   # A chunk at a time: the logits of all tokens would not fit into memory.

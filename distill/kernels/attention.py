@@ -71,9 +71,9 @@ def attention_reference(
   scores = jnp.einsum("bkgth,bksh->bkgts", q, k) * scale
   if softcap is not None:
     scores = softcap * jnp.tanh(scores / softcap)
-  distance = jnp.arange(length)[:, None] - jnp.arange(length)
+  distance = jnp.arange(length)[:, None] - jnp.arange(length)[None, :]
   mask = (distance >= 0) & (distance < (length if window is None else window))
-  mask = mask & (segments[:, :, None] == segments[:, None, :])
+  mask = mask[None] & (segments[:, :, None] == segments[:, None, :])
   scores = jnp.where(mask[:, None, None], scores, -jnp.inf)
   if sinks is not None:
     column = jnp.broadcast_to(sinks[:, :, None, None], (*scores.shape[:-1], 1))
@@ -134,15 +134,15 @@ def _weights(scoring, block, q, k, segments, sinks):
     capped = jnp.tanh(scores / scoring.softcap)
     scores, softcap_slope = scoring.softcap * capped, 1.0 - jnp.square(capped)
   # Positions of a segment are neighbours, so a distance in the row is a distance in the segment.
-  distance = jnp.arange(block.start, block.stop)[:, None] - jnp.arange(block.first_key, block.stop)
+  distance = jnp.arange(block.start, block.stop)[:, None] - jnp.arange(block.first_key, block.stop)[None, :]
   near = (distance >= 0) if scoring.window is None else (distance >= 0) & (distance < scoring.window)
-  mask = near & (segments[:, block.queries, None] == segments[:, None, block.keys])
+  mask = near[None] & (segments[:, block.queries, None] == segments[:, None, block.keys])
   scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
   max_score = jnp.max(scores, axis=-1, keepdims=True)
   if sinks is None:
     exp_scores = jnp.exp(scores - max_score)
     return exp_scores / jnp.sum(exp_scores, axis=-1, keepdims=True), None, softcap_slope
-  sinks = sinks.astype(jnp.float32)[:, :, None, None]
+  sinks = sinks.astype(jnp.float32)[None, :, :, None, None]
   max_score = jnp.maximum(max_score, sinks)
   exp_scores, exp_sinks = jnp.exp(scores - max_score), jnp.exp(sinks - max_score)
   total = jnp.sum(exp_scores, axis=-1, keepdims=True) + exp_sinks

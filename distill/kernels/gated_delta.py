@@ -103,9 +103,9 @@ def _block(state, xs):
   total = jnp.cumsum(g, axis=-1)
   gap = total[..., :, None] - total[..., None, :]
   order = jnp.arange(g.shape[-1])
-  not_later = same & (order[:, None] >= order)
+  not_later = same & (order[:, None] >= order[None, :])[None, None, None]
   decay_TS = jnp.exp(jnp.where(not_later, gap, -jnp.inf))
-  strictly = jnp.where(order[:, None] > order, decay_TS, 0.0)
+  strictly = jnp.where(order[:, None] > order[None, :], decay_TS, 0.0)
 
   keys = k * beta[..., None]
   mixing = jnp.einsum("...td,...sd->...ts", keys, k) * strictly

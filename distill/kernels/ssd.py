@@ -78,7 +78,7 @@ def ssd_reference(
   """
   b, c = (jnp.repeat(y, x.shape[2] // b.shape[2], axis=2) for y in (b, c))
   same = jnp.pad(segments[:, 1:] == segments[:, :-1], ((0, 0), (1, 0)))
-  decay = jnp.exp(log_decay) * same[..., None]
+  decay = jnp.where(same[..., None], jnp.exp(log_decay), 0.0)
 
   def step(state, xs):
     x, decay, b, c = xs
@@ -108,7 +108,7 @@ def _one_chunk(state, xs):
   total = high + low
 
   order = jnp.arange(chunk)
-  not_later = (docs[:, :, None] == docs[:, None, :]) & (order[:, None] >= order)
+  not_later = (docs[:, :, None] == docs[:, None, :]) & (order[:, None] >= order[None, :])[None]
   decay_BKGTS = jnp.exp(jnp.where(not_later[:, None, None], gap, -jnp.inf))
   entering = jnp.where((docs == previous[:, None])[:, None, None], jnp.exp(total), 0.0).swapaxes(2, 3)[..., None]
   leaving = jnp.where((docs == last[:, None])[:, None, None], jnp.exp(left), 0.0).swapaxes(2, 3)[..., None]

@@ -209,7 +209,9 @@ def _forward(static, hidden, readout, tokens, shared):
 
 def _backward(static, saved, cotangent):
   del static
-  hidden_grad, readout_grad = jax.tree.map(lambda grad: (cotangent[0] * grad).astype(grad.dtype), saved)
+  hidden_grad, readout_grad = jax.tree.map(
+    lambda grad: (cotangent[0] * grad.astype(cotangent[0].dtype)).astype(grad.dtype), saved
+  )
   return hidden_grad, readout_grad, None, None
 
 

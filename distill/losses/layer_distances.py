@@ -53,7 +53,7 @@ def relation_kl(
   def block(start):
     """Returns the divergences [B,C] of the positions from `start` on."""
     here = jax.lax.dynamic_slice_in_dim(segments, start, size, axis=1)
-    causal = start + jnp.arange(size)[:, None] >= jnp.arange(length)
+    causal = (start + jnp.arange(size))[None, :, None] >= jnp.arange(length)[None, None, :]
     mask = (causal & (here[:, :, None] == segments[:, None, :]))[:, None]
 
     def log_relations(x_BNTH):
@@ -68,7 +68,7 @@ def relation_kl(
   # The last block ends with the row and may overlap its predecessor; both give the same numbers there.
   starts = jnp.minimum(jnp.arange(count) * size, length - size)
   found = jax.lax.map(jax.checkpoint(block), starts)
-  positions = (starts[:, None] + jnp.arange(size)).reshape(-1)
+  positions = (starts[:, None] + jnp.arange(size)[None, :]).reshape(-1)
   divergences = jnp.moveaxis(found, 0, 1).reshape(len(student), -1)
   return jnp.zeros(student.shape[:2], jnp.float32).at[:, positions].set(divergences)
 

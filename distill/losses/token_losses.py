@@ -34,7 +34,7 @@ def _cross_entropy_forward(logits, labels):
 def _cross_entropy_backward(saved, cotangent):
   # Recomputes the exponentials from the logits, so that no second [M, V] array is saved.
   logits, labels, max_logit, log_sum = saved
-  is_label = jnp.arange(logits.shape[-1]) == labels[:, None]
+  is_label = (jnp.arange(logits.shape[-1])[None, :] == labels[:, None]).astype(logits.dtype)
   return cotangent[:, None] * (jnp.exp(logits - max_logit - log_sum) - is_label), None
 
 

@@ -105,7 +105,7 @@ class KvCache:
 
 def ring_positions(latest: Int[Array, " B"], *, size: int) -> Int[Array, "B S"]:
   """Returns the position in each slot of a ring after the latest position; negative in slots that are empty."""
-  return latest[:, None] - (latest[:, None] - jnp.arange(size)) % size
+  return latest[:, None] - (latest[:, None] - jnp.arange(size)[None, :]) % size
 
 
 class Attention(nnx.Module):
@@ -177,7 +177,7 @@ class Attention(nnx.Module):
     scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
     if self.sinks is None:
       return jax.nn.softmax(scores, axis=-1).astype(dtype)
-    sinks = self.sinks[...].astype(jnp.float32).reshape(self.config.num_kv_heads, -1, *[1] * (scores.ndim - 3))
+    sinks = self.sinks[...].astype(jnp.float32).reshape(1, self.config.num_kv_heads, -1, *[1] * (scores.ndim - 3))
     max_logit = jax.lax.stop_gradient(jnp.maximum(jnp.max(scores, axis=-1, keepdims=True), sinks))
     exp_scores = jnp.exp(scores - max_logit)
     return (exp_scores / (jnp.sum(exp_scores, axis=-1, keepdims=True) + jnp.exp(sinks - max_logit))).astype(dtype)

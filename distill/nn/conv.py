@@ -31,7 +31,7 @@ class ShortConv(nnx.Module):
     self.bias = init.param("bias", shape=(channels,), axes=(axis,), init=zeros) if use_bias else None
 
   def _biased(self, y):
-    return y if self.bias is None else y + self.bias[...]
+    return y if self.bias is None else y + jnp.broadcast_to(self.bias[...], y.shape)
 
   def __call__(self, x: Float[Array, "B T I"], *, segments: Int[Array, "B T"]) -> Float[Array, "B T I"]:
     """Convolves each document, float32."""
@@ -45,7 +45,7 @@ class ShortConv(nnx.Module):
   def window(self, x: Float[Array, "B T I"], *, lengths: Int[Array, " B"]) -> Float[Array, "B W I"]:
     """Returns the last W − 1 inputs of the first `lengths` positions of each row."""
     x = jnp.concatenate([self.empty_window(x.shape[0]), x.astype(jnp.float32)], axis=1)
-    rows = lengths[:, None] + jnp.arange(self.kernel.shape[-2] - 1)
+    rows = lengths[:, None] + jnp.arange(self.kernel.shape[-2] - 1)[None, :]
     return jnp.take_along_axis(x, rows[..., None], axis=1)
 
   def step(

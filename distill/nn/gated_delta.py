@@ -127,8 +127,9 @@ class GatedDelta(nnx.Module):
     """Returns log decay and beta [*B,N], float32."""
     # The input is not rounded: decays multiply over whole documents.
     x = x.astype(jnp.float32)
-    a = self.a(x) + self.dt_bias[...]
-    return -jnp.exp(self.a_log[...]) * jax.nn.softplus(a), jax.nn.sigmoid(self.b(x))
+    a = self.a(x)
+    dt_bias, decay = (jnp.broadcast_to(x, a.shape) for x in (self.dt_bias[...], jnp.exp(self.a_log[...])))
+    return -decay * jax.nn.softplus(a + dt_bias), jax.nn.sigmoid(self.b(x))
 
   def _output(self, y, x, dtype):
     z = self.z(x.astype(dtype)).reshape(y.shape).astype(jnp.float32)
@@ -176,7 +177,7 @@ class GatedDelta(nnx.Module):
     Outputs past a row's length are undefined; `length` is ignored.
     """
     del length
-    real = jnp.arange(x.shape[1]) < lengths[:, None]
+    real = jnp.arange(x.shape[1])[None, :] < lengths[:, None]
     y, inputs, recurrent = self._mix(x, segments=jnp.ones(x.shape[:2], jnp.int32), real=real, dtype=dtype)
     windows = {name: self.conv[name].window(one, lengths=lengths) for name, one in inputs.items()}
     return y, GatedDeltaState(windows=windows, recurrent=recurrent)

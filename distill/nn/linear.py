@@ -44,5 +44,5 @@ class Linear(nnx.Module):
     rows = x.reshape(-1, x.shape[-1])
     y = as_matrix(self.kernel.get_value()).project(rows)
     if self.bias is not None:
-      y = y + self.bias[...].astype(jnp.float32)
+      y = y + self.bias[...].astype(jnp.float32)[None, :]
     return saved_as_bits(y.astype(out or x.dtype).reshape(*x.shape[:-1], -1), PROJECTION)

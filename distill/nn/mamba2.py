@@ -128,12 +128,13 @@ class Mamba2(nnx.Module):
 
   def _steps(self, dt):
     """Returns time steps and log decay [*B,N]."""
-    steps = jnp.clip(jax.nn.softplus(dt + self.dt_bias[...]), self.config.min_step, self.config.max_step)
-    return steps, -jnp.exp(self.a_log[...]) * steps
+    dt_bias, decay = (jnp.broadcast_to(x, dt.shape) for x in (self.dt_bias[...], jnp.exp(self.a_log[...])))
+    steps = jnp.clip(jax.nn.softplus(dt + dt_bias), self.config.min_step, self.config.max_step)
+    return steps, -decay * steps
 
   def _gate(self, y, inputs, z):
     """Returns the input of the output projection."""
-    y = (y + self.skip[...][:, None] * inputs).reshape(z.shape)
+    y = (y + jnp.broadcast_to(self.skip[...][:, None], inputs.shape) * inputs).reshape(z.shape)
     return self.norm(y * jax.nn.silu(z))
 
   def _whole(self, projected, segments, real):
@@ -179,7 +180,7 @@ class Mamba2(nnx.Module):
     Outputs past a row's length are undefined; `length` is ignored.
     """
     del length
-    projected, real = self._project(x, dtype), jnp.arange(x.shape[1]) < lengths[:, None]
+    projected, real = self._project(x, dtype), jnp.arange(x.shape[1])[None, :] < lengths[:, None]
     y, recurrent = self._whole(projected, jnp.ones(x.shape[:2], jnp.int32), real)
     windows = {name: self.conv[name].window(projected[name], lengths=lengths) for name in "xbc"}
     return self.o(y.astype(dtype), out=jnp.float32), Mamba2State(windows=windows, recurrent=recurrent)

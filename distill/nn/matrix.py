@@ -69,7 +69,7 @@ class RoutedMatrix:
 
   def _add(self, y, low):
     if self.column is not None:
-      y = y * self.column[self.route]
+      y = y * jnp.broadcast_to(self.column[self.route], y.shape)
     return y + jnp.matmul(low, self.b[self.route].astype(low.dtype), preferred_element_type=jnp.float32)
 
 

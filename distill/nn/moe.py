@@ -99,7 +99,7 @@ class Moe(nnx.Module):
     with jax.default_matmul_precision("highest"):
       logits_ME = as_matrix(self.router["kernel"].get_value()).project(x_MD.astype(jnp.float32))
     if self.config.use_bias:
-      logits_ME = logits_ME + self.router["bias"][...]
+      logits_ME = logits_ME + self.router["bias"][...][None, :]
     probs_ME = jax.nn.softmax(logits_ME, axis=-1)
     _, chosen = jax.lax.top_k(logits_ME, self.config.top_k)
     return probs_ME, jax.nn.one_hot(chosen, self.config.num_experts, dtype=bool).any(axis=-2)
@@ -118,7 +118,8 @@ class Moe(nnx.Module):
     """
     routed = self._route(x.reshape(-1, x.shape[-1]))
     probs_BE, chosen_BE = (
-      jnp.sum(jnp.where(valid[..., None], one.reshape(*x.shape[:2], -1), 0.0), axis=1) for one in routed
+      jnp.sum(jnp.where(valid[..., None], one.astype(jnp.float32).reshape(*x.shape[:2], -1), 0.0), axis=1)
+      for one in routed
     )
     count_B = jnp.maximum(jnp.sum(valid, axis=1), 1).astype(jnp.float32)
     return self.config.num_experts / self.config.top_k * jnp.sum(chosen_BE * probs_BE, axis=-1) / jnp.square(count_B)

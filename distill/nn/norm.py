@@ -28,7 +28,7 @@ class RMSNorm(nnx.Module):
     x32 = x.astype(jnp.float32).reshape(*x.shape[:-1], self.groups, -1)
     y = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
     y = y.reshape(x.shape)
-    return (y * (self.offset + self.scale[...])).astype(x.dtype)
+    return (y * jnp.broadcast_to(self.offset + self.scale[...], y.shape)).astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):
@@ -50,4 +50,5 @@ class LayerNorm(nnx.Module):
     x32 = x.astype(jnp.float32)
     centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
     y = centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + self.eps)
-    return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+    scale, bias = (jnp.broadcast_to(one[...], y.shape) for one in (self.scale, self.bias))
+    return (y * scale + bias).astype(x.dtype)

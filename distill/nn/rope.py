@@ -181,6 +181,7 @@ def rotate(
     them are unchanged.
   """
   half = inverse.shape[-1]
+  inverse = jnp.broadcast_to(inverse, (*positions.shape, half))
   angle = (positions[..., None].astype(jnp.float32) * inverse)[..., None, :]
   cos, sin = jnp.cos(angle) * factor, jnp.sin(angle) * factor
   x32 = x_BTNH.astype(jnp.float32)

@@ -25,5 +25,5 @@ class Balance(Term):
   def loss(self, inputs: LossInputs, context: LossContext) -> Scalar:
     """Returns the mean over tokens of their row's imbalance."""
     assert inputs.output is not None and inputs.output.balance is not None, "a student without MoE layers"
-    lengths = jnp.sum(inputs.batch.segments > 0, axis=1)
+    lengths = jnp.sum(inputs.batch.segments > 0, axis=1).astype(jnp.float32)
     return jnp.sum(inputs.output.balance * lengths) / context.totals["present"]

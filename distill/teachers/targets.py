@@ -82,7 +82,7 @@ class Sampled:
     def drawn(logits_MV, offset_M):
       cumulative = jnp.cumsum(jax.nn.softmax(logits_MV / self.temperature, axis=-1), axis=-1)
       # Scaled to the last sum, which float32 leaves a little off 1: a token without probability must not be drawn.
-      points = (offset_M[:, None] + jnp.arange(self.size)) / self.size * cumulative[:, -1:]
+      points = (offset_M[:, None] + jnp.arange(self.size, dtype=jnp.float32)[None, :]) / self.size * cumulative[:, -1:]
       found = jax.vmap(lambda steps, at: jnp.searchsorted(steps, at, side="right"))(cumulative, points)
       last = jnp.argmax(cumulative, axis=-1)
       return (jnp.minimum(found, last[:, None]).astype(jnp.int32),)

@@ -39,7 +39,7 @@ def _digest(x: Array) -> UInt32[Array, " 2"]:
   index = jnp.arange(bits.size, dtype=jnp.uint32)
   mixed = (index ^ (index >> 15)) * jnp.uint32(2654435761)
   weights = jnp.stack([2 * index + 1, (mixed ^ (mixed >> 13)) | 1])
-  return jnp.sum(bits * weights, axis=1, dtype=jnp.uint32)
+  return jnp.sum(bits[None, :] * weights, axis=1, dtype=jnp.uint32)
 
 
 @jax.jit

@@ -73,11 +73,23 @@ def make_optimizer(
   rate = schedule(config.learning_rate, key=f"{key}.learning_rate", steps=steps, least=0)
   return optax.chain(
     optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
-    _update_rule(config),
+    _standard_promotion(_update_rule(config)),
     optax.stateless(add_decay),
-    optax.scale_by_learning_rate(rate),
+    _standard_promotion(optax.scale_by_learning_rate(rate)),
     optax.stateless(scale_rates),
   )
+
+
+def _standard_promotion(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+  """Returns the same transformation, which runs whatever jax_numpy_dtype_promotion says."""
+
+  def update(*arguments: Any) -> Any:
+    # optax 0.2.8 mixes floats with an int32 counter in tree_bias_correction and in its schedules: a TypePromotionError
+    # under strict promotion.
+    with jax.numpy_dtype_promotion("standard"):
+      return inner.update(*arguments)
+
+  return optax.GradientTransformation(inner.init, update)
 
 
 def _update_rule(config: OptimizerConfig) -> optax.GradientTransformation:

@@ -63,7 +63,7 @@ class Average(nnx.Module):
     return jnp.zeros((batch, self.v.kernel.shape[-1]), jnp.float32)
 
   def prefill(self, x, *, lengths, length, dtype):
-    inside = (jnp.arange(x.shape[1]) < lengths[:, None]).astype(jnp.int32)
+    inside = (jnp.arange(x.shape[1])[None, :] < lengths[:, None]).astype(jnp.int32)
     positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
     mixed = self(x, segments=inside, positions=positions, dtype=dtype)
     return mixed, jnp.einsum("bt,bti->bi", inside.astype(jnp.float32), self.v(x.astype(dtype), out=jnp.float32))

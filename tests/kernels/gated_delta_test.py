@@ -79,5 +79,5 @@ def test_the_inverse_is_exact_for_equal_keys(size):
   # Equal keys make every entry below the diagonal one, where a product of powers overflows its digits.
   a = np.tril(np.ones((3, size, size), np.float32), -1)
   got = value_and_gradients(unit_lower_inverse, jnp.asarray(a))
-  expected = in_float64(lambda a: jnp.linalg.inv(jnp.eye(size, dtype=a.dtype) + a), a)
+  expected = in_float64(lambda a: jnp.linalg.inv(jnp.broadcast_to(jnp.eye(size, dtype=a.dtype), a.shape) + a), a)
   assert_equal_up_to_rounding(got, expected, roundings=2 * size)

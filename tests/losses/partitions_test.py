@@ -28,7 +28,7 @@ def test_buckets_keep_their_digits_in_value_and_gradient(raised):
 
   def plain(logits):
     probs = jax.nn.softmax(logits, axis=-1)
-    inside = jnp.any(jnp.arange(9)[:, None] == ids[:, None], axis=-1)
+    inside = jnp.any(jnp.arange(9)[None, :, None] == ids[:, None], axis=-1)
     chosen = jnp.where(ids >= 0, jnp.log(jnp.take_along_axis(probs, jnp.maximum(ids, 0), axis=-1)), LOG_ZERO)
     tail = jnp.log(jnp.sum(jnp.where(inside, 0.0, probs), axis=-1, keepdims=True))
     return jnp.concatenate([chosen, tail], axis=-1)

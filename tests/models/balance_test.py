@@ -14,7 +14,7 @@ SPARSE = LayerConfig(mixer=MIXER, mlp=MoeConfig(width=8, num_experts=4, top_k=2,
 
 def balance(layers, tokens, lengths):
   decoder = Decoder(DecoderConfig(family="qwen3_moe", vocab_size=31, width=16, layers=layers))
-  segments = (jnp.arange(tokens.shape[1]) < jnp.asarray(lengths)[:, None]).astype(jnp.int32)
+  segments = (jnp.arange(tokens.shape[1])[None, :] < jnp.asarray(lengths)[:, None]).astype(jnp.int32)
   positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
   params = decoder.init(jax.random.key(0))
   return decoder.apply(params, tokens=jnp.asarray(tokens), segments=segments, positions=positions).balance

@@ -35,7 +35,8 @@ def test_captured_queries_keys_and_values_are_projections_of_the_layers_normed_i
   q, k, v = output.qkv[1]
   one = model.unstack(params)
   x = output.layers[0]
-  x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6) * one["layers.1.mixer_norm.scale"]
+  x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
+  x = x * one["layers.1.mixer_norm.scale"][None, None, :]
   for name, found in zip("qkv", (q, k, v), strict=True):
     np.testing.assert_allclose(found, x @ one[f"layers.1.mixer.{name}.kernel"], atol=1e-5)
 

@@ -18,7 +18,7 @@ def test_a_routed_matrix_computes_as_the_merged_dense_one_of_its_route(column):
   for route in (0, 2):
     found = as_matrix(routed(route, column))
     scale = found.column[route] if column else 1.0
-    merged = as_matrix(found.matrix * scale + found.a[route] @ found.b[route])
+    merged = as_matrix(found.matrix * jnp.broadcast_to(scale, found.matrix.shape) + found.a[route] @ found.b[route])
     assert isinstance(merged, DenseMatrix)
     x, rows = jax.random.normal(jax.random.key(1), (4, 6)), jnp.asarray([[5, 0], [3, 3]])
     np.testing.assert_allclose(found.project(x), merged.project(x), atol=1e-5)

@@ -47,7 +47,7 @@ class Norms(Term):
     student, teacher = (jnp.linalg.norm(x.layers[self.layer], axis=-1) for x in (inputs.output, inputs.signal))
     present = inputs.batch.segments > 0
     far = jnp.square(inputs.params["norms.scale"] * student - jax.lax.stop_gradient(teacher))
-    return jnp.sum(present * far) / context.totals["present"]
+    return jnp.sum(present.astype(jnp.float32) * far) / context.totals["present"]
 
 
 def config(llama_dir, text_file, kind):

@@ -37,7 +37,7 @@ def initial(mesh=None):
 
 
 def loss(params):
-  return jnp.mean(jnp.square(params[KERNEL] * params[NORM]))
+  return jnp.mean(jnp.square(params[KERNEL] * params[NORM][None, None, :]))
 
 
 def trained(optimizer, params, state, *, steps):
@@ -86,7 +86,10 @@ def test_adamw_is_the_one_of_optax():
   theirs = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.95, weight_decay=0.1))
   rate = CosineScheduleConfig(peak=1e-2, warmup=3)
   mine = make(weight_decay=0.1, learning_rate=rate)
-  found, expected = (trained(one, initial(), one.init(initial()), steps=5)[0] for one in (mine, theirs))
+  found = trained(mine, initial(), mine.init(initial()), steps=5)[0]
+  # optax 0.2.8 mixes int32 counters with floats in its schedules, which raises under strict promotion.
+  with jax.numpy_dtype_promotion("standard"):
+    expected = trained(theirs, initial(), theirs.init(initial()), steps=5)[0]
   for name, value in expected.items():
     np.testing.assert_allclose(found[name], value, rtol=1e-6)
 
