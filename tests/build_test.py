@@ -112,7 +112,7 @@ def requirements(pattern):
   return {re.split(r"[<>=!~;\[ ]", text)[0].lower().replace("-", "_") for text in texts}
 
 
-def test_every_file_is_in_one_target():
+def test_every_python_file_is_in_exactly_one_target():
   named = [path for target in TARGETS for path in target.files if path.read_text().strip()]
   assert sorted(named) == sorted(
     path for top in TOPS for path in (ROOT / top).rglob("*.py") if path.read_text().strip()
@@ -120,7 +120,7 @@ def test_every_file_is_in_one_target():
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.label)
-def test_deps_are_the_imports(target):
+def test_the_deps_of_a_target_are_exactly_its_imports(target):
   owners = {module(path): other.label for other in TARGETS for path in other.files}
   names = {name for path in target.files for name in imported(path)}
   ours = {owners[name] for name in names if name in owners}
@@ -137,24 +137,24 @@ def test_deps_are_the_imports(target):
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.label)
-def test_deps_may_be_seen(target):
+def test_the_deps_of_a_target_are_visible_to_it(target):
   for dep in target.fields.get("deps", ()):
     if dep.startswith("//"):
       assert sees(target.package, LABELS[dep]), f"{dep} is hidden"
 
 
 @pytest.mark.parametrize("name", [one for one in FLOORS if (ROOT / "distill" / one).is_dir()])
-def test_no_floor_is_visible_from_below(name):
+def test_packages_are_visible_only_to_packages_on_higher_floors(name):
   for other in (one for one in FLOORS if (ROOT / "distill" / one).is_dir() and one != name):
     if sees(f"distill/{other}", LABELS[f"//distill/{name}"]):
       assert FLOORS[other] > FLOORS[name] or FLOORS[other] == FLOORS[name] == 0, other
 
 
-def test_no_target_needs_itself():
+def test_targets_have_no_dependency_cycle():
   graphlib.TopologicalSorter({one.label: one.fields.get("deps", ()) for one in TARGETS}).prepare()
 
 
-def test_what_is_imported_is_asked_for_and_locked():
+def test_imported_distributions_are_in_setup_py_and_the_lock_files():
   library, everything = requirements("install_requires"), requirements("install_requires|extras_require")
   for target in TARGETS:
     for dep in target.fields.get("deps", ()):

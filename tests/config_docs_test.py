@@ -7,11 +7,11 @@ from tools.config_docs import page
 PAGE = pathlib.Path(__file__).resolve().parent.parent / "docs" / "config.md"
 
 
-def test_the_page_is_up_to_date():
+def test_docs_config_md_is_up_to_date():
   assert PAGE.read_text() == page(), "run python -m tools.config_docs and commit docs/config.md"
 
 
-def test_sections_stages_and_kinds_have_tables():
+def test_sections_stages_and_kinds_have_tables_in_docs_config_md():
   headings = [line for line in page().splitlines() if line.startswith("## ")]
   assert headings[0] == "## `config`" and "## `config.stages.NAME.optimizer`" in headings
   assert "## A source of kind `jsonl`" in headings and "## A schedule of kind `cosine`" in headings

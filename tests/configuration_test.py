@@ -32,7 +32,7 @@ class Outer:
   model: Mapping[str, Any] | None = option(None, help="Free-form.")
 
 
-def test_values_become_what_their_annotations_say():
+def test_values_are_converted_to_the_types_of_their_annotations():
   outer = read(Outer, {"steps": 2, "rules": [["x", 1]], "many": [{"rate": 3}], "layers": [1, 2]}, key="config")
   assert outer.rules == (("x", 1.0),) and type(outer.rules[0][1]) is float
   assert outer.many == (Inner(rate=3.0),) and outer.inner == Inner() and outer.layers == (1, 2)
@@ -60,12 +60,12 @@ def test_values_become_what_their_annotations_say():
     (3, "config: 3; give a dict with steps, name, on, layers, rules, inner, many, model"),
   ],
 )
-def test_what_is_wrong_is_said_with_its_key(given, message):
+def test_a_wrong_value_or_key_is_refused_with_its_key(given, message):
   with pytest.raises(InputError) as error:
     read(Outer, given, key="config")
   assert str(error.value) == message
 
 
-def test_every_option_is_described():
+def test_every_option_has_a_help_text():
   keys = [key for key, *_ in describe(Outer)]
   assert {"config.steps", "config.inner.rate", "config.many[i].kind"} <= set(keys)

@@ -21,14 +21,14 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_to_files(page):
+def test_links_in_the_documents_lead_to_files(page):
   links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text())
   missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
   assert not missing
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_files_that_are_named_exist(page):
+def test_files_that_the_documents_name_exist(page):
   named = re.findall(r"\b(?:configs|docs|tools|tests|distill)/[\w./]+\.(?:py|sh|md)\b", page.read_text())
   assert not [name for name in named if not (ROOT / name).exists()]
 
@@ -66,7 +66,7 @@ def test_every_term_is_documented_with_its_options():
     assert not [word for word in (name, *options) if f"`{word}`" not in text], name
 
 
-def test_the_term_in_the_documents_is_a_term(tmp_path, monkeypatch):
+def test_the_example_term_in_the_documents_is_accepted(tmp_path, monkeypatch):
   page = (ROOT / "docs" / "objectives.md").read_text()
   module = re.search(r"```python\n(\s*# my_terms.py.*?)```", page, re.DOTALL)
   (tmp_path / "my_terms.py").write_text(textwrap.dedent(module[1]))
@@ -97,7 +97,7 @@ def test_every_page_is_in_the_index():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_overrides_that_are_shown_are_accepted(page):
+def test_overrides_that_the_documents_show_are_accepted(page):
   shown = re.findall(r"--config\.([\w.]+)=([^\s`…\]]+)", page.read_text())
   overrides = {key: value for key, value in shown if key != "path.to.key"}
   configuration.load(str(ROOT / "configs" / "quickstart.py"), overrides=overrides)

@@ -190,7 +190,7 @@ print({digest})
   assert len(found) == 1
 
 
-def test_fingerprints_hold_and_a_salted_hash_does_not():
+def test_fingerprints_are_the_same_in_every_process_and_a_salted_hash_is_not():
   fingerprints_are_the_same_in_every_process()
   with pytest.raises(AssertionError):
     fingerprints_are_the_same_in_every_process("hash(str(value))")
@@ -211,7 +211,7 @@ def nothing_starts_from_scratch_where_there_are_checkpoints(directory):
     again.close()
 
 
-def test_damaged_checkpoints_are_not_passed_over(tmp_path, monkeypatch):
+def test_a_run_never_starts_from_scratch_if_its_checkpoints_are_damaged(tmp_path, monkeypatch):
   nothing_starts_from_scratch_where_there_are_checkpoints(tmp_path / "right")
   monkeypatch.setattr(checkpoint.Checkpoints, "restore", lambda self, abstract, log: None)
   with pytest.raises(pytest.fail.Exception):
@@ -331,7 +331,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_check_passes_and_fails_once_the_fault_is_put_in(name, monkeypatch):
+def test_each_check_passes_and_fails_once_its_fault_is_injected(name, monkeypatch):
   check, inject = FAULTS[name]
   check()
   inject(monkeypatch)

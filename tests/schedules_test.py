@@ -8,7 +8,7 @@ from distill.errors import InputError
 from distill.schedules import schedule
 
 
-def test_values_at_the_ends():
+def test_schedules_have_the_right_values_at_their_ends():
   constant = schedule(0.5, key="lr", steps=10)
   assert constant(0) == constant(9) == 0.5
   linear = schedule({"kind": "linear", "start": 1.0, "end": 3.0}, key="lr", steps=11)
@@ -44,6 +44,6 @@ def test_a_wrong_schedule_is_refused_with_its_key(spec, message):
     schedule(spec, key="rate", steps=10, least=0)
 
 
-def test_a_number_that_must_stay_above_zero_may_not_end_there():
+def test_a_schedule_of_a_positive_number_may_not_end_at_zero():
   with pytest.raises(InputError, match="temperature: .* use numbers above 0 at every step"):
     schedule({"kind": "linear", "start": 4, "end": 0}, key="temperature", steps=10, above=0)

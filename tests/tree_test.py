@@ -17,7 +17,7 @@ def test_flatten_and_unflatten_are_inverse():
   assert (doubled["kernel"] == 2 * params["kernel"]).all()
 
 
-def test_first_matching_rule_wins_and_a_gap_is_an_error():
+def test_the_first_matching_rule_wins_and_an_unmatched_parameter_is_refused():
   rules = [(r".*\.bias", 0.0), (r"mlp\..*", 1.0)]
   assert tree.first_match(rules, "mlp.up.bias", what="decay") == 0.0
   assert tree.first_match(rules, "mlp.up.kernel", what="decay") == 1.0

@@ -24,7 +24,7 @@ def test_the_union_of_captures_names_each_activation_once_in_order():
   assert hash(union) == hash(Capture(layers=(0, 3, -1), mixers=(2,), qkv=(1,)))
 
 
-def test_both_signals_give_their_distributions_row_by_row():
+def test_target_rows_of_dense_and_sparse_signals_flatten_batch_and_position():
   readout = Readout(kernel=jnp.ones((4, 7)), vocab_size=7)
   hidden, found = DenseSignal(hidden=jnp.ones((2, 3, 4)), readout=readout).target_rows()
   assert hidden.shape == (6, 4) and found is readout

@@ -1,4 +1,4 @@
-"""distill cache: stores the signal of a recipe's teacher on disk."""
+"""distill cache: stores the teacher's outputs for a recipe's rows on disk."""
 
 import sys
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ recipe.define(FLAGS, workdir="Directory of the teacher cache.")
 
 
 def main(arguments: Sequence[str]) -> int:
-  """Runs the teacher once over all rows; the same command resumes. --config.path.to.key=value overrides a key."""
+  """Runs the teacher once over all rows; resumes if interrupted. --config.path.to.key=value overrides a key."""
   config, workdir = recipe.read(FLAGS, arguments)
   code = make(config, workdir=workdir)
   if code == EXIT_INTERRUPTED:

@@ -17,7 +17,7 @@ _PREFIX = "--config."
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-  """Returns (arguments that are no overrides, overrides by dotted key).
+  """Splits a command line into (other arguments, {dotted key: text} of overrides).
 
   Raises:
     InputError: An override without a value.
@@ -39,7 +39,7 @@ def load(name: str, *, overrides: dict[str, str]) -> RunConfig:
 
   Args:
     name: The recipe's file, with its variant if it takes one.
-    overrides: Texts by dotted key, from `split`; Python literals are read as such.
+    overrides: Texts by dotted key, from `split`; a text that is a Python literal becomes its value.
 
   Raises:
     InputError: The file cannot be run, has no get_config, or a key or a value is wrong.
@@ -80,7 +80,7 @@ def _literal(text: str) -> Any:
 
 
 def _override(value: Any, path: Sequence[str], new: Any, *, key: str) -> Any:
-  """Returns a recipe, or a part of it, with the value at `path` replaced; elements of a list go by name or place."""
+  """Returns a recipe, or part of it, with the value at `path` replaced; a list's elements have names or indices."""
   if not path:
     return new
   name, *rest = path
@@ -88,7 +88,7 @@ def _override(value: Any, path: Sequence[str], new: Any, *, key: str) -> Any:
     found = dict(value or {})
     return {**found, name: _override(found.get(name), rest, new, key=key)}
   if not isinstance(value, list | tuple):
-    raise InputError(f"{key}: there is no {name!r} in {value!r}")
+    raise InputError(f"{key}: there is no {name!r} in {value!r}; correct the key")
   names = [one.get("name") if isinstance(one, Mapping) else None for one in value]
   known = [one for one in names if isinstance(one, str)] or list(map(str, range(len(value))))
   if name in names:

@@ -17,10 +17,10 @@ _FORMAT = flags.DEFINE_enum("format", "hf", ["hf"], "Format to write.", flag_val
 
 
 def main(arguments: Sequence[str]) -> int:
-  """Writes the directory."""
+  """Writes the model directory that --out names."""
   parse(FLAGS, arguments)
   if bool(_MODEL.value) == bool(_WORKDIR.value):
-    raise InputError("--model and --workdir: give one of them")
+    raise InputError("--model and --workdir: give exactly one of them")
   export(_MODEL.value or finished_student(_WORKDIR.value), out=_OUT.value)
   print(f"wrote {_OUT.value}")
   return 0

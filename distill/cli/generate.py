@@ -27,12 +27,12 @@ _SEED = flags.DEFINE_integer("seed", 0, "Random seed of the draws.", flag_values
 
 
 def main(arguments: Sequence[str]) -> int:
-  """Prints the continuations one after another, the first as it is drawn."""
+  """Prints the continuations one after another; the first is printed while it is generated."""
   parse(FLAGS, arguments)
   sampling = Sampling(temperature=_TEMPERATURE.value, top_k=_TOP_K.value, top_p=_TOP_P.value)
   if not sampling.temperature and (sampling.top_k or sampling.top_p < 1):
     raise InputError(
-      "--top_k and --top_p: have no effect at temperature 0, which takes the most probable token; give --temperature"
+      "--top_k and --top_p: have no effect at temperature 0, which takes the most probable token; raise --temperature"
     )
   rest: list[list[str]] = []
   for first, *others in generate_pieces(

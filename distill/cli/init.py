@@ -31,7 +31,7 @@ _SEED = flags.DEFINE_integer(
 
 
 def main(arguments: Sequence[str]) -> int:
-  """Writes the student, and prints what initialises each part of it and how near to the teacher it starts."""
+  """Writes the student, and prints the sources of its parts and its KL from the teacher."""
   parse(FLAGS, arguments)
   result = init(
     FLAGS.teacher,

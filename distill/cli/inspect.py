@@ -1,4 +1,4 @@
-"""distill inspect: tells what a directory is."""
+"""distill inspect: describes a model, adapter, run, checkpoint, token store or teacher cache."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ _MODEL = flags.DEFINE_string(
 
 
 def main(arguments: Sequence[str]) -> int:
-  """Prints one fact a line."""
+  """Prints the lines of the description."""
   (directory,) = parse(FLAGS, arguments, positional=["DIR"])
   for line in inspect(directory, model=_MODEL.value):
     print(line)

@@ -1,4 +1,4 @@
-"""The command line: finds the command, and turns wrong input into one line and exit code 2."""
+"""The command line: runs the named command; wrong input ends with a one-line message and exit code 2."""
 
 import difflib
 import os
@@ -44,7 +44,8 @@ def main(arguments: Sequence[str]) -> int:
   try:
     if name not in COMMANDS:
       near = difflib.get_close_matches(name, list(COMMANDS), n=1)
-      raise InputError(f"unknown command; {f'did you mean {near[0]}?' if near else 'distill alone lists the commands'}")
+      hint = f"did you mean {near[0]}?" if near else "run `distill` without arguments to list the commands"
+      raise InputError(f"{name!r}: unknown command; {hint}")
     command = _load(name)
     if "--help" in rest or "-h" in rest:
       print(f"distill {name}: {COMMANDS[name]}\n{help_text(command.FLAGS)}")
@@ -67,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _load(name: str) -> ModuleType:
-  """Imports a command's module; only when it runs, so that the list of commands need not wait for jax."""
+  """Imports a command's module when it is run, so that listing the commands does not wait for jax."""
   match name:
     case "cache":
       from distill.cli import cache

@@ -31,13 +31,13 @@ _RANK = flags.DEFINE_integer(
 
 
 def main(arguments: Sequence[str]) -> int:
-  """Writes the model or the adapter."""
+  """Writes the merged model, or with --format=adapter the combined adapter."""
   parse(FLAGS, arguments)
   adapters = models.adapters(FLAGS)
   if not adapters:
-    raise InputError("--adapters or --adapter_stack: give one of them")
+    raise InputError("--adapters and --adapter_stack: neither given; give one of them")
   if _RANK.value and _FORMAT.value == "model":
-    raise InputError("--rank: is that of an adapter; add --format=adapter")
+    raise InputError("--rank: applies only to --format=adapter; add it, or leave --rank out")
   combination: dict[str, Any] = {"method": _COMBINE.value, "density": _DENSITY.value, "seed": _SEED.value}
   if _FORMAT.value == "model":
     merge(FLAGS.model, adapters=adapters, out=_OUT.value, **combination)

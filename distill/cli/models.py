@@ -1,4 +1,4 @@
-"""Flags that name a model and its adapters."""
+"""Defines and reads the flags that name a model and its adapters."""
 
 from absl import flags
 
@@ -14,7 +14,7 @@ def define(values: flags.FlagValues, *, model: str = "model", help: str = MODEL)
   Args:
     values: Flags of the command.
     model: Name of the model's flag.
-    help: Its help.
+    help: Help text of that flag.
   """
   flags.DEFINE_string(model, None, help, required=True, flag_values=values)
   flags.DEFINE_list("adapters", [], "PEFT directories or hub names, merged in this order.", flag_values=values)
@@ -22,7 +22,7 @@ def define(values: flags.FlagValues, *, model: str = "model", help: str = MODEL)
 
 
 def adapters(values: flags.FlagValues) -> Adapters:
-  """Returns what --adapters or --adapter_stack names.
+  """Returns the adapters that --adapters or --adapter_stack names.
 
   Raises:
     InputError: Both are given.

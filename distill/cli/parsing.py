@@ -1,4 +1,4 @@
-"""Flags of one command: parsing, with messages of one line, and the help text."""
+"""Parses the flags of a command and formats its help text."""
 
 import sys
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ def parse(values: flags.FlagValues, arguments: Sequence[str], *, positional: Seq
   """Parses flags, and returns the arguments that are not flags.
 
   Args:
-    values: Flags of the command, which get their values.
+    values: Flags of the command; parsing sets their values.
     arguments: Arguments after the name of the command.
     positional: Names of the arguments that are not flags; all are required.
 
@@ -47,5 +47,5 @@ def help_text(values: flags.FlagValues) -> str:
 
 
 def _missing(values: flags.FlagValues) -> list[str]:
-  """Required flags without a value; optional ones have a default."""
+  """Returns the required flags that have no value."""
   return [f"--{name}" for name in sorted(values) if values[name].value is None]

@@ -1,4 +1,4 @@
-"""The flags of commands that run a recipe."""
+"""Defines and reads the flags of commands that run a recipe."""
 
 import os
 import pathlib
@@ -15,7 +15,7 @@ from distill.jobs.config import RunConfig
 
 
 def define(values: flags.FlagValues, *, workdir: str) -> None:
-  """Adds the flags --config, --workdir, whose help is `workdir`, and --compilation_cache."""
+  """Adds the flags --config, --workdir (with `workdir` as its help text) and --compilation_cache."""
   config = "FILE.py or FILE.py:variant; --config.path.to.key=value overrides."
   flags.DEFINE_string("config", None, config, required=True, flag_values=values)
   flags.DEFINE_string("workdir", None, workdir, required=True, flag_values=values)
@@ -40,9 +40,9 @@ def read(values: flags.FlagValues, arguments: Sequence[str]) -> tuple[RunConfig,
 
 
 def _use_compilation_cache(directory: str) -> None:
-  """Turns the compilation cache on, in a directory that is made if it is not there.
+  """Turns JAX's compilation cache on, in a directory that is created if missing.
 
-  Its programs are executed, so that nobody else may be able to write to it.
+  The programs in it are executed, so the directory must not be writable by others.
   """
   if not directory:
     return
@@ -51,7 +51,7 @@ def _use_compilation_cache(directory: str) -> None:
     path.mkdir(parents=True, exist_ok=True, mode=0o700)
     found = path.stat()
   except OSError as error:
-    raise InputError(f"--compilation_cache={path}: cannot be made ({error.strerror}); name another") from error
+    raise InputError(f"--compilation_cache={path}: cannot be created ({error.strerror}); name another") from error
   if not path.is_dir() or found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
     raise InputError(
       f"--compilation_cache={path}: others can write to it, and its programs are executed; `chmod 700` it"

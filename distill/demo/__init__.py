@@ -31,7 +31,7 @@ HYBRID: Mapping[str, Any] = {
 
 
 def recipe() -> dict[str, Any]:
-  """Returns the common part of recipes on the demonstration: teacher, adapters, text, sizes and tests."""
+  """Returns the shared part of recipes for the demonstration: teacher, adapters, text, sizes and skills."""
   return {
     "seed": 0,
     "teacher": {"model": str(ROOT / "teacher"), "adapters": tuple(str(ROOT / "adapters" / s) for s in SKILLS)},

@@ -1,4 +1,4 @@
-"""Measurement of several models against each other, skill by skill and on held-out text."""
+"""Compares several models on multiple-choice skills and held-out text, and writes the report."""
 
 import datetime
 import json
@@ -27,7 +27,7 @@ def compare(
   heldout: TokenStore | None = None,
   curves: Sequence[Mapping[str, Any]] = (),
 ) -> Report:
-  """Measures models of any roles; retention and KL need those of the base and the teacher.
+  """Measures models of any roles; retention needs a base and a teacher, KL needs a teacher.
 
   Args:
     models: Models that share a tokenizer, in the order of the report's columns.

@@ -1,4 +1,4 @@
-"""Configuration of an evaluation."""
+"""Configuration of an evaluation: the skills and the held-out text to measure."""
 
 import dataclasses
 from collections.abc import Mapping

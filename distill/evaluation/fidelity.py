@@ -1,4 +1,4 @@
-"""Next-token distributions on held-out text: how likely the text is, and how near they are to the teacher's."""
+"""Measures models on held-out text: bits per byte, and KL and top-1 agreement with the teacher."""
 
 import functools
 import math
@@ -21,11 +21,11 @@ _ROWS = 16  # Rows of the store that the devices run at once.
 
 
 def fidelity(models: Sequence[EvaluatedModel], *, store: TokenStore) -> tuple[FidelityRow, ...]:
-  """Measures models on every row of a token store; those of other roles than base and teacher against the teacher.
+  """Measures models on every row of a token store; models other than base and teacher are compared with the teacher.
 
   Args:
     models: Models that share a tokenizer.
-    store: Text, with its tokenizer's token ids.
+    store: Tokenised held-out text.
   """
   teacher = next((model for model in models if model.role == TEACHER), None)
   # Adapters may have added tokens to the teacher's vocabulary, which the others lack.
@@ -59,7 +59,7 @@ def _row(model: EvaluatedModel, total: Mapping[str, float], *, bytes: int) -> Fi
 
 @functools.partial(jax.jit, static_argnames="vocab")
 def _sums(output: ModelOutput, target: ModelOutput | None, batch: Batch, *, vocab: int) -> dict[str, jax.Array]:
-  """Sums over the tokens of a batch: `nll`, with a target `kl` and `agreement`, and the number of `tokens`."""
+  """Sums over a batch: `nll`, the number of `tokens` and, given the teacher's output `target`, `kl` and `agreement`."""
   labels = jnp.roll(batch.tokens, -1, axis=1).reshape(-1)
   mask = batch.loss_mask.reshape(-1)
   outputs = [one for one in (output, target) if one is not None]

@@ -1,4 +1,4 @@
-"""A comparison as one HTML page without any other file: inline charts, light and dark."""
+"""Renders a comparison as one self-contained HTML page with inline charts, for light and dark mode."""
 
 import html
 from collections.abc import Mapping, Sequence
@@ -42,7 +42,7 @@ _MIXERS = {
 
 
 def render(report: Report) -> str:
-  """Returns the page of a comparison; every name in it is escaped."""
+  """Returns the HTML page of a comparison; every name in it is escaped."""
   names, colours = _labels(report), _colours(report)
   # In the order of the circles: the base, the measured models, the teacher.
   key = sorted(zip(report.models, names, colours, strict=True), key=lambda one: one[0].role == TEACHER)
@@ -101,7 +101,7 @@ def _lead(report: Report, model: ModelRow) -> str:
 
 
 def _headlines(report: Report) -> list[str]:
-  """A tile for each skill and measured model with its retention."""
+  """Returns an HTML tile with the retention of each measured model in each skill."""
   tiles = []
   for rows in report.by_skill():
     measured = [(label, row) for label, row in zip(report.labels, rows, strict=True) if is_measured(row)]
@@ -120,7 +120,7 @@ def _key(entries: Sequence[tuple[str, str]]) -> str:
 
 
 def _offsets(report: Report) -> list[int]:
-  """Height of each model's circle in its skill: the teacher above the base, the measured models below it."""
+  """Returns the vertical offset of each model's circle in a skill's chart: teacher above base, other models below."""
   offsets, below = [], 0
   for model in report.models:
     below += 7 if is_measured(model) else 0
@@ -228,7 +228,7 @@ def _curve(name: str, points: Sequence[tuple[int, float]]) -> str:
 
 
 def _strip(label: str, model: ModelRow) -> str:
-  """A strip of a model's layers, coloured by mixer."""
+  """Returns an HTML strip of a model's layers, coloured by mixer kind."""
   cells = "".join(
     f'<i style="background:{_MIXERS.get(kind, ("var(--base)", kind))[0]}" title="layer {i}: {_e(kind)}"></i>'
     for i, kind in enumerate(model.layers)

@@ -1,4 +1,4 @@
-"""A model under evaluation."""
+"""The models that are evaluated: a decoder, its parameters, and its role in the comparison."""
 
 import dataclasses
 import functools
@@ -21,10 +21,10 @@ class EvaluatedModel:
   """A decoder with stacked parameters, evaluated with float32 operands.
 
   Attributes:
-    role: Its part in a comparison: 'base', 'teacher' (the base with its stack of adapters), 'student', or another word.
-    name: Its name in the report.
-    decoder: Its architecture.
-    params: Its stacked parameters.
+    role: Part in a comparison: 'base', 'teacher' (the base with its stack of adapters), 'student', or another word.
+    name: Name in the report.
+    decoder: Architecture.
+    params: Stacked parameters.
   """
 
   role: str
@@ -34,7 +34,7 @@ class EvaluatedModel:
 
   @property
   def size(self) -> int:
-    """Number of parameters."""
+    """Returns the number of parameters."""
     return sum(int(x.size) for x in self.params.values())
 
 
@@ -42,8 +42,8 @@ class EvaluatedModel:
 def run(decoder: Decoder, params: Mapping[str, Any], batch: Batch) -> ModelOutput:
   """Runs a decoder on a batch with float32 operands.
 
-  A program of its own for each model: two sharded models in one program gather their weights at the same time, in an
-  order that differs between devices, and XLA's CPU backend (jaxlib 0.10) then waits for ever.
+  Each model is compiled as a separate program: two sharded models in one program gather their weights at the same time,
+  in an order that differs between devices, and XLA's CPU backend (jaxlib 0.10) then waits for ever.
 
   Args:
     decoder: The architecture.

@@ -1,4 +1,4 @@
-"""A comparison as rows: one for each model, for each model and skill, and for each model on held-out text."""
+"""The result of a comparison as rows: models, their accuracies in each skill, and their fidelity on held-out text."""
 
 import collections
 import dataclasses
@@ -18,10 +18,10 @@ class ModelRow:
   Attributes:
     role: As in `EvaluatedModel`.
     name: As in `EvaluatedModel`.
-    family: Its model family.
-    parameters: Number of its parameters.
-    width: Its model width.
-    layers: The kind of each layer's mixer.
+    family: Name of the model family.
+    parameters: Number of parameters.
+    width: Model width D.
+    layers: Kind of each layer's mixer.
   """
 
   role: str
@@ -34,16 +34,16 @@ class ModelRow:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SkillRow:
-  """A model's answers to the questions of a skill.
+  """A model's accuracy and retention in one skill.
 
   Attributes:
     skill: Name of the skill.
-    examples: Number of its questions.
+    examples: Number of the skill's questions.
     chance: Expected accuracy of guessing.
     role: The model's role.
     name: The model's name.
     accuracy: Share of right answers.
-    retention: Share of the teacher's gain over the base; None for these two, or where there is no gain.
+    retention: Share of the teacher's gain over the base; None for the teacher and the base, or without a gain.
   """
 
   skill: str
@@ -57,13 +57,13 @@ class SkillRow:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FidelityRow:
-  """A model on held-out text.
+  """A model's bits per byte and closeness to the teacher on held-out text.
 
   Attributes:
     role: The model's role.
     name: The model's name.
     tokens: Number of predicted tokens.
-    bits_per_byte: Negative log-likelihood / (ln 2 · UTF-8 bytes); the first token of each row's document is given.
+    bits_per_byte: Negative log-likelihood / (ln 2 · UTF-8 bytes); no document's first token is predicted.
     kl: KL(teacher ‖ model) at temperature 1, nats a token; None for the base and the teacher, or without a teacher.
     top1_agreement: Share of tokens for which model and teacher predict the same next token; None as for `kl`.
   """
@@ -81,9 +81,9 @@ class Report:
   """A comparison of models.
 
   Attributes:
-    date: The day it was made, in ISO format.
+    date: Day of the comparison, in ISO format.
     models: A row for each model.
-    skills: Skill after skill, a row for each model in the order of `models`.
+    skills: For each skill in turn, a row for each model in the order of `models`.
     fidelity: A row for each model; empty without held-out text.
     curves: Step, stage and loss of the student's training, if known.
   """
@@ -101,18 +101,18 @@ class Report:
 
   @property
   def labels(self) -> tuple[str, ...]:
-    """Label of each model: its role, or its name where several have that role."""
+    """Returns the label of each model: its role, or its name if several models have that role."""
     counts = collections.Counter(model.role for model in self.models)
     return tuple(model.role if counts[model.role] == 1 else model.name for model in self.models)
 
   @property
   def teacher(self) -> ModelRow | None:
-    """The model that others are compared with, if there is one."""
+    """Returns the teacher's row, or None without a teacher."""
     return next((model for model in self.models if model.role == TEACHER), None)
 
   @property
   def has_retention(self) -> bool:
-    """True where both a base and a teacher were measured."""
+    """Returns True if both a base and a teacher were measured, which retention needs."""
     return {BASE, TEACHER} <= {model.role for model in self.models}
 
   def to_json(self) -> dict[str, Any]:
@@ -121,5 +121,5 @@ class Report:
 
 
 def is_measured(row: ModelRow | SkillRow | FidelityRow) -> bool:
-  """True for a model that is compared with the teacher: neither the base nor the teacher itself."""
+  """Returns True for a model that is compared with the teacher: one that is neither the base nor the teacher."""
   return row.role not in (BASE, TEACHER)

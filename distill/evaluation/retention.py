@@ -1,4 +1,4 @@
-"""Accuracy, and the share of the adapters' gain that a student retains, with bootstrap intervals."""
+"""Computes accuracy and retention (the share of the adapters' gain that a student keeps), with bootstrap intervals."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ class Interval:
 
 
 def accuracy(correct: np.ndarray) -> Interval:
-  """Returns the share of correct answers, bool [examples]."""
+  """Returns the share of correct answers in `correct`, bool [examples]."""
   samples = correct[_resample(len(correct))].mean(axis=1)
   return Interval(value=float(correct.mean()), low=_quantile(samples, 2.5), high=_quantile(samples, 97.5))
 
@@ -30,13 +30,13 @@ def retention(*, base: np.ndarray, teacher: np.ndarray, student: np.ndarray, cha
   chance-corrected gain of the adapters. The interval resamples examples, the same ones for all three models.
 
   Args:
-    base: Correct answers of the base, bool [examples].
-    teacher: The same for the base with all its adapters.
-    student: The same for the student.
+    base: True where the base answers correctly, bool [examples].
+    teacher: True where the base with all its adapters answers correctly, bool [examples].
+    student: True where the student answers correctly, bool [examples].
     chance: Expected accuracy of guessing.
 
   Returns:
-    None when the teacher is no better than the base: there is nothing to retain.
+    The retention, or None if the teacher is no better than the base.
   """
   value = _ratio(base.mean(), teacher.mean(), student.mean(), chance)
   if not np.isfinite(value):

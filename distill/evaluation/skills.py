@@ -1,4 +1,4 @@
-"""Multiple-choice skills: a model answers with the choice of the highest log-probability after the prompt."""
+"""Multiple-choice skills: a model's answer is the choice with the highest log-probability after the prompt."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ _BUCKET = 32  # Rows are padded to a multiple of this, since each length is comp
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-  """A question: a prompt, its choices, and the index of the right one."""
+  """A multiple-choice question: a prompt, its choices, and the index of the right choice."""
 
   prompt: str
   choices: tuple[str, ...]
@@ -36,12 +36,12 @@ class Skill:
 
   @property
   def chance(self) -> float:
-    """Expected accuracy of guessing: the mean over examples of 1 / number of choices."""
+    """Returns the expected accuracy of guessing: the mean over examples of 1 / number of choices."""
     return float(np.mean([1 / len(example.choices) for example in self.examples]))
 
 
 def read_skill(path: pathlib.Path) -> Skill:
-  """Reads a skill from JSON lines of {"skill", "prompt", "choices", "answer"}; answers count from 0.
+  """Reads a skill from JSON lines of {"skill", "prompt", "choices", "answer"}; answer is an index from 0.
 
   Raises:
     InputError: The file is missing, or a line has another form.
@@ -50,7 +50,7 @@ def read_skill(path: pathlib.Path) -> Skill:
   try:
     lines = path.read_text(encoding="utf-8").splitlines()
   except OSError as error:
-    raise InputError(f"{path}: cannot be read ({error.strerror}); config.evaluation.skills names it") from error
+    raise InputError(f"{path}: cannot be read ({error.strerror}); correct config.evaluation.skills") from error
   examples, names = [], set()
   for number, line in enumerate(lines, 1):
     try:
@@ -68,7 +68,7 @@ def read_skill(path: pathlib.Path) -> Skill:
 
 
 def correct_answers(model: EvaluatedModel, *, skill: Skill, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-  """Answers a skill's questions.
+  """Returns which of a skill's questions a model answers correctly.
 
   Args:
     model: The model.
@@ -95,7 +95,7 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def _pick(model: EvaluatedModel, prompts: Sequence[list[int]], choices: Sequence[list[list[int]]]) -> list[int]:
-  """The index of the choice with the highest summed log-probability, where choices may have several tokens."""
+  """Returns the index of the choice with the highest summed log-probability; choices may have several tokens."""
   pairs = [(prompt, ids) for prompt, group in zip(prompts, choices, strict=True) for ids in group]
   rows = [(prompt + ids[:-1], list(range(len(prompt) - 1, len(prompt) + len(ids) - 1))) for prompt, ids in pairs]
   scores = iter(
@@ -106,7 +106,7 @@ def _pick(model: EvaluatedModel, prompts: Sequence[list[int]], choices: Sequence
 
 
 def _log_probs(model: EvaluatedModel, rows: Sequence[tuple[list[int], list[int]]]) -> list[np.ndarray]:
-  """Next-token log-probabilities [positions, V] of each (tokens, positions)."""
+  """Returns the next-token log-probabilities [positions, V] of each row: (tokens, positions)."""
   results: list[np.ndarray | None] = [None] * len(rows)
   places = max(len(at) for _, at in rows)
   order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))

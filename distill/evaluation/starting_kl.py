@@ -1,4 +1,4 @@
-"""Divergence of students from their teacher before training."""
+"""Measures the KL divergence of initialised students from their teacher, before any training."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -21,16 +21,16 @@ DecoderAndParams = tuple[Decoder, Mapping[str, Any]]
 def starting_kl(
   students: Mapping[str, DecoderAndParams], *, teacher: DecoderAndParams, batches: Iterable[Batch], mesh: Mesh
 ) -> dict[str, float]:
-  """Computes KL(teacher ‖ student) over the tokens in the loss of `batches`, with float32 operands.
+  """Computes the mean KL(teacher ‖ student) over the predicted tokens of `batches`, with float32 operands.
 
   Args:
     students: Each student's decoder and stacked parameters on `mesh`, by name.
-    teacher: The same for the teacher.
+    teacher: The teacher's decoder and stacked parameters on `mesh`.
     batches: Rows of text, for example those on which a student was initialised.
     mesh: Devices over which the rows are sharded.
 
   Returns:
-    Nats a token by student.
+    For each student's name, its KL in nats a token.
   """
   total, count = dict.fromkeys(students, 0.0), 0.0
   for batch in batches:

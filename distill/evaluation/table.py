@@ -1,4 +1,4 @@
-"""The main figures of a comparison as aligned text."""
+"""Formats the main figures of a comparison as aligned text."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from distill.evaluation.report import FidelityRow, Report, SkillRow, is_measured
 
 
 def table(report: Report) -> str:
-  """Returns a line for each skill, one for held-out text and one for sizes."""
+  """Returns a text table: a line for each skill, one for held-out text, and one for parameter counts."""
   labels = column_labels(report)
   widths = [max(8, len(label) + 2) for label in labels]
   head = "".join(f"{label:>{width}}" for label, width in zip(labels, widths, strict=True))
@@ -23,7 +23,7 @@ def table(report: Report) -> str:
 
 
 def column_labels(report: Report) -> tuple[str, ...]:
-  """Returns the heading of each model's column; the teacher is the 'stack', whose gain over the base is retained."""
+  """Returns the heading of each model's column; the teacher's is 'stack', for the base with its adapter stack."""
   return tuple("stack" if label == TEACHER else label for label in report.labels)
 
 

@@ -1,4 +1,4 @@
-"""Continues prompts: one prefill, then blocks of tokens that are sampled inside one compiled loop each."""
+"""Generates text from prompts: one prefill, then blocks of tokens, each sampled in one compiled loop."""
 
 import dataclasses
 import functools
@@ -19,7 +19,7 @@ _MIN_PROMPT = 16  # Prompts are padded to a power of two, at least this, so that
 
 
 def _sample(output, *, positions, seed, sampling):
-  """Draws one token for each row; its random key follows from the seed, the row and the position."""
+  """Draws one token for each row; the random key depends on the seed, the row's index and the position."""
   rows = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(len(positions)))
   keys = jax.vmap(jax.random.fold_in)(rows, positions)
   logits = output.readout.logits(output.hidden)[:, : output.readout.vocab_size]
@@ -33,8 +33,8 @@ class _Texts:
 
   Attributes:
     state: Decoding state of every layer, not stacked.
-    last: Last token of each text, which the decoding state lacks.
-    positions: Position of that token.
+    last: Last token of each text; it is not in the decoding state yet.
+    positions: Position of the last token.
     ended: True for texts that have reached a stop token.
   """
 
@@ -46,7 +46,7 @@ class _Texts:
 
 @functools.partial(jax.jit, static_argnames=("decoder", "length", "sampling", "dtype"))
 def _start(params, prompts, stop, seed, *, decoder, length, sampling, dtype):
-  """Returns unrolled parameters, and texts with their first token, from `prompts`: (padded tokens, lengths)."""
+  """Runs the prefill on `prompts`: (padded tokens, lengths). Returns unrolled parameters, and texts of one token."""
   tokens, lengths = prompts
   output, state = decoder.prefill(params, tokens=tokens, lengths=lengths, length=length, dtype=dtype)
   first = _sample(output, positions=lengths, seed=seed, sampling=sampling)
@@ -86,7 +86,7 @@ def stream(
   stop: Collection[int] = (),
   dtype: Any = jnp.float32,
 ) -> Iterator[list[list[int]]]:
-  """Yields the tokens of `generate` as they are drawn: the next few of every prompt, none for a text that has ended.
+  """Yields the tokens of `generate` as they are drawn: each time the next tokens of every text, none once it has ended.
 
   Args and errors are those of `generate`.
   """
@@ -151,7 +151,7 @@ def generate(
     dtype: Dtype of the operands and of KV caches.
 
   Raises:
-    InputError: A prompt is empty, max_tokens below 1, or the model has no embedding for so many positions.
+    InputError: A prompt is empty, max_tokens is below 1, or prompt and max_tokens exceed the model's learned positions.
   """
   texts: list[list[int]] = [[] for _ in prompts]
   for news in stream(

@@ -1,4 +1,4 @@
-"""Draws the next token from its logits."""
+"""Draws the next token of each row from the model's logits."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ _ONE = 0x3F800000  # The bits of 1.0 in float32.
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
-  """A distribution over the next token: temperature, then top-k, then nucleus sampling.
+  """Sampling settings for the next token: temperature, then top-k, then top-p (nucleus).
 
   Attributes:
     temperature: Divides the logits; 0 takes the most likely token.
@@ -22,7 +22,7 @@ class Sampling:
     top_p: Nucleus sampling: draws from the smallest token set whose probability reaches top_p, above 0 and at most 1.
 
   Raises:
-    InputError: A value is out of its bounds.
+    InputError: A value is out of range.
   """
 
   temperature: float = 0.0

@@ -31,7 +31,7 @@ class Importance:
   Attributes:
     layers: 1 − cos between a layer's input and its output, the mean over tokens [L].
     heads: For each layer, the norm of a head's output before the output projection [N]; empty without heads.
-    neurons: For each layer, the size of the inputs of the MLP's last projection [F]; empty in a mixture of experts.
+    neurons: For each layer, the size of the inputs of the MLP's last projection [F]; empty in an MoE layer.
     channels: The size of the inputs of mixers, MLPs and the head, summed over all of them [D].
     shares: By the name of a norm over the residual stream or over all heads, the share of each of its inputs in the
       mean square, averaged over tokens; the shares sum to one.
@@ -103,7 +103,7 @@ class _Tap:
 
 
 def _tap(parent: object, name: str) -> _Tap | None:
-  """Replaces the child of that name by a tap; None if there is none. `parent` is a copy that lives for one trace."""
+  """Replaces the child `name` by a tap; returns None if there is no such child. `parent` is a copy for one trace."""
   module = getattr(parent, name, None)
   if module is None:
     return None
@@ -113,7 +113,7 @@ def _tap(parent: object, name: str) -> _Tap | None:
 
 
 def _sums(decoder: Decoder, params: Mapping[str, Any], batch: Batch) -> Params:
-  """Sums over the rows or tokens of one batch, by stacked names."""
+  """Returns one batch's sums of the statistics that `measure` averages, over rows or tokens, stacked over layers."""
   config, module = decoder.config, decoder.module(params)
   valid = (batch.segments > 0).astype(jnp.float32)
   found: Params = {"count": jnp.sum(valid)}
@@ -139,7 +139,7 @@ def _sums(decoder: Decoder, params: Mapping[str, Any], batch: Batch) -> Params:
 def _observe(
   layer: Layer, x, *, spec: LayerConfig, batch: Batch, valid: Float[Array, "B T"], centred: bool
 ) -> tuple[Float[Array, "B T D"], Params]:
-  """Runs a layer; returns its output and its sums."""
+  """Runs a layer; returns its output and its importance statistics summed over the batch."""
   norms = {name: tap for name in _NORMS if (tap := _tap(layer, name)) is not None}
   inner = {}
   if getattr(spec.mixer, "qk_norm", None) == "full":

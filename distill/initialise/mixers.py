@@ -1,4 +1,4 @@
-"""Converts a teacher's mixer to a student's: projections carry over, regrouped to the student's heads."""
+"""Converts a teacher's mixer to a student's: projections are copied, regrouped to the student's heads."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -19,15 +19,15 @@ _OPEN = 1.278  # silu of it is one.
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TeacherMixer:
-  """One mixer of the teacher, as a conversion reads it.
+  """One mixer of the teacher: its configuration, parameters and measured activations, for a `Conversion` to read.
 
   Attributes:
-    config: Its configuration.
-    norm_offset: What its norms add to their scales.
+    config: Configuration of the mixer.
+    norm_offset: Offset that the mixer's norms add to their stored scales.
     get: Returns a parameter by its name within the mixer, cut to the student's channels, or None.
-    correct: Returns (scale, name, inputs) as the scale of the norm `name` that sees only `inputs`.
+    correct: correct(scale, name, inputs) returns the scale of the norm `name` adjusted to a norm over `inputs` alone.
     power: Mean square of each head's output [N]; None where importance was not measured.
-    mean: Mean of what the mixer reads, cut to the student's channels [D]; None where importance was not measured.
+    mean: Mean input of the mixer, cut to the student's channels [D]; None where importance was not measured.
   """
 
   config: Any
@@ -40,10 +40,10 @@ class TeacherMixer:
 
 @runtime_checkable
 class Conversion(Protocol):
-  """The way from one type of teacher mixer to one type of student mixer."""
+  """Converts the parameters of one type of teacher mixer to those of one type of student mixer."""
 
   def heads(self, mixer: Any, source: Any, *, scores: Array | None) -> Heads | None:
-    """Returns the teacher's heads that the mixer starts from; None if it starts from none.
+    """Returns the teacher's heads that the mixer starts from, or None if no heads are chosen.
 
     Args:
       mixer: The student's.
@@ -65,52 +65,52 @@ class Conversion(Protocol):
     """
 
   def describe(self, mixer: Any, source: Any, *, heads: Heads | None) -> str:
-    """Says in a few words what carries over."""
+    """Describes in a few words which parameters come from the teacher."""
 
 
 class Copied:
-  """Equal mixers of any type: every parameter is copied."""
+  """Conversion between equal mixers of any type: copies every parameter."""
 
   def heads(self, mixer: MixerConfig, source: MixerConfig, *, scores: Array | None) -> None:
-    """None: heads are copied, not chosen."""
+    """Returns None: all heads are copied, none is chosen."""
 
   def needs_importance(self, mixer: MixerConfig, source: MixerConfig) -> bool:
-    """False."""
+    """Returns False."""
     return False
 
   def parameter(self, name: str, *, mixer: Any, teacher: TeacherMixer, heads: Heads | None) -> Array | None:
-    """The teacher's parameter of the same name."""
+    """Returns the teacher's parameter of the same name."""
     return teacher.get(name)
 
   def describe(self, mixer: MixerConfig, source: MixerConfig, *, heads: Heads | None) -> str:
-    """One word."""
+    """Returns a word that says the mixer is copied."""
     return "copied"
 
 
 class Fresh:
-  """Mixers that have nothing in common: every parameter stays as it was initialised."""
+  """Conversion between mixers that share no parameters: every student parameter keeps its random initialisation."""
 
   def heads(self, mixer: MixerConfig, source: MixerConfig, *, scores: Array | None) -> None:
-    """None."""
+    """Returns None: no heads are chosen."""
 
   def needs_importance(self, mixer: MixerConfig, source: MixerConfig) -> bool:
-    """False."""
+    """Returns False."""
     return False
 
   def parameter(self, name: str, *, mixer: Any, teacher: TeacherMixer, heads: Heads | None) -> None:
-    """None."""
+    """Returns None: every parameter stays fresh."""
 
   def describe(self, mixer: MixerConfig, source: MixerConfig, *, heads: Heads | None) -> str:
-    """Names the teacher's kind."""
+    """Returns that the mixer stays fresh, with the type of the teacher's mixer."""
     same = mixer.kind == source.kind
     return f"fresh: the teacher's {source.kind} {'is configured otherwise' if same else 'does not convert'}"
 
 
 class FromAttention:
-  """Mixers whose heads come from heads of attention: the base of the two conversions below."""
+  """Base class of conversions whose teacher mixer is attention: chooses the attention heads to start from."""
 
   def heads(self, mixer: MixerConfig, source: AttentionConfig, *, scores: Array | None) -> Heads | None:
-    """The teacher's most important heads; None if their widths or groups do not fit."""
+    """Returns the teacher's most important heads, or None if head widths or groups do not fit."""
     shape = mixer.head_shape
     assert shape is not None
     if shape.key_width != source.head_dim or shape.value_width != source.head_dim:
@@ -119,7 +119,7 @@ class FromAttention:
     return choose_heads(scores, keys=source.num_kv_heads, retained=shape.heads, retained_keys=shape.key_heads)
 
   def describe(self, mixer: MixerConfig, source: AttentionConfig, *, heads: Heads | None) -> str:
-    """Numbers of heads, or why none fits."""
+    """Returns the head counts of both mixers, or the reason why no heads fit."""
     shape = mixer.head_shape
     assert shape is not None
     if heads is None:
@@ -134,16 +134,16 @@ class FromAttention:
 
 
 class Regrouped(FromAttention):
-  """Attention from attention with other heads, another scale of scores, or other gates."""
+  """Conversion from attention to attention with other head counts, another score scale, or other gates."""
 
   def needs_importance(self, mixer: AttentionConfig, source: AttentionConfig) -> bool:
-    """True if heads are left out, or a norm over all heads has to be corrected for others."""
+    """Returns True if the student drops heads, or a norm over all heads must be corrected for other heads."""
     heads, keys = mixer.num_heads, mixer.num_kv_heads
     same = (heads, keys) == (source.num_heads, source.num_kv_heads)
     return not same and (source.qk_norm == "full" or heads < source.num_heads or keys < source.num_kv_heads)
 
   def parameter(self, name: str, *, mixer: AttentionConfig, teacher: TeacherMixer, heads: Heads | None) -> Array | None:
-    """The teacher's parameter, regrouped; scores, gates and norms compute as the teacher's do."""
+    """Returns the teacher's parameter, regrouped so that scores, gates and norms compute as in the teacher."""
     value = None if heads is None else _regrouped(name, teacher, heads)
     if value is None or heads is None:
       return None
@@ -158,7 +158,7 @@ class Regrouped(FromAttention):
 
 @dataclasses.dataclass(frozen=True)
 class Linear(FromAttention):
-  """A linear mixer from attention.
+  """Conversion from attention to a linear mixer (Mamba-2 or gated delta rule).
 
   Queries, keys, values and the output projection are the teacher's (RADLADS, 2505.03005); the convolutions start as the
   identity. The mixer's output norm has no counterpart in attention, so the measured size of attention's outputs goes
@@ -167,17 +167,17 @@ class Linear(FromAttention):
   thousands: that was measured to be nearer to the teacher than slow decays throughout.
 
   Attributes:
-    kernels: Attention's kernel (q, k or v) behind each of the mixer's kernels.
+    kernels: For each kernel of the mixer, the attention kernel (q, k or v) that it starts from.
   """
 
   kernels: Mapping[str, str]
 
   def needs_importance(self, mixer: MixerConfig, source: AttentionConfig) -> bool:
-    """True: sizes of the teacher's activations are part of the conversion."""
+    """Returns True: the conversion needs the size of the teacher's activations."""
     return True
 
   def parameter(self, name: str, *, mixer: Any, teacher: TeacherMixer, heads: Heads | None) -> Array | None:
-    """The teacher's projection, a gate that is open, or a convolution that is the identity."""
+    """Returns the teacher's projection, an open gate, or an identity convolution."""
     if heads is None:
       return None
     size, mean = teacher.config.head_dim, teacher.mean
@@ -208,17 +208,17 @@ CONVERSIONS: Mapping[tuple[type, type], Conversion] = {
 
 
 def conversion(mixer: MixerConfig, source: MixerConfig) -> Conversion:
-  """Returns how a student's mixer starts from its teacher's; types that `CONVERSIONS` lacks are copied or fresh."""
+  """Returns the conversion for a pair of mixers: from `CONVERSIONS`, else `Copied` if they are equal, else `Fresh`."""
   return CONVERSIONS.get((type(source), type(mixer))) or (Copied() if mixer == source else Fresh())
 
 
 def _last_tap(width: int, channels: int) -> Array:
-  """A convolution that is the identity."""
+  """Returns a convolution kernel that is the identity: one at the last tap, zero elsewhere."""
   return np.eye(width, dtype=np.float32)[-1:].T.repeat(channels, axis=1)
 
 
 def _regrouped(name: str, teacher: TeacherMixer, heads: Heads) -> Array | None:
-  """A parameter of the teacher's attention with the student's heads."""
+  """Returns a parameter of the teacher's attention, regrouped to the student's heads."""
   source, value, (projection, *_) = teacher.config, teacher.get(name), name.split(".")
   if value is None or name == "o.bias":
     return value
@@ -236,7 +236,7 @@ def _scale(config: AttentionConfig) -> float:
 def _attention(
   name: str, value: Array, *, mixer: AttentionConfig, source: AttentionConfig, norm_offset: float
 ) -> Array:
-  """Scales scores as the student does, and opens or closes gates: a fresh one passes half, so `o` is doubled."""
+  """Adjusts a parameter to the student's score scale and gates; a fresh gate passes half, so `o` is doubled."""
   scores, size = np.float32(_scale(source) / _scale(mixer)), source.head_dim
   if name == "q_norm.scale":
     return (value + np.float32(norm_offset)) * scores - np.float32(norm_offset)
@@ -254,7 +254,7 @@ def _attention(
 
 
 def _full_norm(scale: Array, name: str, teacher: TeacherMixer, heads: Heads) -> Array:
-  """The scale of a norm over all heads, corrected where the student has others."""
+  """Returns the scale of a norm over all heads, corrected if the student retains other heads."""
   source, queries = teacher.config, name == "q_norm.scale"
   count = source.num_heads if queries else source.num_kv_heads
   chosen = [(head,) for head in heads.queries] if queries else list(heads.keys)
@@ -265,9 +265,9 @@ def _full_norm(scale: Array, name: str, teacher: TeacherMixer, heads: Heads) -> 
 
 
 def _linear_kernel(name: str, teacher: TeacherMixer, heads: Heads) -> Array:
-  """Queries and keys of each of the student's key heads, or values of each of its value heads, as a kernel.
+  """Returns the kernel of queries or keys for each student key head, or of values for each student value head.
 
-  Linear attention has one query head a key head: it takes the mean of the teacher's query heads of that group.
+  Linear attention has one query head a key head: it starts from the mean of the teacher's query heads of that group.
   """
   source, value = teacher.config, teacher.get(f"{name}.kernel")
   assert value is not None, name

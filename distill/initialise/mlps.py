@@ -1,4 +1,4 @@
-"""Converts a teacher's MLP to a student's: neurons are cut or added, or go to the experts of a mixture."""
+"""Converts a teacher's MLP to a student's: removes or adds neurons, or distributes them to MoE experts."""
 
 import re
 from collections.abc import Callable
@@ -15,12 +15,12 @@ AnyMlp = MlpConfig | MoeConfig | None
 
 
 def loses_neurons(mlp: AnyMlp, source: AnyMlp) -> bool:
-  """Returns True if a dense MLP is narrower than its teacher's, so that importance has to choose neurons."""
+  """Returns True if a dense MLP is narrower than its teacher's, so that neurons are chosen by importance."""
   return isinstance(mlp, MlpConfig) and isinstance(source, MlpConfig) and mlp.width < source.width
 
 
 def choose_neurons(mlp: AnyMlp, source: AnyMlp, *, scores: Array | None) -> Array | None:
-  """Returns the teacher's neurons that a dense MLP starts from; None if the two MLPs are of different forms.
+  """Returns the teacher's neurons that a dense MLP starts from; None unless both are dense and of one form.
 
   Args:
     mlp: The student's.
@@ -44,7 +44,7 @@ def convert_mlp(
   get: Callable[[str], Array | None],
   shape: tuple[int, ...],
 ) -> Array | None:
-  """Returns one parameter of a student's MLP, or None if it stays fresh; `widen` makes up for missing neurons.
+  """Returns one parameter of a student's MLP, or None if it stays fresh; `widen` adds missing neurons.
 
   Args:
     name: Its name within the MLP.
@@ -71,7 +71,7 @@ def convert_mlp(
 
 
 def describe_mlp(mlp: AnyMlp, source: AnyMlp) -> str:
-  """Says in a few words how an MLP that carries over is made."""
+  """Describes in a few words how a student MLP is made from its teacher's."""
   match mlp, source:
     case MoeConfig(width=width), MlpConfig(width=neurons):
       return f"experts of {width} of {neurons} neurons"
@@ -100,7 +100,7 @@ def widen(name: str, value: Array, fresh: Any) -> Array | None:
 
 
 def _upcycles(mixture: MoeConfig, source: MlpConfig) -> bool:
-  """Returns True if a dense MLP has the form of the experts, and they are together at least as wide."""
+  """Returns True if a dense MLP has the experts' form, and all experts together are at least as wide."""
   return (
     source.gated
     and not source.use_bias
@@ -112,9 +112,10 @@ def _upcycles(mixture: MoeConfig, source: MlpConfig) -> bool:
 
 
 def _experts(name: str, *, mixture: MoeConfig, source: MlpConfig, get: Callable[[str], Array | None]) -> Array | None:
-  """A kernel of all routed experts from a dense MLP's, or None for any other parameter of the mixture.
+  """Returns a kernel of all routed experts made from a dense MLP, or None for other parameters of the MoE layer.
 
-  The neurons are dealt to the experts in turn, `mixture.width` to each, so that all occur about equally often. The sum
+  The neurons are distributed to the experts in turn, `mixture.width` to each, so that each neuron occurs about
+  equally often. The sum
   of the chosen experts is the MLP on average, and exactly where an expert is as wide as the MLP. A shared expert starts
   at zero (Komatsuzaki et al. 2023, 2212.05055).
   """

@@ -1,4 +1,4 @@
-"""Works the multipliers of a teacher's configuration into the parameters that a student takes over."""
+"""Folds the multipliers of a teacher's configuration (such as embedding scale) into the student's parameters."""
 
 import dataclasses
 import re
@@ -13,13 +13,13 @@ Array = np.ndarray
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MultiplierRatios:
-  """The teacher's multipliers over the student's, and how the norms of both are stored.
+  """Ratios of the teacher's multipliers to the student's, and the norm offsets of both.
 
   Attributes:
-    embedding: Of embeddings.
-    logits: Of logits.
-    residual: Of what mixers and MLPs add to the residual stream.
-    final: Of the final norm's output, where one table is the embedding and the head and cannot hold both multipliers.
+    embedding: Ratio of the multipliers of the embeddings.
+    logits: Ratio of the multipliers of the logits.
+    residual: Ratio of the multipliers of each mixer's and MLP's output before it is added to the residual stream.
+    final: Factor of the final norm's scale: the ratio that a tied embedding table cannot hold besides `embedding`.
     offsets: (the teacher's norm offset, the student's), or None where their norms are of different kinds.
   """
 
@@ -31,10 +31,10 @@ class MultiplierRatios:
 
   @classmethod
   def between(cls, teacher: DecoderConfig, student: DecoderConfig) -> "MultiplierRatios":
-    """Compares two configurations.
+    """Computes the ratios from the configurations of both models.
 
     Raises:
-      InputError: The student's one table cannot be both the teacher's embedding and its head.
+      InputError: The student's tied table cannot hold both the teacher's embedding and its head.
     """
     embedding, logits = teacher.embed_scale / student.embed_scale, teacher.logit_scale / student.logit_scale
     uneven = student.tie_embeddings and not np.isclose(embedding, logits)
@@ -52,7 +52,7 @@ class MultiplierRatios:
     )
 
   def apply(self, name: str, value: Array) -> Array | None:
-    """Returns a parameter of the teacher as the student's of that name; None for a norm of another kind."""
+    """Returns the teacher's parameter `name` rescaled for the student; None for a norm of another kind."""
     if name.endswith(("norm.scale", "norm.bias")) and ".mixer." not in name and self.offsets is None:
       return None
     if name == "norm.bias":

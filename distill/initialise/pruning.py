@@ -31,11 +31,11 @@ def most_important(scores: Float[Array, " N"], count: int) -> Int[Array, " M"]:
 
 @dataclasses.dataclass(frozen=True)
 class Heads:
-  """The teacher's heads behind the heads of a student's mixer.
+  """The teacher's heads that the heads of a student's mixer start from.
 
   Attributes:
-    queries: The teacher's query head behind each head of the student; neighbours share a key head.
-    keys: The teacher's key/value heads behind each of the student's, which takes their mean.
+    queries: For each student query head, the teacher query head it starts from; neighbours share a key head.
+    keys: For each student key/value head, the teacher key/value heads whose mean it starts from.
   """
 
   queries: tuple[int, ...]
@@ -82,7 +82,7 @@ def choose_heads(scores: Float[Array, " N"], *, keys: int, retained: int, retain
 
 
 def pick(value: Array, retained: Sequence[int | tuple[int, ...]], *, axis: int, units: int) -> Array:
-  """Returns `value` with one axis reduced to some of the equal units that it holds.
+  """Returns `value` with one axis reduced to chosen units, such as heads: equal slices of that axis.
 
   Args:
     value: Any parameter.
@@ -96,7 +96,7 @@ def pick(value: Array, retained: Sequence[int | tuple[int, ...]], *, axis: int, 
 
 
 def cut_channels(name: str, value: Array, channels: Int[Array, " D"] | None) -> Array:
-  """Returns a parameter for a narrower residual stream.
+  """Returns a parameter cut to the channels of a narrower residual stream.
 
   Args:
     name: Canonical name, which decides the axis that runs over the channels.
@@ -108,10 +108,10 @@ def cut_channels(name: str, value: Array, channels: Int[Array, " D"] | None) -> 
 
 
 def norm_correction(share: Float[Array, " F"], retained: Sequence[int] | Int[Array, " M"]) -> float:
-  """Returns the factor of a norm's scale that makes up for inputs that are gone.
+  """Returns the factor for a norm's scale that compensates for removed inputs.
 
-  A norm divides by the root mean square of its inputs, and fewer inputs have another one. The factor is the root of
-  (mean square of the retained / mean square of all), as measured. Where the others are zero, the norm's output is the
-  teacher's except for epsilon.
+  A norm divides by the root mean square (RMS) of its inputs, and removing inputs changes it. The factor is the root of
+  (mean square of the retained / mean square of all), as measured. Where the removed inputs are zero, the norm's output
+  equals the teacher's except for epsilon.
   """
   return float(np.sqrt(np.sum(share[np.asarray(retained)]) * len(share) / len(retained)))

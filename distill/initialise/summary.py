@@ -14,12 +14,12 @@ _COLUMNS = ("part", "layers", "of the teacher's", "how")
 
 
 def table(start: InitialStudent, *, config: DecoderConfig, teacher: DecoderConfig) -> str:
-  """Returns a line for each kind of part and each way it was made, and one for all that stays fresh.
+  """Returns a text table: a line for each part (such as mixers) and origin, and one for parameters that stay fresh.
 
   Args:
-    start: The student.
-    config: Its architecture.
-    teacher: Its teacher's architecture.
+    start: The initialised student.
+    config: The student's architecture.
+    teacher: The teacher's architecture.
   """
   width = f", channels {config.width} of {teacher.width}" if start.channels is not None else ""
   taken = set(start.taken)
@@ -60,7 +60,7 @@ def _runs(numbers: Sequence[int]) -> str:
 
 
 def _fresh(start: InitialStudent) -> str:
-  """The share of parameters that stay fresh, and their names without the layers' numbers."""
+  """Returns the share of parameters that stay fresh, and their names without layer numbers."""
   sizes = {name: int(np.prod(np.shape(x))) for name, x in start.params.items()}
   left = [name for name in sizes if name not in start.taken]
   kinds = sorted({re.sub(r"^layers\.\d+\.", "", name) for name in left})

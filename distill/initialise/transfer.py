@@ -25,7 +25,7 @@ class RetainedParts:
   """The parts of the teacher that one student layer starts from.
 
   Attributes:
-    layer: The teacher's layer.
+    layer: Index of the teacher layer.
     heads: Heads of that layer, where they are chosen; None where the mixer is copied or stays fresh.
     neurons: Neurons of its MLP; None unless both MLPs are dense and of one form.
   """
@@ -40,10 +40,10 @@ class InitialStudent:
   """A student before its first step.
 
   Attributes:
-    params: All its canonical parameters.
+    params: All canonical parameters of the student.
     taken: Names of the parameters that come from the teacher.
-    channels: The teacher's channels that its residual stream retains; None for all.
-    retained: The parts behind each of its layers.
+    channels: The teacher's channels that the student's residual stream retains; None for all.
+    retained: For each student layer, the parts of the teacher that it starts from.
   """
 
   params: Params
@@ -53,7 +53,7 @@ class InitialStudent:
 
 
 def needs_importance(config: DecoderConfig, *, teacher: DecoderConfig, layers: Sequence[int] | str) -> bool:
-  """Returns True if `from_teacher` has to choose parts of the teacher, or needs sizes of its activations.
+  """Returns True if `from_teacher` needs `importance`, to choose parts or to read sizes of activations.
 
   Args:
     config: The student's architecture.
@@ -79,7 +79,7 @@ def from_teacher(
   layers: Sequence[int] | str,
   importance: Importance | None = None,
 ) -> InitialStudent:
-  """Returns a student with everything of its teacher that fits.
+  """Returns a student whose parameters are taken from its teacher wherever they fit.
 
   A narrower student is cut: all layers to the same channels, each layer to its own most important heads and neurons
   (Muralidharan et al. 2024, 2407.14679); scales of norms are corrected for the channels that are gone
@@ -94,9 +94,9 @@ def from_teacher(
     config: The student's architecture.
     teacher: The teacher's canonical parameters, adapters merged.
     teacher_config: The teacher's architecture.
-    layers: Teacher layer that each student layer starts from, or 'importance': those that change their input most, in
-      their order.
-    importance: Of the teacher's parts; required if `needs_importance`.
+    layers: Teacher layer that each student layer starts from, or 'importance': the layers that change their
+      input most, in ascending order.
+    importance: Importance of the teacher's parts; required if `needs_importance`.
 
   Raises:
     InputError: `layers` does not name one teacher layer a student layer, the student is wider than its teacher, or one
@@ -139,7 +139,7 @@ def choose_layers(
     layers: As for `from_teacher`.
     config: The student's architecture.
     teacher: The teacher's.
-    importance: Of the teacher's parts; required for 'importance'.
+    importance: Importance of the teacher's parts; required if `layers` is 'importance'.
     key: Name of `layers` in error messages.
 
   Raises:
@@ -183,7 +183,7 @@ def _retained_channels(config: DecoderConfig, teacher: DecoderConfig, importance
 def _retained(
   index: int, layer: int, config: DecoderConfig, teacher: DecoderConfig, importance: Importance | None
 ) -> RetainedParts:
-  """The parts of the teacher's `layer` that the student's layer `index` starts from."""
+  """Returns the parts of teacher layer `layer` that student layer `index` starts from."""
   student, source = config.layers[index], teacher.layers[layer]
   scores, neurons = (None, None) if importance is None else (importance.heads[layer], importance.neurons[layer])
   return RetainedParts(
@@ -195,7 +195,7 @@ def _retained(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Source:
-  """The teacher's parameters under the student's names, before multipliers."""
+  """The teacher's parameters by the student's names and shapes, before multipliers are applied."""
 
   config: DecoderConfig
   teacher_config: DecoderConfig
@@ -205,7 +205,7 @@ class _Source:
   importance: Importance | None
 
   def parameter(self, name: str, shape: tuple[int, ...]) -> Array | None:
-    """The student's parameter of that name and shape; None if it stays fresh."""
+    """Returns the student's parameter `name` of this shape, made from the teacher; None if it stays fresh."""
     match = re.fullmatch(r"layers\.(\d+)\.(\w+)\.(.*)", name)
     if not match:
       return self._outside_layers(name, shape)
@@ -217,7 +217,7 @@ class _Source:
     return self._get(f"layers.{self.retained[index].layer}.{part}.{inner}")
 
   def _get(self, name: str) -> Array | None:
-    """The teacher's parameter of that name, cut to the student's channels."""
+    """Returns the teacher's parameter `name`, cut to the student's channels."""
     if name not in self.teacher:
       return None
     value = cut_channels(name, np.asarray(self.teacher[name], np.float32), self.channels)
@@ -226,14 +226,14 @@ class _Source:
     return value
 
   def _corrected(self, scale: Array, name: str, retained: Sequence[int] | Array) -> Array:
-    """The scale of the teacher's norm `name` for a norm that sees only the retained inputs."""
+    """Returns the scale of the teacher's norm `name`, corrected for a norm over the retained inputs alone."""
     assert self.importance is not None
     factor = norm_correction(self.importance.shares[name.removesuffix(".scale")], retained)
     offset = np.float32(self.teacher_config.norm_offset)
     return (scale + offset) * np.float32(factor) - offset
 
   def _outside_layers(self, name: str, shape: tuple[int, ...]) -> Array | None:
-    """A parameter outside the layers; the head of a tied teacher is its embedding."""
+    """Returns a parameter outside the layers; the head of a tied teacher is its embedding."""
     if name == "head.kernel" and name not in self.teacher:
       table = self._get("embed.table")
       return None if table is None else table.T

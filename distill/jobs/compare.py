@@ -1,4 +1,4 @@
-"""A student measured against its teacher, as a report."""
+"""The compare job: measures a student against its teacher and writes a report."""
 
 import dataclasses
 import pathlib
@@ -37,7 +37,7 @@ def compare(
 
   Args:
     student: Directory, or org/name[@revision] of the hub; a run's metrics next to it are drawn as curves.
-    teacher: The base, like `student`.
+    teacher: The teacher's base model, given like `student`.
     evaluation: What to measure: a recipe's `evaluation` section.
     out: Directory that gets report.json and report.html.
     adapters: The teacher's PEFT directories or hub names, merged in this order; or the JSON file of a stack.
@@ -51,7 +51,7 @@ def compare(
   config = read(EvaluationConfig, evaluation, key="config.evaluation")
   skills = [read_skill(pathlib.Path(path)) for path in config.skills]
   if not skills and not config.heldout:
-    raise InputError("config.evaluation: names neither skills nor heldout text; name at least one of them")
+    raise InputError("config.evaluation: skills and heldout are both empty; set at least one of them")
   student_path, teacher_path, stack = locate(student), locate(teacher), adapter_stack(adapters)
   names = " + ".join([_name(teacher), *(entry.path.name for entry in stack)])
   base = EvaluatedModel(role=BASE, name=_name(teacher), **_load(teacher_path))

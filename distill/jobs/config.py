@@ -1,4 +1,4 @@
-"""The configuration of a run: the sections that packages declare, put together and checked against one another."""
+"""The configuration of a run: combines the packages' sections and checks them against each other."""
 
 import dataclasses
 import hashlib
@@ -24,7 +24,7 @@ _SEPARATE = ("teacher_cache", "evaluation")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StudentConfig:
-  """The student: a model that is trained further, or a new one."""
+  """The student: an existing model to train further, or a new architecture."""
 
   model: str = option("", help="Model directory, or org/name[@revision] of the hub; in place of config.")
   config: Mapping[str, Any] | None = option(None, help="Keys of an HF config.json, for a new student.")
@@ -37,7 +37,7 @@ class StudentConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
-  """Everything that a recipe says of a run."""
+  """The full configuration of a run; a recipe resolves to it."""
 
   seed: int = option(0, help="Seed of initial weights, shuffling and sampling.", least=0)
   tokenizer: str = option("", help="Directory of the tokenizer; the teacher's, else the student's, where it is empty.")
@@ -58,7 +58,7 @@ def resolve(recipe: Mapping[str, Any] | ConfigDict | RunConfig) -> RunConfig:
   """Returns a recipe as typed configuration, with every default filled in.
 
   Raises:
-    InputError: A key is missing or unknown, a value is wrong, or two of them do not agree.
+    InputError: A key is missing or unknown, a value is wrong, or two values contradict each other.
   """
   config = read(RunConfig, plain(recipe), key="config")
   if not config.stages:
@@ -74,7 +74,7 @@ def resolve(recipe: Mapping[str, Any] | ConfigDict | RunConfig) -> RunConfig:
 
 
 def plain(value: Any) -> Any:
-  """Returns a ConfigDict, and all inside it, as plain dicts; what is no ConfigDict or container stays as it is."""
+  """Converts a ConfigDict and all ConfigDicts inside it to plain dicts; other values are returned unchanged."""
   if isinstance(value, ConfigDict | Mapping):
     return {key: plain(one) for key, one in value.items()}
   return type(value)(map(plain, value)) if type(value) in (list, tuple) else value
@@ -83,9 +83,9 @@ def plain(value: Any) -> Any:
 def _check_stage(stage: StageConfig, *, micro_batches: int, rows: int) -> None:
   key = f"config.stages.{stage.name}"
   if not stage.name or "." in stage.name or stage.name.isdigit():
-    raise InputError(f"config.stages: {stage.name!r} is no name of a stage; use letters, without dots, as in 'align'")
+    raise InputError(f"config.stages: {stage.name!r} is no valid stage name; use letters, without dots, as in 'align'")
   if stage.length == 1:
-    raise InputError(f"{key}.length: 1; use a whole number of at least 2, or 0 for data.length")
+    raise InputError(f"{key}.length: 1; use a whole number of at least 2, or 0 to use data.length")
   if rows % micro_batches:
     raise InputError(f"config.training.micro_batches: {micro_batches} must divide batch_size {rows}")
   schedule(stage.optimizer.learning_rate, key=f"{key}.optimizer.learning_rate", steps=stage.steps, least=0)
@@ -94,7 +94,7 @@ def _check_stage(stage: StageConfig, *, micro_batches: int, rows: int) -> None:
 
 
 def fingerprint(config: RunConfig) -> str:
-  """Returns a digest of all that shapes a run's result; evaluation, logging, saving and a cache's place do not."""
+  """Returns a digest of all keys that affect a run's result; evaluation, logging, saving and cache paths do not."""
   shaping = _shaping(config)
   shaping["teacher"]["cache"] = bool(config.teacher.cache)
   for quiet in ("checkpoint_every", "log_every", "mesh"):

@@ -1,4 +1,4 @@
-"""The text of a run: its tokenizer, and the batches of each stage."""
+"""Loads a run's tokenizer, and builds the batches of each stage from its text."""
 
 import pathlib
 
@@ -16,10 +16,10 @@ from distill.jobs.models import routes
 
 
 def tokenizer_path(config: RunConfig) -> str:
-  """Returns the run's tokenizer directory: its own setting, else the teacher's, else the student's.
+  """Returns the run's tokenizer directory: config.tokenizer, else the teacher's, else the student's.
 
   Raises:
-    InputError: There is none of them.
+    InputError: None of them is set.
   """
   path = config.tokenizer or config.teacher.model or config.student.model
   if not path:
@@ -39,7 +39,7 @@ def read_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
 def read_batches(config: RunConfig, *, tokenizer: PreTrainedTokenizerBase, tokens: pathlib.Path) -> dict[str, Batches]:
   """Returns the batches of each stage, by its name.
 
-  Stages that read the same stores do not read the same rows: each begins where the one before it ends.
+  Stages with the same row length do not repeat rows: each begins where the previous one ends.
 
   Args:
     config: The run's configuration.
@@ -76,7 +76,7 @@ def read_batches(config: RunConfig, *, tokenizer: PreTrainedTokenizerBase, token
 def _stores(
   config: RunConfig, *, tokenizer: PreTrainedTokenizerBase, length: int, tokens: pathlib.Path
 ) -> list[TokenStore]:
-  """The stores of all sources, in rows of one length."""
+  """Returns the token stores of all sources, packed to rows of `length` tokens."""
   stores = []
   for index, spec in enumerate(config.data.sources):
     key = f"config.data.sources[{index}]"

@@ -1,4 +1,4 @@
-"""Export of a model as a Hugging Face directory."""
+"""The export job: writes a model as a Hugging Face directory."""
 
 import pathlib
 
@@ -10,7 +10,7 @@ from distill.jobs.run_directory import RunDirectory
 
 
 def export(model: Path, *, out: Path) -> None:
-  """Checks a model and writes it as a Hugging Face directory, bit by bit the same; whole or not at all.
+  """Checks a model and copies it bit by bit to a new Hugging Face directory, atomically.
 
   Args:
     model: Directory, for example the `student` of a run, or org/name[@revision] of the hub.
@@ -34,5 +34,5 @@ def finished_student(workdir: Path) -> pathlib.Path:
   """
   student = RunDirectory(pathlib.Path(workdir)).student
   if not student.is_dir():
-    raise InputError(f"{student}: no such directory; finish the run first with the same distill train command")
+    raise InputError(f"{student}: no such directory; the run has not finished: repeat its distill train command")
   return student

@@ -1,4 +1,4 @@
-"""Continuation of prompts as text."""
+"""The generate job: continues prompts and returns text."""
 
 from collections.abc import Iterator, Sequence
 
@@ -18,7 +18,7 @@ def generate(
   sampling: Sampling = Sampling(),  # noqa: B008 - frozen
   seed: int = 0,
 ) -> list[str]:
-  """Continues prompts, all of them together.
+  """Continues all prompts in one batch.
 
   Args:
     model: Directory with a tokenizer, or org/name[@revision] of the hub.
@@ -49,10 +49,10 @@ def generate_pieces(
   sampling: Sampling = Sampling(),  # noqa: B008 - frozen
   seed: int = 0,
 ) -> Iterator[list[str]]:
-  """Yields what `generate` returns piece by piece, while it is drawn: the next piece of each prompt's continuation.
+  """Yields the continuations of `generate` in pieces, as they are drawn: each time the next piece for every prompt.
 
   Args:
-    model: As in `generate`, like all that follow.
+    model: Directory with a tokenizer, or org/name[@revision] of the hub; all arguments are as in `generate`.
     prompts: Texts to continue.
     adapters: Adapters to merge.
     max_tokens: Most tokens to draw.
@@ -66,7 +66,7 @@ def generate_pieces(
   tokenizer = load_tokenizer(model)
   rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in prompts]
   if not all(rows):
-    raise InputError("prompt: empty; give some text")
+    raise InputError("prompt: is empty; give at least one character")
   longest = max(map(len, rows))
   if longest + max_tokens > decoder.config.max_positions:
     raise InputError(

@@ -1,4 +1,4 @@
-"""A student of a smaller or newer architecture that starts from its teacher, without training."""
+"""The init job: writes a student of another architecture, initialised from its teacher without training."""
 
 import dataclasses
 import os
@@ -36,15 +36,15 @@ _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Calibration:
-  """Text on which the teacher is measured.
+  """Text on which importance and starting KL are measured.
 
   Attributes:
-    path: A file of text; .jsonl as for training, anything else plain.
+    path: A text file: .jsonl in the format of training data, any other suffix plain text.
     rows: Rows of tokens to use.
     length: Tokens of a row.
 
   Raises:
-    InputError: A number is too small.
+    InputError: `rows` or `length` is too small.
   """
 
   path: Path
@@ -59,14 +59,14 @@ class Calibration:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InitResult:
-  """An initialised student in figures.
+  """Summary and KL of an initialised student.
 
   Attributes:
     summary: A table of the teacher layers that initialise each part of the student.
-    rows: Rows of text on which both KLs are measured.
+    rows: Number of rows of text on which both KLs are measured.
     kl: KL(teacher ‖ student), nats a token.
-    fresh_kl: The same for a student with random parameters.
-    loader: The library that can load the student.
+    fresh_kl: KL(teacher ‖ student) of the same architecture with random parameters.
+    loader: Name of the library that can load the student's directory.
   """
 
   summary: str
@@ -92,9 +92,10 @@ def init(
     teacher: Directory of the base, or org/name[@revision] of the hub.
     student: The keys of its config.json, or that file, or a directory that holds one.
     calibration: Text on which importance and KL are measured.
-    out: Directory to write, whole or not at all.
+    out: Directory to write; it is written atomically.
     adapters: PEFT directories or hub names, merged into the teacher in this order; or the JSON file of a stack.
-    layers_from: The teacher layer, from 0, for each student layer; 'importance' leaves out those that change least.
+    layers_from: The teacher layer, from 0, for each student layer; 'importance' leaves out the layers that change their
+      input least.
     seed: Random seed of fresh parameters and of the choice of rows.
 
   Raises:
@@ -139,7 +140,7 @@ def init(
 
 
 def _architecture(student: Path | Mapping[str, Any], *, teacher: DecoderConfig) -> tuple[DecoderConfig, str]:
-  """The student's architecture, and the name of its source for messages."""
+  """Returns the student's architecture, and the name of its source for error messages."""
   if isinstance(student, Mapping):
     values, where = dict(student), "student"
   else:
@@ -154,7 +155,7 @@ def _architecture(student: Path | Mapping[str, Any], *, teacher: DecoderConfig) 
 
 
 def _layers(layers: Sequence[int] | str, *, config: DecoderConfig, teacher: DecoderConfig) -> Sequence[int] | str:
-  """The checked choice of teacher layers; importance is measured later."""
+  """Checks `layers` and returns it; 'importance' is resolved later, once it is measured."""
   if layers == IMPORTANCE and len(config.layers) <= len(teacher.layers):
     return layers
   return choose_layers(layers, config=config, teacher=teacher, importance=None, key="layers_from")
@@ -163,7 +164,7 @@ def _layers(layers: Sequence[int] | str, *, config: DecoderConfig, teacher: Deco
 def _check_out(out: pathlib.Path, *, reads: Sequence[pathlib.Path], stack: Stack) -> None:
   for path in (*reads, *(entry.path for entry in stack)):
     if path.resolve().is_relative_to(out.resolve()):
-      raise InputError(f"out={out}: holds {path}, which is read; name another")
+      raise InputError(f"out={out}: contains {path}, which this command reads; name another directory")
   check_replaceable(out, marker="config.json", files=hf.EXPORT_FILES)
 
 

@@ -1,4 +1,4 @@
-"""Description of a directory that distill or another library wrote."""
+"""The inspect job: describes a directory that distill or another library wrote."""
 
 import collections
 import itertools
@@ -24,25 +24,25 @@ from distill.training.checkpoint import notes_path
 
 
 def inspect(directory: Path, *, model: Path = "") -> Iterator[str]:
-  """Tells what a directory is, one fact a line: a model, adapters, a run, a checkpoint, a token store or a cache.
+  """Yields lines that describe a model, adapters, a run, a checkpoint, a token store or a teacher cache.
 
   Args:
     directory: The directory, or org/name[@revision] of the hub.
-    model: The base against which an adapter is measured, if any.
+    model: The base model to which an adapter's changes are compared, if any.
 
   Returns:
-    Lines of text. They are read as they are asked for, so an error may follow lines that are right.
+    Lines of text. They are computed lazily, so an error may follow correct lines.
 
   Raises:
     InputError: The directory is missing, damaged, or none of these.
   """
   path = locate(directory)
   if not path.is_dir():
-    raise InputError(f"{path}: no such directory")
+    raise InputError(f"{path}: no such directory; correct the path")
   if (path / "adapter_config.json").is_file():
     return _adapter(path, model)
   if model and not adapter_subfolders(path):
-    raise InputError(f"model={model}: is what an adapter is measured against, and {path} is none; leave it out")
+    raise InputError(f"model={model}: applies only to an adapter, which {path} is not; leave it out")
   if (path / "meta.json").is_file():
     return _store(path)
   if notes_path(path).is_file():

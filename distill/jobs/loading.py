@@ -1,4 +1,4 @@
-"""A model with its adapters merged, for jobs that run it as it is."""
+"""Loads models with their adapters merged, for jobs that run them without training."""
 
 import os
 import pathlib
@@ -19,7 +19,7 @@ Adapters = Sequence[Path] | Path
 
 
 def adapter_stack(adapters: Adapters) -> Stack:
-  """Returns the stack of some adapter directories, or of a JSON file.
+  """Returns the adapter stack that a list of directories or a JSON file describes.
 
   Raises:
     InputError: The file is missing or wrong, or a hub name cannot be found.

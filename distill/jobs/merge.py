@@ -1,4 +1,4 @@
-"""A base with its adapters merged into it, or several adapters combined into one."""
+"""The merge jobs: merge adapters into their base, or combine several adapters into one."""
 
 import pathlib
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 def merge(
   model: Path, *, adapters: Adapters, out: Path, method: str = "sum", density: float = 0.5, seed: int = 0
 ) -> None:
-  """Combines adapters in float32, merges them into their base, and writes it in the base's dtypes.
+  """Merges adapters into their base in float32, and writes the merged model in the base's dtypes.
 
   Args:
     model: Directory of the base, or org/name[@revision] of the hub.
@@ -70,13 +70,13 @@ def merge_adapters(
     model: Directory of the base, or org/name[@revision] of the hub.
     adapters: PEFT directories or hub names, merged in this order; or the JSON file of an ordered stack.
     out: Directory to write, whole or not at all.
-    rank: Rank to which the change of each module is cut; 0 cuts nothing.
+    rank: Rank to which each module's change is truncated; 0 truncates nothing.
     method: 'sum', 'ties' or 'dare'; the last two need a rank.
     density: Share of each adapter's change that 'ties' and 'dare' retain, above 0 and at most 1.
     seed: Random seed of 'dare'.
 
   Returns:
-    The share of the norm ‖ΔW‖ that the rank retains, for each module that was cut.
+    For each truncated module, the share of the norm ‖ΔW‖ that the rank retains.
 
   Raises:
     InputError: The model or an adapter is wrong, `out` cannot be written, or LoRA cannot express the change.
@@ -99,20 +99,20 @@ def merge_adapters(
 
 
 def _inputs(model: Path, adapters: Adapters, out: Path, density: float) -> tuple[pathlib.Path, pathlib.Path, Stack]:
-  """(directory of the base, directory to write, adapters), checked."""
+  """Checks the arguments; returns (directory of the base, directory to write, adapters)."""
   source, target = locate(model), pathlib.Path(out)
   stack = adapter_stack(adapters)
   if not stack:
-    raise InputError("adapters: none; name at least one")
+    raise InputError("adapters: none given; name at least one")
   if any(path.resolve().is_relative_to(target.resolve()) for path in (source, *(entry.path for entry in stack))):
-    raise InputError(f"out={out}: is a directory that is read, or holds one; name another")
+    raise InputError(f"out={out}: is or contains a directory that this command reads; name another")
   if not density:
     raise InputError("density=0: would drop every change; give a share above 0")
   return source, target, stack
 
 
 def _cast(merged: Mapping[str, Any], *, base: Mapping[str, Any], out: pathlib.Path) -> dict[str, np.ndarray]:
-  """Parameters in the dtypes of the base; one that the base lacks takes the dtype of its embedding."""
+  """Casts parameters to the base's dtypes; one that the base lacks gets the dtype of the base's embedding."""
   fallback = np.asarray(base["embed.table"]).dtype
   cast = {}
   for name, x in merged.items():

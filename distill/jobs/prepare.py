@@ -1,4 +1,4 @@
-"""What a training needs before its first step: text, models and stages."""
+"""Prepares a run before its first step: reads its text, loads its models and builds its stages."""
 
 import dataclasses
 import sys

@@ -1,4 +1,4 @@
-"""The directory of a training: the one place that knows which files a run has."""
+"""The directory of a run: names and locates all its files."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ class RunDirectory:
   """A run's directory: config.json, tokens/, metrics.jsonl, tensorboard/, checkpoints/ and student/ or adapter/.
 
   Attributes:
-    path: The directory; `claim` makes it.
+    path: Path of the directory; `claim` creates it.
   """
 
   path: pathlib.Path
@@ -72,7 +72,7 @@ class RunDirectory:
     return summary(self._metrics)
 
   def claim(self, config: RunConfig) -> None:
-    """Marks the directory as a run's, or refuses it if another run has trained there.
+    """Creates the directory for this run; refuses it if another run has trained there.
 
     Raises:
       InputError: The directory is another run's, or cannot be written.
@@ -86,7 +86,7 @@ class RunDirectory:
           return
         if self.steps() or "fingerprint" not in earlier:
           key = difference(earlier.get("config", {}), config) or "config"
-          raise InputError(f"{self.config}: of a run with another {key}; use another --workdir, or delete this one")
+          raise InputError(f"{self.config}: is of a run with another {key}; use another --workdir, or delete this one")
       values = {"fingerprint": identity, "config": dataclasses.asdict(config)}
       with replace_file(self.config) as work:
         work.write_text(json.dumps(values, indent=1, default=str) + "\n")

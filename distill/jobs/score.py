@@ -1,4 +1,4 @@
-"""Logits and hidden states of a model for given tokens."""
+"""The score job: computes a model's logits and hidden states for given tokens."""
 
 import os
 import pathlib
@@ -27,7 +27,7 @@ def score(
 
   Args:
     model: Directory, or org/name[@revision] of the hub.
-    tokens: Token ids, int32 [B, T], or a .npy file of them; each row is a document of its own.
+    tokens: Token ids, int32 [B, T], or a .npy file of them; each row is a separate document.
     adapters: PEFT directories or hub names, merged in this order; or the JSON file of an ordered stack.
     hidden: Layers, from 0, whose outputs are returned as well.
     dtype: Dtype of the operands of matrix products, 'float32' or 'bfloat16'.
@@ -85,10 +85,10 @@ def _checked(tokens: np.ndarray, *, where: str) -> np.ndarray:
 
 
 def check_writable(out: Path) -> None:
-  """Refuses, before anything is computed, a file that cannot be written.
+  """Checks, before anything is computed, that a file can be written.
 
   Raises:
-    InputError: Its directory is missing or not ours to write.
+    InputError: The file's directory is missing or not writable.
   """
   parent = pathlib.Path(out).parent
   if not parent.is_dir() or not os.access(parent, os.W_OK):
@@ -96,7 +96,7 @@ def check_writable(out: Path) -> None:
 
 
 def write_scores(scores: dict[str, Any], *, out: Path) -> None:
-  """Writes scores as a .npz file, whole or not at all."""
+  """Writes scores atomically as a .npz file."""
   # Given a path, savez would add .npz to a name without it.
   with replace_file(pathlib.Path(out)) as work, work.open("wb") as file:
     np.savez(file, **scores)

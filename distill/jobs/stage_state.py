@@ -1,4 +1,4 @@
-"""The state that the steps of a stage change: made anew, or taken from a checkpoint."""
+"""Creates a stage's training state, fresh or from a checkpoint, and converts it to checkpoint arrays."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,17 +24,17 @@ from distill.tree import Params
 def begin(
   run: Run, stage: Stage, params: Params, *, done: int = 0, carried: Params | None = None
 ) -> tuple[TrainState, optax.GradientTransformation]:
-  """Returns the state of a stage, and the stage's optimizer.
+  """Returns the training state of a stage at its start or after `done` steps, and the stage's optimizer.
 
   Args:
     run: The run.
     stage: One of its stages.
     params: All parameters as they are now.
     done: Steps of the stage already done.
-    carried: State of the optimizer and of terms, flat as a checkpoint holds it; fresh by default.
+    carried: States of the optimizer and the terms, from a checkpoint's arrays; fresh by default.
 
   Raises:
-    InputError: The stage trains nothing, or a rule of its optimizer covers no parameter.
+    InputError: The stage trains nothing, or no rule of its optimizer matches a parameter.
   """
   trained, optimizer = _optimizer(run, stage, params)
   trained_params = {name: params[name] for name in trained}
@@ -56,14 +56,14 @@ def begin(
 
 
 def to_arrays(state: TrainState) -> Params:
-  """Returns a state as the flat arrays of a checkpoint."""
+  """Returns a training state as a checkpoint's arrays by name."""
   carried = flatten_state((state.optimizer, state.terms))
   params = {f"params.{name}": x for name, x in state.params.items()}
   return params | {f"optimizer.{name}": x for name, x in carried.items()}
 
 
 def from_arrays(arrays: Params) -> tuple[Params, Params]:
-  """Returns (parameters, what `begin` takes as carried) of a checkpoint's arrays."""
+  """Splits a checkpoint's arrays into the parameters and the `carried` argument of `begin`."""
   return branch(arrays, "params"), branch(arrays, "optimizer")
 
 
@@ -91,7 +91,7 @@ def array_shapes(run: Run, params: Params, *, stage: str) -> Params:
 def _fresh(
   stage: Stage, optimizer: optax.GradientTransformation, trained: Params
 ) -> tuple[optax.OptState, dict[str, TermState]]:
-  """State of the optimizer and of the terms before the first step."""
+  """Returns the initial states of the optimizer and the terms."""
   return optimizer.init(trained), initial_states(stage.terms)
 
 
@@ -103,7 +103,7 @@ def _param_shardings(run: Run, params: Params) -> Params:
 
 
 def _optimizer(run: Run, stage: Stage, params: Mapping[str, Any]) -> tuple[Params, optax.GradientTransformation]:
-  """(factor of every parameter that the stage trains, its optimizer)."""
+  """Returns the learning-rate factor of every parameter that the stage trains, and the stage's optimizer."""
   key = f"config.stages.{stage.name}"
   names = canonical_names(run.models.student, params)
   factors = multipliers(stage.config.train, names=names, what=f"{key}.train")
@@ -115,7 +115,7 @@ def _optimizer(run: Run, stage: Stage, params: Mapping[str, Any]) -> tuple[Param
     if np.any(factor) and (not name.startswith(f"{TERM_PARAMS}.") or name in used)
   }
   if not trained:
-    raise InputError(f"{key}.train: nothing trains; give a regex that matches a parameter")
+    raise InputError(f"{key}.train: nothing trains; add a rule with a regex that matches a parameter")
   optimizer = make_optimizer(
     stage.config.optimizer,
     trained=trained,

@@ -1,4 +1,4 @@
-"""Stages of a run: their places among its steps, their terms, and what trains beside the student."""
+"""The stages of a run: their steps, bound terms, and the terms' own parameters."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -20,14 +20,14 @@ from distill.tree import Params
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
-  """A stage of a run.
+  """One stage of a run, checked against its models.
 
   Attributes:
     name: Name of the stage.
-    first: Steps of the run before the stage.
+    first: Number of the run's steps before the stage.
     steps: Length in optimizer steps.
     terms: Terms of the loss, bound to `setting`.
-    setting: The stage and its models, as terms see them.
+    setting: The description of stage and models that terms are bound to.
     config: The stage in the recipe.
   """
 
@@ -39,7 +39,7 @@ class Stage:
   config: StageConfig
 
   def term_params(self, seed: int) -> Params:
-    """Returns the parameters that its terms train, before the first step; traceable."""
+    """Returns the initial values of the terms' own parameters; can be traced by jax."""
     # One key for all stages: a projector that two of them train is the same, whichever comes first.
     key = jax.random.fold_in(jax.random.key(seed), 2)
     return {f"{TERM_PARAMS}.{name}": value for name, value in init_params(self.terms, self.setting, key=key).items()}
@@ -57,7 +57,7 @@ def read_stages(configs: Sequence[StageConfig], models: Models) -> tuple[Stage, 
     key = f"config.stages.{config.name}.terms"
     terms = read_terms(config.terms, key=key)
     if needs_teacher(terms) and teacher is None:
-      raise InputError(f"{key}: they need a teacher; set config.teacher.model")
+      raise InputError(f"{key}: the terms need a teacher; set config.teacher.model")
     setting = Setting(steps=config.steps, student=models.student.config, layers_from=models.layers_from)
     if teacher is not None:
       setting = dataclasses.replace(
@@ -77,6 +77,6 @@ def read_stages(configs: Sequence[StageConfig], models: Models) -> tuple[Stage, 
 
 
 def term_params(stages: Sequence[Stage], *, seed: int, mesh: Mesh) -> Params:
-  """Returns the parameters that terms of any stage train, before the first step, on every device of `mesh`."""
+  """Returns the initial values of all stages' term parameters, replicated on every device of `mesh`."""
   found = {name: value for stage in stages for name, value in stage.term_params(seed).items()}
   return {name: jax.device_put(value, replicated(mesh)) for name, value in found.items()}

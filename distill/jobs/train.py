@@ -1,4 +1,4 @@
-"""A training: from a recipe to trained weights on disk."""
+"""The train job: runs a recipe and writes the trained weights."""
 
 import dataclasses
 import pathlib
@@ -43,8 +43,8 @@ def train(
   """Runs the training that a recipe describes; the same call continues it where it stopped.
 
   Args:
-    recipe: The configuration, or what it is read from.
-    workdir: Directory of the run; `RunDirectory` says what is written there.
+    recipe: The configuration, as a dict, ConfigDict or RunConfig.
+    workdir: Directory of the run; `RunDirectory` lists the files written there.
     batches: Batch source of each stage, by name, in place of the recipe's text.
 
   Returns:
@@ -97,22 +97,22 @@ def _train_stages(
 
 
 def _restore(run: Run, params: Params, *, checkpoints: Checkpoints) -> tuple[Params, Params | None, int]:
-  """(parameters, what their stage carries, steps done) of the newest checkpoint; `params` and 0 without one."""
+  """Returns (parameters, optimizer and term states, steps done) of the newest checkpoint, or (`params`, None, 0)."""
   restored = checkpoints.restore(lambda extra: stage_state.array_shapes(run, params, stage=extra["stage"]))
   if restored is None:
     if run.resumes:
-      raise InputError(f"{checkpoints.directory}: its checkpoints are gone; run the command again")
+      raise InputError(f"{checkpoints.directory}: its checkpoints were deleted since the start; run the command again")
     return params, None, 0
   arrays, extra = restored
   if extra.get("cache", "") != _cache_identity(run):
     raise InputError(
-      f"{checkpoints.directory}: learns from another config.teacher.cache; name it, or another --workdir"
+      f"{checkpoints.directory}: learns from another config.teacher.cache; name that cache, or use another --workdir"
     )
   return *stage_state.from_arrays(arrays), extra["step"]
 
 
 def _cache_identity(run: Run) -> str:
-  """Digest of the teacher cache that the run learns from, if any."""
+  """Returns the digest of the run's teacher cache, or an empty text with a live teacher or none."""
   return run.models.teacher.identity if run.models.teacher else ""
 
 
@@ -141,7 +141,7 @@ def compile_step(run: Run, stage: Stage, state: TrainState, optimizer: optax.Gra
 
 
 def teacher_params(run: Run, stage: Stage) -> Mapping[str, Any]:
-  """Returns the teacher's parameters as the step of a stage takes them; none where no term needs a teacher."""
+  """Returns the teacher's parameters for the step of a stage; an empty mapping if no term needs a teacher."""
   return run.models.teacher.params if run.models.teacher and needs_teacher(stage.terms) else {}
 
 
@@ -181,7 +181,7 @@ class _StageReporter:
     self.close = self._progress.close
 
   def log(self, done: int, values: dict[str, float]) -> None:
-    """Takes the metrics of a step; every `log_every` steps they are written, with the tokens since the last line."""
+    """Receives a step's metrics; every `log_every` steps it writes them, with the tokens since the last line."""
     self._tokens += values["tokens"]
     finite = np.isfinite(values["loss"])
     if done % self._run.config.training.log_every == 0 or done == self._stage.steps or not finite:
@@ -210,7 +210,7 @@ class _StageReporter:
 
 
 def _write_result(run: Run, params: Params, *, directory: RunDirectory) -> None:
-  """Writes the trained adapter, or else the student."""
+  """Writes the trained adapter if the run trains one, else the student."""
   student = run.models.student
   if adapters := branch(params, "adapters"):
     write_adapter(
@@ -232,5 +232,5 @@ def _write_result(run: Run, params: Params, *, directory: RunDirectory) -> None:
 
 
 def _base_name(model: str) -> str:
-  """The name by which an adapter calls its base: the directory's own, or the hub's without the revision."""
+  """Returns the base model's name for an adapter's config: the directory, or the hub name without the revision."""
   return pathlib.Path(model).name if pathlib.Path(model).is_dir() else model.partition("@")[0]

@@ -1,4 +1,4 @@
-"""The load-balancing loss of mixtures of experts."""
+"""Loss term: the load-balancing loss of MoE layers."""
 
 import dataclasses
 from typing import ClassVar
@@ -12,18 +12,18 @@ from distill.objectives.term import Term
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Balance(Term):
-  """Load imbalance of the student's experts, at its least 1: mean over MoE layers, rows weighted by their tokens."""
+  """Load imbalance of the student's experts, 1 if balanced: mean over MoE layers, rows weighted by token count."""
 
   kind: ClassVar[str] = "balance"
 
   def bind(self, setting: Setting, *, key: str) -> Term:
-    """Checks that the student has experts to balance."""
+    """Checks that the student has MoE layers."""
     if not any(layer.mlp is not None and layer.mlp.routed for layer in setting.student.layers):
       raise InputError(f"{key}: the balance term needs an MoE student; this student has no MoE layers")
     return self
 
   def loss(self, inputs: LossInputs, context: LossContext) -> Scalar:
-    """Returns the mean over tokens of their row's imbalance."""
+    """Returns the mean imbalance of the rows, each weighted by its number of tokens."""
     assert inputs.output is not None and inputs.output.balance is not None, "a student without MoE layers"
     lengths = jnp.sum(inputs.batch.segments > 0, axis=1).astype(jnp.float32)
     return jnp.sum(inputs.output.balance * lengths) / context.totals["present"]

@@ -1,4 +1,4 @@
-"""The values that terms are given: the setting they are checked against, and a loss's context and inputs."""
+"""The arguments of terms: `Setting` to check options, `LossContext` and `LossInputs` to compute the loss."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -24,9 +24,9 @@ class Setting:
     student: Architecture of the student.
     teacher_depth: Number of the teacher's layers.
     teacher_width: D of the teacher's hidden states.
-    teacher: Architecture of the teacher; None for a teacher cache, which knows only the two numbers above.
-    layers_from: Teacher layer that each student layer starts from; None if it is still to be measured.
-    has_reference: Whether any term of the stage is a reference for balanced terms (`Term.reference`).
+    teacher: Architecture of the teacher; None for a teacher cache, which knows only depth and width.
+    layers_from: Teacher layer that each student layer starts from; None if it is not measured yet.
+    has_reference: True if any term of the stage is a reference for balanced terms (`Term.reference`).
   """
 
   steps: int
@@ -40,7 +40,7 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossContext:
-  """The point in a stage at which a loss is computed.
+  """The step, global counts and term states with which a loss is computed.
 
   Attributes:
     step: Optimizer steps done in the stage.
@@ -68,8 +68,8 @@ class LossInputs:
 
   Attributes:
     batch: The micro-batch.
-    output: The student's output end to end, with what terms capture; None if no term runs the student.
-    signal: The teacher's signal, with what terms capture; None if no term runs the teacher.
+    output: The student's output end to end, with the activations that terms capture; None if no term runs the student.
+    signal: The teacher's outputs, with the activations that terms capture; None if no term runs the teacher.
     params: Trained parameters of the terms (`Term.init_params`).
     run_isolated: run_isolated(method, inputs=…, layers=…) runs single student layers, each on an input [B,T,D] of its
       own, and returns their outputs in the order of `layers`; `method` is a method of `models.layer.Layer`.

@@ -1,4 +1,4 @@
-"""Cross-entropy with the text's next tokens."""
+"""Loss term: cross-entropy with the next tokens of the text."""
 
 import dataclasses
 from typing import ClassVar
@@ -10,7 +10,7 @@ from distill.objectives.term import Term
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CrossEntropy(Term):
-  """−log probability of the next token, in nats."""
+  """Negative log-probability of the text's next token, in nats."""
 
   kind: ClassVar[str] = "cross_entropy"
   reference: ClassVar[bool] = True

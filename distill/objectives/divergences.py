@@ -1,4 +1,4 @@
-"""Divergences between the teacher's and the student's next-token distributions as terms."""
+"""Loss terms: divergences between the teacher's and the student's next-token distributions."""
 
 import dataclasses
 import functools
@@ -19,12 +19,12 @@ from distill.teachers.targets import Targets
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DivergenceTerm(Term):
-  """A divergence of the student's next-token distribution from the teacher's.
+  """Base class of terms that compare the student's next-token distribution with the teacher's.
 
   Attributes:
-    labelled: The divergence takes the buckets of the labels as a third argument.
-    linear_in_teacher: The gradient is linear in the teacher's distribution, so that its mean over sampled targets is
-      the gradient for the whole distribution.
+    labelled: True if the divergence takes the buckets of the labels as a third argument.
+    linear_in_teacher: True if the gradient is linear in the teacher's distribution, so that
+      its mean over sampled targets is the gradient for the whole distribution.
   """
 
   runs_teacher: ClassVar[bool] = True
@@ -40,12 +40,12 @@ class DivergenceTerm(Term):
   )
 
   def bind(self, setting: Setting, *, key: str) -> Term:
-    """Checks the temperature's schedule."""
+    """Checks that the temperature's schedule fits the stage, and returns the term."""
     schedule(self.temperature, key=f"{key}.temperature", steps=setting.steps, above=0)
     return self
 
   def check_targets(self, targets: Targets, *, key: str) -> None:
-    """Refuses sampled targets for a biased gradient, and targets made at another temperature."""
+    """Raises InputError if sampled targets would bias the gradient, or the targets were made at another temperature."""
     if targets.sampled and not self.linear_in_teacher:
       raise InputError(
         f"{key}.kind: the gradient of {self.kind} is biased under sampled targets; use {ForwardKl.kind}, or a cache of "
@@ -69,11 +69,11 @@ class DivergenceTerm(Term):
     )
 
   def divergence(self) -> Divergence:
-    """Returns the function of both log-probabilities."""
+    """Returns the divergence as a function of the teacher's and the student's log-probabilities."""
     raise NotImplementedError
 
   def extra(self, state: TermState) -> tuple[Scalar, ...]:
-    """Returns scalars of the state that the function takes as its last arguments."""
+    """Returns scalars from the term's state; they are passed to `divergence` as its last arguments."""
     return ()
 
 
@@ -85,7 +85,7 @@ class ForwardKl(DivergenceTerm):
   linear_in_teacher: ClassVar[bool] = True
 
   def divergence(self) -> Divergence:
-    """Returns forward KL itself: `divergence_loss` finds its cheaper form by the function."""
+    """Returns forward KL itself: `divergence_loss` recognises this function and computes it more cheaply."""
     return divergences.forward_kl
 
 
@@ -115,12 +115,12 @@ class Jsd(DivergenceTerm):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _SkewTerm(DivergenceTerm):
-  """A KL from one distribution to a mixture of both."""
+  """Base class of skew divergences: the KL from one model's distribution to a mixture of both."""
 
   alpha: float = option(0.1, least=0, most=1, help="Share of the first distribution in the mixture, below 1.")
 
   def bind(self, setting: Setting, *, key: str) -> Term:
-    """Checks that the mixture holds the other distribution as well."""
+    """Checks that alpha is below 1, so that the mixture contains both distributions."""
     if self.alpha == 1.0:
       raise InputError(f"{key}.alpha: {self.alpha}; use a number below 1, at which {self.kind} is always 0")
     return super().bind(setting, key=key)
@@ -169,9 +169,9 @@ class AlphaBeta(DivergenceTerm):
   beta: float = option(0.5, help="Power of the student.")
 
   def bind(self, setting: Setting, *, key: str) -> Term:
-    """Checks that the divergence is defined."""
+    """Checks that alpha + beta is not 0, where the divergence is undefined."""
     if self.alpha + self.beta == 0:
-      raise InputError(f"{key}: alpha + beta must not be 0")
+      raise InputError(f"{key}: alpha {self.alpha} + beta {self.beta} must not be 0; change one of them")
     return super().bind(setting, key=key)
 
   def divergence(self) -> Divergence:
@@ -181,7 +181,7 @@ class AlphaBeta(DivergenceTerm):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecoupledKl(DivergenceTerm):
-  """Decoupled knowledge distillation: KL of (label, rest) and KL among the rest (DKD, 2203.08679)."""
+  """Decoupled knowledge distillation: KL of (label, all others) plus KL among the others (DKD, 2203.08679)."""
 
   kind: ClassVar[str] = "dkd"
   labelled: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""Distance between outputs of layers, both models run end to end."""
+"""Loss term: distance between hidden states of student and teacher layers, both models run end to end."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -16,9 +16,9 @@ from distill.types import Capture
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Hidden(DistanceTerm):
-  """Distance of projected outputs of student layers from outputs of teacher layers.
+  """Distance between the projected outputs of student layers and the outputs of their paired teacher layers.
 
-  The projector of each pair [D of the student, D of the teacher] is trained, where the stage trains it.
+  Each pair has a projector [student D, teacher D], which is trained if the stage's `train` rules match it.
   """
 
   kind: ClassVar[str] = "hidden"
@@ -57,7 +57,7 @@ def _name(pair: tuple[int, ...]) -> str:
 
 
 def projected(x: Float[Array, "B T D"], kernel: Float[Array, "D O"] | None) -> Float[Array, "B T O"]:
-  """Returns x @ kernel, or x itself without a kernel."""
+  """Returns x @ kernel, or x unchanged if `kernel` is None."""
   if kernel is None:
     return x
   return jnp.matmul(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], -1)

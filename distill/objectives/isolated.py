@@ -1,4 +1,4 @@
-"""Distances of student layers that run in isolation, on the teacher's inputs, from the teacher's own outputs.
+"""Loss terms that run student layers on the teacher's inputs and compare their outputs with the teacher's.
 
 Each layer learns its part of the teacher without the errors of the layers below it: the first stages of a conversion.
 """
@@ -19,12 +19,12 @@ from distill.types import Capture, before
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _IsolatedTerm(DistanceTerm):
-  """A term whose student layers are given the teacher's input of the layer they are paired with."""
+  """Base class of terms that run each student layer on the input of its paired teacher layer."""
 
   runs_student: ClassVar[bool] = False
 
   def bind(self, setting: Setting, *, key: str) -> PairTerm:
-    """Checks that the student's layers take the teacher's inputs."""
+    """Checks that student and teacher have the same width, so that student layers can run on the teacher's inputs."""
     if setting.student.width != setting.teacher_width:
       raise InputError(
         f"{key}: {self.kind} gives the student's layers (width {setting.student.width}) the teacher's inputs (width "
@@ -33,7 +33,7 @@ class _IsolatedTerm(DistanceTerm):
     return super().bind(setting, key=key)
 
   def run(self, inputs: LossInputs, method: Callable[..., Any]) -> dict[tuple[int, int], Float[Array, "B T D"]]:
-    """Runs `method` of each pair's student layer; layers that are stacked run in one scan."""
+    """Runs `method` of each pair's student layer; stacked layers run in one scan."""
     assert inputs.signal is not None and inputs.run_isolated is not None
     pairs = sorted({(pair[0], pair[1]) for pair in self.listed})
     given = [jax.lax.stop_gradient(inputs.signal.layers[before(j)]) for _, j in pairs]
@@ -43,7 +43,7 @@ class _IsolatedTerm(DistanceTerm):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MixerOutput(_IsolatedTerm):
-  """Distance between what the two mixers add to the residual stream, both given the teacher's input."""
+  """Distance between the mixer outputs of a student and a teacher layer, both run on the teacher's input."""
 
   kind: ClassVar[str] = "mixer_output"
 
@@ -66,9 +66,9 @@ class MixerOutput(_IsolatedTerm):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockOutput(_IsolatedTerm):
-  """Distance of a whole student layer's output from a teacher layer's, from the same input.
+  """Distance between the outputs of a whole student layer and a teacher layer, both run on the teacher's input.
 
-  A pair's third number names a later teacher layer: the student layer then stands for all from the second to it.
+  A pair (student, first, last) makes the student layer replace the teacher layers `first` to `last`.
   """
 
   kind: ClassVar[str] = "block_output"

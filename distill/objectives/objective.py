@@ -15,22 +15,22 @@ from distill.types import NO_CAPTURE, Batch, Capture
 
 
 def needs_student(terms: Sequence[Term]) -> bool:
-  """Tells whether the student runs end to end."""
+  """Returns True if any term needs the student to run end to end."""
   return any(term.runs_student for term in terms)
 
 
 def needs_teacher(terms: Sequence[Term]) -> bool:
-  """Tells whether any term needs a teacher."""
+  """Returns True if any term needs a teacher."""
   return any(term.runs_teacher for term in terms)
 
 
 def student_capture(terms: Sequence[Term]) -> Capture:
-  """Returns the activations of the student that all terms need together."""
+  """Returns the union of the student activations that the terms need."""
   return _union([term.student_capture() for term in terms])
 
 
 def teacher_capture(terms: Sequence[Term]) -> Capture:
-  """Returns the activations of the teacher that all terms need together."""
+  """Returns the union of the teacher activations that the terms need."""
   return _union([term.teacher_capture() for term in terms])
 
 
@@ -42,18 +42,18 @@ def _union(captures: Sequence[Capture]) -> Capture:
 
 
 def init_params(terms: Sequence[Term], setting: Setting, *, key: Key[Array, ""]) -> Params:
-  """Returns the parameters of all terms before the first step."""
+  """Returns the initial trained parameters of all terms, such as projectors."""
   return {name: value for term in terms for name, value in term.init_params(setting, key=key).items()}
 
 
 def initial_states(terms: Sequence[Term]) -> dict[str, TermState]:
-  """Returns the states before the first step of the terms that have one, by index."""
+  """Returns the initial state of each term that has one, by the term's index in the stage."""
   states = {str(index): term.initial_state() for index, term in enumerate(terms)}
   return {index: state for index, state in states.items() if state}
 
 
 def next_states(terms: Sequence[Term], *, context: LossContext, parts: Mapping[str, Scalar]) -> dict[str, TermState]:
-  """Returns the states after a step.
+  """Returns the terms' states after a step, by the term's index in the stage.
 
   Args:
     terms: Terms of the stage.
@@ -72,16 +72,16 @@ def next_states(terms: Sequence[Term], *, context: LossContext, parts: Mapping[s
 
 
 def counts(batch: Batch) -> dict[str, Scalar]:
-  """Returns the numbers of `predicted` tokens, which have a target, and of `present` ones, which are not padding."""
+  """Counts the batch's `predicted` tokens, which have a target, and `present` tokens, which are not padding."""
   return {"predicted": jnp.sum(batch.loss_mask), "present": jnp.sum(batch.segments > 0).astype(jnp.float32)}
 
 
 def loss_sums(terms: Sequence[Term], inputs: LossInputs, *, context: LossContext) -> tuple[Scalar, dict[str, Scalar]]:
-  """Computes a micro-batch's share of the loss, and of each term's mean.
+  """Computes a micro-batch's contribution to the loss and to each term's mean over the global batch.
 
   Args:
     terms: Terms of the stage.
-    inputs: The micro-batch and what the terms need for it.
+    inputs: The micro-batch, with the outputs of both models that the terms need.
     context: Point in the stage, with the counts of the global batch.
 
   Returns:
@@ -115,7 +115,7 @@ def _names(terms: Sequence[Term]) -> list[str]:
 
 
 def _shared_walk(losses, inputs: LossInputs, *, shards: int):
-  """Returns the weighted sum of all token losses, and each one's sum over tokens."""
+  """Returns the weighted sum of all token losses, and each loss's sum over tokens, in one pass over the logits."""
   output, batch = inputs.output, inputs.batch
   assert output is not None, "a token loss needs the student's output"
   target, readout = (None, None) if inputs.signal is None else inputs.signal.target_rows()

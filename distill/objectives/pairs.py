@@ -19,7 +19,7 @@ Pairs = tuple[tuple[int, ...], ...]
 
 
 class Span(NamedTuple):
-  """The teacher layers that one student layer stands for: `first` to `last`; it starts from the weights of `source`."""
+  """The teacher layers `first` to `last` that a student layer replaces, and the `source` it is initialised from."""
 
   source: int
   first: int
@@ -28,9 +28,10 @@ class Span(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PairTerm(Term):
-  """A mean over pairs of layers of a distance between their activations, over all tokens but padding.
+  """Base class of terms that average a distance between paired layers' activations over pairs and non-padding tokens.
 
-  A balanced term's state holds the ratio that its weight is multiplied by.
+  If `balanced` is set, the state holds a ratio that scales the weight so that the term counts as much as the
+  reference terms.
   """
 
   runs_teacher: ClassVar[bool] = True
@@ -48,16 +49,18 @@ class PairTerm(Term):
   )
 
   def bind(self, setting: Setting, *, key: str) -> "PairTerm":
-    """Returns the term with its pairs listed; they stay empty where layers_from decides and is not known yet."""
+    """Returns the term with its pairs listed; the list is empty if it depends on a layers_from not known yet."""
     if self.balanced and not setting.has_reference:
-      raise InputError(f"{key}.balanced: the stage has no term of logits to balance it with")
+      raise InputError(
+        f"{key}.balanced: the stage has no term of logits to balance it with; add one, or leave balanced out"
+      )
     pairs = self._spread(setting)
     if not pairs and setting.layers_from is None:
       return self
     return dataclasses.replace(self, pairs=_checked(pairs, term=self, setting=setting, key=f"{key}.pairs"))
 
   def pair(self, student: int, span: Span) -> tuple[int, ...]:
-    """Returns the pair that compares a student layer with the teacher layers it stands for."""
+    """Returns the default pair of a student layer, from the teacher layers that it replaces."""
     raise NotImplementedError
 
   def distances(self, inputs: LossInputs) -> Iterator[Float[Array, "B T"]]:
@@ -66,7 +69,7 @@ class PairTerm(Term):
 
   @property
   def listed(self) -> Pairs:
-    """The pairs of a term that is bound."""
+    """Returns the pairs of a bound term."""
     assert isinstance(self.pairs, tuple), "bind comes first"
     return cast(Pairs, self.pairs)
 
@@ -79,20 +82,20 @@ class PairTerm(Term):
     return total / len(self.listed) / context.totals["present"]
 
   def initial_state(self) -> TermState:
-    """Returns a ratio of one, if the term is balanced."""
+    """Returns a ratio of one if `balanced` is set, else an empty state."""
     return {"ratio": jnp.float32(1.0)} if self.balanced else {}
 
   def next_state(self, state: TermState, *, value: Scalar, reference: Scalar, context: LossContext) -> TermState:
-    """Returns the ratio at which this term would have weighed as much as the reference terms."""
+    """Returns the ratio at which this step's term would have equalled the stage's reference terms."""
     ratio = reference / value
     return {"ratio": jnp.where(jnp.isfinite(ratio), ratio, state["ratio"])}
 
   def factor(self, state: TermState) -> float | Scalar:
-    """Returns the ratio, if the term is balanced."""
+    """Returns the factor of the term's weight: the ratio in the state if `balanced` is set, else 1."""
     return state["ratio"] if self.balanced else 1.0
 
   def _spread(self, setting: Setting) -> Any:
-    """Returns pairs that are named by a rule as a list, and any others as they are."""
+    """Returns the pairs that a rule such as 'uniform' stands for; explicit pairs are returned unchanged."""
     student, teacher = len(setting.student.layers), setting.teacher_depth
     if not self.pairs:
       return [self.pair(i, span) for i, span in enumerate(_spans(setting.layers_from or (), depth=teacher))]
@@ -110,7 +113,7 @@ class PairTerm(Term):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistanceTerm(PairTerm):
-  """A term whose activations have the teacher's width, and are compared by a distance between vectors."""
+  """Base class of pair terms that compare vectors of the teacher's width by the distance of the `distance` option."""
 
   distance: str = option(
     "mse", choices=tuple(DISTANCES), help="'mse', relative to the teacher's norm, or 'cosine': 1 − cos."
@@ -122,9 +125,9 @@ class DistanceTerm(PairTerm):
 
 
 def _spans(layers_from: Sequence[int], *, depth: int) -> list[Span]:
-  """Returns the teacher layers that each student layer stands for: up to where the next one begins.
+  """Returns the teacher layers that each student layer replaces: all before the next student layer's source.
 
-  There are none where layers are not taken over in order: then no such division exists.
+  Returns an empty list if `layers_from` is not in ascending order, since no such division exists then.
   """
   if not layers_from or any(b <= a for a, b in zip(layers_from, layers_from[1:], strict=False)):
     return []
@@ -146,10 +149,10 @@ def _checked(given: Any, *, term: PairTerm, setting: Setting, key: str) -> Pairs
     if len(pair) != 2 and not (term.spans and len(pair) == 3):
       raise InputError(f"{key}: {pair}; give (student layer, teacher layer)")
     if pair[1] > pair[-1]:
-      raise InputError(f"{key}: {pair}; the teacher layer that ends the span comes before the one that begins it")
+      raise InputError(f"{key}: {pair}; the last teacher layer comes before the first; swap them")
     if not (0 <= pair[0] < depth and all(0 <= layer < setting.teacher_depth for layer in pair[1:])):
       raise InputError(
-        f"{key}: {pair} names a layer that is not there; the student has layers 0 to {depth - 1}, "
+        f"{key}: {pair} names a layer that does not exist; the student has layers 0 to {depth - 1}, "
         f"the teacher 0 to {setting.teacher_depth - 1}"
       )
   return pairs

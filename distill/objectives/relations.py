@@ -1,4 +1,4 @@
-"""Divergence between relations among queries, keys and values, whatever the widths of the models (MiniLMv2)."""
+"""Loss term: MiniLMv2 self-attention relations (2012.15828), for models of any widths."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -18,14 +18,14 @@ from distill.types import Capture
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Relations(PairTerm):
-  """Mean over queries, keys and values of `relation_kl` between the two layers of a pair, both models end to end."""
+  """KL between the self-attention relations of paired layers (`relation_kl`): mean over queries, keys and values."""
 
   kind: ClassVar[str] = "relations"
 
   heads: int = option(8, least=1, help="Relation heads that queries, keys and values of both models are cut into.")
 
   def bind(self, setting: Setting, *, key: str) -> PairTerm:
-    """Checks that the heads divide the widths of both models, as far as they are known."""
+    """Checks that `heads` divides the query, key and value widths of both models, where they are known."""
     bound = super().bind(setting, key=key)
     for pair in bound.listed:
       for whose, config, layer in zip(("student", "teacher"), (setting.student, setting.teacher), pair, strict=True):

@@ -1,4 +1,4 @@
-"""TAID: forward KL to a teacher that is interpolated with the student (2501.16937)."""
+"""Loss term: TAID, forward KL to an interpolation of teacher and student (2501.16937)."""
 
 import dataclasses
 from typing import ClassVar
@@ -15,9 +15,9 @@ from distill.objectives.divergences import DivergenceTerm
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Taid(DivergenceTerm):
-  """KL(r ‖ student) with r between student (t = 0) and teacher (t = 1).
+  """KL(r ‖ student), where r interpolates between the student (t = 0) and the teacher (t = 1).
 
-  The state holds t, a momentum of the relative fall of the loss, and the last loss.
+  The state holds the interpolation t, a momentum of the loss's relative decrease, and the previous loss.
   """
 
   kind: ClassVar[str] = "taid"
@@ -31,15 +31,15 @@ class Taid(DivergenceTerm):
     return lambda p, q, t: divergences.taid(p, q, t=t)
 
   def extra(self, state: TermState) -> tuple[Scalar, ...]:
-    """Returns t."""
+    """Returns the interpolation t."""
     return (state["t"],)
 
   def initial_state(self) -> TermState:
-    """Returns t at its start and no loss to compare with."""
+    """Returns the initial t, zero momentum and no previous loss."""
     return {"t": jnp.float32(self.t_start), "momentum": jnp.float32(0.0), "last": jnp.float32(jnp.inf)}
 
   def next_state(self, state: TermState, *, value: Scalar, reference: Scalar, context: LossContext) -> TermState:
-    """Returns the next t: never behind a straight line, and ahead of it while the loss falls (algorithm 1)."""
+    """Returns the next state; t follows a linear schedule, or runs ahead of it while the loss falls (algorithm 1)."""
     fallen = jnp.where(jnp.isfinite(state["last"]), (state["last"] - value) / state["last"], 0.0)
     momentum = 0.99 * state["momentum"] + 0.01 * fallen
     line = self.t_start + (self.t_end - self.t_start) * ((context.step + 1) / context.steps)

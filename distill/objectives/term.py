@@ -1,4 +1,4 @@
-"""The term protocol: one summand of a loss, as one value."""
+"""The base class of loss terms: the protocol that each summand of a stage's loss implements."""
 
 import dataclasses
 from typing import ClassVar, Protocol, runtime_checkable
@@ -26,9 +26,9 @@ class Term(Protocol):
 
   Attributes:
     kind: Name of the term in metrics, and in recipes if it is listed in `TERMS`.
-    runs_student: The term needs the student to run end to end.
-    runs_teacher: The term needs a teacher.
-    reference: Balanced terms of the same stage are scaled to the weighted sum of its reference terms.
+    runs_student: True if the term needs the student to run end to end.
+    runs_teacher: True if the term needs a teacher.
+    reference: True if balanced terms of the same stage are scaled to the weighted sum that includes this term.
     weight: Factor of the term in the loss.
   """
 
@@ -56,23 +56,23 @@ class Term(Protocol):
     return NO_CAPTURE
 
   def teacher_capture(self) -> Capture:
-    """Returns the activations of the teacher that the loss reads beside its next-token distribution."""
+    """Returns the teacher activations that the loss reads in addition to the next-token distribution."""
     return NO_CAPTURE
 
   def check_targets(self, targets: Targets, *, key: str) -> None:
-    """Refuses targets of a teacher cache that cannot stand for the teacher's distribution in this term.
+    """Checks that the targets of a teacher cache can replace the teacher's full distribution in this term.
 
     Raises:
-      InputError: The targets do not serve.
+      InputError: The targets cannot be used with this term.
     """
     del targets, key
 
   def init_params(self, setting: Setting, *, key: Key[Array, ""]) -> Params:
-    """Returns parameters that the term trains beside the student; names are unique among all terms of a recipe."""
+    """Returns the term's own trained parameters, such as projectors; names are unique across a recipe's terms."""
     return {}
 
   def initial_state(self) -> TermState:
-    """Returns what the term carries from step to step, before the first step of a stage."""
+    """Returns the term's state before the first step of a stage; `next_state` updates it after every step."""
     return {}
 
   def next_state(self, state: TermState, *, value: Scalar, reference: Scalar, context: LossContext) -> TermState:
@@ -87,14 +87,14 @@ class Term(Protocol):
     return state
 
   def factor(self, state: TermState) -> float | Scalar:
-    """Returns a factor of the weight that follows from the state."""
+    """Returns a factor that multiplies the term's weight, computed from its state; 1 by default."""
     return 1.0
 
   def token_loss(self, context: LossContext, state: TermState) -> TokenLoss | None:
     """Returns the term as a loss of each token's logits, or None if it implements `loss` instead.
 
-    All token losses of a stage share one walk over the logits, a chunk of tokens at a time. The mean is over predicted
-    tokens; `TokenLoss.weight` multiplies it, before the term's own weight.
+    All token losses of a stage are computed in one pass over the logits, a chunk of tokens at a time. The mean is over
+    predicted tokens; `TokenLoss.weight` multiplies it, before the term's own weight.
     """
     return None
 

@@ -1,4 +1,4 @@
-"""The terms of the package by name, and terms read from a recipe."""
+"""The table of built-in terms, and the functions that read a recipe's terms and check them."""
 
 import dataclasses
 import importlib
@@ -64,7 +64,7 @@ def read_terms(specs: Sequence[Any], *, key: str) -> tuple[Term, ...]:
 
 
 def bind_terms(terms: Sequence[Term], setting: Setting, *, key: str) -> tuple[Term, ...]:
-  """Returns the terms of a stage, checked against its models and complete.
+  """Returns the terms of a stage, checked against its models, with model-dependent defaults filled in.
 
   Args:
     terms: All terms of the stage.

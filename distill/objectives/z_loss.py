@@ -1,4 +1,4 @@
-"""The z-loss: keeps the normaliser of the student's softmax near one (PaLM, 2204.02311)."""
+"""Loss term: the z-loss, which keeps the normaliser of the student's softmax near one (PaLM, 2204.02311)."""
 
 import dataclasses
 from typing import ClassVar
@@ -10,7 +10,7 @@ from distill.objectives.term import Term
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ZLoss(Term):
-  """Square of the student's logsumexp."""
+  """The squared logsumexp of the student's logits."""
 
   kind: ClassVar[str] = "z_loss"
 

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent; every array is verified by its digest when it is restored."""
+"""Atomic checkpoints; each array's digest is verified on restore."""
 
 import pathlib
 import sys
@@ -17,7 +17,7 @@ _UINTS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
 def flatten_state(state: Any) -> Params:
-  """Returns the leaves of a state by their path, whatever classes it is made of."""
+  """Returns the leaves of a pytree by their path, without the classes that hold them."""
   leaves, _ = jax.tree_util.tree_flatten_with_path(state)
   return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
@@ -30,7 +30,7 @@ def unflatten_state(like: Any, flat: Mapping[str, Any]) -> Any:
 
 
 def _digest(x: Array) -> UInt32[Array, " 2"]:
-  """Two 32-bit sums of an array's bits, each element weighted by an odd function of its index.
+  """Computes two 32-bit sums of an array's bits, each element weighted by an odd function of its index.
 
   Integer sums do not depend on the order, so the digest is the same on every mesh. A flipped bit changes both sums.
   """
@@ -54,15 +54,15 @@ def digests(arrays: Params) -> dict[str, str]:
 
 
 def notes_path(directory: pathlib.Path) -> pathlib.Path:
-  """Returns the path of a checkpoint's notes: {"digests": {name: dtype[shape]:digest}, "extra": {…}}."""
+  """Returns the path of a checkpoint's notes, a JSON file of {"digests": {name: dtype[shape]:digest}, "extra": {…}}."""
   return pathlib.Path(directory) / "notes" / "metadata"
 
 
 class Checkpoints:
-  """Numbered checkpoints of a run, saved in the background; the last two remain.
+  """The numbered checkpoints of a run, saved in the background; only the last two are retained.
 
   Args:
-    directory: Their directory; it is made if it is not there.
+    directory: Directory of the checkpoints; it is created if missing.
 
   Raises:
     InputError: The directory cannot be written.
@@ -78,12 +78,12 @@ class Checkpoints:
       raise InputError(f"{directory}: cannot be written ({error.strerror}); name another workdir") from error
 
   def save(self, step: int, *, arrays: Params, extra: Mapping[str, Any]) -> None:
-    """Starts to save a checkpoint; the arrays may be donated afterwards.
+    """Starts saving a checkpoint in the background; the arrays may be donated once this returns.
 
     Args:
       step: Number of the checkpoint.
-      arrays: Flat arrays.
-      extra: Notes, as JSON.
+      arrays: Arrays by name, from `flatten_state`.
+      extra: JSON values to store with the arrays.
     """
     if step in self._manager.all_steps():
       return
@@ -95,11 +95,11 @@ class Checkpoints:
   def restore(
     self, abstract: Callable[[Mapping[str, Any]], Params], *, log: Callable[[str], None] | None = None
   ) -> tuple[Params, dict[str, Any]] | None:
-    """Returns (arrays, extra) of the newest undamaged checkpoint, or None when there is none at all.
+    """Returns (arrays, extra) of the newest undamaged checkpoint, or None if there are no checkpoints.
 
     Args:
-      abstract: Returns shapes, dtypes and shardings of the arrays for a checkpoint's `extra`.
-      log: Takes one line for each damaged checkpoint; it prints to standard error by default.
+      abstract: Maps a checkpoint's `extra` to the shapes, dtypes and shardings of its arrays.
+      log: Called with one line for each damaged checkpoint; by default it prints to standard error.
 
     Raises:
       InputError: There are checkpoints, and all of them are damaged.
@@ -113,7 +113,7 @@ class Checkpoints:
         log(f"checkpoint {step} is damaged ({error}); falling back to the one before it")
     if steps:
       raise InputError(
-        f"{self.directory}: every checkpoint is damaged; restore a copy, or delete the directory to start from scratch"
+        f"{self.directory}: every checkpoint is damaged; restore one from a copy, or delete the directory to start anew"
       )
     return None
 

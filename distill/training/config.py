@@ -1,4 +1,4 @@
-"""Configuration of a training: its stages, their optimizers, and what they share."""
+"""Configuration of training: stages, their optimizers, and settings shared by all stages."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -58,7 +58,7 @@ class StageConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-  """What all stages of a training share."""
+  """Settings shared by all stages of a run."""
 
   batch_size: int = option(8, help="Rows of a global batch.", least=1)
   micro_batches: int = option(

@@ -1,4 +1,4 @@
-"""The training loop: every kind of training is this loop with another batch source."""
+"""The training loop, shared by all kinds of training; they differ in their batch source."""
 
 import dataclasses
 from collections.abc import Callable
@@ -17,10 +17,10 @@ Step = Callable[[TrainState, Any, Batch], tuple[TrainState, Metrics]]
 
 @runtime_checkable
 class BatchSource(Protocol):
-  """Where the batches of a stage come from: text, a teacher cache, or what the student itself writes."""
+  """Source of a stage's batches: text, a teacher cache, or text that the student generates."""
 
   def batch(self, step: int, params: Params) -> Batch:
-    """Returns the batch of a step.
+    """Returns the batch of one step.
 
     Args:
       step: Steps of the stage already done.
@@ -34,13 +34,13 @@ class BatchSource(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Hooks:
-  """Calls from the loop to the outside.
+  """Callbacks of the training loop.
 
   Attributes:
     log: Called with (steps done in the stage, metrics as floats) for every step, one step late.
     save: Called with the state after every step that `save_after` accepts, and after an interruption.
-    save_after: Decides whether to save when so many steps of the stage are done.
-    stop: Asks whether the run was asked to stop.
+    save_after: Called with the steps done in the stage; returns True if a checkpoint is due.
+    stop: Returns True if the run was asked to stop.
   """
 
   log: Callable[[int, dict[str, float]], None]
@@ -60,22 +60,22 @@ def run(
   steps: int,
   hooks: Hooks,
 ) -> tuple[TrainState, int]:
-  """Trains from `start` steps done to `steps`, or until asked to stop.
+  """Trains from step `start` to step `steps` of a stage, or until asked to stop.
 
   Step n is dispatched before the metrics of step n - 1 are read, so that logging never waits for the device.
 
   Args:
     state: State after `start` steps; it is donated to the first step.
-    step: From (state, teacher's parameters, global batch) to (state, metrics).
+    step: Training step: (state, teacher's parameters, global batch) -> (state, metrics).
     teacher_params: The teacher's parameters, or none.
-    source: Batches.
+    source: Source of the batches.
     mesh: The devices that batches are spread over.
     start: Steps of the stage already done.
     steps: Steps of the stage in all.
     hooks: Logging, saving and stopping.
 
   Returns:
-    The state, and how many steps of the stage are done.
+    The state, and the number of the stage's steps done.
   """
   pending: tuple[int, Metrics] | None = None
   done = start

@@ -1,4 +1,4 @@
-"""The choice of a step that fits the memory of the devices."""
+"""Chooses the first training step whose compiled program fits into device memory."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ Step = Callable[..., Any]
 
 
 def device_memory() -> int:
-  """Returns the bytes of one device of this process; virtual devices share the host's memory equally."""
+  """Returns the memory of one local device in bytes; virtual devices share the host's memory equally."""
   device = jax.local_devices()[0]
   stats = device.memory_stats() or {}
   if "bytes_limit" in stats:
@@ -26,13 +26,13 @@ def needed(compiled: Any) -> int:
 
 
 def first_that_fits(steps: Sequence[Step], *, report: Callable[[str], None]) -> Step:
-  """Returns a step that behaves as the first of several that fits the memory, else as the last.
+  """Returns a step that, when first called, chooses the first of `steps` that fits into memory, else the last.
 
-  The choice is made at the first call, with its arguments. The program compiled for the choice is the one that runs.
+  The program that is compiled for the choice is the one that runs.
 
   Args:
-    steps: Jitted steps of equal results, from the fastest to the one that needs least memory.
-    report: Takes one line for each step that does not fit.
+    steps: Jitted steps with equal results, from the fastest to the one that needs least memory.
+    report: Called with one line for each step that does not fit.
   """
   chosen: list[Step] = []
 

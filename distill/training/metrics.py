@@ -19,7 +19,7 @@ class MetricsWriter:
   Args:
     path: The file of JSON lines.
     tensorboard: Directory of the TensorBoard events.
-    step: Steps already done; later lines, of a run that was cut off after its last checkpoint, are dropped.
+    step: Steps already done; lines of later steps, left by a run interrupted after its last checkpoint, are deleted.
   """
 
   def __init__(self, path: pathlib.Path, *, tensorboard: pathlib.Path, step: int):
@@ -30,7 +30,7 @@ class MetricsWriter:
     self._board = tensorboardX.SummaryWriter(str(tensorboard), purge_step=step + 1)
 
   def write(self, step: int, values: Mapping[str, float | str]) -> None:
-    """Writes one line, and one point of TensorBoard for every number."""
+    """Writes one JSON line, and a TensorBoard point for every number."""
     self._file.write(json.dumps({"step": step, **values}) + "\n")
     self._file.flush()
     for name, value in values.items():
@@ -38,13 +38,13 @@ class MetricsWriter:
         self._board.add_scalar(name, value, step)
 
   def close(self) -> None:
-    """Closes both."""
+    """Closes both files."""
     self._file.close()
     self._board.close()
 
 
 def summary(path: pathlib.Path) -> str:
-  """Returns a table of a run's stages: steps, tokens, minutes, and the mean loss of its first and last twentieth."""
+  """Returns a table of a run's stages: steps, tokens, minutes, and mean loss of its first and last 5 % of lines."""
   stages: dict[str, list[dict[str, Any]]] = {}
   for line in read_metrics(path):
     stages.setdefault(line["stage"], []).append(line)
@@ -62,19 +62,19 @@ def summary(path: pathlib.Path) -> str:
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
-  """Returns the whole lines of a file of metrics; none if there is no file."""
+  """Reads a metrics file; returns an empty list if it does not exist, and skips an incomplete last line."""
   return list(map(json.loads, _lines(path)))
 
 
 def _lines(path: pathlib.Path) -> list[str]:
-  """The whole lines of a file; a last one that was cut off is left out."""
+  """Returns the complete lines of a file, without an incomplete last line."""
   if not path.exists():
     return []
   return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
 class Progress:
-  """Progress, speed and time left: a bar on a terminal, a line every ten seconds elsewhere.
+  """Shows progress, speed and time left: a bar on a terminal, a line every ten seconds elsewhere.
 
   Args:
     name: Name of the stage.
@@ -92,7 +92,7 @@ class Progress:
     self._bar = tqdm(total=total, initial=done, desc=name, unit=unit, file=stream) if stream.isatty() else None
 
   def update(self, done: int, *, tokens: float, note: str = "") -> None:
-    """Takes the steps done, the tokens of the last step, and a note, after every step."""
+    """Updates the display; called after every step with the steps done, the step's tokens and a note to show."""
     self._tokens += tokens
     now = time.monotonic()
     rate = self._tokens / max(now - self._start, 1e-9)
@@ -112,7 +112,7 @@ class Progress:
     self._done = done
 
   def close(self) -> None:
-    """Ends the bar's line."""
+    """Ends the progress bar's line."""
     if self._bar is not None:
       self._bar.close()
 

@@ -1,4 +1,4 @@
-"""Optimizers of optax, with ordered regex lists for learning rates and weight decay."""
+"""Builds optax optimizers whose learning rates and weight decay are set by ordered lists of regex rules."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,15 +16,15 @@ from distill.tree import Params, first_match
 
 
 def multipliers(rules: Sequence[tuple[str, float]], *, names: Mapping[str, Sequence[str]], what: str) -> Params:
-  """Returns the factor of each stacked parameter: an array over its layers where they differ, else a number.
+  """Returns the factor that the rules give each stacked parameter: an array over layers if they differ, else a number.
 
   Args:
     rules: Ordered (regex, factor) pairs, matched against canonical names; the first match counts.
     names: Stacked name -> the canonical names of its layers, in order.
-    what: Where the rules stand, for messages.
+    what: Key of the rules in the recipe, for error messages.
 
   Raises:
-    InputError: A parameter that no rule covers.
+    InputError: No rule matches a parameter.
   """
   factors: Params = {}
   for stacked, canonical in names.items():
@@ -42,13 +42,13 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
   """Returns the optimizer of a stage over a flat dictionary of parameters.
 
-  Weight decay is decoupled from the update rule (Loshchilov & Hutter 2019, 1711.05101) for all of them.
+  Weight decay is decoupled from the update rule (Loshchilov & Hutter 2019, 1711.05101) for every update rule.
 
   Args:
     config: Options of the optimizer.
-    trained: Stage factor of every parameter that trains, from `multipliers`; 0 for single frozen layers.
+    trained: Factor of every trained parameter by the stage's `train` rules, from `multipliers`; 0 freezes a layer.
     names: Stacked name -> canonical names of its layers.
-    key: Where the options stand in the configuration, for messages.
+    key: Key of the options in the recipe, for error messages.
     steps: Length of the stage.
 
   Raises:
@@ -93,7 +93,7 @@ def _standard_promotion(inner: optax.GradientTransformation) -> optax.GradientTr
 
 
 def _update_rule(config: OptimizerConfig) -> optax.GradientTransformation:
-  """From gradients to updates, before weight decay and the learning rate."""
+  """Returns the transformation of gradients to updates, before weight decay and the learning rate."""
   match config.name:
     case "adamw":
       return optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
@@ -118,7 +118,7 @@ def _update_rule(config: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def _matrices(params: Params) -> dict[str, optax.contrib.MuonDimensionNumbers | None]:
-  """The axes of each stacked kernel that Muon makes orthogonal; None for parameters that are no matrix of a layer."""
+  """Returns the axes of each stacked kernel that Muon orthogonalises; None for parameters that are not matrices."""
   axes = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
   kernels = {name for name in params if ".groups." in name and name.endswith(".kernel") and ".conv." not in name}
   return {name: axes if name in kernels else None for name in params}
@@ -127,8 +127,8 @@ def _matrices(params: Params) -> dict[str, optax.contrib.MuonDimensionNumbers | 
 def state_shardings(state: Any, *, params: Mapping[str, Any], mesh: Mesh) -> Any:
   """Returns the shardings of an optimizer's state.
 
-  Moments live where their parameter does. Everything else is replicated: counters, and Adafactor's factors, whose size
-  is that of one row and one column a layer.
+  Moments are sharded like their parameter. Everything else is replicated: counters, and Adafactor's factors, which hold
+  only one row and one column for each layer.
 
   Args:
     state: The state, or its shapes: a pytree whose paths end in the names of parameters.

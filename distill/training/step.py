@@ -36,14 +36,14 @@ TERM_PARAMS = "projectors"
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainState:
-  """Everything a step changes, and the parameters that it leaves alone.
+  """The state of training: parameters, optimizer state, step count and term states.
 
   Attributes:
-    trained: Parameters that the stage trains, stacked: `student.…`, `adapters.…` and, of terms, `projectors.…`.
+    trained: Parameters that the stage trains, stacked: `student.…`, `adapters.…` and the terms' `projectors.…`.
     frozen: All other parameters.
     optimizer: State of the optimizer, for `trained`.
     step: Steps done in the stage.
-    terms: States of the terms that have one, by their index in the stage.
+    terms: State of each term that has one, by the term's index in the stage.
   """
 
   trained: Params
@@ -93,7 +93,7 @@ def make_step(
   state_shardings: TrainState,
   config: StepConfig,
 ) -> Callable[[TrainState, Params, Batch], tuple[TrainState, Metrics]]:
-  """Compiles the step of a stage.
+  """Returns the jitted training step of a stage.
 
   Args:
     student: The student's architecture.
@@ -101,7 +101,7 @@ def make_step(
     optimizer: Update rule for the trained parameters.
     mesh: Devices that the batch and the parameters are spread over.
     state_shardings: Shardings of the state, of the same structure.
-    config: What is fixed for the stage.
+    config: Values that are fixed when the step is compiled.
 
   Returns:
     step(state, teacher's parameters, global batch) -> (state, metrics), jitted; it donates the state it is given.
@@ -148,7 +148,7 @@ def _inputs(
   batch: Batch,
   config: StepConfig,
 ) -> LossInputs:
-  """Runs both models, as far as the terms need them, on a micro-batch."""
+  """Runs student and teacher on a micro-batch, each only if a term needs it."""
   weights, adapters = branch(params, "student"), branch(params, "adapters")
   if adapters:
     weights = lora.apply(weights, adapters=adapters, scale=config.adapter_scale)
@@ -184,7 +184,7 @@ def _inputs(
 
 
 def _accumulated(one: Callable[[Batch], Any], batch: Batch, parts: int, mesh: Mesh) -> Any:
-  """Returns the sum of `one` over the parts of a batch, one after another."""
+  """Calls `one` on each part of a batch in turn; returns the sum of the results."""
   if parts == 1:
     return one(batch)
 
@@ -198,7 +198,7 @@ def _accumulated(one: Callable[[Batch], Any], batch: Batch, parts: int, mesh: Me
 
 
 def _split(batch: Batch, parts: int, mesh: Mesh) -> Batch:
-  """[B, T] -> [parts, B / parts, T]; part i takes every parts-th row, so that no row moves to another device."""
+  """Splits [B, T] to [parts, B / parts, T]; part i takes every parts-th row, so that no row moves to another device."""
   spec = NamedSharding(mesh, PartitionSpec(None, LOGICAL_TO_MESH["batch"]))
 
   def cut(x: Array) -> Array:
@@ -209,7 +209,7 @@ def _split(batch: Batch, parts: int, mesh: Mesh) -> Batch:
 
 
 def canonical_names(student: Decoder, params: Iterable[str]) -> dict[str, list[str]]:
-  """Returns the canonical names of the layers in each stacked parameter, for regex lists; all keep their branch."""
+  """Returns, for each stacked parameter, the canonical names of its layers, which regex rules match; prefixes stay."""
   names: dict[str, list[str]] = {}
   for name in params:
     top, rest = name.split(".", 1)

@@ -13,7 +13,7 @@ def load(recipe, **overrides):
   return configuration.load(str(recipe), overrides=overrides)
 
 
-def test_a_number_and_a_schedule_may_replace_each_other(recipe):
+def test_an_override_may_replace_a_number_by_a_schedule_and_back(recipe):
   assert load(recipe, **{KEY: "1e-6"}).stages[0].optimizer.learning_rate == 1e-6
   schedule = {"kind": "cosine", "peak": 1e-3, "warmup": 2}
   found = load(recipe, **{KEY: repr(schedule)}).stages[0].optimizer.learning_rate
@@ -27,12 +27,12 @@ def test_a_learning_rate_of_another_type_is_refused(recipe, text):
     load(recipe, **{KEY: text})
 
 
-def test_a_stage_is_found_by_its_name_and_by_its_place(recipe):
+def test_an_override_finds_a_stage_by_its_name_or_its_index(recipe):
   by_name, by_place = (load(recipe, **{f"stages.{key}.steps": "5"}) for key in ("distill", "1"))
   assert [stage.steps for stage in by_name.stages] == [6, 5] and by_name == by_place
 
 
-def test_one_value_of_a_schedule_or_of_a_term_may_be_replaced(recipe):
+def test_an_override_may_replace_one_value_of_a_schedule_or_a_term(recipe):
   config = load(recipe, **{"stages.distill.optimizer.learning_rate.warmup": "2", "stages.distill.terms.1.weight": "3"})
   assert config.stages[1].optimizer.learning_rate == CosineScheduleConfig(peak=3e-3, warmup=2)
   assert config.stages[1].terms[1]["weight"] == 3
@@ -53,7 +53,7 @@ def test_a_section_that_the_recipe_leaves_out_may_be_overridden(recipe):
     ("training.batch_size.x", "--config.training.batch_size.x: there is no 'x' in 16"),
   ],
 )
-def test_an_unknown_key_is_refused_with_the_nearest_one(recipe, key, message):
+def test_an_override_of_an_unknown_key_is_refused_with_the_nearest_key(recipe, key, message):
   with pytest.raises(InputError) as error:
     load(recipe, **{key: "1"})
   assert message in str(error.value)

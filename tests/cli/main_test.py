@@ -6,7 +6,7 @@ from distill.cli.main import main
 from distill.errors import InputError
 
 
-def test_alone_it_lists_the_commands(distill):
+def test_distill_without_arguments_lists_the_commands(distill):
   shown = distill().stdout
   for name in ("train", "init", "score", "generate", "compare", "export", "merge", "inspect"):
     assert f"\n  {name} " in shown
@@ -17,7 +17,7 @@ def test_an_unknown_command_gets_a_suggestion(capsys):
   assert "did you mean score?" in capsys.readouterr().err
 
 
-def test_debug_shows_the_traceback():
+def test_the_debug_flag_shows_the_traceback():
   with pytest.raises(InputError, match="nowhere"):
     main(["inspect", "nowhere", "--debug"])
 
@@ -43,7 +43,7 @@ def test_debug_shows_the_traceback():
     (["export", "--out=x"], ["--model", "--workdir"]),
     (["export", "--out=x", "--model=a", "--workdir=b"], ["--model", "--workdir"]),
     (["export", "--out=x", "--model=a", "--format=gguf"], ["--format=gguf", "hf"]),
-    (["export", "--out=x", "--workdir=nowhere"], ["nowhere/student", "finish the run"]),
+    (["export", "--out=x", "--workdir=nowhere"], ["nowhere/student", "the run has not finished"]),
     (["init", "--teacher=x"], ["--calibration, --out, --student", "missing"]),
     (
       ["init", "--teacher=x", "--student=x", "--calibration=x", "--out=x", "--layers_from=0,x"],
@@ -51,7 +51,7 @@ def test_debug_shows_the_traceback():
     ),
     (["inspect"], ["DIR", "missing"]),
     (["inspect", "nowhere"], ["nowhere", "no such directory"]),
-    (["merge", "--model=x", "--out=x"], ["--adapters or --adapter_stack"]),
+    (["merge", "--model=x", "--out=x"], ["--adapters and --adapter_stack", "neither"]),
     (["merge", "--model=x", "--out=x", "--adapters=y", "--rank=2"], ["--format=adapter"]),
     (["compare", "--student=a", "--teacher=b"], ["--config, --out", "missing"]),
     (["compare", "--student=a", "--teacher=b", "--out=c", "--config=gone.py"], ["gone.py", "no such file"]),
@@ -60,5 +60,5 @@ def test_debug_shows_the_traceback():
   ],
   ids=" ".join,
 )
-def test_wrong_flags_are_named(refused, arguments, says):
+def test_wrong_flags_are_refused_with_their_names(refused, arguments, says):
   refused(*arguments, says=says)

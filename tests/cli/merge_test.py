@@ -3,7 +3,7 @@
 from distill.cli import merge
 
 
-def test_the_mean_and_the_worst_module_are_printed(command, monkeypatch):
+def test_merge_prints_the_mean_and_the_lowest_retained_share_of_the_modules(command, monkeypatch):
   calls = []
   shares = {"q_proj": 0.75, "v_proj": 0.25}
   monkeypatch.setattr(merge, "merge_adapters", lambda model, **given: calls.append(given) or shares)
@@ -13,7 +13,7 @@ def test_the_mean_and_the_worst_module_are_printed(command, monkeypatch):
   assert calls == [dict(adapters=["a", "b"], out="o", rank=2, method="ties", density=0.5, seed=0)]
 
 
-def test_a_base_with_its_adapters_is_the_default(command, monkeypatch):
+def test_merge_writes_a_merged_model_by_default(command, monkeypatch):
   calls = []
   monkeypatch.setattr(merge, "merge", lambda model, **given: calls.append((model, given)))
   command("merge", "--model=m", "--adapter_stack=s.json", "--out=o")

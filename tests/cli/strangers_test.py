@@ -68,7 +68,7 @@ def change_config(model, **changes):
   ],
   ids=lambda value: str(value)[:60] if isinstance(value, dict) else "",
 )
-def test_a_configuration_of_another_kind_or_model(model, refused_score, changes, says):
+def test_a_config_json_with_wrong_values_is_refused(model, refused_score, changes, says):
   change_config(model, **changes)
   refused_score(*says)
 
@@ -95,7 +95,7 @@ def test_a_configuration_of_another_kind_or_model(model, refused_score, changes,
   ],
   ids=range(16),
 )
-def test_text_that_is_not_the_json_of_a_configuration(model, refused_score, text, says):
+def test_a_malformed_config_json_is_refused(model, refused_score, text, says):
   (model / "config.json").write_bytes(text)
   refused_score("config.json", *says)
 
@@ -173,21 +173,21 @@ def hole(header, data):
     (lambda header, data: (b'{"a\xff": 1}', data), ["JSON"]),
   ],
 )
-def test_damaged_headers(model, refused_score, damage, says):
+def test_damaged_safetensors_headers_are_refused(model, refused_score, damage, says):
   path = model / "model.safetensors"
   path.write_bytes(assemble(*damage(*parts(model))))
   refused_score("model.safetensors" if says[0] != "model.norm.weight" else "", *says)
 
 
 @pytest.mark.parametrize("size", [2**63, 2**40, 101 * 2**20, 10**6])
-def test_headers_of_a_size_that_cannot_be(model, refused_score, size):
+def test_safetensors_headers_of_impossible_size_are_refused(model, refused_score, size):
   (model / "model.safetensors").write_bytes(size.to_bytes(8, "little") + b"{}")
   refused_score("model.safetensors", "damaged")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
-def test_weights_that_are_not_numbers(model, refused_score, value, dtype):
+def test_weights_of_nan_or_infinity_are_refused(model, refused_score, value, dtype):
   import ml_dtypes
 
   tensors = safetensors_files.read(model, stem="model")
@@ -206,18 +206,18 @@ def index(model, weight_map):
   "name",
   ["../model.safetensors", "/etc/passwd", "a/b.safetensors", "..safetensors", "model.bin", "a\n.safetensors", ""],
 )
-def test_an_index_that_leads_elsewhere(model, refused_score, name):
+def test_an_index_that_names_files_outside_the_directory_is_refused(model, refused_score, name):
   index(model, {"model.norm.weight": name})
   refused_score("index.json", "weight_map names")
 
 
 @pytest.mark.parametrize("weight_map", [None, [], {}, {"a": 3}, {"a": None}, "model.safetensors", {"a": ["x"]}])
-def test_an_index_without_a_map(model, refused_score, weight_map):
+def test_an_index_without_a_valid_weight_map_is_refused(model, refused_score, weight_map):
   index(model, weight_map)
   refused_score("index.json", "weight_map")
 
 
-def test_an_index_that_lies(model, refused_score):
+def test_an_index_that_contradicts_the_shards_is_refused(model, refused_score):
   header, _ = parts(model)
   right = {name: "model.safetensors" for name in header if name != "__metadata__"}
   index(model, {**right, "model.absent": "model.safetensors"})
@@ -229,18 +229,18 @@ def test_an_index_that_lies(model, refused_score):
   refused_score("is in again.safetensors too")
 
 
-def test_an_index_of_a_file_that_is_gone(model, refused_score):
+def test_an_index_that_names_a_missing_file_is_refused(model, refused_score):
   index(model, {"model.norm.weight": "gone.safetensors"})
   refused_score("gone.safetensors", "no such file")
 
 
-def test_a_tensor_that_the_architecture_lacks(model, refused_score):
+def test_a_tensor_that_the_architecture_lacks_is_refused(model, refused_score):
   tensors = safetensors_files.read(model, stem="model")
   safetensors_files.write(model, {**tensors, "model.extra": np.zeros(3, np.float32)}, stem="model")
   refused_score("model.extra", "unexpected")
 
 
-def test_links_out_of_the_directory(model, tmp_path, refused_score):
+def test_symbolic_links_out_of_the_model_directory_are_refused(model, tmp_path, refused_score):
   for name in ("config.json", "model.safetensors"):
     shutil.move(model / name, tmp_path / name)
     (model / name).symlink_to(tmp_path / name)
@@ -254,7 +254,7 @@ def test_links_out_of_the_directory(model, tmp_path, refused_score):
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "model.safetensors.index.json"])
 @pytest.mark.parametrize("kind", ["pipe", "directory", "device"])
-def test_what_is_not_a_file(model, refused_score, name, kind):
+def test_pipes_directories_and_devices_in_place_of_files_are_refused(model, refused_score, name, kind):
   (model / name).unlink(missing_ok=True)
   if kind == "pipe":
     os.mkfifo(model / name)
@@ -265,7 +265,7 @@ def test_what_is_not_a_file(model, refused_score, name, kind):
   refused_score(name, "not a plain file")
 
 
-def test_a_pickle_is_never_opened(model, tmp_path, refused_score):
+def test_pickled_weights_are_refused_unopened(model, tmp_path, refused_score):
   class Harm:
     def __reduce__(self):
       return (os.mkdir, (str(tmp_path / "harm"),))
@@ -279,7 +279,7 @@ def test_a_pickle_is_never_opened(model, tmp_path, refused_score):
   refused_score("model.safetensors", "damaged")
 
 
-def test_code_that_a_configuration_brings_never_runs(model, tmp_path, distill):
+def test_python_code_next_to_a_model_never_runs(model, tmp_path, distill):
   (model / "modeling_evil.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'harm')!r})\nclass A: pass\n")
   (model / "tokenization_evil.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'harm')!r})\nclass A: pass\n")
   change_config(model, auto_map={"AutoConfig": "modeling_evil.A", "AutoModelForCausalLM": "modeling_evil.A"})
@@ -293,7 +293,7 @@ def test_code_that_a_configuration_brings_never_runs(model, tmp_path, distill):
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"{}", b"\xff\xfe", b'{"a":' * 100_000], ids=range(6))
-def test_damaged_tokenizers(model, name, text):
+def test_damaged_tokenizer_files_are_refused(model, name, text):
   from distill.data.tokenizer import load_tokenizer
   from distill.errors import InputError
 

@@ -24,7 +24,7 @@ def train(command, recipe, tmp_path):
   return run
 
 
-def test_an_unknown_key_gets_a_suggestion(train, tmp_path):
+def test_an_unknown_configuration_key_is_refused_with_a_suggestion(train, tmp_path):
   line = train("--config.training.batchsize=4")
   assert "batchsize" in line and "batch_size" in line
   assert not (tmp_path / "run").exists()
@@ -42,7 +42,7 @@ def test_the_workdir_of_another_run_is_refused(train, tmp_path):
   assert "config.json" in line and "another config." in line
 
 
-def test_a_workdir_where_nothing_was_trained_takes_another_configuration(train, tmp_path):
+def test_a_workdir_without_checkpoints_accepts_another_configuration(train, tmp_path):
   (tmp_path / "config.json").write_text(json.dumps({"fingerprint": "other", "config": {}}))
   assert "gone" in train("--config.teacher.model=gone", workdir=tmp_path)
   assert "gone" in (tmp_path / "config.json").read_text()
@@ -66,7 +66,7 @@ def test_rows_longer_than_learned_positions_are_refused(train, tokenizer_dir):
   assert "config.data.length: 32 tokens" in line and "16 positions" in line
 
 
-def test_wrong_skills_are_refused_before_the_training(train, tmp_path):
+def test_invalid_skill_files_are_refused_before_training(train, tmp_path):
   skill = tmp_path / "skill.jsonl"
   skill.write_text(json.dumps({"skill": "a", "prompt": "b", "choices": ["c", "d"], "answer": 5}) + "\n")
   evaluation = f'"evaluation": {{"skills": ({str(skill)!r},)}}, "training"'
@@ -74,7 +74,7 @@ def test_wrong_skills_are_refused_before_the_training(train, tmp_path):
   assert not (tmp_path / "run").exists()
 
 
-def test_a_tokenizer_beyond_the_vocabulary_is_refused(train, tokenizer_dir, tmp_path):
+def test_a_tokenizer_larger_than_the_students_vocabulary_is_refused(train, tokenizer_dir, tmp_path):
   directory = shutil.copytree(tokenizer_dir, tmp_path / "tokenizer")
   path = directory / "tokenizer.json"
   values = json.loads(path.read_text())
@@ -84,7 +84,7 @@ def test_a_tokenizer_beyond_the_vocabulary_is_refused(train, tokenizer_dir, tmp_
   assert "config.tokenizer" in line and "vocabulary" in line
 
 
-def test_missing_text_is_named(train):
+def test_a_missing_text_file_is_refused_with_its_name(train):
   def gone(text):
     start = text.index('"path": ') + 8
     return text[:start] + "'gone.jsonl'" + text[text.index("}", start) :]
@@ -102,7 +102,7 @@ def test_missing_text_is_named(train):
     ("import nothing_of_this_name", "nothing_of_this_name"),
   ],
 )
-def test_a_recipe_that_cannot_be_run_is_refused(train, text, says):
+def test_a_recipe_file_that_raises_or_has_no_get_config_is_refused(train, text, says):
   assert says in train(text=lambda _: text)
 
 

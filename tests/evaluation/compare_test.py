@@ -37,7 +37,7 @@ def measured(monkeypatch, tokenizer_dir):
   return run
 
 
-def test_every_other_role_is_measured_against_base_and_teacher(measured):
+def test_models_of_other_roles_are_measured_against_base_and_teacher(measured):
   found = measured("control", "base", "teacher", "student")
   assert [row.accuracy.value for row in found.skills] == [0.25, 0.25, 0.75, 0.65]
   control, base, teacher, student = (row.retention for row in found.skills)
@@ -46,7 +46,7 @@ def test_every_other_role_is_measured_against_base_and_teacher(measured):
   assert found.models[0].layers == ("attention",) and found.curves == ({"step": 1, "loss": 2.0},)
 
 
-def test_without_a_teacher_nothing_is_retained(measured):
+def test_retention_is_none_without_a_teacher(measured):
   assert [row.retention for row in measured("base", "student").skills] == [None, None]
 
 

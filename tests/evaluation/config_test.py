@@ -7,7 +7,7 @@ from distill.errors import InputError
 from distill.evaluation.config import EvaluationConfig
 
 
-def test_an_empty_section_measures_nothing():
+def test_an_empty_evaluation_section_has_no_skills_and_no_heldout_text():
   assert read(EvaluationConfig, {}, key="config.evaluation") == EvaluationConfig(skills=(), heldout=None)
 
 

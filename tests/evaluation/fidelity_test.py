@@ -30,7 +30,7 @@ def heldout(tmp_path_factory, text_file, tokenizer_dir):
   return build(source, tokenizer=load_tokenizer(tokenizer_dir), length=32, directory=directory)
 
 
-def test_it_equals_plain_numpy(heldout):
+def test_bits_per_byte_kl_and_agreement_equal_plain_numpy(heldout):
   teacher, student, control = models = [model("teacher", 0), model("student", 1), model("control", 0)]
   first, row, same = fidelity(models, store=heldout)
   fields = heldout.read(np.arange(heldout.rows))

@@ -4,14 +4,14 @@ from distill.evaluation.html import render
 from tests.evaluation.rows import THREE, report
 
 
-def test_the_page_needs_nothing_else_and_has_the_figures():
+def test_the_page_loads_no_other_file_and_shows_the_figures():
   page = render(report(*THREE))
   assert "http" not in page and "<script" not in page and "src=" not in page
   for text in ("80%", "75% to 85%", "base + adapters", "0.250", "softmax attention", "old + chat"):
     assert text in page
 
 
-def test_names_from_outside_are_escaped():
+def test_names_of_models_and_skills_are_escaped():
   hostile = '<i onload="x">&'
   models = [(role, hostile + role) for role in ("base", "teacher", "student", hostile)]
   page = render(report(*models, skill=hostile, stage=hostile))
@@ -19,11 +19,11 @@ def test_names_from_outside_are_escaped():
   assert "&lt;i onload=&quot;x&quot;&gt;&amp;" in page
 
 
-def test_models_of_other_roles_have_colours_of_their_own():
+def test_each_role_has_a_different_colour():
   page = render(report(*THREE, ("control", "c"), ("ablation", "a")))
   assert 'fill="var(--second)"' in page and 'fill="var(--third)"' in page
 
 
-def test_without_held_out_text_and_teacher_it_shows_accuracies():
+def test_the_page_shows_accuracies_without_held_out_text_and_teacher():
   page = render(report(("student", "new"), heldout=False))
   assert "On held-out text" not in page and "retention" not in page.split("</p>")[-1] and "50.0%" in page

@@ -5,16 +5,16 @@ import json
 from tests.evaluation.rows import THREE, report
 
 
-def test_rows_of_a_skill_are_in_the_order_of_the_models():
+def test_by_skill_yields_rows_in_the_order_of_the_models():
   (rows,) = report(*THREE).by_skill()
   assert [(row.role, row.name) for row in rows] == list(THREE)
 
 
-def test_a_model_is_called_by_its_role_unless_another_has_it():
+def test_a_models_label_is_its_role_or_its_name_if_the_role_is_not_unique():
   assert report(*THREE, ("student", "newer")).labels == ("base", "teacher", "new", "newer")
 
 
-def test_json_has_a_row_for_each_model_and_skill():
+def test_the_json_report_has_a_row_for_each_model_and_skill():
   plain = json.loads(json.dumps(report(*THREE).to_json()))
   assert plain["schema"] == 2 and len(plain["models"]) == len(plain["skills"]) == len(plain["fidelity"]) == 3
   assert plain["skills"][2]["retention"]["value"] == 0.8 and plain["skills"][0]["retention"] is None

@@ -20,11 +20,11 @@ def test_an_accuracy_below_chance_counts_as_chance():
   np.testing.assert_allclose(below.value, 0.0)
 
 
-def test_there_is_no_retention_of_no_gain():
+def test_retention_is_none_if_the_teacher_gains_nothing():
   assert retention(base=answers(100), teacher=answers(90), student=answers(95), chance=0.2) is None
 
 
-def test_the_interval_of_an_accuracy_is_the_binomial_one():
+def test_the_bootstrap_interval_of_an_accuracy_matches_the_binomial_interval():
   got = accuracy(answers(100))
   width = 1.96 * np.sqrt(0.25 * 0.75 / 400)
   np.testing.assert_allclose([got.low, got.high], [0.25 - width, 0.25 + width], atol=0.01)

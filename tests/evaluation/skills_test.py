@@ -15,7 +15,7 @@ from distill.jobs import loading
 
 
 @pytest.mark.parametrize("choices", [("the", "it"), ("teaches nothing", "lost", "way from here")])
-def test_the_answer_is_the_choice_of_the_highest_log_probability(llama_dir, choices):
+def test_a_models_answer_is_the_choice_with_the_highest_log_probability(llama_dir, choices):
   tokenizer = load_tokenizer(llama_dir)
   model = transformers.AutoModelForCausalLM.from_pretrained(llama_dir, dtype=torch.float32)
   prompts = ["the old model", "nothing of it is lost on the way", "here"] * 3
@@ -34,11 +34,11 @@ def test_the_answer_is_the_choice_of_the_highest_log_probability(llama_dir, choi
   assert correct_answers(ours, skill=skill, tokenizer=tokenizer).all()
 
 
-def test_chance_is_the_mean_over_questions():
+def test_chance_is_the_mean_over_questions_of_one_over_the_number_of_choices():
   assert Skill("s", (Example("p", ("a", "b"), 0), Example("p", ("a", "b", "c", "d"), 0))).chance == 0.375
 
 
-def test_a_wrong_line_is_named(tmp_path):
+def test_a_malformed_line_of_a_skill_file_is_refused_with_its_line_number(tmp_path):
   path = tmp_path / "skill.jsonl"
   good = json.dumps({"skill": "s", "prompt": "p", "choices": ["a", "b"], "answer": 1})
   for bad in ("{", json.dumps({"skill": "s", "prompt": "p", "choices": ["a", "b"], "answer": 2})):

@@ -4,7 +4,7 @@ from distill.evaluation.table import table
 from tests.evaluation.rows import THREE, report
 
 
-def test_the_columns_of_a_student_with_its_teacher_and_base():
+def test_the_table_has_columns_for_base_teacher_and_student():
   assert table(report(*THREE)).splitlines() == [
     "skill         chance    base   stack  student   retention of the stack's gain (95 %)",
     "book           25.0%   50.0%   50.0%    50.0%    80.0%  (75% to 85%)",
@@ -13,21 +13,21 @@ def test_the_columns_of_a_student_with_its_teacher_and_base():
   ]
 
 
-def test_no_gain_is_said_in_words():
+def test_a_skill_without_gain_says_so_in_place_of_a_retention():
   assert table(report(*THREE, retained=None)).splitlines()[1].endswith("   the stack gains nothing")
 
 
-def test_a_control_has_a_column_and_a_retention_of_its_own():
+def test_a_control_model_gets_its_own_column_and_retention():
   lines = table(report(*THREE, ("control", "new"), heldout=False)).splitlines()
   assert lines[0].endswith("student  control   retention of the stack's gain (95 %): student, control")
   assert lines[1].count("(75% to 85%)") == 2
   assert lines[2] == "parameters: teacher 1,000, student 1,000 (100.0%), control 1,000 (100.0%)"
 
 
-def test_models_of_one_role_are_told_apart_by_name():
+def test_models_of_the_same_role_are_labelled_by_name():
   assert table(report(("student", "one"), ("student", "two"))).splitlines()[0] == "skill         chance     one     two"
 
 
-def test_without_a_teacher_there_is_no_retention_and_no_share():
+def test_without_a_teacher_the_table_has_no_retention_and_no_share_of_parameters():
   lines = table(report(("student", "new"), heldout=False)).splitlines()
   assert lines == ["skill         chance  student", "book           25.0%    50.0%", "parameters: student 1,000"]

@@ -49,7 +49,7 @@ def test_unrolled_parameters_give_the_same_texts(hybrid):
   assert unrolled == generate(decoder, params=params, prompts=PROMPTS, max_tokens=5)
 
 
-def test_draws_depend_on_the_seed_and_the_text_itself_alone(hybrid):
+def test_drawn_tokens_depend_only_on_the_seed_the_index_and_the_prompt(hybrid):
   decoder, params = hybrid
 
   def drawn(prompts, seed=1):
@@ -64,7 +64,7 @@ def test_draws_depend_on_the_seed_and_the_text_itself_alone(hybrid):
   assert twice[0] != twice[1]
 
 
-def test_a_stop_token_ends_its_text_alone_and_the_stream_ends_with_the_last(hybrid):
+def test_a_stop_token_ends_only_its_own_text_and_the_stream_ends_with_the_last_text(hybrid):
   decoder, params = hybrid
   whole = generate(decoder, params=params, prompts=PROMPTS, max_tokens=20)
   stop = whole[0][3]
@@ -76,7 +76,7 @@ def test_a_stop_token_ends_its_text_alone_and_the_stream_ends_with_the_last(hybr
   assert [token for (row,) in blocks for token in row] == cut[0] and len(blocks) <= 4
 
 
-def test_the_first_tokens_come_soon_and_no_more_than_asked_for(hybrid):
+def test_the_first_piece_is_short_and_the_total_is_max_tokens(hybrid):
   decoder, params = hybrid
   how = dict(params=params, prompts=PROMPTS, sampling=Sampling())
   blocks = [[len(row) for row in news] for news in stream(decoder, max_tokens=50, **how)]
@@ -111,13 +111,13 @@ def test_empty_prompts_are_refused(hybrid, prompts):
     generate(decoder, params=params, prompts=prompts, max_tokens=1)
 
 
-def test_no_tokens_to_draw_are_refused(hybrid):
+def test_max_tokens_below_one_is_refused(hybrid):
   decoder, params = hybrid
   with pytest.raises(InputError, match="max_tokens=0"):
     generate(decoder, params=params, prompts=PROMPTS, max_tokens=0)
 
 
-def test_learned_positions_are_used_up_to_the_last(hybrid):
+def test_decoding_may_use_the_last_learned_position_but_none_beyond(hybrid):
   layer = LayerConfig(mixer=AttentionConfig(num_heads=2, num_kv_heads=1, head_dim=8, rope=None), mlp=None)
   config = DecoderConfig(
     family="gpt2", vocab_size=61, width=16, layers=(layer,), learned_positions=True, max_positions=20

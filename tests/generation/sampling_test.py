@@ -50,7 +50,7 @@ FALLING = [2.0 - 0.5 * i for i in (3, 0, 6, 1, 5, 2, 4)]
   ],
   ids=str,
 )
-def test_draws_follow_the_distribution_within_the_limits(sampling, size):
+def test_draws_follow_the_distribution_cut_by_top_k_and_top_p(sampling, size):
   logits = np.asarray(FALLING)
   left = np.argsort(-logits)[:size]
   weights = np.zeros(len(logits))
@@ -79,6 +79,6 @@ def test_at_temperature_zero_the_most_likely_token_is_taken():
   [{"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}],
   ids=str,
 )
-def test_values_out_of_bounds_are_refused(wrong):
+def test_sampling_settings_out_of_range_are_refused(wrong):
   with pytest.raises(InputError, match=next(iter(wrong))):
     Sampling(**wrong)

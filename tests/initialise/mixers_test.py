@@ -15,7 +15,7 @@ from distill.models.config import (
 from tests.initialise.students import MLP, TEACHER, assert_equal_logits, measured, random, start, with_mixer
 
 
-def test_a_gated_student_with_offset_norms_computes_what_its_teacher_does():
+def test_a_student_with_gated_attention_and_norm_offsets_computes_its_teachers_logits():
   new = LayerConfig(
     mixer=AttentionConfig(num_heads=4, num_kv_heads=2, head_dim=8, rope=RopeConfig(), gated=True), mlp=MLP
   )
@@ -71,7 +71,7 @@ def test_a_state_space_with_fewer_groups_takes_the_mean_of_key_heads():
   "silent, sizes", [((1, 2), (2, 2)), ((0, 1), (2, 1)), ((3,), (3, 3))], ids=["in groups", "a group", "expanded"]
 )
 @pytest.mark.parametrize("qk_norm", [None, "head"])
-def test_heads_without_output_are_the_ones_removed(silent, sizes, qk_norm):
+def test_heads_without_output_are_removed_first(silent, sizes, qk_norm):
   wide = dataclasses.replace(TEACHER, layers=(with_mixer(qk_norm=qk_norm, gated=True),) * 3)
   teacher = random(wide, 0)
   for i in range(3):
@@ -91,7 +91,7 @@ def test_heads_without_output_are_the_ones_removed(silent, sizes, qk_norm):
   assert_equal_logits(config, made.params, wide, teacher)
 
 
-def test_a_norm_over_all_heads_is_corrected_for_removed_ones():
+def test_a_norm_over_all_heads_is_corrected_for_removed_heads():
   wide = dataclasses.replace(TEACHER, layers=(with_mixer(qk_norm="full"),) * 3, norm_eps=1e-9)
   teacher = random(wide, 0)
   for i in range(3):
@@ -105,14 +105,14 @@ def test_a_norm_over_all_heads_is_corrected_for_removed_ones():
   assert_equal_logits(config, made.params, wide, teacher)
 
 
-def test_key_heads_are_repeated_for_a_student_with_more_of_them():
+def test_key_heads_are_repeated_for_a_student_with_more_key_heads():
   config = dataclasses.replace(TEACHER, layers=(with_mixer(num_kv_heads=4),) * 3)
   teacher = random(TEACHER, 0)
   made = start(TEACHER, teacher, config)
   assert_equal_logits(config, made.params, TEACHER, teacher)
 
 
-def test_heads_of_another_width_stay_fresh():
+def test_a_mixer_with_another_head_width_stays_fresh():
   config = dataclasses.replace(TEACHER, layers=(with_mixer(head_dim=4),) * 3)
   made = start(TEACHER, random(TEACHER, 0), config)
   assert made.retained[0].heads is None

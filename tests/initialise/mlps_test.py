@@ -7,7 +7,7 @@ from distill.models.config import MlpConfig, MoeConfig
 from tests.initialise.students import LAYER, TEACHER, assert_equal_logits, random, start
 
 
-def test_neurons_without_output_are_the_ones_removed():
+def test_neurons_without_output_are_removed_first():
   teacher = random(TEACHER, 0)
   gone = [0, 5, 23]
   for name, x in teacher.items():
@@ -21,7 +21,7 @@ def test_neurons_without_output_are_the_ones_removed():
   assert_equal_logits(config, made.params, TEACHER, teacher)
 
 
-def test_a_wider_mlp_computes_what_its_teachers_does():
+def test_a_wider_mlp_computes_the_same_as_the_teachers_mlp():
   config = dataclasses.replace(TEACHER, layers=(dataclasses.replace(LAYER, mlp=MlpConfig(width=40)),) * 3)
   teacher = random(TEACHER, 0)
   made = start(TEACHER, teacher, config)
@@ -30,7 +30,7 @@ def test_a_wider_mlp_computes_what_its_teachers_does():
 
 
 @pytest.mark.parametrize("renormalise", [True, False])
-def test_experts_as_wide_as_the_mlp_compute_what_it_does(renormalise):
+def test_experts_as_wide_as_the_dense_mlp_compute_the_same_as_it(renormalise):
   mixture = MoeConfig(width=24, num_experts=4, top_k=4, renormalise=renormalise)
   config = dataclasses.replace(TEACHER, layers=(dataclasses.replace(LAYER, mlp=mixture),) * 3)
   teacher = random(TEACHER, 0)
@@ -38,14 +38,14 @@ def test_experts_as_wide_as_the_mlp_compute_what_it_does(renormalise):
   assert_equal_logits(config, params, TEACHER, teacher)
 
 
-def test_a_shared_expert_starts_at_zero():
+def test_a_shared_expert_made_from_a_dense_mlp_starts_at_zero():
   mixture = MoeConfig(width=24, num_experts=4, top_k=2, shared=8)
   config = dataclasses.replace(TEACHER, layers=(dataclasses.replace(LAYER, mlp=mixture),) * 3)
   teacher = random(TEACHER, 0)
   assert_equal_logits(config, start(TEACHER, teacher, config).params, TEACHER, teacher)
 
 
-def test_narrow_experts_share_out_all_neurons_equally():
+def test_narrow_experts_together_hold_every_neuron_equally_often():
   config = dataclasses.replace(
     TEACHER, layers=(dataclasses.replace(LAYER, mlp=MoeConfig(width=12, num_experts=4, top_k=2)),) * 3
   )

@@ -17,7 +17,7 @@ MULTIPLIED = dataclasses.replace(
 
 
 @pytest.mark.parametrize("gated", [False, True])
-def test_multipliers_of_the_teacher_are_worked_into_a_student_without_them(gated):
+def test_a_student_without_multipliers_computes_its_teachers_logits(gated):
   mixer = dataclasses.replace(LAYER.mixer, use_bias=True, gated=gated)
   config = dataclasses.replace(TEACHER, layers=(LayerConfig(mixer=mixer, mlp=MLP),) * 3, tie_embeddings=False)
   teacher = random(MULTIPLIED, 0)
@@ -29,14 +29,14 @@ def test_multipliers_of_the_teacher_are_worked_into_a_student_without_them(gated
   assert_equal_logits(config, params, MULTIPLIED, teacher)
 
 
-def test_a_tied_student_holds_what_its_one_table_cannot_in_the_final_norm():
+def test_a_tied_student_takes_the_logit_multiplier_into_its_final_norm():
   teacher = random(MULTIPLIED, 0)
   config = dataclasses.replace(MULTIPLIED, embed_scale=1.0, residual_scale=1.0, logit_scale=1.0)
   params = start(MULTIPLIED, teacher, config).params
   assert_equal_logits(config, params, MULTIPLIED, teacher)
 
 
-def test_a_tied_student_with_norms_of_another_kind_cannot_take_a_scaled_embedding():
+def test_a_scaled_embedding_is_refused_for_a_tied_student_with_another_kind_of_norm():
   config = dataclasses.replace(TEACHER, norm="layer")
   with pytest.raises(InputError, match="tie_word_embeddings"):
     start(MULTIPLIED, random(MULTIPLIED, 0), config)

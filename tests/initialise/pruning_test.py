@@ -4,7 +4,7 @@ import pytest
 from distill.initialise.pruning import Heads, choose_heads, cut_channels, most_important, norm_correction, pick
 
 
-def test_the_most_important_keep_their_order_and_ties_go_to_the_first():
+def test_most_important_indices_are_ascending_and_ties_go_to_the_lower_index():
   np.testing.assert_array_equal(most_important(np.asarray([3.0, 1.0, 9.0, 3.0]), 2), [0, 2])
   np.testing.assert_array_equal(most_important(np.zeros(4), 3), [0, 1, 2])
 
@@ -43,7 +43,7 @@ def test_a_norm_of_fewer_inputs_is_corrected_by_their_share_of_the_mean_square()
   assert norm_correction(np.full(4, 0.25), [1, 3]) == pytest.approx(1.0)
 
 
-def test_only_the_axis_of_the_residual_stream_is_cut():
+def test_cut_channels_cuts_only_the_axis_of_the_residual_stream():
   channels = np.asarray([0, 2])
   for name, shape, cut in (
     ("embed.table", (5, 3), (5, 2)),

@@ -15,12 +15,12 @@ def test_a_student_of_the_same_architecture_becomes_its_teacher():
   assert_equal_logits(TEACHER, made.params, TEACHER, teacher)
 
 
-def test_a_list_of_layers_of_another_length_is_refused():
+def test_a_layers_from_list_of_another_length_than_the_students_layers_is_refused():
   with pytest.raises(InputError, match="layers_from"):
     start(TEACHER, random(TEACHER, 0), TEACHER, (0, 1))
 
 
-def test_importance_cannot_add_layers():
+def test_layers_from_importance_is_refused_for_a_student_deeper_than_its_teacher():
   with pytest.raises(InputError, match="the student has 4, the teacher 3"):
     choose_layers(
       "importance", config=dataclasses.replace(TEACHER, layers=(LAYER,) * 4), teacher=TEACHER, importance=None
@@ -42,7 +42,7 @@ NORMS = {
 
 
 @pytest.mark.parametrize("changes", NORMS.values(), ids=NORMS)
-def test_channels_of_zeros_are_the_ones_removed_and_logits_stay(changes):
+def test_channels_that_are_always_zero_are_removed_without_changing_logits(changes):
   wide = dataclasses.replace(TEACHER, norm_eps=1e-9, **changes)
   teacher = random(wide, 0)
   gone = [1, 6, 7, 12]
@@ -58,7 +58,7 @@ def test_channels_of_zeros_are_the_ones_removed_and_logits_stay(changes):
   assert_equal_logits(narrow, made.params, wide, teacher)
 
 
-def test_a_layer_without_output_is_the_one_left_out():
+def test_importance_leaves_out_the_layer_without_output():
   teacher = random(TEACHER, 0)
   for name, x in teacher.items():
     if name.startswith("layers.1.") and name.endswith(("o.kernel", "down.kernel")):

@@ -26,7 +26,7 @@ class Counting:
     )
 
 
-def test_a_batch_source_of_ones_own_trains_a_student(tokenizer_dir, tmp_path):
+def test_an_outside_batch_source_trains_a_student(tokenizer_dir, tmp_path):
   source = Counting(rows=8, length=8, vocab=300)
   config = {
     "model_type": "llama",

@@ -71,14 +71,14 @@ def losses(workdir):
   return [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_the_whole_distribution_in_a_cache_says_what_the_live_teacher_does(cached, config, tmp_path):
+def test_a_cache_of_whole_distributions_gives_the_losses_of_the_live_teacher(cached, config, tmp_path):
   for name, directory in (("live", ""), ("cached", str(cached))):
     assert train(changed(config, teacher={"cache": directory}), workdir=tmp_path / name) == 0
   # bfloat16 states, float16 log-probabilities.
   np.testing.assert_allclose(losses(tmp_path / "cached"), losses(tmp_path / "live"), rtol=2e-3)
 
 
-def test_inspect_tells_what_a_cache_holds(cached, capsys):
+def test_inspect_describes_a_teacher_cache(cached, capsys):
   assert main(["inspect", str(cached)]) == 0
   shown = capsys.readouterr().out
   assert "rows of 16 tokens" in shown and "2 adapters" in shown
@@ -101,7 +101,7 @@ def command(config, cached, shared_compilation, tmp_path):
   return build
 
 
-def test_killed_while_caching_it_goes_on_to_the_same_bytes(command, tmp_path):
+def test_caching_that_was_killed_resumes_to_the_same_bytes(command, tmp_path):
   straight, often = tmp_path / "straight", tmp_path / "often"
   subprocess.run(**command("cache", straight), check=True)
   expected = shards(straight)
@@ -118,7 +118,7 @@ def test_killed_while_caching_it_goes_on_to_the_same_bytes(command, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_while_learning_from_it_it_ends_bit_equal(cached, command, tmp_path):
+def test_a_run_killed_while_learning_from_a_cache_ends_bit_equal(cached, command, tmp_path):
   straight, cut = tmp_path / "straight", tmp_path / "cut"
   compiled = tmp_path / "compiled"
   cache_flag = f"--compilation_cache={compiled}"
@@ -137,7 +137,7 @@ def test_killed_while_learning_from_it_it_ends_bit_equal(cached, command, tmp_pa
     assert np.array_equal(value, expected[name]), name
 
 
-def test_a_flipped_bit_ends_the_training_with_the_name_of_the_shard(cached, config, tmp_path):
+def test_a_flipped_bit_in_a_cache_ends_the_run_with_the_name_of_the_shard(cached, config, tmp_path):
   directory = tmp_path / "cache"
   shutil.copytree(cached, directory)
   path = next(iter(sorted(directory.glob("*/00001.safetensors"))))
@@ -148,7 +148,7 @@ def test_a_flipped_bit_ends_the_training_with_the_name_of_the_shard(cached, conf
     train(changed(config, teacher={"cache": str(directory)}), workdir=tmp_path / "run")
 
 
-def test_a_run_that_goes_on_loads_no_teacher(cached, config, tmp_path, monkeypatch):
+def test_a_resumed_run_with_a_cache_loads_no_teacher(cached, config, tmp_path, monkeypatch):
   run = changed(config, teacher={"cache": str(cached)})
   assert train(run, workdir=tmp_path) == 0
   before = safetensors.numpy.load_file(tmp_path / "student/model.safetensors")
@@ -159,7 +159,7 @@ def test_a_run_that_goes_on_loads_no_teacher(cached, config, tmp_path, monkeypat
   assert all(np.array_equal(value, before[name]) for name, value in after.items())
 
 
-def test_another_cache_is_refused_when_a_run_goes_on(cached, config, tmp_path):
+def test_a_resumed_run_refuses_another_cache(cached, config, tmp_path):
   run = changed(config, teacher={"cache": str(cached)})
   assert train(run, workdir=tmp_path / "run") == 0
   other = changed(config, teacher_cache={"size": 250})
@@ -194,7 +194,7 @@ def other_teacher(llama_dir, tmp_path_factory):
     ({"terms": [{"kind": "cross_entropy"}]}, "no term of any stage looks at a teacher"),
   ],
 )
-def test_what_the_cache_has_not_is_refused_before_the_training(change, says, cached, config, other_teacher, tmp_path):
+def test_a_recipe_that_does_not_match_the_cache_is_refused(change, says, cached, config, other_teacher, tmp_path):
   other = changed(changed(config, teacher={"cache": str(cached)}), **change)
   if other["teacher"]["model"] == "other":
     other["teacher"]["model"] = other_teacher
@@ -203,7 +203,7 @@ def test_what_the_cache_has_not_is_refused_before_the_training(change, says, cac
   assert not (tmp_path / "checkpoints").exists()
 
 
-def test_draws_teach_by_forward_kl_alone_and_without_the_teacher(config, llama_dir, tmp_path):
+def test_sampled_targets_train_by_forward_kl_without_a_teacher_and_refuse_reverse_kl(config, llama_dir, tmp_path):
   sampled = changed(config, teacher_cache={"targets": "sampled", "size": 20}, terms=[{"kind": "forward_kl"}])
   sampled["stages"][0]["optimizer"] = {"learning_rate": 1e-2}
   assert make(sampled, workdir=tmp_path / "cache") == 0
@@ -216,17 +216,17 @@ def test_draws_teach_by_forward_kl_alone_and_without_the_teacher(config, llama_d
 
 
 @pytest.mark.parametrize(("name", "value"), [("layers", (4,)), ("mixers", (-1,)), ("layers", 3), ("size", 304)])
-def test_a_cache_of_what_is_not_there_is_refused(name, value, config, tmp_path):
+def test_layers_and_sizes_that_the_teacher_lacks_are_refused_for_a_cache(name, value, config, tmp_path):
   with pytest.raises(InputError, match=rf"config\.teacher_cache\.{name}"):
     make(changed(config, teacher_cache={name: value}), workdir=tmp_path)
 
 
-def test_there_must_be_something_to_cache(config, tmp_path):
+def test_a_recipe_without_teacher_terms_is_refused_for_a_cache(config, tmp_path):
   with pytest.raises(InputError, match="nothing to cache"):
     make(changed(config, terms=[{"kind": "cross_entropy"}]), workdir=tmp_path)
 
 
-def test_relations_are_not_in_a_cache(config, cached, tmp_path):
+def test_a_relations_term_is_refused_with_a_cache(config, cached, tmp_path):
   terms = [{"kind": "forward_kl"}, {"kind": "relations", "pairs": ((0, 0),)}]
   run = changed(config, teacher={"cache": str(cached)}, terms=terms)
   with pytest.raises(InputError, match=r"terms: a cache holds no queries, keys and values"):

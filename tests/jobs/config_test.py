@@ -18,7 +18,7 @@ def stages(*names):
   return {**RECIPE, "stages": [{**STAGE, "name": name} for name in names]}
 
 
-def test_ten_stages_run_in_the_order_of_the_list():
+def test_ten_stages_keep_the_order_of_the_list():
   names = [f"{number}_stage" for number in (1, 2, 9, 10, 3)]
   assert [stage.name for stage in resolve(ConfigDict(stages(*names))).stages] == names
 
@@ -30,12 +30,12 @@ def test_defaults_are_filled_in_and_a_resolved_configuration_stays_as_it_is():
   assert resolve(config) is config
 
 
-def test_a_stage_may_have_a_shape_of_its_own():
+def test_a_stage_may_override_batch_size_and_length():
   config = resolve({**RECIPE, "stages": [{**STAGE, "batch_size": 4, "length": 512}]})
   assert config.stage_shape(config.stages[0]) == (4, 512)
 
 
-def test_a_dict_of_stages_is_refused_with_the_list_to_write():
+def test_stages_as_a_dict_are_refused_with_the_list_to_write_instead():
   message = "config.stages: a dict, which keeps no order; give a list: [{'name': 'align', …}, {'name': 'distill', …}]"
   with pytest.raises(InputError, match=re.escape(message)):
     resolve({**RECIPE, "stages": {"align": {"steps": 1}, "distill": {"steps": 1}}})
@@ -53,8 +53,8 @@ def optimizer(**options):
   ("change", "key"),
   [
     (stages("a", "a"), "config.stages[1].name: 'a' is the name of another one"),
-    (stages("1"), "config.stages: '1' is no name of a stage"),
-    (stages("a.b"), "config.stages: 'a.b' is no name of a stage"),
+    (stages("1"), "config.stages: '1' is no valid stage name"),
+    (stages("a.b"), "config.stages: 'a.b' is no valid stage name"),
     (stages(), "config.stages: empty; give at least one stage"),
     (stage(steps=0), "config.stages.only.steps: 0"),
     (stage(steps=2.0), "config.stages.only.steps: 2.0"),
@@ -119,7 +119,7 @@ def test_a_wrong_value_is_refused_with_its_key(change, key):
   assert "\n" not in str(error.value)
 
 
-def test_the_fingerprint_leaves_out_what_does_not_shape_the_result():
+def test_the_fingerprint_ignores_keys_that_do_not_affect_the_result():
   same = {"training": {"checkpoint_every": 3, "log_every": 2, "mesh": (1, 1, 1)}, "evaluation": {"skills": ["a"]}}
   assert fingerprint(resolve({**RECIPE, **same})) == fingerprint(resolve(RECIPE))
   assert fingerprint(resolve({**RECIPE, "seed": 1})) != fingerprint(resolve(RECIPE))
@@ -127,7 +127,7 @@ def test_the_fingerprint_leaves_out_what_does_not_shape_the_result():
   assert fingerprint(here) == fingerprint(there) != fingerprint(resolve(RECIPE))
 
 
-def test_the_first_key_that_differs_is_named():
+def test_difference_names_the_first_key_that_differs():
   earlier = json.loads(json.dumps(dataclasses.asdict(resolve(RECIPE))))
   assert difference(earlier, resolve(RECIPE)) == ""
   assert difference(earlier, resolve({**RECIPE, **stage(steps=5)})) == "config.stages[0].steps"

@@ -13,7 +13,7 @@ def read(recipe, directory):
   return data.read_batches(config, tokenizer=data.read_tokenizer(config), tokens=directory)
 
 
-def test_stages_of_one_length_read_on_from_each_other(tmp_path, tokenizer_dir):
+def test_stages_of_the_same_length_read_different_rows(tmp_path, tokenizer_dir):
   text = tmp_path / "text.txt"
   text.write_text("\n\n".join(f"the old model teaches a new one {i} of it" for i in range(200)))
   stage = {"name": "a", "steps": 3, "terms": ({"kind": "cross_entropy"},)}
@@ -36,7 +36,7 @@ def test_stages_of_one_length_read_on_from_each_other(tmp_path, tokenizer_dir):
 
 
 @pytest.mark.parametrize("sources", ["text.txt", ["text.txt"], [{"kind": "text", "path": "x", "weight": "two"}], ()])
-def test_sources_that_are_none_are_refused_by_their_key(sources, tmp_path, tokenizer_dir):
+def test_invalid_sources_are_refused_with_their_key(sources, tmp_path, tokenizer_dir):
   config = {
     "tokenizer": str(tokenizer_dir),
     "data": {"sources": sources},

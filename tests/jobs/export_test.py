@@ -8,7 +8,7 @@ from distill.errors import InputError
 from distill.jobs.export import export, finished_student
 
 
-def test_an_export_is_bit_equal(llama_dir, tmp_path):
+def test_an_exported_model_is_bit_equal_to_the_original(llama_dir, tmp_path):
   export(llama_dir, out=tmp_path / "copy")
   for name in ("model.safetensors", "config.json", "tokenizer.json"):
     assert (tmp_path / "copy" / name).read_bytes() == (llama_dir / name).read_bytes()
@@ -23,17 +23,17 @@ def test_a_directory_with_other_files_is_not_replaced(llama_dir, tmp_path):
   assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
 
 
-def test_a_directory_that_cannot_be_made_is_named(llama_dir):
+def test_an_output_directory_that_cannot_be_created_is_refused_with_its_name(llama_dir):
   with pytest.raises(InputError, match="/proc/nowhere: cannot be written"):
     export(llama_dir, out="/proc/nowhere")
 
 
-def test_a_model_is_not_written_over_itself(llama_dir, tmp_path):
+def test_exporting_a_model_over_itself_is_refused(llama_dir, tmp_path):
   model = shutil.copytree(llama_dir, tmp_path / "model")
   with pytest.raises(InputError, match="name another"):
     export(model, out=model)
 
 
-def test_a_run_without_a_student_has_not_finished(tmp_path):
-  with pytest.raises(InputError, match="student: no such directory; finish the run"):
+def test_a_run_directory_without_a_student_is_refused_as_unfinished(tmp_path):
+  with pytest.raises(InputError, match="student: no such directory; the run has not finished"):
     finished_student(tmp_path)

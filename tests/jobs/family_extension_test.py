@@ -44,7 +44,7 @@ def toy(monkeypatch):
   monkeypatch.setitem(FAMILIES, "toy", family)
 
 
-def test_a_family_of_ones_own_trains_is_exported_and_read_back(toy, llama_dir, text_file, tmp_path):
+def test_an_outside_family_trains_is_exported_and_read_back(toy, llama_dir, text_file, tmp_path):
   recipe = {
     "teacher": {"model": str(llama_dir)},
     "student": {"config": CONFIG},

@@ -30,7 +30,7 @@ def test_continuations_equal_transformers(llama_dir):
   assert generate(llama_dir, prompts=prompts, max_tokens=12) == expected
 
 
-def test_no_piece_ends_within_a_character(llama_dir, tokenizer_dir, monkeypatch):
+def test_no_streamed_piece_ends_within_a_character(llama_dir, tokenizer_dir, monkeypatch):
   tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_dir)
   ids = tokenizer("→ on", add_special_tokens=False)["input_ids"]
   monkeypatch.setattr(job, "load", lambda *_, **__: (transformers.AutoConfig, {}))
@@ -48,7 +48,7 @@ def test_an_empty_prompt_is_refused(llama_dir, prompts):
     generate(llama_dir, prompts=prompts)
 
 
-def test_more_tokens_than_positions_are_refused(llama_dir):
+def test_max_tokens_beyond_the_models_positions_is_refused(llama_dir):
   with pytest.raises(InputError, match="max_tokens=99: .*64 positions"):
     generate(llama_dir, prompts=["old"], max_tokens=99)
 

@@ -14,7 +14,7 @@ def student(llama_dir):
   return json.loads((llama_dir / "config.json").read_text())
 
 
-def test_a_student_starts_nearer_to_its_teacher_than_a_fresh_one(llama_dir, adapter_dirs, student, text_file, tmp_path):
+def test_an_initialised_student_has_a_lower_kl_than_a_random_one(llama_dir, adapter_dirs, student, text_file, tmp_path):
   out = tmp_path / "out"
   result = init(
     llama_dir,
@@ -58,22 +58,22 @@ def test_an_architecture_that_the_teacher_cannot_initialise_is_refused(refused, 
 
 
 @pytest.mark.parametrize("layers", [(0, 1, 2), (0, 1, 2, 9)])
-def test_one_teacher_layer_for_each_student_layer_is_needed(refused, layers):
+def test_layers_from_without_one_teacher_layer_for_each_student_layer_is_refused(refused, layers):
   refused("layers_from: .* 0 to 3 .* 4 layers", layers_from=layers)
 
 
-def test_missing_files_are_named(refused, tmp_path):
+def test_missing_student_and_calibration_files_are_refused_with_their_names(refused, tmp_path):
   refused("gone.json: no such file", student=tmp_path / "gone.json")
   refused("calibration.*gone.jsonl", calibration=Calibration(path=tmp_path / "gone.jsonl"))
 
 
-def test_nothing_but_an_earlier_model_is_written_over(refused, llama_dir, tmp_path):
-  refused("out=.*is read; name another", out=llama_dir)
+def test_an_output_directory_with_other_files_or_the_teacher_is_refused(refused, llama_dir, tmp_path):
+  refused("out=.*which this command reads; name another", out=llama_dir)
   (tmp_path / "letter.txt").write_text("dear")
   refused("holds other files", out=tmp_path)
 
 
 @pytest.mark.parametrize("changes, match", [({"rows": 0}, "rows=0"), ({"length": 1}, "length=1")])
-def test_a_calibration_needs_rows_of_two_tokens(text_file, changes, match):
+def test_a_calibration_without_rows_or_with_rows_of_one_token_is_refused(text_file, changes, match):
   with pytest.raises(InputError, match=f"calibration: {match}"):
     Calibration(path=text_file, **changes)

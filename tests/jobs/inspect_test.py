@@ -8,7 +8,7 @@ from distill.errors import InputError
 from distill.jobs.inspect import inspect
 
 
-def test_it_tells_models_from_adapters(llama_dir, adapter_dirs):
+def test_inspect_distinguishes_models_from_adapters(llama_dir, adapter_dirs):
   assert "4 of attention" in "\n".join(inspect(llama_dir))
   assert "rank 4" in "\n".join(inspect(adapter_dirs[0]))
 
@@ -20,12 +20,12 @@ def test_adapters_in_subdirectories_are_listed_by_name(adapter_dirs, tmp_path):
   assert "adapters: chat, tools" in shown and shown.count("adapter: LORA of rank 4") == 2
 
 
-def test_an_empty_directory_is_none_of_them(tmp_path):
+def test_an_empty_directory_is_refused(tmp_path):
   with pytest.raises(InputError, match="neither a model"):
     inspect(tmp_path)
 
 
-def test_a_damaged_model_is_named(llama_dir, tmp_path):
+def test_a_damaged_model_is_refused_with_its_file(llama_dir, tmp_path):
   model = shutil.copytree(llama_dir, tmp_path / "model")
   path = model / "model.safetensors"
   path.write_bytes(path.read_bytes()[:50])
@@ -33,6 +33,6 @@ def test_a_damaged_model_is_named(llama_dir, tmp_path):
     list(inspect(model))
 
 
-def test_only_an_adapter_is_measured_against_a_model(llama_dir):
+def test_a_base_model_is_refused_unless_the_directory_is_an_adapter(llama_dir):
   with pytest.raises(InputError, match="model=base: "):
     inspect(llama_dir, model="base")

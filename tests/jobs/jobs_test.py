@@ -73,7 +73,7 @@ train.make_step = lambda student, **fixed: by_the_host(make_step(student, **fixe
 """
 
 
-def test_a_teacher_over_two_processes_says_what_it_says_in_one(config, tmp_path):
+def test_a_teacher_sharded_over_two_processes_gives_the_losses_of_one_process(config, tmp_path):
   assert train(config, workdir=tmp_path / "one") == 0
   for code, out, errors in two(STEPS, repr(config), tmp_path):
     assert code == 0, errors
@@ -99,7 +99,7 @@ def _no_space(directory, **kept):
   raise InputError(f"{directory}: cannot be written (No space left on device)")
 
 
-def test_an_export_that_fails_costs_no_step(config, tmp_path, monkeypatch):
+def test_a_run_whose_export_failed_repeats_no_step(config, tmp_path, monkeypatch):
   an_export_that_fails_costs_no_step(config, tmp_path / "right")
   monkeypatch.setattr(Checkpoints, "save", lambda self, step, **kept: None)  # It would come after the export.
   with pytest.raises(AssertionError):

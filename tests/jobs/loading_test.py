@@ -8,7 +8,7 @@ from distill.errors import InputError
 from distill.jobs.loading import adapter_stack, load
 
 
-def test_a_stack_is_a_list_of_adapters_or_a_file(adapter_dirs, tmp_path):
+def test_an_adapter_stack_is_a_list_of_directories_or_a_json_file(adapter_dirs, tmp_path):
   listed = adapter_stack(adapter_dirs)
   path = tmp_path / "stack.json"
   path.write_text(json.dumps({"adapters": [{"path": str(one)} for one in adapter_dirs]}))
@@ -27,7 +27,7 @@ def test_a_stack_is_a_list_of_adapters_or_a_file(adapter_dirs, tmp_path):
     ('{"adapters": [{"path": "x", "mode": "parallel"}]}', r"adapters\[0\].mode.*sequential"),
   ],
 )
-def test_a_wrong_stack_file_is_named(tmp_path, text, match):
+def test_a_malformed_stack_file_is_refused_with_its_name(tmp_path, text, match):
   (tmp_path / "stack.json").write_text(text)
   with pytest.raises(InputError, match=f"stack.json.*{match}"):
     adapter_stack(tmp_path / "stack.json")
@@ -35,6 +35,6 @@ def test_a_wrong_stack_file_is_named(tmp_path, text, match):
     adapter_stack(tmp_path / "gone.json")
 
 
-def test_a_missing_adapter_is_named(llama_dir, tmp_path):
+def test_a_missing_adapter_is_refused_with_its_name(llama_dir, tmp_path):
   with pytest.raises(InputError, match="gone/adapter_config.json"):
     load(llama_dir, stack=adapter_stack([tmp_path / "gone"]))

@@ -29,7 +29,7 @@ def tiny_llama(path, *, dtype=torch.float32, **changes):
   return path
 
 
-def test_both_results_give_the_logits_of_peft(llama_dir, adapter_dirs, tmp_path):
+def test_the_merged_model_and_the_combined_adapter_give_the_logits_of_peft(llama_dir, adapter_dirs, tmp_path):
   model = load(llama_dir)
   for path in adapter_dirs:
     model = peft.PeftModel.from_pretrained(model, path).merge_and_unload()
@@ -44,7 +44,7 @@ def test_both_results_give_the_logits_of_peft(llama_dir, adapter_dirs, tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_a_head_that_is_no_longer_tied_is_written_in_the_dtype_of_the_base(tmp_path):
+def test_a_head_untied_by_merging_is_written_in_the_dtype_of_the_base(tmp_path):
   base = tiny_llama(tmp_path / "base", dtype=torch.bfloat16, tie_word_embeddings=True, eos_token_id=7)
   model = peft.get_peft_model(load(base), peft.LoraConfig(r=2, target_modules=["embed_tokens"]))
   with torch.no_grad():
@@ -93,9 +93,9 @@ def test_the_share_that_a_rank_retains_is_returned_and_fused_kernels_share_their
     combined("no", paths, rank=2)
 
 
-def test_wrong_arguments_are_refused(llama_dir, adapter_dirs, tmp_path):
-  for out, match in ((adapter_dirs[0], "is a directory that is read"), (adapter_dirs[0].parent, "or holds one")):
-    with pytest.raises(InputError, match=match):
+def test_a_wrong_output_density_or_adapter_list_is_refused(llama_dir, adapter_dirs, tmp_path):
+  for out in (adapter_dirs[0], adapter_dirs[0].parent):
+    with pytest.raises(InputError, match="is or contains a directory"):
       merge(llama_dir, adapters=adapter_dirs[:1], out=out)
   with pytest.raises(InputError, match="adapters: none"):
     merge(llama_dir, adapters=[], out=tmp_path / "out")

@@ -105,14 +105,14 @@ def averages(monkeypatch):
   monkeypatch.setitem(FAMILIES, "averages", family)
 
 
-def test_the_mixer_fulfils_the_contract():
+def test_the_outside_mixer_passes_the_mixer_contract_checks():
   config = AverageConfig(size=8)
   assert isinstance(config, MixerConfig)
   module = config.build(Init(jax.random.key(0)), width=4, norm_eps=1e-6, norm_offset=0.0)
   assert isinstance(module, Mixer)
 
 
-def test_a_mixer_of_ones_own_trains_from_a_teacher_and_decodes(averages, llama_dir, text_file, tmp_path):
+def test_an_outside_mixer_trains_from_a_teacher_and_decodes(averages, llama_dir, text_file, tmp_path):
   recipe = {
     "teacher": {"model": str(llama_dir)},
     "student": {"config": CONFIG, "layers_from": [0, 3]},

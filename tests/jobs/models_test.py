@@ -36,7 +36,7 @@ def test_a_teacher_on_the_mesh_is_the_base_with_its_stack_merged(llama_dir, adap
     np.testing.assert_allclose(found[name].astype(np.float32), value, rtol=tolerance, atol=tolerance)
 
 
-def test_a_dtype_that_a_teacher_cannot_have_is_refused():
+def test_an_unsupported_teacher_dtype_is_refused():
   with pytest.raises(InputError, match=r"config\.teacher\.dtype: 'int8'"):
     resolve({"teacher": {"dtype": "int8"}, **REST})
 
@@ -49,12 +49,12 @@ def test_a_dtype_that_a_teacher_cannot_have_is_refused():
     ({"calibration_rows": 0}, r"config\.student\.calibration_rows: 0"),
   ],
 )
-def test_a_start_that_cannot_be_is_refused(student, says):
+def test_invalid_layers_from_and_calibration_rows_are_refused(student, says):
   with pytest.raises(InputError, match=says):
     resolve({"student": student, **REST})
 
 
-def test_a_run_measures_its_teacher_on_rows_of_its_own_data(llama_dir, adapter_dirs, text_file, tmp_path):
+def test_a_student_started_by_importance_has_a_lower_kl_than_a_random_one(llama_dir, adapter_dirs, text_file, tmp_path):
   values = {
     "model_type": "llama",
     "vocab_size": 304,

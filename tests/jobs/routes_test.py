@@ -81,7 +81,7 @@ def test_each_source_is_taught_by_its_own_adapters(llama_dir, adapter_dirs, file
   np.testing.assert_allclose(json.loads(line)["0_forward_kl"], total / batch.loss_mask.sum(), rtol=1e-5)
 
 
-def test_sources_that_name_the_same_adapters_share_a_route_and_none_means_the_whole_stack():
+def test_sources_with_the_same_adapters_share_a_route_and_none_means_the_whole_stack():
   named = [None, ("b", "a"), (), ("a", "b"), None]
   assert routes([SourceConfig(adapters=names) for names in named]) == ([None, ("a", "b"), ()], [0, 1, 2, 1, 0])
 
@@ -94,12 +94,12 @@ def test_sources_that_name_the_same_adapters_share_a_route_and_none_means_the_wh
     ([[1], []], r"config\.data\.sources\[0\]\.adapters\[0\]: 1; use a text"),
   ],
 )
-def test_wrong_names_are_refused(llama_dir, adapter_dirs, files, sets, says, tmp_path):
+def test_adapters_of_a_source_that_the_teacher_lacks_are_refused(llama_dir, adapter_dirs, files, sets, says, tmp_path):
   with pytest.raises(InputError, match=says):
     train(config(llama_dir, adapter_dirs, files, sets), workdir=tmp_path)
 
 
-def test_adapters_without_a_teacher_are_refused(llama_dir, files, tmp_path):
+def test_adapters_of_a_source_without_a_teacher_are_refused(llama_dir, files, tmp_path):
   settings = config(llama_dir, [], files, [["a"], []])
   settings["teacher"] = {}
   settings["stages"][0]["terms"] = [{"kind": "cross_entropy"}]

@@ -11,7 +11,7 @@ from distill.jobs.run_directory import RunDirectory
 RECIPE = {"data": {"sources": []}, "stages": [{"name": "only", "steps": 1, "terms": []}]}
 
 
-def test_a_directory_is_claimed_again_by_the_same_run(tmp_path):
+def test_the_same_run_can_claim_its_directory_again(tmp_path):
   directory = RunDirectory(tmp_path / "run")
   directory.claim(resolve(RECIPE))
   written = directory.config.read_text()
@@ -20,23 +20,23 @@ def test_a_directory_is_claimed_again_by_the_same_run(tmp_path):
   assert json.loads(written)["config"]["stages"][0]["name"] == "only"
 
 
-def test_another_run_is_refused_by_the_key_that_differs_where_something_was_trained(tmp_path):
+def test_a_directory_with_checkpoints_refuses_another_run_and_names_the_differing_key(tmp_path):
   directory, other = RunDirectory(tmp_path), resolve({**RECIPE, "seed": 1})
   directory.claim(resolve(RECIPE))
   directory.claim(other)
   (tmp_path / "checkpoints" / "4").mkdir(parents=True)
   assert directory.steps() == [4]
-  with pytest.raises(InputError, match=r"config\.json: of a run with another config\.seed"):
+  with pytest.raises(InputError, match=r"config\.json: is of a run with another config\.seed"):
     directory.claim(resolve(RECIPE))
 
 
-def test_a_model_directory_is_not_taken_for_a_run(tmp_path):
+def test_a_model_directory_is_refused_as_a_workdir(tmp_path):
   (tmp_path / "config.json").write_text('{"model_type": "llama"}')
   with pytest.raises(InputError, match="of a run with another config"):
     RunDirectory(tmp_path).claim(resolve(RECIPE))
 
 
-def test_a_file_in_place_of_the_directory_is_refused(tmp_path):
+def test_a_file_is_refused_as_a_workdir(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(InputError, match="cannot be written"):
     RunDirectory(tmp_path / "file").claim(resolve(RECIPE))

@@ -33,12 +33,12 @@ def test_scores_of_a_base_with_its_stack_equal_transformers_with_peft(llama_dir,
     np.testing.assert_allclose(scores[ours], theirs.numpy(), atol=1e-5 * float(theirs.abs().max()))
 
 
-def test_scores_are_written_under_the_very_name_that_was_given(tmp_path):
+def test_scores_are_written_to_exactly_the_given_file_name(tmp_path):
   write_scores({"logits": np.ones((1, 2, 3))}, out=tmp_path / "scores")
   assert np.load(tmp_path / "scores")["logits"].shape == (1, 2, 3)
 
 
-def test_a_file_that_cannot_be_written_is_refused_early():
+def test_an_unwritable_output_file_is_refused():
   with pytest.raises(InputError, match="/nowhere/out.npz: cannot be written"):
     check_writable("/nowhere/out.npz")
 
@@ -52,7 +52,7 @@ def test_tokens_of_another_shape_or_dtype_are_refused(llama_dir, tmp_path, token
     score(llama_dir, tokens=tmp_path / "other.npy")
 
 
-def test_a_file_without_a_single_array_is_refused(llama_dir, tmp_path):
+def test_a_token_file_that_is_not_one_array_is_refused(llama_dir, tmp_path):
   (tmp_path / "text.npy").write_text("0 1 2")
   np.savez(tmp_path / "several.npz", a=np.zeros(3))
   for name in ("text.npy", "several.npz", "gone.npy"):
@@ -67,6 +67,6 @@ def test_tokens_outside_the_vocabulary_are_refused(llama_dir, token):
 
 
 @pytest.mark.parametrize("layer", [4, -1])
-def test_layers_that_the_model_lacks_are_refused(llama_dir, layer):
+def test_hidden_layers_that_the_model_lacks_are_refused(llama_dir, layer):
   with pytest.raises(InputError, match=f"hidden={layer}: the model has layers 0 to 3"):
     score(llama_dir, tokens=TOKENS, hidden=[layer])

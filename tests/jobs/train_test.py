@@ -30,7 +30,7 @@ def straight(tmp_path_factory, recipe, shared_compilation):
   return workdir
 
 
-def test_it_learns_and_logs_every_step_once(straight):
+def test_a_run_lowers_its_losses_and_logs_every_step_once(straight):
   lines = [json.loads(line) for line in (straight / "metrics.jsonl").read_text().splitlines()]
   assert [line["step"] for line in lines] == list(range(1, 21))
   assert [line["stage"] for line in lines] == ["align"] * 6 + ["distill"] * 14
@@ -65,7 +65,7 @@ def test_a_mesh_and_micro_batches_give_the_same_losses(distill, tmp_path):
   np.testing.assert_allclose(losses(tmp_path / "micro"), expected, rtol=1e-5)
 
 
-def test_killed_twice_it_ends_bit_equal(straight, recipe, shared_compilation, tmp_path):
+def test_a_run_killed_twice_ends_bit_equal_to_an_undisturbed_run(straight, recipe, shared_compilation, tmp_path):
   command = [sys.executable, "-m", "distill", "train", f"--config={recipe}", f"--workdir={tmp_path}"]
   rng, kills = random.Random(0), 0
   while kills < 2:
@@ -91,7 +91,7 @@ def _grown(workdir, before):
   return path.exists() and path.read_text() != before
 
 
-def test_sigterm_saves_exits_with_75_and_the_same_command_goes_on(straight, recipe, shared_compilation, tmp_path):
+def test_sigterm_saves_and_exits_with_75_and_the_same_command_resumes(straight, recipe, shared_compilation, tmp_path):
   command = [sys.executable, "-m", "distill", "train", f"--config={recipe}", f"--workdir={tmp_path}"]
   process = subprocess.Popen(
     command, env=shared_compilation, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -107,7 +107,7 @@ def test_sigterm_saves_exits_with_75_and_the_same_command_goes_on(straight, reci
   assert losses(tmp_path) == losses(straight)
 
 
-def test_inspect_tells_what_a_run_its_checkpoint_and_its_store_are(straight, command):
+def test_inspect_describes_a_run_its_checkpoint_and_its_token_store(straight, command):
   assert re.search(r"checkpoints: \d+, 20\n", command("inspect", straight)[0])
   shown = command("inspect", straight / "checkpoints/20")[0]
   assert "checkpoint: stage distill, step 20" in shown and " of student" in shown and " of optimizer" in shown
@@ -115,7 +115,7 @@ def test_inspect_tells_what_a_run_its_checkpoint_and_its_store_are(straight, com
   assert all(any(f"rows of {length} tokens" in shown for shown in stores) for length in (16, 32))
 
 
-def test_a_finished_run_does_nothing_more(straight, recipe, command):
+def test_repeating_the_command_of_a_finished_run_changes_nothing(straight, recipe, command):
   before = (straight / "metrics.jsonl").read_text()
   command("train", f"--config={recipe}", f"--workdir={straight}")
   assert (straight / "metrics.jsonl").read_text() == before

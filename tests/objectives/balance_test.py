@@ -41,7 +41,7 @@ def config(llama_dir, text_file, *, student, training, terms=()):
   }
 
 
-def test_micro_batches_and_a_mesh_give_the_same_terms(llama_dir, text_file, tmp_path):
+def test_micro_batches_and_a_mesh_give_the_same_balance_loss(llama_dir, text_file, tmp_path):
   found, taught = [], [{"kind": "forward_kl"}, {"kind": "hidden", "pairs": ((0, 1), (1, 3))}]
   for number, training in enumerate(({"mesh": (8, 1, 1)}, {"mesh": (2, 2, 2), "micro_batches": 2})):
     settings = config(llama_dir, text_file, student={"config": SPARSE}, training=training, terms=taught)
@@ -54,7 +54,7 @@ def test_micro_batches_and_a_mesh_give_the_same_terms(llama_dir, text_file, tmp_
     assert 0.9 < one["1_balance"] < 3.0
 
 
-def test_each_row_weighs_as_much_as_it_has_tokens():
+def test_the_balance_loss_weights_each_row_by_its_number_of_tokens():
   given = inputs(4)
   segments = jnp.asarray(np.arange(9) < np.asarray([9, 4, 0, 2])[:, None], int)
   given = dataclasses.replace(

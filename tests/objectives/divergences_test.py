@@ -9,7 +9,7 @@ from tests.objectives.problem import bound, inputs, sums
 KINDS = ("forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "total_variation", "alpha_beta", "dkd")
 
 
-def test_every_divergence_adds_its_own_mean():
+def test_the_loss_is_the_sum_of_the_means_of_all_divergence_terms():
   total, parts = sums(bound(*({"kind": kind} for kind in KINDS)), inputs(2))
   values = np.asarray(list(parts.values()))
   assert (values > 0).all() and len(set(values.round(4))) == len(KINDS)
@@ -23,7 +23,7 @@ def test_forward_kl_is_computed_from_logits(monkeypatch):
   assert seen
 
 
-def test_the_square_of_the_temperature_multiplies_a_divergence_unless_it_is_left_out():
+def test_a_divergence_is_multiplied_by_the_squared_temperature_unless_switched_off():
   term = {"kind": "reverse_kl", "temperature": 3.0}
   _, parts = sums(bound(term, {**term, "temperature_squared": False}), inputs(1))
   np.testing.assert_allclose(parts["0_reverse_kl"], 9.0 * parts["1_reverse_kl"], rtol=1e-6)
@@ -40,7 +40,7 @@ def test_the_square_of_the_temperature_multiplies_a_divergence_unless_it_is_left
     ({"kind": "forward_kl", "temperature": {"kind": "linear", "start": 2, "end": 0}}, "temperature: "),
   ],
 )
-def test_a_number_out_of_range_is_refused_by_its_key(spec, message):
+def test_a_divergence_option_out_of_range_is_refused_with_its_key(spec, message):
   with pytest.raises(InputError, match=r"config\.stages\.a\.terms\[0\].*" + message):
     bound(spec)
 
@@ -53,7 +53,7 @@ def test_a_number_out_of_range_is_refused_by_its_key(spec, message):
     ({"kind": "forward_kl", "temperature": 2.0}, TopK(), r"terms\[0\]\.temperature: 2\.0, but the cache was made at 1"),
   ],
 )
-def test_cached_targets_that_cannot_stand_for_the_teacher_are_refused(spec, targets, message):
+def test_cached_targets_that_a_divergence_cannot_use_are_refused(spec, targets, message):
   (term,) = bound(spec)
   with pytest.raises(InputError, match=message):
     term.check_targets(targets, key="terms[0]")

@@ -91,12 +91,12 @@ class NoTerm:
     (f"{__name__}:NoTerm", "is no term, it lacks kind"),
   ],
 )
-def test_a_path_that_leads_to_no_term_is_refused_in_one_line(kind, message):
+def test_a_kind_whose_path_names_no_term_class_is_refused(kind, message):
   with pytest.raises(InputError, match=r"^config\.stages\.a\.terms\[0\]\.kind: .*" + message) as error:
     bound({"kind": kind})
   assert "\n" not in str(error.value)
 
 
-def test_options_of_an_outside_term_are_checked():
+def test_a_wrong_option_of_an_outside_term_is_refused():
   with pytest.raises(InputError, match=r"config\.stages\.a\.terms\[0\]\.layer: -1; use a whole number of at least 0"):
     bound({"kind": f"{__name__}:Norms", "layer": -1})

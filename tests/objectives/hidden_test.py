@@ -6,7 +6,7 @@ from distill.objectives.hidden import projected
 from tests.objectives.problem import bound, inputs, setting, sums
 
 
-def test_projectors_map_into_the_teachers_width_and_start_at_the_identity_where_it_is_the_students():
+def test_projectors_map_to_the_teachers_width_and_start_as_the_identity_if_widths_agree():
   narrow = setting(2, 3, teacher_width=5)
   (term,) = bound({"kind": "hidden", "pairs": ((0, 1), (1, 2))}, student=2, teacher_width=5)
   params = term.init_params(narrow, key=jax.random.key(0))
@@ -27,7 +27,7 @@ def test_no_gradient_flows_into_the_teacher():
   assert not np.any(teacher) and np.any(kernel)
 
 
-def test_a_projector_acts_on_the_width_alone():
+def test_a_projector_does_not_mix_rows_or_positions():
   kernel = jnp.asarray(np.random.default_rng(0).normal(size=(6, 4)), jnp.float32)
   x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 5, 6)), jnp.float32)
   np.testing.assert_allclose(projected(x, kernel), x @ kernel, rtol=1e-5, atol=1e-6)

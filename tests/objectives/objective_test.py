@@ -48,7 +48,7 @@ def test_the_loss_is_the_weighted_sum_of_means_over_valid_tokens():
   np.testing.assert_allclose(total, 0.7 * kl + 0.2 * ce + 0.5 * hidden, rtol=1e-5)
 
 
-def test_shares_of_micro_batches_add_up():
+def test_losses_of_micro_batches_add_up_to_the_loss_of_the_batch():
   given, terms = inputs(4), bound(*TERMS)
 
   def part(rows):
@@ -62,7 +62,7 @@ def test_shares_of_micro_batches_add_up():
   np.testing.assert_allclose(part(slice(0, 1)) + part(slice(1, 4)), part(slice(0, 4)), rtol=1e-5)
 
 
-def test_a_balanced_term_weighs_as_much_as_the_logit_terms_did_a_step_before():
+def test_a_balanced_term_is_scaled_to_the_logit_terms_of_the_step_before():
   given = inputs(2)
   terms = bound({"kind": "forward_kl", "weight": 3.0}, {"kind": "z_loss"}, {**TERMS[2], "balanced": True})
   states = initial_states(terms)
@@ -74,13 +74,13 @@ def test_a_balanced_term_weighs_as_much_as_the_logit_terms_did_a_step_before():
   np.testing.assert_allclose(sums(terms, given, states=states)[0], 3.0 * kl + z + 0.5 * 3.0 * kl, rtol=1e-6)
 
 
-def test_a_weight_follows_its_schedule():
+def test_a_terms_weight_follows_its_schedule():
   terms = bound({"kind": "z_loss", "weight": {"kind": "linear", "start": 0.0, "end": 9.0}})
   (first, _), (fourth, parts) = sums(terms, inputs(1)), sums(terms, inputs(1), step=3)
   np.testing.assert_allclose([first, fourth], [0.0, 3.0 * parts["0_z_loss"]], rtol=1e-6)
 
 
-def test_terms_name_what_both_models_have_to_capture():
+def test_captures_are_the_union_of_the_activations_that_terms_need():
   aligned = bound({"kind": "mixer_output", "pairs": ((0, 2),)}, {"kind": "block_output", "pairs": ((0, 0, 1),)})
   assert not needs_student(aligned) and needs_teacher(aligned)
   assert student_capture(aligned) == Capture()

@@ -30,7 +30,7 @@ def test_relations_train_a_student_with_other_widths_and_mixers(mixer):
   assert untouched and all(np.array_equal(params[name][1], after[name][1]) for name in untouched)
 
 
-def test_relation_heads_must_divide_what_both_models_project():
+def test_relation_heads_that_do_not_divide_the_projection_widths_are_refused():
   spec = {"kind": "relations", "pairs": ((0, 1),), "heads": 16}
   with pytest.raises(
     InputError, match=r"terms\[0\]\.heads: 16 relation heads do not divide the teacher's .* 16, 8, 8 wide"

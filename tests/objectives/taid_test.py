@@ -5,7 +5,7 @@ from distill.objectives.objective import initial_states, next_states
 from tests.objectives.problem import bound, context, inputs, sums
 
 
-def test_the_target_moves_from_near_the_student_to_the_teacher():
+def test_the_taid_target_moves_from_near_the_student_to_the_teacher():
   given, terms = inputs(2), bound({"kind": "taid"}, {"kind": "forward_kl"}, steps=4)
   states, shares = initial_states(terms), []
   _, first = sums(terms, given, states=states, steps=4)
@@ -18,7 +18,7 @@ def test_the_target_moves_from_near_the_student_to_the_teacher():
   np.testing.assert_allclose(last["0_taid"], last["1_forward_kl"], rtol=1e-4)
 
 
-def test_the_target_runs_ahead_of_its_line_while_the_loss_falls():
+def test_the_taid_target_runs_ahead_of_the_linear_schedule_while_the_loss_falls():
   given, terms = inputs(1), bound({"kind": "taid", "alpha": 0.5}, steps=1000)
   states = initial_states(terms)
   for step, value in enumerate((2.0, 1.0)):

@@ -5,7 +5,7 @@ from distill.objectives.terms import TERMS
 from tests.objectives.problem import bound
 
 
-def test_every_term_is_listed_under_its_own_kind():
+def test_the_keys_of_TERMS_are_the_kinds_of_its_classes():
   assert {name: cls.kind for name, cls in TERMS.items()} == {name: name for name in TERMS}
 
 

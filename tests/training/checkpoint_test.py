@@ -41,7 +41,7 @@ def damage(directory):
     path.write_bytes(data)
 
 
-def test_what_comes_back_is_bit_equal(saved):
+def test_restored_arrays_are_bit_equal_to_the_saved_ones(saved):
   got, extra = Checkpoints(saved).restore(abstract)
   assert extra == {"step": 7}
   for name, value in arrays(7).items():
@@ -49,7 +49,7 @@ def test_what_comes_back_is_bit_equal(saved):
     assert np.asarray(got[name]).tobytes() == np.asarray(value).tobytes()
 
 
-def test_it_comes_back_onto_another_mesh(saved):
+def test_a_checkpoint_can_be_restored_onto_another_mesh(saved):
   mesh = make_mesh((2, 2, 2))
   place = NamedSharding(mesh, PartitionSpec("fsdp", "tensor"))
 
@@ -66,7 +66,7 @@ def test_it_comes_back_onto_another_mesh(saved):
   np.testing.assert_array_equal(got["params.layers.0.kernel"], arrays(7)["params.layers.0.kernel"])
 
 
-def test_a_flipped_bit_is_noticed_and_the_one_before_is_taken(saved):
+def test_a_checkpoint_with_a_flipped_bit_is_skipped_for_the_previous_one(saved):
   damage(saved / "7")
   lines = []
   _, extra = Checkpoints(saved).restore(abstract, log=lines.append)
@@ -74,18 +74,18 @@ def test_a_flipped_bit_is_noticed_and_the_one_before_is_taken(saved):
   assert len(lines) == 1 and "checkpoint 7 is damaged" in lines[0]
 
 
-def test_it_never_starts_from_scratch_beside_damaged_checkpoints(saved):
+def test_a_directory_of_only_damaged_checkpoints_is_refused(saved):
   damage(saved / "3")
   damage(saved / "7")
   with pytest.raises(InputError, match="every checkpoint is damaged"):
     Checkpoints(saved).restore(abstract, log=lambda line: None)
 
 
-def test_without_checkpoints_there_is_nothing(tmp_path):
+def test_restore_returns_none_without_checkpoints(tmp_path):
   assert Checkpoints(tmp_path).restore(abstract) is None
 
 
-def test_every_single_bit_changes_the_digest():
+def test_flipping_any_single_bit_of_an_array_changes_its_digest():
   value = np.random.default_rng(0).normal(size=33).astype(np.float32)
   before = digests({"x": jnp.asarray(value)})
   for index in (0, 7, 32):

@@ -52,25 +52,25 @@ def trained(*, start=0, steps=5, save_every=2, stop_after=100):
   return int(state.trained["total"]), done, source, events
 
 
-def test_every_step_reads_its_batch_with_the_parameters_at_hand():
+def test_the_batch_source_gets_the_current_parameters_at_every_step():
   total, done, source, _ = trained()
   assert (total, done) == (0 + 1 + 2 + 3 + 4, 5)
   assert source.seen == [0, 0, 1, 3, 6]
 
 
-def test_a_step_is_dispatched_before_the_one_before_it_is_logged():
+def test_a_step_is_dispatched_before_the_previous_step_is_logged():
   *_, events = trained(steps=3, save_every=100)
   assert events == [("step", 0), ("step", 1), ("log", 1, 0.0), ("step", 3), ("log", 2, 1.0), ("log", 3, 3.0)]
 
 
-def test_everything_is_logged_before_a_checkpoint_is_saved():
+def test_all_steps_are_logged_before_a_checkpoint_is_saved():
   *_, events = trained(steps=4)
   saves = [i for i, event in enumerate(events) if event[0] == "save"]
   assert [events[i] for i in saves] == [("save", 2), ("save", 4)]
   assert [events[i - 1][:2] for i in saves] == [("log", 2), ("log", 4)]
 
 
-def test_a_request_to_stop_saves_and_the_rest_can_be_done_later():
+def test_a_stop_request_saves_a_checkpoint_from_which_the_loop_can_continue():
   total, done, _, events = trained(stop_after=3)
   assert (total, done, events[-1]) == (3, 3, ("save", 3))
   _, done, source, _ = trained(start=3)

@@ -33,7 +33,7 @@ def steps():
   return [of(remat) for remat in REMAT_POLICIES], compiled
 
 
-def test_the_leaner_step_needs_less_and_gives_the_same():
+def test_the_second_remat_policy_needs_less_memory_and_gives_the_same_gradient():
   params = MODEL.init(jax.random.key(0))
   both, _ = steps()
   sizes = [needed(step.lower(params).compile()) for step in both]
@@ -42,7 +42,7 @@ def test_the_leaner_step_needs_less_and_gives_the_same():
     np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
-def test_the_first_that_fits_runs_and_is_compiled_once(monkeypatch):
+def test_the_first_step_that_fits_into_memory_runs_and_is_compiled_once(monkeypatch):
   params = MODEL.init(jax.random.key(0))
   both, compiled = steps()
   said = []

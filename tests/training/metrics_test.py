@@ -1,7 +1,7 @@
 from distill.training.metrics import MetricsWriter, summary
 
 
-def test_a_run_is_summed_up_stage_by_stage(tmp_path):
+def test_the_summary_of_a_run_has_a_line_for_each_stage(tmp_path):
   path = tmp_path / "metrics.jsonl"
   writer = MetricsWriter(path, tensorboard=tmp_path / "tensorboard", step=0)
   for step in range(1, 41):

@@ -81,7 +81,7 @@ def test_ten_steps_lower_the_loss_on_a_mesh_and_the_state_survives_a_checkpoint(
   jax.tree.map(np.testing.assert_array_equal, again, straight)
 
 
-def test_adamw_is_the_one_of_optax():
+def test_adamw_gives_the_same_updates_as_optax_adamw():
   schedule = optax.warmup_cosine_decay_schedule(0.0, 1e-2, 3, 20)
   theirs = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.95, weight_decay=0.1))
   rate = CosineScheduleConfig(peak=1e-2, warmup=3)
@@ -104,7 +104,7 @@ def test_muon_makes_the_update_of_every_layer_orthogonal():
     assert values.min() / 0.8 > 0.5 and values.max() / 0.8 < 1.3
 
 
-def test_a_factor_of_a_rule_reaches_single_layers_of_a_stack():
+def test_a_rule_can_scale_the_learning_rate_of_single_stacked_layers():
   factors = multipliers(((r".*layers\.1\..*", 0.0), (r".*", 2.0)), names=NAMES, what="train")
   np.testing.assert_array_equal(factors[KERNEL], [2.0, 0.0])
   assert factors[NORM] == 2.0
@@ -113,7 +113,7 @@ def test_a_factor_of_a_rule_reaches_single_layers_of_a_stack():
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_frozen_layer_of_a_stack_stays_bit_equal(name):
+def test_a_frozen_layer_of_a_stacked_parameter_stays_bit_equal(name):
   params = initial()
   trained_layers = {KERNEL: np.asarray([1.0, 0.0], np.float32), NORM: 1.0}
   optimizer = make_optimizer(
