@@ -65,12 +65,12 @@ class TokenRows:
 
   Attributes:
     indices: Token ids.
-    values: [N, D], one row for each token.
+    values: One row [D] for each token.
     axis: The parameter's axis of tokens: 0 of an embedding, 1 of a head.
   """
 
-  indices: Int[np.ndarray, " N"]
-  values: Float[np.ndarray, "N D"]
+  indices: Int[np.ndarray, " tokens"]
+  values: Float[np.ndarray, "tokens D"]
   axis: int = 0
 
 

@@ -238,7 +238,7 @@ def select_route(
 
 def widen_readout(
   params: Mapping[str, Any], *, hidden: Float[Array, "B T D"], readout: Readout, routes: Int[Array, " B"]
-) -> tuple[Float[Array, "B T W"], Readout]:
+) -> tuple[Float[Array, "B T widened"], Readout]:
   """Returns hidden states and one readout for all rows, wider than D if routes differ at the head.
 
   The kernel has rows for each route. A hidden state is zero at the rows of other routes.
@@ -263,6 +263,6 @@ def widen_readout(
   return hidden, dataclasses.replace(readout, kernel=kernel)
 
 
-def _blocks(x: Float[Array, "B T M W"], place: Int[Array, " B"], count: int) -> Float[Array, "B T NW"]:
+def _blocks(x: Float[Array, "B T _ I"], place: Int[Array, " B"], count: int) -> Float[Array, "B T widened"]:
   chosen = jax.nn.one_hot(place, count, dtype=x.dtype)[:, None, :, None]
   return (x * chosen).reshape(*x.shape[:2], -1)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from jaxtyping import Bool, Float32, Int, Int32
 
-Tokenised = tuple[Int32[np.ndarray, " N"], Bool[np.ndarray, " N"]]
+Tokenised = tuple[Int32[np.ndarray, " tokens"], Bool[np.ndarray, " tokens"]]
 Row = tuple[Int32[np.ndarray, " T"], Int32[np.ndarray, " T"], Bool[np.ndarray, " T"]]
 
 _OPEN_ROWS = 32
@@ -19,16 +19,16 @@ def pack(documents: Iterable[Tokenised], *, length: int) -> Iterator[Row]:
   documents.
 
   Args:
-    documents: (tokens, trainable) of each; trainable[t] tells whether predicting tokens[t] counts.
+    documents: (tokens, in_loss) of each; in_loss[t] tells whether predicting tokens[t] counts in the loss.
     length: Tokens a row, T.
 
   Yields:
-    (tokens, segments, trainable) [T]: segments count from 1 and are 0 in padding.
+    (tokens, segments, in_loss) [T]: segments count from 1 and are 0 in padding.
   """
   rows: list[_OpenRow] = []
-  for tokens, trainable in documents:
+  for tokens, in_loss in documents:
     for start in range(0, len(tokens), length):
-      piece = tokens[start : start + length], trainable[start : start + length]
+      piece = tokens[start : start + length], in_loss[start : start + length]
       fitting = [row for row in rows if row.room >= len(piece[0])]
       row = min(fitting, key=lambda row: row.room) if fitting else _OpenRow(length)
       row.add(*piece)
@@ -49,27 +49,29 @@ class _OpenRow:
     self.arrays: Row = (np.zeros(length, np.int32), np.zeros(length, np.int32), np.zeros(length, bool))
     self.room, self._documents = length, 0
 
-  def add(self, tokens: Int32[np.ndarray, " N"], trainable: Bool[np.ndarray, " N"]) -> None:
+  def add(self, tokens: Int32[np.ndarray, " tokens"], in_loss: Bool[np.ndarray, " tokens"]) -> None:
     """Appends a document, or a piece of one."""
     start = len(self.arrays[0]) - self.room
     place = slice(start, start + len(tokens))
     self._documents += 1
-    for array, part in zip(self.arrays, (tokens, self._documents, trainable), strict=True):
+    for array, part in zip(self.arrays, (tokens, self._documents, in_loss), strict=True):
       array[place] = part
     self.room -= len(tokens)
 
 
-def positions(segments: Int[np.ndarray, "N T"]) -> Int32[np.ndarray, "N T"]:
-  """Returns the position of each token [N,T] within its document, from 0; 0 in padding."""
+def positions(segments: Int[np.ndarray, "rows T"]) -> Int32[np.ndarray, "rows T"]:
+  """Returns the position of each token [rows,T] within its document, from 0; 0 in padding."""
   index = np.arange(segments.shape[1], dtype=np.int32)
   starts = np.zeros_like(segments)
   starts[:, 1:] = np.where(segments[:, 1:] != segments[:, :-1], index[1:], 0)
   return np.where(segments > 0, index - np.maximum.accumulate(starts, axis=1), 0).astype(np.int32)
 
 
-def loss_mask(segments: Int[np.ndarray, "N T"], *, trainable: Bool[np.ndarray, "N T"]) -> Float32[np.ndarray, "N T"]:
-  """Returns 1.0 where the next token [N,T] belongs to the same document and is trainable, else 0.0."""
+def loss_mask(
+  segments: Int[np.ndarray, "rows T"], *, in_loss: Bool[np.ndarray, "rows T"]
+) -> Float32[np.ndarray, "rows T"]:
+  """Returns 1.0 where the next token [rows,T] belongs to the same document and counts in the loss, else 0.0."""
   mask = np.zeros(segments.shape, np.float32)
   same = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
-  mask[:, :-1] = same & trainable[:, 1:]
+  mask[:, :-1] = same & in_loss[:, 1:]
   return mask

@@ -17,11 +17,11 @@ from distill.data.sources import Document, DocumentSource
 from distill.errors import InputError
 from distill.files.replace import new_directory
 
-VERSION = 4
+VERSION = 5
 # Options of a source that do not decide its content, which its digest covers.
 PLACES = ("path", "data_files", "directory")
-# `learnt` is the mask of trainable tokens; another file name would rebuild every store.
-_NAMES = ("tokens", "segments", "learnt")
+# `in_loss` tells whether predicting a token counts; `loss_mask` is its shift to the position that predicts.
+_NAMES = ("tokens", "segments", "in_loss")
 _SCANNED_ROWS = 1000
 _GROUP_DOCUMENTS, _GROUP_CHARACTERS = 1000, 1 << 22
 
@@ -33,8 +33,8 @@ class TokenStore:
     rows: Number of rows.
     length: Tokens a row, T.
     fingerprint: Digest of everything that decides the rows.
-    meta: fingerprint, rows, length, tokens, documents, bytes (UTF-8, of trainable text), source, and the digest of the
-      tokenizer.
+    meta: fingerprint, rows, length, tokens, documents, bytes (UTF-8, of text in the loss), source, and the digest of
+      the tokenizer.
   """
 
   def __init__(self, directory: str | os.PathLike[str]):
@@ -48,19 +48,19 @@ class TokenStore:
       reason = " ".join(str(error).split()) or type(error).__name__
       raise InputError(f"{directory}: not a whole token store ({reason}); delete it and it is built again") from error
     for name, array in self._arrays.items():
-      kind = "b" if name == "learnt" else "iu"
+      kind = "b" if name == "in_loss" else "iu"
       if array.shape != (self.rows, self.length) or array.dtype.kind not in kind:
         raise InputError(f"{self.directory}/{name}.npy: does not agree with meta.json; delete the store to rebuild it")
 
-  def read(self, rows: Int[np.ndarray, " N"]) -> dict[str, Any]:
-    """Returns tokens, segments, positions (int32) and loss_mask (float32) [N,T] of these rows."""
-    tokens, segments, trainable = (np.asarray(self._arrays[name][rows]) for name in _NAMES)
+  def read(self, rows: Int[np.ndarray, " rows"]) -> dict[str, Any]:
+    """Returns tokens, segments, positions (int32) and loss_mask (float32) [rows,T] of these rows."""
+    tokens, segments, in_loss = (np.asarray(self._arrays[name][rows]) for name in _NAMES)
     segments = segments.astype(np.int32)
     return {
       "tokens": tokens.astype(np.int32),
       "segments": segments,
       "positions": positions(segments),
-      "loss_mask": loss_mask(segments, trainable=trainable),
+      "loss_mask": loss_mask(segments, in_loss=in_loss),
     }
 
   def teaches(self) -> bool:
@@ -160,7 +160,7 @@ def _header(file: BinaryIO, *, dtype: np.dtype, shape: tuple[int, int]) -> None:
 def _encode(
   documents: Iterator[Document], tokenizer: PreTrainedTokenizerBase, counts: dict[str, int]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Yields (tokens, trainable) of each document, with an end-of-text token and without a start token."""
+  """Yields (tokens, in_loss) of each document, with an end-of-text token and without a start token."""
   for group in _groups(documents):
     prompts = tokenizer([one.prompt for one in group], add_special_tokens=False, verbose=False)["input_ids"]
     texts = tokenizer([one.text for one in group], add_special_tokens=False, verbose=False)["input_ids"]

@@ -24,7 +24,7 @@ _CHANNEL_AXES: tuple[tuple[str, int | None], ...] = (
 )
 
 
-def most_important(scores: Float[Array, " N"], count: int) -> Int[Array, " M"]:
+def most_important(scores: Float[Array, " parts"], count: int) -> Int[Array, " count"]:
   """Returns the indices of the `count` highest scores, ascending; ties go to the lower index."""
   return np.sort(np.argsort(-scores, kind="stable")[:count])
 

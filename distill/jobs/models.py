@@ -119,7 +119,7 @@ def build(
   """
   teacher: LiveTeacher | None = None
   layers = config.student.layers_from
-  starts = config.student.config and layers and not (resumes and not isinstance(layers, str))
+  starts = bool(config.student.config) and bool(layers) and not (resumes and not isinstance(layers, str))
   if config.teacher.model and (cached is None or starts):
     teacher = live_teacher(config, mesh=mesh)
   elif not config.teacher.model and any(source.adapters is not None for source in config.data.sources):

@@ -67,7 +67,8 @@ def prepare(
     cached=cache.teacher if cache else None,
     resumes=resumes,
   )
-  _check_vocabulary(config, models, tokens=len(tokenizer))
+  _check_vocabulary(models, tokens=len(tokenizer))
+  _check_lengths(config, models)
   stages = read_stages(config.stages, models)
   if cache:
     assert text is not None
@@ -99,13 +100,17 @@ def _cache_index(config: RunConfig, text: Mapping[str, Batches] | None) -> Cache
   return open_index(config, text)
 
 
-def _check_vocabulary(config: RunConfig, models: Models, *, tokens: int) -> None:
-  """Refuses a tokenizer with more tokens than the student has, and rows longer than a model's positions."""
+def _check_vocabulary(models: Models, *, tokens: int) -> None:
+  """Refuses a tokenizer with more tokens than the student has."""
   vocab = models.student.config.vocab_size
   if tokens > vocab:
     raise InputError(
       f"config.tokenizer: {tokens} tokens, the student's vocabulary has {vocab}; name the teacher's tokenizer"
     )
+
+
+def _check_lengths(config: RunConfig, models: Models) -> None:
+  """Refuses rows longer than a model's positions."""
   length = max(config.stage_shape(stage)[1] for stage in config.stages)
   for architecture in (models.student.config, models.teacher.config if models.teacher else None):
     if architecture is not None:

@@ -53,9 +53,9 @@ class RoutedMatrix:
   """
 
   matrix: Float[Array, "*L I O"]
-  a: Float[Array, "*L N I R"]
-  b: Float[Array, "*L N R O"]
-  column: Float[Array, "*L N O"] | None
+  a: Float[Array, "*L routes I R"]
+  b: Float[Array, "*L routes R O"]
+  column: Float[Array, "*L routes O"] | None
   route: Int[Array, "*L"]
 
   def project(self, x: Float[Array, "M I"]) -> Float[Array, "M O"]:

@@ -97,10 +97,10 @@ class MixerConfig(Protocol):
 
         def build(self, init, *, width, norm_eps, norm_offset): return Average(init, config=self, width=width)
 
-  `LayerConfig(mixer=AverageConfig(size=8), …)` then gives a decoder that trains and generates. Three optional steps: a
-  family in `checkpoints/families` reads and writes a Hugging Face form; a row in `initialise.mixers.CONVERSIONS` says
-  what the mixer takes from a teacher's (without one it stays fresh, or is copied from an equal one); a colour in
-  `evaluation/html.py` tells it apart in reports.
+  `LayerConfig(mixer=AverageConfig(size=8), …)` then gives a decoder that trains and generates. For recipes and model
+  directories a family in `checkpoints/families` reads and writes its Hugging Face form. Two steps are optional: a row
+  in `initialise.mixers.CONVERSIONS` says what the mixer takes from a teacher's (without one it stays fresh, or is
+  copied from an equal one); a colour in `evaluation/html.py` tells it apart in reports.
   """
 
   @property

@@ -88,6 +88,7 @@ def loss_sums(terms: Sequence[Term], inputs: LossInputs, *, context: LossContext
     The loss, Σ weight · factor · mean, and each term's mean by its name in metrics: its index and kind.
   """
   token_losses: dict[int, TokenLoss] = {}
+  scales: dict[int, Scalar] = {}
   total, values = jnp.zeros((), jnp.float32), {}
   for index, term in enumerate(terms):
     state = context.states.get(str(index), {})
@@ -99,13 +100,13 @@ def loss_sums(terms: Sequence[Term], inputs: LossInputs, *, context: LossContext
     else:
       # The factor that turns the sum over tokens into the term's value, and the weight of that.
       scale = (1.0 / jnp.maximum(context.totals["predicted"], 1.0)) * loss.weight
-      values[index] = scale
+      scales[index] = scale
       token_losses[index] = dataclasses.replace(loss, weight=weight * scale)
   if token_losses:
     token_total, sums = _shared_walk(list(token_losses.values()), inputs, shards=context.shards)
     total = total + token_total
-    for index, value in zip(token_losses, sums, strict=True):
-      values[index] = value * values[index]
+    for index, token_sum in zip(token_losses, sums, strict=True):
+      values[index] = token_sum * scales[index]
   return total, {name: values[index] for index, name in enumerate(_names(terms))}
 
 

@@ -147,13 +147,13 @@ def _target(ids: Any, log_probs: Any, tail: Any) -> SparseTarget:
   return SparseTarget(ids=ids, log_probs=log_probs, tail=tail)
 
 
-def pack(values: Int[np.ndarray, " M"], *, bits: int) -> UInt8[np.ndarray, " N"]:
+def pack(values: Int[np.ndarray, " count"], *, bits: int) -> UInt8[np.ndarray, " bytes"]:
   """Returns the lowest `bits` bits of each value, one after another, the lowest first."""
   each = np.unpackbits(values.astype("<u4").view(np.uint8).reshape(-1, 4), axis=1, bitorder="little")
   return np.packbits(each[:, :bits], bitorder="little")
 
 
-def unpack(data: UInt8[np.ndarray, " N"], *, bits: int, count: int) -> Int[np.ndarray, " M"]:
+def unpack(data: UInt8[np.ndarray, " bytes"], *, bits: int, count: int) -> Int[np.ndarray, " count"]:
   """Returns the `count` values that were packed."""
   each = np.zeros((count, 32), np.uint8)
   each[:, :bits] = np.unpackbits(data, count=count * bits, bitorder="little").reshape(count, bits)

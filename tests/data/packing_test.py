@@ -7,12 +7,12 @@ from distill.data.packing import loss_mask, pack, positions
 
 @st.composite
 def documents(draw):
-  """Documents of unlike tokens, some of which are trainable, and a row length."""
+  """Documents of unlike tokens, some of which count in the loss, and a row length."""
   sizes = draw(st.lists(st.integers(1, 23), min_size=1, max_size=20))
   starts = np.cumsum([1, *sizes])
-  trainable = [np.array(draw(st.lists(st.booleans(), min_size=size, max_size=size))) for size in sizes]
+  in_loss = [np.array(draw(st.lists(st.booleans(), min_size=size, max_size=size))) for size in sizes]
   tokens = [np.arange(start, start + size, dtype=np.int32) for size, start in zip(sizes, starts[:-1], strict=True)]
-  return list(zip(tokens, trainable, strict=True)), draw(st.integers(2, 9))
+  return list(zip(tokens, in_loss, strict=True)), draw(st.integers(2, 9))
 
 
 def packed(given_documents, length):
@@ -23,9 +23,9 @@ def packed(given_documents, length):
 @given(documents())
 def test_packing_loses_nothing_and_cuts_only_documents_longer_than_a_row(drawn):
   given_documents, length = drawn
-  tokens, segments, trainable = packed(given_documents, length)
+  tokens, segments, in_loss = packed(given_documents, length)
   pieces = []
-  for row, number, counts in zip(tokens, segments, trainable, strict=True):
+  for row, number, counts in zip(tokens, segments, in_loss, strict=True):
     used = number.max()
     assert sorted(set(number) - {0}) == list(range(1, used + 1))
     assert (np.diff(np.where(number == 0, used + 1, number)) >= 0).all()
@@ -36,7 +36,7 @@ def test_packing_loses_nothing_and_cuts_only_documents_longer_than_a_row(drawn):
     for at in range(0, len(one), length)
   ]
   assert sorted(pieces) == sorted(wanted)
-  assert not tokens[segments == 0].any() and not trainable[segments == 0].any()
+  assert not tokens[segments == 0].any() and not in_loss[segments == 0].any()
 
 
 def test_short_documents_fill_the_room_that_longer_ones_leave():
@@ -48,12 +48,12 @@ def test_short_documents_fill_the_room_that_longer_ones_leave():
 @given(documents())
 def test_positions_and_loss_mask_follow_from_their_definition(drawn):
   given_documents, length = drawn
-  tokens, segments, trainable = packed(given_documents, length)
-  where, mask = positions(segments), loss_mask(segments, trainable=trainable)
+  tokens, segments, in_loss = packed(given_documents, length)
+  where, mask = positions(segments), loss_mask(segments, in_loss=in_loss)
   for row in range(len(tokens)):
     for at in range(length):
       number = segments[row, at]
       first = segments[row].tolist().index(number)
       assert where[row, at] == (at - first if number else 0)
       follows = at + 1 < length and number > 0 and segments[row, at + 1] == number
-      assert mask[row, at] == float(follows and trainable[row, at + 1])
+      assert mask[row, at] == float(follows and in_loss[row, at + 1])

@@ -75,8 +75,8 @@ def test_rows_do_not_depend_on_how_documents_are_grouped(make, tokenizer, text_f
 def test_only_completions_are_trained_on(tokenizer, tmp_path):
   pair = Document(" knew", "the old model")
   fields = build(source_of(pair), tokenizer=tokenizer, length=32, directory=tmp_path).read(np.arange(1))
-  trainable = fields["tokens"][0, 1:][fields["loss_mask"][0, :-1] > 0]
-  assert tokenizer.decode(trainable) == " knew<end>"
+  in_loss = fields["tokens"][0, 1:][fields["loss_mask"][0, :-1] > 0]
+  assert tokenizer.decode(in_loss) == " knew<end>"
 
 
 def test_a_store_teaches_if_any_token_is_predicted(tokenizer, tmp_path, monkeypatch):
@@ -152,7 +152,7 @@ def test_of_two_who_build_the_same_store_both_get_it(tokenizer, tmp_path):
   assert list(tmp_path.iterdir()) == [outer.directory]
 
 
-@pytest.mark.parametrize("name", ["tokens", "segments", "learnt"])
+@pytest.mark.parametrize("name", ["tokens", "segments", "in_loss"])
 @pytest.mark.parametrize("keep", [0, 40, -50, None])
 def test_a_damaged_array_is_named(name, keep, make):
   store = make()
