@@ -19,7 +19,7 @@ from distill.models.decoder import Decoder
 from distill.models.host_view import HostView
 from distill.parallel.mesh import make_mesh
 
-REST = {"data": {"sources": ()}, "stages": [{"name": "only", "steps": 1, "terms": ()}]}
+REST = {"data": {"sources": ()}, "stages": [{"name": "only", "steps": 1, "terms": ({"kind": "cross_entropy"},)}]}
 
 
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-6), ("bfloat16", 2e-2)])
@@ -71,7 +71,7 @@ def test_a_student_started_by_importance_has_a_lower_kl_than_a_random_one(llama_
       "teacher": {"model": str(llama_dir), "adapters": tuple(map(str, adapter_dirs))},
       "student": {"config": values, "layers_from": "importance", "calibration_rows": 12},
       "data": {"sources": (source,), "length": 32},
-      "stages": [{"name": "only", "steps": 1, "terms": ()}],
+      "stages": [{"name": "only", "steps": 1, "terms": ({"kind": "cross_entropy"},)}],
     }
   )
   tokenizer = load_tokenizer(str(llama_dir))
