@@ -17,7 +17,8 @@ from distill.errors import InputError
 from distill.files import safetensors_files
 from distill.jobs import data
 from distill.jobs.config import RunConfig, resolve
-from distill.jobs.models import chosen, live_teacher, routes, stack
+from distill.jobs.models import live_teacher
+from distill.jobs.routes import chosen, routes, stack
 from distill.jobs.stages import Stage
 from distill.models.config import DecoderConfig
 from distill.objectives.context import Setting

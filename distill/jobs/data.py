@@ -12,7 +12,7 @@ from distill.data.store import TokenStore, build
 from distill.data.tokenizer import load_tokenizer
 from distill.errors import InputError
 from distill.jobs.config import RunConfig
-from distill.jobs.models import routes
+from distill.jobs.routes import routes
 
 
 def tokenizer_path(config: RunConfig) -> str:

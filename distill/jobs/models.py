@@ -1,8 +1,6 @@
 """Models of a run: the teacher with its stack of adapters, and the student with its initial parameters."""
 
 import dataclasses
-import pathlib
-from collections.abc import Sequence
 
 import jax
 from jax.sharding import Mesh
@@ -10,15 +8,15 @@ from jax.sharding import Mesh
 from distill.adapters import lora
 from distill.adapters.loading import load_merged, load_routed
 from distill.adapters.routed import is_routed
-from distill.adapters.stack import Stack, read_adapters, read_stack, stack_of
+from distill.adapters.stack import read_adapters
 from distill.checkpoints import hf_config, sharded
 from distill.checkpoints.hub import locate
 from distill.data.batches import Batches
-from distill.data.config import SourceConfig
 from distill.errors import InputError
 from distill.initialise.importance import measure
 from distill.initialise.transfer import from_teacher, needs_importance
 from distill.jobs.config import RunConfig
+from distill.jobs.routes import chosen, routes, stack
 from distill.models.decoder import Decoder
 from distill.models.host_view import HostView, place
 from distill.parallel.mesh import to_global_batch
@@ -27,55 +25,6 @@ from distill.teachers.config import TeacherConfig
 from distill.teachers.live import LiveTeacher
 from distill.teachers.teacher import Teacher
 from distill.tree import Params
-
-# The adapters that teach the rows of a data source; None for the whole stack.
-Route = tuple[str, ...] | None
-
-
-def routes(sources: Sequence[SourceConfig]) -> tuple[list[Route], list[int]]:
-  """Returns the different routes of the data sources, and for each source the number of its route.
-
-  The whole stack teaches a source without `adapters`; the base alone teaches one with an empty list.
-  """
-  found: list[Route] = []
-  places = []
-  for source in sources:
-    route = None if source.adapters is None else tuple(sorted(set(source.adapters)))
-    if route not in found:
-      found.append(route)
-    places.append(found.index(route))
-  return found, places
-
-
-def stack(teacher: TeacherConfig) -> Stack:
-  """Returns the stack of adapters that `config.teacher` names.
-
-  Raises:
-    InputError: Both a list and a stack file are given, or the file is wrong.
-  """
-  if teacher.adapters and teacher.adapter_stack:
-    raise InputError("config.teacher: adapters and adapter_stack: give one of them")
-  return read_stack(pathlib.Path(teacher.adapter_stack)) if teacher.adapter_stack else stack_of(teacher.adapters)
-
-
-def chosen(stack: Stack, route: Route) -> list[int]:
-  """Returns the places of a route's adapters in the stack.
-
-  Raises:
-    InputError: The route names an adapter that is missing or ambiguous.
-  """
-  if route is None:
-    return list(range(len(stack)))
-  names = [entry.name for entry in stack]
-  for name in route:
-    if names.count(name) != 1:
-      problem = (
-        "names two adapters" if name in names else f"is not in the teacher's stack ({', '.join(names) or 'empty'})"
-      )
-      raise InputError(
-        f"config.data.sources: adapters: {name!r} {problem}; a name is the path's last part, or name in the stack file"
-      )
-  return [place for place, name in enumerate(names) if name in route]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

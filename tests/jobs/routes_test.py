@@ -13,7 +13,7 @@ from distill.data.batches import Batches
 from distill.data.config import SourceConfig
 from distill.data.store import TokenStore
 from distill.errors import InputError
-from distill.jobs.models import routes
+from distill.jobs.routes import routes
 from distill.jobs.train import train
 from distill.models.decoder import Decoder
 

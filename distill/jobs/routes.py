@@ -1,0 +1,58 @@
+"""The teacher's stack, and the adapters in it that teach the rows of each data source."""
+
+import pathlib
+from collections.abc import Sequence
+
+from distill.adapters.stack import Stack, read_stack, stack_of
+from distill.data.config import SourceConfig
+from distill.errors import InputError
+from distill.teachers.config import TeacherConfig
+
+# The adapters that teach the rows of a data source; None for the whole stack.
+Route = tuple[str, ...] | None
+
+
+def routes(sources: Sequence[SourceConfig]) -> tuple[list[Route], list[int]]:
+  """Returns the different routes of the data sources, and for each source the number of its route.
+
+  The whole stack teaches a source without `adapters`; the base alone teaches one with an empty list.
+  """
+  found: list[Route] = []
+  places = []
+  for source in sources:
+    route = None if source.adapters is None else tuple(sorted(set(source.adapters)))
+    if route not in found:
+      found.append(route)
+    places.append(found.index(route))
+  return found, places
+
+
+def stack(teacher: TeacherConfig) -> Stack:
+  """Returns the stack of adapters that `config.teacher` names.
+
+  Raises:
+    InputError: Both a list and a stack file are given, or the file is wrong.
+  """
+  if teacher.adapters and teacher.adapter_stack:
+    raise InputError("config.teacher: adapters and adapter_stack: give one of them")
+  return read_stack(pathlib.Path(teacher.adapter_stack)) if teacher.adapter_stack else stack_of(teacher.adapters)
+
+
+def chosen(stack: Stack, route: Route) -> list[int]:
+  """Returns the places of a route's adapters in the stack.
+
+  Raises:
+    InputError: The route names an adapter that is missing or ambiguous.
+  """
+  if route is None:
+    return list(range(len(stack)))
+  names = [entry.name for entry in stack]
+  for name in route:
+    if names.count(name) != 1:
+      problem = (
+        "names two adapters" if name in names else f"is not in the teacher's stack ({', '.join(names) or 'empty'})"
+      )
+      raise InputError(
+        f"config.data.sources: adapters: {name!r} {problem}; a name is the path's last part, or name in the stack file"
+      )
+  return [place for place, name in enumerate(names) if name in route]
