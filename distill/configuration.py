@@ -81,7 +81,7 @@ def read(cls: type[Config], given: Any, *, key: str) -> Config:
 
 
 def read_kind(kinds: Mapping[str, type[Config]], given: Any, *, key: str) -> Config:
-  """Returns a mapping read into the one of several dataclasses that its `kind` names.
+  """Reads a mapping into the dataclass that its `kind` selects.
 
   Args:
     kinds: Dataclass of each kind.
@@ -109,10 +109,10 @@ class Description(NamedTuple):
 
   Attributes:
     key: Dotted key.
-    hint: Annotation.
-    default: Default, or `dataclasses.MISSING` for a required option and for one with options of its own.
-    help: Sentence that says what it means.
-    choices: The only texts allowed, if any.
+    hint: Type annotation of the field.
+    default: Default value, or `dataclasses.MISSING` for a required option and for a nested dataclass.
+    help: Sentence that explains the option.
+    choices: Allowed strings, or an empty tuple if all are allowed.
   """
 
   key: str
@@ -144,7 +144,7 @@ def _nearest(name: str, options: Mapping[str, Any], *, key: str) -> str:
 
 
 def _value(value: Any, hint: Any, *, options: Mapping[str, Any], key: str) -> Any:
-  """The value as its annotation wants it: whole numbers become floats where a float is asked for, lists tuples."""
+  """Returns the value converted to its annotation: an int becomes a float where a float is expected, a list a tuple."""
   origin, arguments = typing.get_origin(hint), typing.get_args(hint)
   if origin in (typing.Union, types.UnionType):
     return _one_of(value, arguments, options=options, key=key)
@@ -164,7 +164,7 @@ def _value(value: Any, hint: Any, *, options: Mapping[str, Any], key: str) -> An
 
 
 def _one_of(value: Any, hints: Sequence[Any], *, options: Mapping[str, Any], key: str) -> Any:
-  """The value read by the first annotation of a union that its type fits."""
+  """Returns the value read by the first member of a union that fits the value's type."""
   for hint in hints:
     if hint is type(None) and value is None:
       return None
@@ -190,18 +190,18 @@ def _tuple(value: Any, arguments: Sequence[Any], *, options: Mapping[str, Any], 
 
 
 def _element_keys(values: Sequence[Any], hint: Any, *, key: str) -> list[str]:
-  """The keys of a list's elements: their place, or the name of those that must have one."""
+  """Returns the key of each element of a list for messages: its index, or its name where names are required."""
   if not _is_named(hint):
     return [f"{key}[{i}]" for i in range(len(values))]
   names = [_name(one) for one in values]
   for i, name in enumerate(names):
     if name and name in names[:i]:
-      raise InputError(f"{key}[{i}].name: {name!r} is the name of another one; names must differ")
+      raise InputError(f"{key}[{i}].name: {name!r} is already the name of another element; choose a different name")
   return [f"{key}.{name}" if name else f"{key}[{i}]" for i, name in enumerate(names)]
 
 
 def _is_named(hint: Any) -> bool:
-  """Tells whether an annotation is a dataclass whose `name` is required, so that lists of it are found by name."""
+  """Tells whether an annotation is a dataclass with a required `name`, by which elements of a list are addressed."""
   if not dataclasses.is_dataclass(hint) or not isinstance(hint, type):
     return False
   name = _options(hint).get("name")
@@ -223,7 +223,7 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _is(value: Any, hint: type) -> bool:
-  """Tells whether a value has a type, where True is no number and every whole number is a float as well."""
+  """Tells whether a value has a type; a bool is not a number, and an int also counts as a float."""
   if isinstance(value, bool):
     return hint is bool
   return isinstance(value, int | float) if hint is float else isinstance(value, hint)
@@ -247,7 +247,7 @@ def _in_range(value: Any, hint: Any, *, options: Mapping[str, Any], key: str) ->
 
 
 def _wanted(hint: Any, options: Mapping[str, Any]) -> str:
-  """Says in a few words which values an option takes."""
+  """Returns a description of the values that an option takes, for error messages."""
   if hint is type(None):
     return "None"
   if typing.get_origin(hint) is tuple:

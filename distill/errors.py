@@ -1,4 +1,4 @@
-"""The one exception that means: the input is wrong, and here is what to do."""
+"""The exception for wrong input, whose message says what is wrong and what to do."""
 
 
 class InputError(ValueError):

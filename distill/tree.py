@@ -12,18 +12,18 @@ Params = dict[str, Any]
 
 
 def flatten(state: nnx.State) -> Params:
-  """Dotted name -> array for every variable of an nnx state."""
+  """Returns a dictionary from dotted names to arrays, with every variable of an nnx state."""
   return {".".join(map(str, path)): variable.get_value() for path, variable in nnx.to_flat_state(state)}
 
 
 def unflatten(state: nnx.State, params: Mapping[str, Any]) -> nnx.State:
-  """`state` with the values of `params`; both must hold the same names."""
+  """Returns `state` with the values of `params`; both must hold the same names."""
   flat = [(path, variable.replace(params[".".join(map(str, path))])) for path, variable in nnx.to_flat_state(state)]
   return nnx.from_flat_state(flat)
 
 
 def first_match(rules: Sequence[tuple[str, Any]], name: str, *, what: str) -> Any:
-  """Value of the first rule whose regex matches the whole `name`.
+  """Returns the value of the first rule whose regex matches the whole `name`.
 
   Raises:
     InputError: No rule covers the name.
@@ -35,7 +35,7 @@ def first_match(rules: Sequence[tuple[str, Any]], name: str, *, what: str) -> An
 
 
 def select(params: Mapping[str, Any], keep: Callable[[str], bool]) -> tuple[Params, Params]:
-  """`params` split into the names that `keep` accepts and the rest."""
+  """Splits `params` into the parameters whose names `keep` accepts, and the rest."""
   chosen = {name: value for name, value in params.items() if keep(name)}
   rest = {name: value for name, value in params.items() if name not in chosen}
   return chosen, rest

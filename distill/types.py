@@ -21,7 +21,7 @@ INPUT = -1
 
 
 def before(layer: int) -> int:
-  """Returns the captured layer that is the input of `layer`."""
+  """Returns the number of the captured layer whose output is the input of `layer`; `INPUT` for the first layer."""
   return layer - 1 if layer else INPUT
 
 
@@ -80,7 +80,7 @@ class Readout:
     return self.finish(matmul(hidden.astype(self.kernel.dtype), jnp.asarray(self.kernel)))
 
   def finish(self, logits: Float[Array, "*B V"]) -> Float[Array, "*B V"]:
-    """Returns logits from hidden @ kernel: adds the bias, scales, caps and masks the padding."""
+    """Finishes raw logits, hidden @ kernel: adds the bias, scales, caps and masks the padding."""
     if self.bias is not None:
       logits = logits + jnp.broadcast_to(self.bias.astype(jnp.float32), logits.shape)
     logits = logits * self.scale
@@ -108,8 +108,8 @@ class ModelOutput:
     layers: Outputs of the layers in `Capture.layers`.
     mixers: Mixer outputs of the layers in `Capture.mixers`.
     qkv: Queries, keys and values of the layers in `Capture.qkv`.
-    balance: Load imbalance over experts of each row, at its least 1 where tokens spread evenly: the mean over MoE
-      layers. None without MoE layers and in decoding.
+    balance: Load imbalance over experts of each row, averaged over the MoE layers; 1, its minimum, if tokens spread
+      evenly. None without MoE layers and in decoding.
   """
 
   hidden: Float[Array, "B T D"]
@@ -123,12 +123,12 @@ class ModelOutput:
 @_pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SparseTarget:
-  """A teacher's next-token distribution as some tokens with their probabilities, and the rest as one bucket.
+  """A teacher's next-token distribution: the probabilities of some tokens, and one for all other tokens together.
 
   Attributes:
-    ids: Tokens of the support, each at most once a position; -1 marks an unused place.
+    ids: Tokens of the support, each at most once a position; -1 marks an unused entry.
     log_probs: Their log-probabilities at the temperature the target was made with; of sampled ones log(count / draws).
-    tail: Log-probability of all other tokens together; -inf or below -10⁴ for none.
+    tail: Log-probability of all other tokens together; -inf or below -10⁴ if they have no probability.
   """
 
   ids: Int[Array, "*B k"]
@@ -148,7 +148,7 @@ class DenseSignal:
   qkv: Mapping[int, Qkv] = dataclasses.field(default_factory=dict)
 
   def target_rows(self) -> tuple[Float[Array, "M D"], Readout]:
-    """Returns the distribution of every token as a loss takes it: hidden states and their readout."""
+    """Returns the hidden states of the batch, flattened to M tokens, and their readout."""
     return _rows(self.hidden), self.readout
 
 
@@ -163,7 +163,7 @@ class SparseSignal:
   qkv: Mapping[int, Qkv] = dataclasses.field(default_factory=dict)
 
   def target_rows(self) -> tuple[SparseTarget, None]:
-    """Returns the distribution of every token as a loss takes it: the sparse target, which needs no readout."""
+    """Returns the sparse target of the batch, flattened to M tokens, and None: it needs no readout."""
     return jax.tree.map(_rows, self.target), None
 
 
@@ -182,11 +182,11 @@ class Batch:
 
   Attributes:
     tokens: Token ids.
-    segments: Number of the document within its row, from 1; 0 marks padding.
+    segments: Number of the document that each token belongs to within its row, from 1; 0 marks padding.
     positions: Position within the document, from 0.
     loss_mask: Weight of PREDICTING `tokens[:, t + 1]` from position t, 0 or 1: the last position of a document
       and padding have 0.
-    routes: Number of the adapter set that teaches each row; absent: all 0.
+    routes: Index of the adapter set that the teacher uses for each row; if absent, 0 for all rows.
     signal: The teacher's signal for these rows, where a teacher cache provides it.
   """
 

@@ -25,7 +25,7 @@ METHODS = ("sum", "ties", "dare")
 
 
 def ties(changes: Sequence[Float[np.ndarray, "..."]], *, density: float) -> Float[np.ndarray, "..."]:
-  """Merges by TIES: the mean, for every number, of the trimmed changes that have the sign of their total.
+  """Merges changes by TIES: each element is the mean of the trimmed changes whose sign is that of their sum.
 
   Args:
     changes: Weighted changes of one parameter.
@@ -49,7 +49,7 @@ def _trim(change: np.ndarray, density: float) -> np.ndarray:
 
 
 def dare(changes: Sequence[Float[np.ndarray, "..."]], *, density: float, seed: Sequence[int]) -> np.ndarray:
-  """Merges by DARE: the sum of changes, each number dropped with probability 1 - density, the rest rescaled.
+  """Merges changes by DARE: sums them after elements are dropped with probability 1 - density, the rest rescaled.
 
   Args:
     changes: Weighted changes of one parameter.
@@ -65,7 +65,7 @@ def dare(changes: Sequence[Float[np.ndarray, "..."]], *, density: float, seed: S
 
 
 def low_rank(change: Float[np.ndarray, "I O"], *, rank: int) -> LowRank:
-  """Returns the nearest matrix of a rank in the Frobenius norm; both factors get the roots of the singular values."""
+  """Returns factors of the nearest matrix of that rank (truncated SVD); each holds the roots of the singular values."""
   u, s, v = np.linalg.svd(change, full_matrices=False)
   root = np.sqrt(s[:rank])
   return LowRank(a=u[:, :rank] * root, b=root[:, None] * v[:rank], scale=1.0)
@@ -133,7 +133,7 @@ def as_adapter(
   report: Callable[[str, float], Any] = lambda name, share: None,
   **how: Any,
 ) -> dict[str, LowRank]:
-  """Returns the combined change as plain LoRA: exactly, from the adapters' own factors, or the nearest of a rank.
+  """Returns the combined change as plain LoRA: exact, from the adapters' factors, or the nearest change of `rank`.
 
   Args:
     params: Canonical parameters of the base.
@@ -154,7 +154,7 @@ def as_adapter(
   adapters = [(entry, _without_base(adapter, base)) for entry, adapter in adapters]
   for _, adapter in adapters:
     if other := next((name for name, edit in adapter.edits if not isinstance(edit, LowRank)), None):
-      raise InputError(f"{adapter.path}: changes {other} by more than LoRA can; use --format=model")
+      raise InputError(f"{adapter.path}: changes {other} in a way that LoRA cannot express; use --format=model")
   dora = next((a.path for _, a in adapters if any(getattr(e, "magnitude", None) is not None for _, e in a.edits)), None)
   exact: dict[str, LowRank] = {}
   if how.get("method", "sum") == "sum" and dora is None:
@@ -163,7 +163,7 @@ def as_adapter(
       return exact
   elif not rank:
     what = f"{dora}: is DoRA" if dora else f"--combine={how['method']}: gives whole matrices"
-    raise InputError(f"{what}, which LoRA holds only to a rank; add --rank, or use --format=model")
+    raise InputError(f"{what}, which LoRA can only approximate; add --rank, or use --format=model")
   changes = {} if exact else _difference(base, combine(params, adapters=adapters, config=config, **how)[1], adapters)
   known, found = layout(config), dict[str, LowRank]()
   # Kernels of one HF module are truncated together, since they share its factors.
@@ -182,7 +182,7 @@ def as_adapter(
 
 
 def _without_base(adapter: Adapter, base: Mapping[str, Any]) -> Adapter:
-  """Returns the adapter without unchanged copies of embedding and head, which PEFT stores with factors for them."""
+  """Returns the adapter without unchanged copies of embedding and head, which PEFT stores beside their factors."""
 
   def same(name: str, edit: Edit) -> bool:
     under = isinstance(edit, Replacement) and edit.underlies

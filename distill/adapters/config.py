@@ -15,5 +15,5 @@ class AdapterConfig:
 
   @property
   def scale(self) -> float:
-    """Factor of the product of the two factors."""
+    """Multiplier of the product A @ B: alpha / rank."""
     return self.alpha / self.rank

@@ -52,7 +52,7 @@ class Replacement:
 
   Attributes:
     value: The new parameter, in our layout.
-    underlies: The adapter's other edits of this parameter start from it.
+    underlies: True if the adapter's other edits of this parameter start from it.
   """
 
   value: np.ndarray
@@ -85,7 +85,7 @@ Edit = LowRank | Replacement | TokenRows | Addition
 
 
 def apply(edit: Edit, current: np.ndarray, *, base: np.ndarray, weight: float) -> np.ndarray:
-  """Applies an edit.
+  """Applies an edit to a parameter.
 
   Args:
     edit: The edit.

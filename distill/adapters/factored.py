@@ -12,7 +12,7 @@ from distill.adapters.stack import StackedAdapter
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Factored:
-  """The change column * base + a @ b of one canonical parameter, or of some of its columns."""
+  """A change of one canonical parameter, or of some of its columns, from base to column * base + a @ b."""
 
   a: Float[np.ndarray, "I R"]
   b: Float[np.ndarray, "R O"]

@@ -15,7 +15,7 @@ EMBEDDING, HEAD = "embed.table", "head.kernel"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
-  """The name table of a model, by HF tensor. A tied head is treated as a tensor of its own.
+  """The name table of a model, looked up by HF tensor. A tied head is treated as a separate tensor.
 
   Attributes:
     config: Configuration of the model.

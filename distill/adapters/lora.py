@@ -18,7 +18,7 @@ from distill.tree import Params
 
 
 def init(decoder: Decoder, *, targets: str, rank: int, key: Key[Array, ""]) -> Params:
-  """Initialises `{kernel}.lora_a` [L, I, R], uniform within 1 / sqrt(I), and `{kernel}.lora_b` [L, R, O], zero.
+  """Initialises `{kernel}.lora_a` [L, I, R], uniform in ±1 / sqrt(I), and `{kernel}.lora_b` [L, R, O], zero.
 
   Args:
     decoder: The base.

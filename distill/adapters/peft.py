@@ -22,7 +22,7 @@ from distill.models.config import DecoderConfig
 
 PREFIX = "base_model.model."
 STEM = "adapter_model"
-_OTHER = "adapter for another model"
+_OTHER = "the adapter is for another model"
 # (regex for the name after the module's path, kind of tensor); the first match counts.
 _KINDS = tuple(
   (re.compile(rf"(.+)\.{end}"), kind)
@@ -146,7 +146,7 @@ class _EditReader:
     return None
 
   def edits(self) -> tuple[tuple[str, Edit], ...]:
-    """Returns all edits; those that others start from come first."""
+    """Returns (canonical name, edit) of all stored tensors; edits that others build on come first."""
     found: list[tuple[str, Edit]] = []
     for key, theirs, value in self._wholes.values():
       found += self._whole(key, theirs, value)
@@ -212,7 +212,7 @@ class _EditReader:
     return found
 
   def _vocabulary(self, ours: str) -> int:
-    """Returns the number of tokens, which a stored embedding or head may have changed."""
+    """Returns the number of tokens of an embedding or head: that of a stored replacement, else the model's."""
     for _, theirs, value in self._wholes.values():
       if theirs in (self._layout.theirs(ours), self._layout.theirs(EMBEDDING)):
         return value.shape[0]

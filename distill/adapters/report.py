@@ -46,7 +46,7 @@ def _names(value: object) -> str:
 
 
 def _alone(directory: pathlib.Path, settings: PeftSettings) -> Iterator[str]:
-  """Describes the factors alone; without a base nothing is known about which tensors fit."""
+  """Yields lines about the factors alone; without a base it is unknown which tensors fit."""
   tensors = safetensors_files.read(directory, stem=STEM)
   pairs: dict[str, dict[str, np.ndarray]] = {}
   whole, unknown = [], []
@@ -77,7 +77,7 @@ def _alone(directory: pathlib.Path, settings: PeftSettings) -> Iterator[str]:
 
 
 def _on(directory: pathlib.Path, settings: PeftSettings, model: pathlib.Path) -> Iterator[str]:
-  """Describes ‖ΔW‖ / ‖W‖ of every HF tensor that changes."""
+  """Yields lines with ‖ΔW‖ / ‖W‖ of every HF tensor that the adapter changes."""
   config, params = hf.load(model)
   adapter = read_with_problems(directory, config=config)
   fits = "fits" if adapter.edits and not adapter.problems else "does not fit"
@@ -99,7 +99,10 @@ def _on(directory: pathlib.Path, settings: PeftSettings, model: pathlib.Path) ->
   for key, reason in adapter.problems:
     yield f"would not load: {key}: {reason}"
   if fits == "does not fit":
-    raise InputError(f"{directory}: does not fit {model}: {len(adapter.problems)} of its tensors would not load")
+    raise InputError(
+      f"{directory}: does not fit {model}: {len(adapter.problems)} of its tensors would not load; give the model that "
+      "it was trained on"
+    )
 
 
 def _norms(after: Mapping[str, np.ndarray], base: Mapping[str, np.ndarray]) -> tuple[float, float]:
@@ -123,7 +126,7 @@ def _kind(edit: edits.Edit) -> str:
 
 
 def _modules(facts: Mapping[str, str], sizes: Mapping[str, float]) -> Iterator[str]:
-  """Yields a line for each module, with a note if it is odd."""
+  """Yields a line for each module, with a note if its change is zero or an outlier."""
   yield f"modules: {len(facts)}"
   changed = [size for size in sizes.values() if size > 0]
   median = float(np.median(changed)) if changed else 0.0

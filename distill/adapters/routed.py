@@ -40,7 +40,7 @@ class RoutedAdapters:
   Attributes:
     config: Configuration of base and routes.
     replaced: Canonical parameters that replace those of the base, or that it lacks.
-    stacked: Routed parts of stacked parameters, by their name and a suffix.
+    stacked: Factors or values of all routes, by the name of the stacked parameter and a suffix.
   """
 
   config: DecoderConfig
@@ -106,7 +106,7 @@ def stack_with_routes(
 
 
 def _sort(adapters: Sequence[StackedAdapter], groups: Iterable[list[str]]) -> tuple[set[str], set[str]]:
-  """Returns the names of matrices with only low-rank edits in all layers of a group, and all other edited names."""
+  """Returns (names of matrices that have only low-rank edits in all layers of a group, all other edited names)."""
   kinds: dict[str, set[str]] = {}
   for _, adapter in adapters:
     for name, edit in adapter.edits:
@@ -204,7 +204,7 @@ def shardings(decoder: Decoder, params: Mapping[str, Any], *, mesh: Mesh) -> dic
 def select_route(
   params: Mapping[str, Any], *, tokens: Int[Array, " T"], route: Int[Array, ""]
 ) -> tuple[Params, Int[Array, " T"]]:
-  """Returns the decoder's parameters for ONE row, and its tokens as indices of their embedding.
+  """Returns the decoder's parameters for ONE row, and the row's tokens as row indices of the embedding among them.
 
   The head remains that of the base: `widen_readout` makes one readout for the rows of all routes.
 

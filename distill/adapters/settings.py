@@ -90,7 +90,7 @@ class PeftSettings:
     return alpha / (math.sqrt(rank) if self.get("use_rslora") else rank)
 
   def saves(self, module: str) -> bool:
-    """Tells if a module was trained and stored whole."""
+    """Tells if a module was trained and stored as a whole (`modules_to_save`)."""
     return any(module == name or module.endswith(f".{name}") for name in self.get("modules_to_save") or ())
 
   def tokens(self, module: str, *, count: int) -> list[int]:
@@ -104,10 +104,11 @@ class PeftSettings:
       given = next((ids for name, ids in given.items() if module == name or module.endswith(f".{name}")), None)
     if not isinstance(given, list) or len(given) != count or not all(_whole(x) and x >= 0 for x in given):
       raise InputError(
-        f"{self.where}: trainable_token_indices names no {count} tokens of {module}, as the weights have"
+        f"{self.where}: trainable_token_indices = {_short(given)}; expected {count} ids of tokens, one for each stored "
+        f"row of {module}"
       )
     if len(set(given)) != count:
-      raise InputError(f"{self.where}: trainable_token_indices names a token of {module} twice")
+      raise InputError(f"{self.where}: trainable_token_indices lists a token of {module} twice; list each once")
     return given
 
   def _pattern(self, key: str, module: str, default: Any) -> Any:

@@ -30,7 +30,7 @@ class StackEntry:
     path: PEFT directory.
     weight: Scale of its change.
     mode: 'sequential': trained on top of the adapters before it. 'co-active': trained on the same base as the adapter
-      before it. Plain LoRA gives the same result either way; see `edits` for what does not.
+      before it. Plain LoRA gives the same result either way; see `edits` for other adapters.
     name: Name by which a data source selects it; by default the last part of the path.
   """
 
@@ -79,16 +79,16 @@ def read_stack(path: pathlib.Path) -> Stack:
     if not isinstance(fields, dict) or not isinstance(fields.get("path"), str):
       raise InputError(f"{where}.path: missing; give a PEFT directory")
     if not fields["path"].isprintable():
-      raise InputError(f"{where}.path: {ascii(fields['path'])} is no path; give a PEFT directory")
+      raise InputError(f"{where}.path: {ascii(fields['path'])} is not a path; give a PEFT directory")
     if unknown := set(fields) - {"path", "weight", "mode", "name"}:
       raise InputError(f"{where}.{min(unknown)}: unknown key; an adapter has path, weight, mode and name")
     weight, mode, name = fields.get("weight", 1.0), fields.get("mode", "sequential"), fields.get("name", "")
     if not isinstance(weight, int | float) or isinstance(weight, bool) or not abs(weight) < 1e30:
-      raise InputError(f"{where}.weight: {weight!r} is not a finite number")
+      raise InputError(f"{where}.weight: {weight!r} is not a finite number; correct it")
     if mode not in MODES:
       raise InputError(f"{where}.mode: {mode!r}; use one of {', '.join(MODES)}")
     if not isinstance(name, str):
-      raise InputError(f"{where}.name: {name!r} is not a string")
+      raise InputError(f"{where}.name: {name!r} is not a string; give a name in quotes")
     found, name = locate(fields["path"], relative_to=path.parent), name or _called(fields["path"])
     entries.append(StackEntry(path=found, weight=float(weight), mode=mode, name=name))
   return tuple(entries)
@@ -124,7 +124,7 @@ def merge(params: Mapping[str, Any], *, stack: Stack, config: DecoderConfig) -> 
 def merge_adapters(
   params: Mapping[str, Any], *, adapters: Sequence[StackedAdapter], config: DecoderConfig
 ) -> tuple[DecoderConfig, Params]:
-  """Merges adapters that are read already into a base, as `merge` does.
+  """Merges adapters that have already been read into a base, as `merge` does.
 
   Args:
     params: Canonical parameters of the base.
@@ -202,7 +202,7 @@ def settle(
   sizes = [changed[name].shape[axis] for axis, name in enumerate((EMBEDDING, HEAD)) if name in changed]
   if len(set(sizes if len(sizes) == 2 else [*sizes, config.vocab_size])) > 1:
     paths = ", ".join(str(adapter.path) for _, adapter in adapters)
-    raise InputError(f"{paths}: embedding and head of different numbers of tokens, {sizes}; store both in the adapter")
+    raise InputError(f"{paths}: embedding and head have unequal numbers of tokens, {sizes}; store both in the adapter")
   if sizes:
     config = dataclasses.replace(config, vocab_size=sizes[0])
   if tied and EMBEDDING in changed and HEAD in changed and np.array_equal(changed[EMBEDDING], changed[HEAD].T):
@@ -253,7 +253,7 @@ def _applied(edit, current, base, entry, adapter, name) -> np.ndarray:
 
 
 def check_finite(value: np.ndarray, *, name: str, paths: Sequence[pathlib.Path]) -> None:
-  """Refuses a parameter that adapters have made infinite.
+  """Checks that adapters have not made a parameter infinite or NaN.
 
   Args:
     value: The parameter after the adapters.

@@ -114,7 +114,7 @@ class Attributes:
     """
     value = self.get(key)
     if value is None and default is None:
-      raise InputError(f"{self.where}: {key} is missing")
+      raise InputError(f"{self.where}: {key} is missing; compare the file with the original")
     return default if value is None else value
 
   def integer(self, key: str, default: int | None = None) -> int:
@@ -177,7 +177,7 @@ class Attributes:
     """Returns the name of an activation that our layers implement.
 
     Raises:
-      InputError: Another one.
+      InputError: Our layers do not implement it.
     """
     value = self.take(key, default)
     if not isinstance(value, str) or value not in ACTIVATIONS:
@@ -215,7 +215,7 @@ class Attributes:
     found = [self.integer(name) for name in names if self.get(name) is not None]
     count, top_k = found[0] if found else default, self.integer("num_experts_per_tok", chosen)
     if top_k > count:
-      raise InputError(f"{self.where}: num_experts_per_tok {top_k} is more than the {count} experts")
+      raise InputError(f"{self.where}: num_experts_per_tok {top_k} is larger than the number of experts, {count}")
     return count, top_k
 
   def ignore(self, *keys: str) -> None:

@@ -1,4 +1,4 @@
-"""One Hugging Face model family as a value: everything that its checkpoints need beyond the decoder itself."""
+"""One Hugging Face model family as a value: its config.json and the tensor names of its checkpoints."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -9,7 +9,9 @@ from distill.models.config import DecoderConfig
 
 
 class ReadConfig(Protocol):
-  """Reads the keys of a config.json.
+  """Returns the decoder configuration that the keys of a config.json describe.
+
+  Families implement this protocol as a function `read(values, where=...)`.
 
   Raises:
     InputError: A key is missing, unknown or not supported; the message begins with `where`, the file's name.
@@ -24,11 +26,11 @@ class Family:
 
   Attributes:
     name: `model_type` in config.json, and `DecoderConfig.family`.
-    architecture: The class in transformers that loads it, as in `architectures` of config.json.
-    read: The keys of a config.json -> our configuration.
-    write: The inverse of `read`, without `architectures`, `model_type` and `dtype`. Raises an `InputError` for a
+    architecture: Name of the class in transformers that loads it, as in `architectures` of config.json.
+    read: Function from the keys of a config.json to the decoder configuration.
+    write: Inverse of `read`, without `architectures`, `model_type` and `dtype`. Raises an `InputError` for a
       configuration that config.json cannot express.
-    table: The name table: every tensor of a checkpoint, and the parameter that it holds.
+    table: Function that returns the name table: every tensor of a checkpoint, and the parameter that it holds.
     ignored_tensors: Regex for the start of tensor names that checkpoints have and the model does not use.
   """
 

@@ -58,19 +58,22 @@ def sources(directory: pathlib.Path) -> tuple[DecoderConfig, dict[str, Parameter
   ignored, found = FAMILIES[config.family].ignored_tensors, tensors.tensors()
   infos = {name: found[stored] for name, stored in spellings(found, table=entries, ignored=ignored).items()}
   if missing := next((entry.theirs for entry in entries if entry.theirs not in infos), None):
-    raise InputError(f"{directory}: tensor {missing} is missing; config.json and weights do not agree")
+    raise InputError(f"{directory}: tensor {missing} is missing; fetch config.json and weights of one model")
   extra = set(infos) - {entry.theirs for entry in entries}
   head = "lm_head.weight" if config.tie_embeddings and "lm_head.weight" in extra else None
   if unexpected := sorted(extra - {head}):
     raise InputError(
-      f"{directory}: unexpected tensor {unexpected[0]}; {len(unexpected)} are not of a {config.family} model"
+      f"{directory}: unexpected tensor {unexpected[0]}, {len(unexpected)} in all are not part of a {config.family} "
+      "model; fetch config.json and weights of one model"
     )
   shapes = hf_config.shapes(config, where=str(directory / "config.json"))
   sources = parameter_sources(entries, tensors=tensors, infos=infos, shapes=shapes, where=str(directory))
   if head is not None:
     embedding = sources["embed.table"]
     if infos[head].shape != embedding.shape:
-      raise InputError(f"{directory}: {head} differs from the embedding it is tied to in config.json")
+      raise InputError(
+        f"{directory}: {head} differs from the embedding; in config.json untie them (tie_word_embeddings)"
+      )
     tied_head = (dataclasses.replace(embedding.pieces[0][0], theirs=head), infos[head])
     sources["embed.table"] = dataclasses.replace(embedding, tied_head=tied_head)
   return config, sources

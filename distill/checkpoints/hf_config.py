@@ -1,4 +1,4 @@
-"""Hugging Face configurations: config.json into a `DecoderConfig` and back, and the names that follow from it."""
+"""Reads and writes config.json of Hugging Face models, and names the tensors that a checkpoint must have."""
 
 import pathlib
 from collections.abc import Mapping
@@ -45,7 +45,7 @@ def config_from_dict(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
 
 
 def config_to_dict(config: DecoderConfig) -> dict[str, Any]:
-  """Returns the keys of config.json that describe the function; undoes `config_from_dict`.
+  """Returns the keys of config.json that describe the architecture; the inverse of `config_from_dict`.
 
   Raises:
     InputError: The family's config.json cannot express the configuration.
@@ -87,6 +87,6 @@ def shapes(config: DecoderConfig, *, where: str = "config.json") -> dict[str, tu
   try:
     decoder = Decoder(config)
   except (TypeError, ValueError, ArithmeticError) as error:
-    raise InputError(f"{where}: its sizes make no model ({error}); compare it with the original") from error
+    raise InputError(f"{where}: its sizes give no valid model ({error}); compare it with the original") from error
   cut = {name: x.shape[name.startswith("groups.") :] for name, x in decoder.abstract().items()}
   return {one: tuple(shape) for name, shape in cut.items() for one in decoder.canonical(name)}

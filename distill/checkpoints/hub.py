@@ -33,7 +33,7 @@ def locate(name: str | os.PathLike[str], *, relative_to: pathlib.Path = pathlib.
     relative_to: The directory that relative paths start from.
 
   Returns:
-    The directory. It may not exist if the name cannot be one of the hub.
+    The directory. It may not exist if `name` is not a valid hub name.
 
   Raises:
     InputError: No such repository or revision, no access to it, or no network and not in the hub's cache.
@@ -60,6 +60,6 @@ def _download(name: str, *, repo: str, revision: str | None) -> pathlib.Path:
   except errors.LocalEntryNotFoundError as error:
     raise InputError(f"{start} is neither cached nor reachable; go online, or give a directory") from error
   except errors.HFValidationError as error:
-    raise InputError(f"{start} has no legal name; write org/name or org/name@revision") from error
+    raise InputError(f"{start} is not a valid hub name; write org/name or org/name@revision") from error
   except Exception as error:  # Network and file-system errors have many types.
     raise InputError(f"{start} cannot be reached ({type(error).__name__}); go online, or give a directory") from error

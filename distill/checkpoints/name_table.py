@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """Columns `start` to `stop` of a tensor that holds several parameters, or those columns of every `period`."""
+  """Columns `start` to `stop` of a tensor that holds several parameters, or of each group of `period` columns in it."""
 
   start: int
   stop: int

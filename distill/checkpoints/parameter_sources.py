@@ -50,7 +50,9 @@ class ParameterSource:
     value = self._read(*self.pieces[0], index=index)
     if self.tied_head is not None and not np.array_equal(value, self._read(*self.tied_head, index=index)):
       entry, info = self.tied_head
-      raise InputError(f"{info.path}: {entry.theirs} differs from the embedding it is tied to in config.json")
+      raise InputError(
+        f"{info.path}: {entry.theirs} differs from the embedding; in config.json untie them (tie_word_embeddings)"
+      )
     return value
 
   def _read(self, entry: TensorEntry, info: TensorInfo, *, index: Block) -> np.ndarray:
@@ -132,7 +134,8 @@ def parameter_sources(
       shape = piece if entry.expert is None else (len(rows), *piece)
       if shape != shapes[name] or covered.get(entry.theirs, whole) != whole:
         raise InputError(
-          f"{where}: {entry.theirs} has shape {info.shape} (as {name}), config.json says {shapes[name]} of it"
+          f"{where}: {entry.theirs} has shape {info.shape} as {name}, config.json gives {shapes[name]}; "
+          "fetch weights and config.json of one model"
         )
     found[name] = ParameterSource(tensors=tensors, shape=shapes[name], pieces=tuple(rows))
   return found
@@ -141,7 +144,7 @@ def parameter_sources(
 def _shape(entry: TensorEntry, info: TensorInfo) -> tuple[int, tuple[int, ...]]:
   """Returns (size of the whole tensor's last axis in our layout, shape of the piece).
 
-  The shape is empty, and fits no parameter, where the tensor cannot be transposed or split as the entry says.
+  The shape is empty, which fits no parameter, if the tensor cannot be transposed or split as the entry says.
   """
   if entry.form == "conv" and len(info.shape) != 3:
     return 0, ()

@@ -148,7 +148,7 @@ class _Loader:
   def parameter(
     self, layers: list[str], *, shape: tuple[int, ...], sharding: NamedSharding, stacked: bool
   ) -> jax.Array:
-    """Loads a parameter, a few layers at a time if all at once need too much memory on the host."""
+    """Loads one stacked parameter, a few layers at a time if all layers at once need too much host memory."""
     if not stacked:
       return self._layers(layers, sharding=sharding, shape=shape, stacked=False)
     assert not sharding.spec or sharding.spec[0] is None, sharding

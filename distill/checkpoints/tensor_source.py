@@ -1,4 +1,4 @@
-"""Checkpoint formats behind one protocol: which tensors there are, and any block of any of them."""
+"""The protocol of checkpoint formats: a source lists its tensors and reads any block of one."""
 
 import dataclasses
 import pathlib
@@ -33,7 +33,7 @@ class TensorInfo:
 
 @runtime_checkable  # The tests check signatures at run time.
 class TensorSource(Protocol):
-  """The tensors of one checkpoint. Loading and the families see nothing else of a checkpoint's format."""
+  """The tensors of one checkpoint. Nothing else in the code depends on the checkpoint's format."""
 
   def tensors(self) -> Mapping[str, TensorInfo]:
     """Returns every tensor by its name, from headers alone."""

@@ -40,7 +40,7 @@ class Batches:
     batch_size: Rows of the global batch, B.
     seed: Seed of the shuffling.
     routes: Number of the adapter set that teaches the rows of each store; 0 for all by default.
-    first: Rows that earlier stages drew from the same stores.
+    first: Number of rows that earlier stages drew from the same stores; drawing continues after them.
     process: (index, count) of this process, which gets an equal run of consecutive rows of each batch.
 
   Raises:
@@ -59,11 +59,15 @@ class Batches:
     process: tuple[int, int] = (0, 1),
   ):
     if len({store.length for store in stores}) != 1:
-      raise InputError(f"data: stores of different row lengths {sorted({store.length for store in stores})}")
+      lengths = sorted({store.length for store in stores})
+      raise InputError(f"data: stores have rows of different lengths {lengths}; use one length")
     if len(weights) != len(stores) or not all(0 < weight < math.inf for weight in weights):
       raise InputError(f"data: weights {tuple(weights)}; each of the {len(stores)} sources needs a positive one")
     if batch_size % process[1]:
-      raise InputError(f"training.batch_size: {batch_size} does not divide among {process[1]} processes")
+      raise InputError(
+        f"training.batch_size: {batch_size} does not divide among {process[1]} processes; "
+        f"use a multiple of {process[1]}"
+      )
     self._routes = np.asarray(routes or [0] * len(stores), np.int32)
     self._stores, self._size, self._first, self._process = tuple(stores), batch_size, first, process
     self._signals: tuple[Callable[[Int[np.ndarray, " B"]], SparseSignal], ...] = ()

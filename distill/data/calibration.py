@@ -1,4 +1,4 @@
-"""Rows of a token store on which a model is measured."""
+"""Samples rows of a token store, on which a model is measured."""
 
 import numpy as np
 

@@ -72,7 +72,7 @@ def open_source(spec: SourceConfig | Mapping[str, Any], *, key: str) -> Document
 
 
 def _spec(config: SourceConfig) -> dict[str, Any]:
-  """The options that decide the documents; which rows are drawn and who teaches them does not."""
+  """Returns the options that affect which documents a source yields: all but its weight and its adapters."""
   return {name: value for name, value in dataclasses.asdict(config).items() if name not in ("weight", "adapters")}
 
 

@@ -33,8 +33,8 @@ class TokenStore:
     rows: Number of rows.
     length: Tokens a row, T.
     fingerprint: Digest of everything that decides the rows.
-    meta: fingerprint, rows, length, tokens, documents, bytes (UTF-8, of text in the loss), source, and the digest of
-      the tokenizer.
+    meta: Content of meta.json: fingerprint, rows, length, tokens, documents, bytes (UTF-8, of text in the loss),
+      source, and the digest of the tokenizer.
   """
 
   def __init__(self, directory: str | os.PathLike[str]):
@@ -46,7 +46,7 @@ class TokenStore:
       self._arrays = {name: np.load(self.directory / f"{name}.npy", mmap_mode="r") for name in _NAMES}
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
       reason = " ".join(str(error).split()) or type(error).__name__
-      raise InputError(f"{directory}: not a whole token store ({reason}); delete it and it is built again") from error
+      raise InputError(f"{directory}: not a complete token store ({reason}); delete it to rebuild it") from error
     for name, array in self._arrays.items():
       kind = "b" if name == "in_loss" else "iu"
       if array.shape != (self.rows, self.length) or array.dtype.kind not in kind:
@@ -64,7 +64,7 @@ class TokenStore:
     }
 
   def teaches(self) -> bool:
-    """Tells whether any row has a token that is predicted; reading stops at the first."""
+    """Tells whether any row has a token that counts in the loss; reading stops at the first such row."""
     chunks = (np.arange(start, min(start + _SCANNED_ROWS, self.rows)) for start in range(0, self.rows, _SCANNED_ROWS))
     return any(bool(self.read(rows)["loss_mask"].any()) for rows in chunks)
 
@@ -87,14 +87,14 @@ def build(
   if length < 2:
     raise InputError(f"config.data.length: {length}; a row needs at least 2 tokens, one to read and one to predict")
   if tokenizer.eos_token_id is None:
-    raise InputError("tokenizer: no end-of-text token (eos_token); documents cannot be told apart")
+    raise InputError("tokenizer: no end-of-text token, which separates documents; set eos_token")
   fingerprint = _fingerprint(source, tokenizer=tokenizer, length=length)
   target = pathlib.Path(directory) / fingerprint[:16]
   if not target.exists():
     _build(target, source=source, tokenizer=tokenizer, length=length, fingerprint=fingerprint)
   store = TokenStore(target)
   if store.fingerprint != fingerprint:
-    raise InputError(f"{target}/meta.json: fingerprint of another store; delete the directory to rebuild it")
+    raise InputError(f"{target}/meta.json: has the fingerprint of another store; delete the directory to rebuild it")
   return store
 
 
@@ -106,7 +106,7 @@ def _build(
   with new_directory(target) as work:
     meta = _write(work, source=source, tokenizer=tokenizer, length=length)
     if not meta["rows"]:
-      raise InputError(f"{source.spec}: no documents in it")
+      raise InputError(f"{source.spec}: it has no documents; give another source")
     (work / "meta.json").write_text(json.dumps({"fingerprint": fingerprint, **meta}, indent=1))
 
 
@@ -122,7 +122,7 @@ def _digest(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _words(tokenizer: PreTrainedTokenizerBase) -> Any:
-  """Everything that decides how text becomes tokens; truncation and padding are settings of the last call."""
+  """Returns all settings that affect how text becomes tokens, without truncation and padding, which each call sets."""
   backend = getattr(tokenizer, "backend_tokenizer", None)
   if backend is None:
     return tokenizer.get_vocab()

@@ -90,7 +90,7 @@ def parse(text: bytes, *, where: str) -> dict[str, Any]:
   except ValueError as error:
     raise InputError(f"{where}: cannot be read as JSON ({error}); fetch the file again") from error
   if not isinstance(values, dict):
-    raise InputError(f"{where}: expected a JSON object")
+    raise InputError(f"{where}: expected a JSON object; correct the file, or fetch it again")
   level: list[Any] = [values]
   for _ in range(_MAX_DEPTH):
     inner = (one.values() if isinstance(one, dict) else one for one in level)
@@ -108,11 +108,11 @@ def read_json(path: pathlib.Path, *, hint: str = "give a directory in the Huggin
   """
   path = pathlib.Path(path)
   if (size := regular(path, hint=hint)) > _MAX_JSON:
-    raise InputError(f"{path}: {size:,} bytes are too many for JSON; fetch the file again")
+    raise InputError(f"{path}: {size:,} bytes, and a JSON file may have {_MAX_JSON:,}; fetch the file again")
   try:
     text = path.read_bytes()
   except OSError as error:
-    raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    raise InputError(f"{path}: cannot be read ({error.strerror}); fetch the file again") from error
   return parse(text, where=str(path))
 
 
@@ -126,7 +126,7 @@ def integer(value: Any, *, where: str, low: int = 1, high: int = _LARGEST) -> in
     high: The largest allowed value.
 
   Raises:
-    InputError: Another type, or out of range.
+    InputError: `value` is not a whole number, or out of range.
   """
   whole = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value) and value == int(value))
   if isinstance(value, bool) or not whole or not low <= value <= high:
@@ -144,7 +144,7 @@ def number(value: Any, *, where: str, low: float = -math.inf, high: float = math
     high: The largest allowed value.
 
   Raises:
-    InputError: Another type, not finite, or out of range.
+    InputError: `value` is not a number, not finite, or out of range.
   """
   try:
     found = math.nan if isinstance(value, bool) or not isinstance(value, int | float) else float(value)
@@ -157,10 +157,10 @@ def number(value: Any, *, where: str, low: float = -math.inf, high: float = math
 
 
 def flag(value: Any, *, where: str) -> bool:
-  """Returns a bool; `where` is file and key, for the message.
+  """Returns `value`, which must be a bool; `where` is file and key, for the message.
 
   Raises:
-    InputError: Another type.
+    InputError: `value` is not a bool.
   """
   if not isinstance(value, bool):
     raise InputError(f"{where} = {_short(value)}: expected true or false")

@@ -32,7 +32,7 @@ def replace_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def new_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Context that yields an empty directory and renames it to `path`, unless another process was faster.
+  """Context that yields an empty directory and renames it to `path` at the end, unless another process did so first.
 
   Processes that write the same content to the same path may run it at once: the first to finish wins.
   """
@@ -48,7 +48,7 @@ def new_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def replace_directory(path: pathlib.Path, *, marker: str, files: Sequence[str]) -> Iterator[pathlib.Path]:
-  """Context that yields an empty directory, which takes the place of `path` at the end.
+  """Context that yields an empty directory, which replaces `path` at the end.
 
   Args:
     path: Absent, empty, or an earlier directory of the same kind, as `check_replaceable` tests.
@@ -74,7 +74,7 @@ def replace_directory(path: pathlib.Path, *, marker: str, files: Sequence[str]) 
 
 
 def check_replaceable(path: pathlib.Path, *, marker: str, files: Sequence[str]) -> None:
-  """Refuses a directory that is neither absent, empty, nor an earlier one of the same kind.
+  """Checks that a directory may be replaced: it is absent, empty, or an earlier one of the same kind.
 
   Args:
     path: The directory.

@@ -54,17 +54,17 @@ def read(directory: pathlib.Path, *, stem: str) -> dict[str, np.ndarray]:
   tensors = {name: reader.read(one) for name, one in stored(directory, stem=stem).items()}
   for name, value in tensors.items():
     if not finite(value):
-      raise InputError(f"{directory}: tensor {name} holds values that are not finite; the weights are damaged")
+      raise InputError(f"{directory}: tensor {name} holds values that are not finite; fetch the damaged weights again")
   return tensors
 
 
 def header(directory: pathlib.Path, *, stem: str) -> dict[str, tuple[str, tuple[int, ...]]]:
-  """Returns (dtype, shape) of every tensor, from the headers alone."""
+  """Returns (dtype, shape) of every tensor by its name; reads only the headers."""
   return {name: (_NAMES[one.dtype], one.shape) for name, one in stored(directory, stem=stem).items()}
 
 
 def stored(directory: pathlib.Path, *, stem: str) -> dict[str, Stored]:
-  """Returns the place of every tensor, checked against the headers, the file sizes and the index if there is one.
+  """Returns every tensor's location by its name, checked against headers, file sizes and the index if there is one.
 
   Raises:
     InputError: Missing, truncated or damaged files, duplicate names, or tensors that are not where the index says.
@@ -129,7 +129,7 @@ def _header(path: pathlib.Path, *, hint: str = "weights must be in the safetenso
   entries = parse(text, where=f"{path}: damaged header")
   metadata = entries.pop("__metadata__", {})
   if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-    raise InputError(f"{path}: __metadata__ must hold names and texts; {_AGAIN}")
+    raise InputError(f"{path}: __metadata__ = {str(metadata)[:60]}: expected an object of strings; {_AGAIN}")
   found = {name: _entry(path, name, entry) for name, entry in entries.items()}
   at = 0
   for name, (begin, one) in sorted(found.items(), key=lambda item: (item[1][0], item[1][1].nbytes)):
@@ -147,7 +147,7 @@ def _entry(path: pathlib.Path, name: str, entry: Any) -> tuple[int, Stored]:
   """Returns (offset of the first byte after the header, the tensor) for one entry of a header."""
   where = f"{path}: tensor {name!r}"
   if not name or len(name) > 1000 or not name.isprintable() or "/" in name or "\\" in name:
-    raise InputError(f"{where[:200]}: not a name of a tensor; {_AGAIN}")
+    raise InputError(f"{where[:200]}: is not a valid tensor name; {_AGAIN}")
   if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
     raise InputError(f"{where}: expected dtype, shape and data_offsets in its header; {_AGAIN}")
   dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]

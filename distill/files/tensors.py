@@ -1,4 +1,4 @@
-"""Tensors in files: any block of one is read without the rest."""
+"""Tensors in files, of which any block can be read without the rest."""
 
 import dataclasses
 import math

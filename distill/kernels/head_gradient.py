@@ -18,7 +18,7 @@ def add_head_gradient(
 ) -> Float[Array, "D V"]:
   """Adds the head gradient of one chunk of tokens: total + hiddenᵀ @ logits_grad.
 
-  On a CPU the columns are added in blocks of about 8 MiB, each of which stays in the cache until it is added.
+  On a CPU the columns are added in blocks of about 8 MiB, each of which stays in the CPU's cache until it is added.
 
   Args:
     total: Sum over the chunks before, float32.

@@ -23,7 +23,7 @@ def saved_as_bits(x: Float[Array, "*B"], name: str) -> Float[Array, "*B"]:
 
 
 def saved_as_bits_reference(x: Float[Array, "*B"], name: str) -> Float[Array, "*B"]:
-  """Tags x without the detour over its bits."""
+  """Computes `saved_as_bits` by its definition: tags x as it is, without a conversion to bits."""
   return checkpoint_name(x, name)
 
 

@@ -133,7 +133,7 @@ class _Chunks:
     return () if self.shards == 1 else (self.shards,)
 
   def starts(self) -> Int[Array, " chunks"]:
-    """Index of each chunk's first token, were there no overlap."""
+    """Returns the index of each chunk's first token, before the last chunk moves back to end with the tokens."""
     return jnp.arange(-(-self.shard_tokens // self.size)) * self.size
 
   def split(self, tree: Any) -> Any:

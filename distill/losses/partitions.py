@@ -1,4 +1,4 @@
-"""Log-probabilities of teacher and student over the same buckets, from dense or sparse knowledge of the teacher."""
+"""Log-probabilities of teacher and student over the same buckets, from a dense or a sparse teacher distribution."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Losses of single tokens from logits, as `chunked_losses` sums them."""
+"""Losses per token, computed from logits; `chunked_losses` sums them."""
 
 import dataclasses
 from collections.abc import Callable

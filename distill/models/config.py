@@ -15,7 +15,7 @@ from distill.nn.rope import RopeConfig as RopeConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerConfig:
-  """One layer: a sequence mixer, then an MLP or a mixture of experts; None for a mixer alone."""
+  """One layer: a sequence mixer, then an MLP or a mixture of experts; `mlp` is None for a mixer alone."""
 
   mixer: MixerConfig
   mlp: MlpConfig | MoeConfig | None
@@ -77,7 +77,9 @@ class DecoderConfig:
       InputError: The model has learned positions, but fewer than `length`.
     """
     if self.learned_positions and length > self.max_positions:
-      raise InputError(f"{what}: {length} tokens, but the model has learned {self.max_positions} positions; give fewer")
+      raise InputError(
+        f"{what}: {length} tokens, but the model has learned embeddings of {self.max_positions} positions; give fewer"
+      )
 
 
 @dataclasses.dataclass(frozen=True)

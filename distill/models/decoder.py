@@ -182,9 +182,9 @@ class Decoder:
 
     Args:
       params: Stacked parameters.
-      state: The decoding state before it; it is stacked like `params`.
+      state: The decoding state before the token, stacked like `params`.
       tokens: The next token of each row.
-      positions: Its position.
+      positions: Position of that token in its document.
       dtype: Dtype of the operands.
 
     Returns:

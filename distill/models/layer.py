@@ -88,7 +88,7 @@ class Layer(nnx.Module):
     return x + self._scaled(self.mlp(self._mlp_input(x), dtype=dtype), self.mlp_post_norm)
 
   def balance(self, x, *, segments):
-    """Returns the load imbalance over experts of each row [B], 1 if even; None without experts. x is that of `feed`."""
+    """Returns the load imbalance over experts of each row [B], 1 if even; None without MoE. x is as for `feed`."""
     return None if self.mlp is None else self.mlp.balance(self._mlp_input(x), valid=segments > 0)
 
   def __call__(self, x, *, segments, positions, dtype):

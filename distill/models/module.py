@@ -60,7 +60,7 @@ class DecoderModule(nnx.Module):
     )
 
   def embedded(self, tokens, positions, dtype):
-    """Returns embedded tokens [*B,D], float32: the table's rows, scaled, plus those of learned positions."""
+    """Returns the embedded tokens [*B,D], float32: scaled embeddings plus learned position embeddings, if any."""
     x, scale = self.embed(tokens), self.config.embed_scale
     if scale != 1.0:
       x = x * (jnp.asarray(scale, dtype).astype(x.dtype) if self.config.round_embed_scale else scale)

@@ -63,7 +63,7 @@ class AttentionConfig:
 
   @property
   def head_shape(self) -> HeadShape:
-    """Its query heads and key/value heads, all of one width."""
+    """Numbers of query heads and key/value heads, and their width."""
     return HeadShape(
       heads=self.num_heads, key_heads=self.num_kv_heads, key_width=self.head_dim, value_width=self.head_dim
     )
@@ -76,11 +76,11 @@ class AttentionConfig:
 
   @property
   def bound_to_length(self) -> bool:
-    """Rotary frequencies depend on the length of a document."""
+    """True if rotary frequencies depend on the length of a document."""
     return self.rope is not None and self.rope.by_length
 
   def build(self, init: Init, *, width: int, norm_eps: float, norm_offset: float) -> "Attention":
-    """Makes the module; `norm_eps` and `norm_offset` are of the norms of queries and keys."""
+    """Makes the module; `norm_eps` and `norm_offset` apply to the norms of queries and keys."""
     return Attention(init, config=self, width=width, norm_eps=norm_eps, norm_offset=norm_offset)
 
 
@@ -156,7 +156,7 @@ class Attention(nnx.Module):
     return q.astype(x.dtype), k.astype(x.dtype), v, gate
 
   def _inverse(self, segments, positions):
-    """Rotary frequencies for whole rows: one set, or [B,T,Half] where they depend on a document's length."""
+    """Returns rotary frequencies for whole rows: one set, or [B,T,Half] where they depend on a document's length."""
     if self.config.rope is None:
       return None
     inverse, first = frequencies(self.config.head_dim, rope=self.config.rope, length=segments.shape[1])
@@ -170,7 +170,7 @@ class Attention(nnx.Module):
     return self.config.head_dim**-0.5 if self.config.scale is None else self.config.scale
 
   def _weights(self, scores, mask, dtype):
-    """Masked softmax of float32 query-key products [B,K,G,…,S], scaled and capped."""
+    """Returns the masked softmax of float32 query-key products [B,K,G,…,S], scaled and capped."""
     scores = scores * self._scale
     if self.config.softcap is not None:
       scores = self.config.softcap * jnp.tanh(scores / self.config.softcap)
@@ -226,7 +226,7 @@ class Attention(nnx.Module):
     return length if self.config.window is None else min(length, self.config.window)
 
   def _decoding_inverse(self, length: int):
-    """Rotary frequencies of a document of `length` positions."""
+    """Returns the rotary frequencies of a document of `length` positions."""
     rope = self.config.rope
     return None if rope is None else frequencies(self.config.head_dim, rope=rope, length=length)[0][-1]
 

@@ -45,7 +45,7 @@ class GatedDeltaConfig:
 
   @property
   def head_shape(self) -> HeadShape:
-    """Its value heads, and the key heads that serve them."""
+    """Numbers and widths of the value heads and of the key heads that serve them."""
     return HeadShape(
       heads=self.num_value_heads,
       key_heads=self.num_key_heads,
@@ -60,7 +60,7 @@ class GatedDeltaConfig:
     return keys, keys, self.num_value_heads * self.value_head_dim
 
   def build(self, init: Init, *, width: int, norm_eps: float, norm_offset: float) -> "GatedDelta":
-    """Makes the module; the scale of its gated norm is stored as it is, whatever `norm_offset`."""
+    """Makes the module; `norm_offset` is ignored, as the gated norm stores its scale without an offset."""
     del norm_offset
     return GatedDelta(init, config=self, width=width, norm_eps=norm_eps)
 

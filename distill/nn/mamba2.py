@@ -49,7 +49,7 @@ class Mamba2Config:
 
   @property
   def head_shape(self) -> HeadShape:
-    """Its heads, and the groups that share b and c, which stand for keys and queries."""
+    """Numbers and widths of the heads and of the groups that share b and c, which stand for keys and queries."""
     return HeadShape(
       heads=self.num_heads, key_heads=self.num_groups, key_width=self.state_size, value_width=self.head_dim
     )
@@ -61,7 +61,7 @@ class Mamba2Config:
     return shared, shared, self.num_heads * self.head_dim
 
   def build(self, init: Init, *, width: int, norm_eps: float, norm_offset: float) -> "Mamba2":
-    """Makes the module; the scale of its gated norm is stored as it is, whatever `norm_offset`."""
+    """Makes the module; `norm_offset` is ignored, as the gated norm stores its scale without an offset."""
     del norm_offset
     return Mamba2(init, config=self, width=width, norm_eps=norm_eps)
 

@@ -42,7 +42,7 @@ class DenseMatrix:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RoutedMatrix:
-  """matrix * column[route] + a[route] @ b[route], applied without forming the sum: adapters that are not merged.
+  """A matrix with unmerged adapters: matrix * column[route] + a[route] @ b[route], whose sum is never formed.
 
   Attributes:
     matrix: The base's kernel.

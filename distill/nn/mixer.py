@@ -11,7 +11,7 @@ from distill.nn.param import Init
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeadShape:
-  """Heads of a mixer, as far as they decide whether another mixer's heads fit into them.
+  """Numbers and widths of a mixer's heads, which decide whether heads of another mixer fit into it.
 
   Attributes:
     heads: Number of heads N, whose outputs stand side by side before the output projection.
@@ -47,7 +47,7 @@ class Mixer(Protocol):
     """
 
   def qkv(self, x: Float[Array, "B T D"], *, dtype: DTypeLike) -> tuple[Float[Array, "B T I"], ...]:
-    """Returns queries, keys and values, or what stands for them, as projected; all heads are side by side."""
+    """Returns queries, keys and values, or the mixer's counterparts, as projected; all heads are side by side."""
 
   def init_state(self, batch: int, *, length: int, dtype: DTypeLike) -> Any:
     """Returns the decoding state of `batch` empty rows that grow to `length` positions: a pytree of arrays."""
@@ -109,7 +109,7 @@ class MixerConfig(Protocol):
 
   @property
   def head_shape(self) -> HeadShape | None:
-    """Its heads, or None for a mixer without heads."""
+    """Numbers and widths of the heads, or None for a mixer without heads."""
 
   @property
   def qkv_widths(self) -> tuple[int, int, int]:
@@ -117,11 +117,11 @@ class MixerConfig(Protocol):
 
   @property
   def exact_dtype(self) -> bool:
-    """Operands are float32 whatever the dtype of the computation: rounded ones change its output too much."""
+    """True if operands must stay float32 whatever the dtype of the computation, as rounding changes the output much."""
 
   @property
   def bound_to_length(self) -> bool:
-    """A position's output depends on the length of its document, or on that of the decoding state."""
+    """True if a position's output depends on the length of its document, or on that of the decoding state."""
 
   def build(self, init: Init, *, width: int, norm_eps: float, norm_offset: float) -> Mixer:
     """Makes the module with fresh parameters.
@@ -130,5 +130,5 @@ class MixerConfig(Protocol):
       init: Maker of the parameters; every parameter comes from it, so that layers stack.
       width: Model width D.
       norm_eps: Epsilon of norms inside the mixer.
-      norm_offset: What norms inside the mixer add to their scales, where the mixer's family stores them so.
+      norm_offset: Added to stored scales of norms inside the mixer, in families that store scales minus an offset.
     """

@@ -17,7 +17,7 @@ class Interpolation:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DynamicNtk:
-  """Raises the base with the length of a document, from `max_positions` on."""
+  """Raises the base of the frequencies for documents longer than `max_positions`, the more the longer they are."""
 
   factor: float
   max_positions: int
@@ -56,7 +56,7 @@ class Yarn:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LongRope:
-  """Divides each frequency by a number of its own (Ding et al. 2024, 2402.13753).
+  """Divides each frequency by its own factor (Ding et al. 2024, 2402.13753).
 
   Attributes:
     short: Divisors for documents up to the original context length.
@@ -140,7 +140,7 @@ def frequencies(head_dim: int, *, rope: RopeConfig, length: int) -> tuple[Float[
 
 
 def _yarn_ramp(yarn: Yarn, *, rotated: int, theta: float) -> np.ndarray:
-  """Returns the weight of division by `factor` for each frequency, 0 to 1."""
+  """Returns, for each frequency, a weight from 0, the frequency is kept, to 1, it is divided by `yarn.factor`."""
 
   def channel(turns: float) -> float:
     return rotated * math.log(yarn.original_max_positions / (turns * 2 * math.pi)) / (2 * math.log(theta))

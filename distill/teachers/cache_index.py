@@ -1,4 +1,4 @@
-"""The sections of a teacher cache that a run reads in place of a teacher."""
+"""Finds the sections of a teacher cache that a run reads in place of a live teacher."""
 
 import functools
 import hashlib
@@ -21,13 +21,13 @@ class CacheIndex:
 
   Args:
     directory: The teacher cache.
-    subjects: For each stage with a teacher, by name, what the section of each of its stores must belong to: the known
-      keys of `sections.SUBJECT`.
+    subjects: Name of each stage with a teacher -> for each of its stores, the values that the manifest of the section
+      must have for keys of `sections.SUBJECT`.
     settings: Key of a manifest -> (key of the recipe, the value it must have).
 
   Attributes:
-    teacher: Takes the live teacher's place.
-    targets: Targets that all sections hold.
+    teacher: The cached teacher, which replaces a live one.
+    targets: Kind of the sparse targets in all sections.
 
   Raises:
     InputError: The cache lacks some rows, is damaged, or belongs to another teacher, tokenizer or text.
@@ -47,13 +47,16 @@ class CacheIndex:
     }
     used = {section.identity: section for one in self._sections.values() for section in one}
     if not used:
-      raise InputError("config.teacher.cache: no term of any stage looks at a teacher; leave it out")
+      raise InputError("config.teacher.cache: no term of any stage needs a teacher; leave this key out")
     first = next(iter(used.values()))
     for section in used.values():
       where = section.directory / MANIFEST
       for key in ("teacher", "width", "depth", "vocab_size"):
         if section.manifest[key] != first.manifest[key]:
-          raise InputError(f"{where}: {key} is not that of the other sections; set config.teacher.model")
+          raise InputError(
+            f"{where}: {key} is {section.manifest[key]!r}, but {first.manifest[key]!r} in another section of the "
+            "cache; set config.teacher.model to choose one teacher"
+          )
       for key, (recipe_key, value) in settings.items():
         if (found := section.manifest[key]) != value:
           raise InputError(
@@ -85,7 +88,7 @@ class CacheIndex:
       for name, asked in (("layers", capture.layers), ("mixers", capture.mixers)):
         if lacks := sorted(set(asked) - set(section.manifest[name])):
           raise InputError(
-            f"{key}: they need the teacher's {name} {lacks}, which {section.directory} lacks; run distill cache with "
-            f"--config.teacher_cache.{name} naming all of {list(asked)} into another --workdir"
+            f"{key}: its terms need the teacher's {name} {lacks}, which {section.directory} lacks; run distill cache "
+            f"with --config.teacher_cache.{name} naming all of {list(asked)} into another --workdir"
           )
     return [functools.partial(section.read, capture=capture) for section in self._sections[stage]]

@@ -51,13 +51,13 @@ class CacheWriter:
     stop: Callable[[], bool],
     report: Callable[[int], None],
   ) -> bool:
-    """Writes the missing shards of a section, one shard a process at a time.
+    """Writes the missing shards of a section; each process writes one shard at a time.
 
     Args:
       section: The section; all processes see its directory.
       store: Token store of its rows.
-      route: Number of the adapter set that teaches them.
-      stop: Tells whether somebody asked to stop; all processes ask at the same points.
+      route: Index of the adapter set that the teacher uses for them.
+      stop: Returns True once the run is asked to stop; all processes call it at the same points.
       report: Takes the number of rows done, after every batch.
 
     Returns:

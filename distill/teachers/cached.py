@@ -28,16 +28,16 @@ class CachedTeacher:
 
   @property
   def params(self) -> Mapping[str, Any]:
-    """No parameters."""
+    """An empty dictionary: a cached teacher has no parameters."""
     return {}
 
   def shardings(self, mesh: Mesh) -> dict[str, NamedSharding]:
-    """Returns the shardings of no parameters."""
+    """Returns an empty dictionary, as there are no parameters."""
     del mesh
     return {}
 
   def signal(self, params: Mapping[str, Any], *, batch: Batch, capture: Capture, dtype: Any) -> SparseSignal:
-    """Returns the signal that the cache has for `batch`, which was read with this `capture`."""
+    """Returns `batch.signal`, which was read from the cache with the same `capture`."""
     del params, dtype
     assert batch.signal is not None, "a batch without the signal of the teacher cache"
     found = {name: tuple(getattr(batch.signal, name)) for name in ("layers", "mixers", "qkv")}

@@ -25,7 +25,7 @@ class LiveTeacher:
 
   @property
   def config(self) -> DecoderConfig:
-    """Architecture."""
+    """The decoder's architecture."""
     return self.decoder.config
 
   @property

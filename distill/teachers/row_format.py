@@ -15,14 +15,14 @@ _SHARD_BYTES = 64 * 2**20
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RowFormat:
-  """The encoding of rows of a section: activations in bfloat16, then the packed targets.
+  """The encoding of one row of a teacher cache: its activations in bfloat16, then its packed targets.
 
   Attributes:
-    targets: Kind of targets.
-    length: Positions of a row, T.
-    id_bits: Bits of a token's id.
-    capture: Activations that are stored: layers, then mixers, each in ascending order.
-    width: D of the activations.
+    targets: Kind of the sparse targets.
+    length: Number of positions in a row, T.
+    id_bits: Number of bits of a token id.
+    capture: Stored activations: layers, then mixers, each in ascending order.
+    width: Width D of the activations.
   """
 
   targets: Targets
@@ -65,7 +65,7 @@ class RowFormat:
     )
 
   def rows_per_shard(self, batch_size: int) -> int:
-    """Returns the rows of a shard of about 64 MiB: whole batches, at least one."""
+    """Returns the number of rows in a shard of about 64 MiB: whole batches, at least one."""
     return batch_size * max(1, _SHARD_BYTES // (self.max_bytes * batch_size))
 
 
@@ -77,7 +77,7 @@ def row_format(manifest: Mapping[str, Any], *, where: str) -> RowFormat:
     where: File or key that it comes from, for messages.
 
   Raises:
-    InputError: The manifest describes no valid targets.
+    InputError: The kind, size or temperature of the targets is invalid.
   """
   vocab = int(manifest["vocab_size"])
   return RowFormat(

@@ -75,7 +75,7 @@ class Section:
     for key in _KEYS:
       value = self.manifest[key]
       if key in _COUNTS and not (type(value) is int and 0 < value < 2**48):
-        raise InputError(f"{path}: {key}: {value!r} is not a number of anything; {again}")
+        raise InputError(f"{path}: {key}: {value!r} is not a positive whole number; {again}")
       if key in _LISTS and not isinstance(value, list):
         raise InputError(f"{path}: {key}: {value!r} is not a list; {again}")
     self.identity = identity(self.manifest)
@@ -157,7 +157,7 @@ class _Shard:
       return mapped[one.offset : one.offset + one.nbytes].view(one.dtype)
 
     if tensor("identity").tobytes().hex() != identity:
-      raise InputError(f"{path}: of another cache than {MANIFEST} beside it, or damaged; {_AGAIN}")
+      raise InputError(f"{path}: belongs to another cache than the {MANIFEST} beside it, or is damaged; {_AGAIN}")
     self._rows, self._ends, self._sums = tensor("rows"), np.array(tensor("ends")), np.array(tensor("sums"))
 
   def read(self, place: int, row: int) -> bytes:
@@ -173,7 +173,7 @@ OpenShards = collections.OrderedDict[pathlib.Path, _Shard]
 
 
 def _sum(data: bytes, row: int) -> int:
-  """Returns the checksum of a row and its number, so that no other row passes for it."""
+  """Returns a checksum over a row's bytes and its number, so that a row in the place of another is detected."""
   return zlib.crc32(data, row & 0xFFFFFFFF)
 
 
@@ -219,7 +219,7 @@ def open_sections(directory: str | os.PathLike[str]) -> list[Section]:
     Section(path.parent, open_shards=open_shards) for path in sorted(pathlib.Path(directory).glob(f"*/{MANIFEST}"))
   ]
   if not found:
-    raise InputError(f"config.teacher.cache: nothing in {directory}; run distill cache with --workdir={directory}")
+    raise InputError(f"config.teacher.cache: no sections in {directory}; run distill cache with --workdir={directory}")
   return found
 
 
@@ -242,15 +242,15 @@ def find_section(sections: Sequence[Section], subject: Mapping[str, Any], *, wha
   nearest = min(sections, key=lambda section: (len(wrong(section)), [SUBJECT[key] for key in wrong(section)]))
   if keys := wrong(nearest):
     raise InputError(
-      f"{nearest.directory / MANIFEST}: {keys[0]}: of {SUBJECT[keys[0]]}, and nothing nearer is cached for {what}; "
+      f"{nearest.directory / MANIFEST}: {keys[0]}: of {SUBJECT[keys[0]]}, and no section of the cache fits {what}; "
       "run distill cache with this configuration"
     )
   if [one for one in sections if not wrong(one)] != [nearest]:
     raise InputError(
-      f"config.teacher.cache: {nearest.directory.parent} has {what} of several teachers; set config.teacher.model"
+      f"config.teacher.cache: {nearest.directory.parent} holds {what} from several teachers; set config.teacher.model"
     )
   if missing := nearest.missing():
     raise InputError(
-      f"{nearest.path(missing[0])}: missing, {len(missing)} shards in all; run distill cache again to finish"
+      f"{nearest.path(missing[0])}: missing, {len(missing)} shards in all; run distill cache again to write them"
     )
   return nearest

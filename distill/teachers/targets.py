@@ -1,4 +1,4 @@
-"""Sparse targets in a teacher cache: the teacher's likeliest tokens and their tail, or tokens drawn from it.
+"""Sparse targets in a teacher cache: the teacher's most probable tokens, or tokens drawn from its distribution.
 
 Each kind selects its arrays on the device, and packs them into bytes and back on the host.
 """
@@ -22,7 +22,10 @@ TargetArrays = tuple[Array, ...]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TopK:
-  """The `size` likeliest tokens with their log-probabilities in float16, and the tail's; nothing is renormalised."""
+  """The `size` most probable tokens and the tail, all other tokens together, as log-probabilities in float16.
+
+  Nothing is renormalised.
+  """
 
   size: int = 64
   temperature: float = 1.0
@@ -30,7 +33,10 @@ class TopK:
   sampled: ClassVar[bool] = False
 
   def select(self, hidden: Float[Array, "B T D"], readout: Readout, *, keys: Key[Array, " B"]) -> TargetArrays:
-    """Returns ids [B,T,k], log_probs [B,T,k] and tail [B,T]; logits exist for one chunk of tokens at a time."""
+    """Returns ids [B,T,k] and log_probs [B,T,k] of the most probable tokens, and tail [B,T] of all others together.
+
+    Positions are computed in chunks, so that logits of the whole batch are never in memory.
+    """
     del keys
 
     def top(logits_MV, _):
@@ -94,7 +100,7 @@ class Sampled:
     return self.size * (id_bits + 1) / 8
 
   def pack(self, arrays: tuple[np.ndarray, ...], *, id_bits: int) -> bytes:
-    """Returns the bytes of a row of ascending ids [T,N]: for each draw a bit, set where a new id begins, then those."""
+    """Returns the bytes of a row of ascending ids [T,N]: a bit for each draw, set if its id is new, then these ids."""
     (ids,) = arrays
     new = np.ones(ids.shape, bool)
     new[:, 1:] = ids[:, 1:] != ids[:, :-1]
@@ -126,7 +132,7 @@ def read_targets(spec: Mapping[str, Any], *, where: str, vocab: int) -> Targets:
   Args:
     spec: Mapping with the kind as `targets`, `size` and `temperature`.
     where: File or key that it comes from, for messages.
-    vocab: Size of the vocabulary.
+    vocab: Vocabulary size V.
 
   Raises:
     InputError: The kind is unknown, or a number is wrong or out of range.
@@ -138,12 +144,12 @@ def read_targets(spec: Mapping[str, Any], *, where: str, vocab: int) -> Targets:
   if type(size) is not int or not 1 <= size <= most:
     raise InputError(f"{where}.size: {size!r}; use a whole number from 1 to {most}")
   if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 < temperature < 1e3:
-    raise InputError(f"{where}.temperature: {temperature!r}; use a number above 0")
+    raise InputError(f"{where}.temperature: {temperature!r}; use a number above 0 and below 1000")
   return KINDS[kind](size=size, temperature=float(temperature))
 
 
 def _target(ids: Any, log_probs: Any, tail: Any) -> SparseTarget:
-  """Returns a target of arrays on the host, which the annotations do not allow."""
+  """Returns a target of NumPy arrays; the arguments are untyped because `SparseTarget` declares JAX arrays."""
   return SparseTarget(ids=ids, log_probs=log_probs, tail=tail)
 
 
@@ -154,7 +160,7 @@ def pack(values: Int[np.ndarray, " count"], *, bits: int) -> UInt8[np.ndarray, "
 
 
 def unpack(data: UInt8[np.ndarray, " bytes"], *, bits: int, count: int) -> Int[np.ndarray, " count"]:
-  """Returns the `count` values that were packed."""
+  """Returns the `count` values that `pack` packed with the same `bits`."""
   each = np.zeros((count, 32), np.uint8)
   each[:, :bits] = np.unpackbits(data, count=count * bits, bitorder="little").reshape(count, bits)
   return np.packbits(each, axis=1, bitorder="little").view("<u4")[:, 0].astype(np.int32)

@@ -31,7 +31,7 @@ class Teacher(Protocol):
 
   @property
   def identity(self) -> str:
-    """Digest of what the signal is read from, which a resumed run must find again; empty if the recipe says it all."""
+    """Digest of the cache that the signal is read from, checked when a run resumes; empty for a live teacher."""
 
   @property
   def params(self) -> Mapping[str, Any]:

@@ -73,7 +73,9 @@ def test_a_stack_file_sets_weights_and_order(llama_dir, adapter_dirs, tmp_path):
     ("surprise", 1, "surprise"),
   ],
 )
-def test_adapters_other_than_lora_are_refused_by_name(llama_dir, adapter_dirs, tmp_path, key, value, says):
+def test_an_adapter_with_unsupported_settings_is_refused_by_its_key(
+  llama_dir, adapter_dirs, tmp_path, key, value, says
+):
   directory = tmp_path / "adapter"
   shutil.copytree(adapter_dirs[0], directory)
   path = directory / "adapter_config.json"

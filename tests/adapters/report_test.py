@@ -81,7 +81,7 @@ def test_wrong_token_ids_are_listed_and_other_tensors_described(llama_dir, damag
   with pytest.raises(InputError, match="1 of its tensors"):
     for line in describe(damaged(change), model=llama_dir):
       lines.append(line)
-  assert any("not load" in line and "names no 2 tokens" in line for line in lines)
+  assert any("not load" in line and "expected 2 ids of tokens" in line for line in lines)
   assert any("layers.0.self_attn.q_proj  rank 4" in line for line in lines)
 
 

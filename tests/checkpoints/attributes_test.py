@@ -61,5 +61,5 @@ def test_a_list_must_have_one_allowed_entry_for_each_layer(value):
 
 def test_a_token_cannot_have_more_experts_than_there_are():
   assert attributes(num_local_experts=4).experts(8, chosen=2) == (4, 2)
-  with pytest.raises(InputError, match="num_experts_per_tok 5 is more than the 4 experts"):
+  with pytest.raises(InputError, match="num_experts_per_tok 5 is larger than the number of experts, 4"):
     attributes(num_experts=4, num_experts_per_tok=5).experts(8, chosen=2)

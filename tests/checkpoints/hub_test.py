@@ -66,7 +66,7 @@ def test_a_model_that_is_not_cached_is_refused_offline(cache):
       hub.locate(name)
 
 
-def test_directories_go_before_hub_names_and_paths_are_not_looked_up(tmp_path, monkeypatch):
+def test_a_directory_wins_over_a_hub_name_and_paths_are_not_looked_up(tmp_path, monkeypatch):
   monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: pytest.fail("looked up"))
   (tmp_path / "lab/old").mkdir(parents=True)
   monkeypatch.chdir(tmp_path)
@@ -98,7 +98,7 @@ class Response:
     (errors.RepositoryNotFoundError, "not found; correct the name"),
     (errors.RevisionNotFoundError, "no revision 'v9'"),
     (errors.LocalEntryNotFoundError, "go online"),
-    (errors.HFValidationError, "no legal name"),
+    (errors.HFValidationError, "not a valid hub name"),
     (ConnectionError, "cannot be reached"),
     (KeyError, "cannot be reached"),
   ],

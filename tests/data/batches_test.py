@@ -54,7 +54,7 @@ def test_a_batch_depends_on_seed_and_step_alone_and_hosts_share_it(seed, step, h
     assert np.array_equal(joined, getattr(whole, name))
 
 
-def test_another_seed_is_another_order(stores):
+def test_another_seed_gives_another_order_of_rows(stores):
   one, other = (Batches(stores[:1], weights=[1.0], batch_size=16, seed=seed)[0] for seed in (7, 8))
   assert not equal(one, other)
 
@@ -87,13 +87,13 @@ def test_a_mixture_has_its_proportions_and_shuffles_each_source_by_itself(weight
     assert len(set(second[start : start + ROWS[1]])) == ROWS[1]
 
 
-def test_a_later_stage_goes_on_where_another_stopped(stores):
+def test_a_later_stage_draws_the_rows_after_those_of_the_earlier_one(stores):
   common = {"weights": [3.0, 1.0], "seed": 7}
   whole, later = Batches(stores, batch_size=4, **common), Batches(stores, batch_size=2, first=12, **common)
   assert rows(whole[3]) == rows(later[0]) + rows(later[1])
 
 
-def test_what_a_cache_has_goes_to_its_rows(stores):
+def test_each_row_gets_its_own_signal_from_a_teacher_cache(stores):
   def known(number):
     return lambda rows: SparseSignal(
       target=SparseTarget(
@@ -122,7 +122,7 @@ def test_batches_read_ahead_are_those_of_their_step_and_the_thread_ends(stores):
   assert threading.active_count() == before
 
 
-def test_what_fails_in_the_thread_is_raised(stores, monkeypatch):
+def test_an_error_in_the_reading_thread_is_raised_by_batch(stores, monkeypatch):
   batches = Batches(stores, weights=[3.0, 1.0], batch_size=4, seed=7)
 
   def read(self, rows):
@@ -142,12 +142,12 @@ def test_what_fails_in_the_thread_is_raised(stores, monkeypatch):
     ({"batch_size": 6, "process": (0, 4)}, "batch_size: 6 does not divide among 4 processes"),
   ],
 )
-def test_wrong_mixtures_are_refused(changed, says, stores):
+def test_invalid_weights_and_batch_sizes_are_refused_by_key(changed, says, stores):
   with pytest.raises(InputError, match=says):
     Batches(stores, **{"weights": [1.0, 1.0], "batch_size": 4, "seed": 0, **changed})
 
 
-def test_stores_of_unlike_lengths_are_refused(stores, tokenizer_dir, tmp_path):
+def test_stores_with_rows_of_different_lengths_are_refused(stores, tokenizer_dir, tmp_path):
   source = DocumentSource({}, "", [Document("old")].__iter__)
   other = build(source, tokenizer=load_tokenizer(str(tokenizer_dir)), length=9, directory=tmp_path)
   with pytest.raises(InputError, match=r"lengths \[8, 9\]"):

@@ -18,7 +18,7 @@ def store(tokenizer_dir, tmp_path_factory):
   return build(source, tokenizer=tokenizer, length=8, directory=tmp_path_factory.mktemp("stores"))
 
 
-def test_rows_are_different_and_the_last_batch_is_padded(store):
+def test_sampled_rows_are_different_and_the_last_batch_is_padded(store):
   batches = sample(store, rows=6, batch_size=4, seed=0)
   assert [batch.tokens.shape for batch in batches] == [(4, 8), (4, 8)]
   real = [np.asarray(batch.segments).any(axis=1) for batch in batches]

@@ -13,7 +13,7 @@ def texts(spec):
   return [one.text for one in open_source(spec, key="data").documents()]
 
 
-def test_text_is_a_document_a_file_or_a_paragraph(tmp_path):
+def test_a_text_file_is_one_document_or_one_for_each_paragraph(tmp_path):
   (tmp_path / "a.txt").write_text("\none\ntwo\n\n \n\nthree")
   (tmp_path / "b.txt").write_text("four\n")
   pattern = str(tmp_path / "*.txt")
@@ -21,7 +21,7 @@ def test_text_is_a_document_a_file_or_a_paragraph(tmp_path):
   assert texts({"kind": "text", "path": pattern, "blank_lines": True}) == ["one\ntwo", "three", "four"]
 
 
-def test_jsonl_holds_texts_and_pairs(tmp_path):
+def test_jsonl_records_are_texts_or_prompts_with_completions(tmp_path):
   path = tmp_path / "data.jsonl"
   path.write_text(
     json.dumps({"body": "old \u2028 text"}, ensure_ascii=False) + "\n\n" + json.dumps(PAIR) + "\n", "utf-8"
@@ -39,7 +39,7 @@ def test_a_source_can_be_read_twice(text_file):
 
 
 @pytest.mark.parametrize("kind", ["json", "text", "parquet"])
-def test_local_files_through_hf_datasets(kind, tmp_path, monkeypatch):
+def test_hf_datasets_reads_local_files_in_order(kind, tmp_path, monkeypatch):
   import datasets
 
   monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -59,7 +59,7 @@ def test_local_files_through_hf_datasets(kind, tmp_path, monkeypatch):
       list(wrong.documents())
 
 
-def test_files_that_hf_datasets_cannot_read_are_named(tmp_path, monkeypatch):
+def test_a_file_that_hf_datasets_cannot_read_is_refused_by_key(tmp_path, monkeypatch):
   import datasets
 
   monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -129,14 +129,14 @@ def test_the_digest_of_tfds_is_that_of_its_content(tfds_maker):
     ({"kind": "tfds", "directory": "nowhere"}, "cannot read TFDS 'nowhere'"),
   ],
 )
-def test_wrong_sources_are_named(spec, says):
+def test_an_invalid_source_is_refused_by_its_key(spec, says):
   with pytest.raises(InputError, match=r"config\.data\.sources\[0\].*" + says) as error:
     open_source(spec, key="config.data.sources[0]")
   assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("line", [b'{"txt": "no"}', b"[1]", b"{", b'{"text": "\xff"}', b'{"text": 3}'])
-def test_a_wrong_line_is_named(line, tmp_path):
+def test_an_invalid_jsonl_line_is_refused_by_file_and_line_number(line, tmp_path):
   path = tmp_path / "bad.jsonl"
   path.write_bytes(b'{"text": "fine"}\n' + line + b"\n")
   source = open_source({"kind": "jsonl", "path": str(path)}, key="data")
@@ -145,7 +145,7 @@ def test_a_wrong_line_is_named(line, tmp_path):
 
 
 @pytest.mark.parametrize("blank_lines", [False, True])
-def test_text_of_another_encoding_is_named(blank_lines, tmp_path):
+def test_text_that_is_not_utf8_is_refused_by_its_file(blank_lines, tmp_path):
   path = tmp_path / "latin.txt"
   path.write_bytes("früher".encode("latin-1"))
   source = open_source({"kind": "text", "path": str(path), "blank_lines": blank_lines}, key="data")

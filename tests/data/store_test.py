@@ -32,7 +32,7 @@ def source_of(*documents, digest="0"):
   return DocumentSource({"kind": "here"}, digest, lambda: iter(documents))
 
 
-def test_a_store_holds_the_text(make, text_file, tokenizer):
+def test_a_store_holds_all_tokens_and_counts_of_its_source(make, text_file, tokenizer):
   store = make()
   fields = store.read(np.arange(store.rows))
   texts = [json.loads(line)["text"] for line in text_file.read_text().splitlines()]
@@ -50,7 +50,7 @@ def test_a_store_holds_the_text(make, text_file, tokenizer):
 
 
 @pytest.mark.parametrize("text", ["old " * 300, "tä\n\t\x00 😀 " * 40, ""])
-def test_no_text_is_dropped(text, tokenizer, tmp_path):
+def test_decoding_a_store_gives_back_the_whole_text(text, tokenizer, tmp_path):
   store = build(source_of(Document(text)), tokenizer=tokenizer, length=16, directory=tmp_path)
   fields = store.read(np.arange(store.rows))
   assert tokenizer.decode(fields["tokens"][fields["segments"] > 0]) == f"{text}<end>"
@@ -97,7 +97,9 @@ def test_the_same_store_is_built_once(make, text_file, tmp_path):
   assert [path.name for path in store.directory.parent.iterdir()] == [store.directory.name]
 
 
-def test_every_ingredient_changes_the_fingerprint(make, text_file, tokenizer_dir, tmp_path, monkeypatch):
+def test_text_tokenizer_length_and_version_change_the_fingerprint(
+  make, text_file, tokenizer_dir, tmp_path, monkeypatch
+):
   more = tmp_path / "more.jsonl"
   more.write_text(text_file.read_text() + '{"text": "more"}\n')
   another = load_tokenizer(str(tokenizer_dir))
@@ -139,7 +141,7 @@ def test_a_build_that_fails_leaves_nothing(tokenizer, tmp_path):
   assert not list((tmp_path / "stores").iterdir())
 
 
-def test_of_two_who_build_the_same_store_both_get_it(tokenizer, tmp_path):
+def test_two_concurrent_builds_of_the_same_store_both_succeed(tokenizer, tmp_path):
   document = Document("the old model")
   inner = []
 
@@ -154,7 +156,7 @@ def test_of_two_who_build_the_same_store_both_get_it(tokenizer, tmp_path):
 
 @pytest.mark.parametrize("name", ["tokens", "segments", "in_loss"])
 @pytest.mark.parametrize("keep", [0, 40, -50, None])
-def test_a_damaged_array_is_named(name, keep, make):
+def test_a_damaged_array_is_refused_with_the_advice_to_delete_the_store(name, keep, make):
   store = make()
   path = store.directory / f"{name}.npy"
   content = path.read_bytes()
@@ -168,21 +170,21 @@ def test_a_damaged_array_is_named(name, keep, make):
 
 
 @pytest.mark.parametrize("meta", ["", "[]", "{}", '{"rows": "many", "length": 3, "fingerprint": ""}'])
-def test_a_damaged_description_is_named(meta, make):
+def test_a_damaged_meta_json_is_refused_with_the_advice_to_delete_the_store(meta, make):
   store = make()
   (store.directory / "meta.json").write_text(meta)
   with pytest.raises(InputError, match="delete"):
     TokenStore(store.directory)
 
 
-def test_a_store_of_something_else_is_refused(make):
+def test_a_store_with_another_fingerprint_is_refused(make):
   path = make().directory / "meta.json"
   path.write_text(json.dumps({**json.loads(path.read_text()), "fingerprint": "0" * 64}))
-  with pytest.raises(InputError, match="meta.json: fingerprint of another store"):
+  with pytest.raises(InputError, match="meta.json: has the fingerprint of another store"):
     make()
 
 
-def test_what_cannot_be_packed_is_refused(make, tokenizer, tokenizer_dir, tmp_path):
+def test_a_missing_end_token_a_short_row_and_an_empty_source_are_refused(make, tokenizer, tokenizer_dir, tmp_path):
   endless = load_tokenizer(str(tokenizer_dir))
   endless.eos_token = None
   with pytest.raises(InputError, match="eos_token"):

@@ -63,7 +63,7 @@ def test_a_failed_replace_directory_leaves_the_earlier_directory(tmp_path):
   assert (tmp_path / "config.json").read_text() == "old" and names(tmp_path) == ["config.json"]
 
 
-def test_what_is_written_gets_the_permissions_of_ordinary_files(tmp_path):
+def test_replaced_files_and_directories_have_ordinary_permissions(tmp_path):
   with replace_directory(tmp_path / "model", **MODEL) as work:
     (work / "config.json").write_text("{}")
   (tmp_path / "ordinary").mkdir()

@@ -19,14 +19,14 @@ TENSORS = {
 }
 
 
-def test_a_file_is_byte_equal_to_that_of_the_reference_library(tmp_path):
+def test_a_written_file_is_byte_equal_to_that_of_the_reference_library(tmp_path):
   safetensors_files.write(tmp_path, TENSORS, stem="model")
   safetensors.numpy.save_file(TENSORS, tmp_path / "reference.safetensors", metadata={"format": "pt"})
   assert (tmp_path / "model.safetensors").read_bytes() == (tmp_path / "reference.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("size", [10**9, 20])
-def test_what_is_written_is_read_from_one_file_or_several(tmp_path, size):
+def test_written_tensors_are_read_back_from_one_file_or_several(tmp_path, size):
   pending = {name: Pending(shape=x.shape, dtype=x.dtype, make=x.copy) for name, x in TENSORS.items()}
   safetensors_files.write(tmp_path, pending, stem="model", max_file_bytes=size)
   found = safetensors_files.read(tmp_path, stem="model")
@@ -54,10 +54,10 @@ def entry(**changes):
     ({"a": entry(shape=[-2])}, "must be a list of whole numbers"),
     ({"a": entry(), "b": entry()}, "overlaps the one before it"),
     ({"a": entry(data_offsets=[4, 12])}, "leaves a hole before it"),
-    ({"a/b": entry()}, "not a name of a tensor"),
+    ({"a/b": entry()}, "not a valid tensor name"),
     ({"a": {"dtype": "F32"}}, "expected dtype, shape and data_offsets"),
     ({"a": entry(shape=[0, 2**60], data_offsets=[0, 0])}, "beyond what arrays can have"),
-    ({"a": entry(), "__metadata__": {"x": 1}}, "__metadata__ must hold names and texts"),
+    ({"a": entry(), "__metadata__": {"x": 1}}, "__metadata__ = .*expected an object of strings"),
     ({"a": entry(data_offsets=[0, 8]), "b": entry(data_offsets=[8, 16])}, "cut short"),
     ({}, "too long"),
   ],

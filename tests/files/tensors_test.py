@@ -20,7 +20,7 @@ def stored(tmp_path):
   return Stored(path=tmp_path / "file", dtype=VALUE.dtype, shape=VALUE.shape, offset=7)
 
 
-def test_every_block_equals_the_slice_of_the_whole(stored, monkeypatch):
+def test_a_block_read_alone_equals_the_slice_of_the_whole_tensor(stored, monkeypatch):
   counts, preadv = [], os.preadv
   monkeypatch.setattr(os, "preadv", lambda *arguments: counts.append(preadv(*arguments)) or counts[-1])
   reader = TensorReader()
@@ -38,7 +38,7 @@ def test_a_file_that_became_shorter_is_refused(stored):
     TensorReader().read(stored)
 
 
-def test_a_file_that_is_gone_is_refused(stored):
+def test_a_deleted_file_is_refused(stored):
   stored.path.unlink()
   with pytest.raises(InputError, match="file: cannot be read"):
     TensorReader().read(stored)

@@ -191,7 +191,7 @@ def other_teacher(llama_dir, tmp_path_factory):
     ({"terms": [{"kind": "hidden", "pairs": ((0, 2),)}]}, r"teacher's layers \[2\]"),
     ({"terms": [{"kind": "mixer_output", "pairs": ((0, 1),)}]}, r"layers \[0\]"),
     ({"terms": [{"kind": "forward_kl", "temperature": 2.0}]}, r"terms\[0\]\.temperature: 2.0"),
-    ({"terms": [{"kind": "cross_entropy"}]}, "no term of any stage looks at a teacher"),
+    ({"terms": [{"kind": "cross_entropy"}]}, "no term of any stage needs a teacher"),
   ],
 )
 def test_a_recipe_that_does_not_match_the_cache_is_refused(change, says, cached, config, other_teacher, tmp_path):

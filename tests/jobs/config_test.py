@@ -52,7 +52,7 @@ def optimizer(**options):
 @pytest.mark.parametrize(
   ("change", "key"),
   [
-    (stages("a", "a"), "config.stages[1].name: 'a' is the name of another one"),
+    (stages("a", "a"), "config.stages[1].name: 'a' is already the name of another element; choose a different name"),
     (stages("1"), "config.stages: '1' is no valid stage name"),
     (stages("a.b"), "config.stages: 'a.b' is no valid stage name"),
     (stages(), "config.stages: empty; give at least one stage"),

@@ -89,7 +89,7 @@ def test_the_share_that_a_rank_retains_is_returned_and_fused_kernels_share_their
   shares, rank = combined("cut", paths[:1], rank=1)
   (share,) = shares.values()
   assert rank == 1 and 0.5 < share < 1
-  with pytest.raises(InputError, match=rf"{paths[1]}: changes head\.kernel by more than LoRA can"):
+  with pytest.raises(InputError, match=rf"{paths[1]}: changes head\.kernel in a way that LoRA cannot"):
     combined("no", paths, rank=2)
 
 

@@ -25,7 +25,7 @@ def operands(length, *, batch=2, keys=2, group=3, width=5):
   ],
 )
 @pytest.mark.parametrize("sinks", [False, True])
-def test_equals_its_definition_in_value_and_gradient(monkeypatch, length, options, sinks):
+def test_attention_equals_its_definition_in_value_and_gradient(monkeypatch, length, options, sinks):
   monkeypatch.setattr(module, "_BLOCK_QUERIES", 4)
   *qkv, sink = operands(length)
   given = [*qkv, sink] if sinks else qkv

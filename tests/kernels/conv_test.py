@@ -7,7 +7,7 @@ from tests.kernels.precision import assert_equal_up_to_rounding, in_float64, seg
 
 
 @pytest.mark.parametrize(("length", "taps"), [(1, 4), (2, 4), (3, 1), (9, 4), (30, 3)])
-def test_equals_its_definition_in_value_and_gradient(length, taps):
+def test_causal_conv_equals_its_definition_in_value_and_gradient(length, taps):
   rng = np.random.default_rng(0)
   given = [rng.normal(size=shape).astype(np.float32) for shape in ((2, length, 3), (taps, 3))]
   segments = segment_numbers((2, length), share=0.3)

@@ -25,7 +25,7 @@ def rule(function, segments, **options):
 
 
 @pytest.mark.parametrize(("length", "chunk", "share"), [(1, 64, 0.0), (7, 64, 0.0), (37, 2, 0.1), (64, 64, 0.1)])
-def test_equals_its_definition_in_value_and_gradient(length, chunk, share):
+def test_gated_delta_rule_equals_its_definition_in_value_and_gradient(length, chunk, share):
   given, segments = operands(length), jnp.asarray(segment_numbers((2, length), share=share))
   got = value_and_gradients(rule(gated_delta_rule, segments, chunk=chunk), *map(jnp.asarray, given))
   expected = in_float64(rule(gated_delta_rule_reference, segments), *given)

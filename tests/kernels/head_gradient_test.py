@@ -10,7 +10,7 @@ from tests.kernels.precision import assert_equal_up_to_rounding
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("vocab", [5, 128, 400, 401, 1030])
-def test_equals_its_definition_for_any_number_of_columns(monkeypatch, vocab, dtype):
+def test_head_gradient_equals_its_definition_for_any_number_of_columns(monkeypatch, vocab, dtype):
   monkeypatch.setattr(module, "_BLOCK_BYTES", 1)  # Blocks of the fewest columns.
   rng = np.random.default_rng(0)
   total, hidden, grad = (rng.normal(size=shape).astype(np.float32) for shape in ((6, vocab), (7, 6), (7, vocab)))

@@ -26,7 +26,7 @@ def operands(dtype, *, lead=(2, 5), inner=16, out=8):
 @pytest.mark.parametrize(
   ("function", "lead", "inner"), [(matmul, (2, 5), 16), (matmul_rows, (1,), 16), (matmul_rows, (1,), 7)]
 )
-def test_equals_its_definition_in_value_and_gradient(monkeypatch, function, lead, inner, dtype, devices):
+def test_matmul_equals_its_definition_in_value_and_gradient(monkeypatch, function, lead, inner, dtype, devices):
   monkeypatch.setattr(jax, "device_count", lambda: devices)
   x, matrix, cotangent = operands(dtype, lead=lead, inner=inner)
   # A new lambda each time: a jitted function that was traced is not traced again for another number of devices.

@@ -20,7 +20,7 @@ def rule(function, segments, **options):
 
 
 @pytest.mark.parametrize(("length", "chunk"), [(1, 64), (37, 8), (64, 64), (90, 32)])
-def test_equals_its_definition_in_value_and_gradient(length, chunk):
+def test_ssd_equals_its_definition_in_value_and_gradient(length, chunk):
   given, segments = operands(length), jnp.asarray(segment_numbers((2, length)))
   got = value_and_gradients(rule(ssd, segments, chunk=chunk), *map(jnp.asarray, given))
   # Each position adds to a state that all later positions read by a sum over H.

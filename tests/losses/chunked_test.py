@@ -63,12 +63,12 @@ def assert_close_in_norm(grads, expected):
 
 
 @pytest.mark.parametrize(("vocab", "temperature"), [(17, 1.0), (257, 2.0), (2050, 1.0), (32_000, 2.0)])
-def test_value_and_gradients_equal_the_plain_formula(vocab, temperature):
+def test_chunked_losses_and_gradients_equal_the_plain_formula(vocab, temperature):
   args = (*problem(vocab, tokens=600 if vocab == 32_000 else 40, pad=(3, 9)), temperature)
   assert_same_value_and_gradients(chunked, plain, *args)
 
 
-def test_equal_distributions_have_no_divergence():
+def test_equal_distributions_have_zero_divergence():
   hidden, readout, _, _, mask = problem(257)
   assert abs(float(chunked(hidden, readout, hidden, readout, mask))) < 1e-5
 

@@ -175,7 +175,7 @@ def oracle(cases, vocab, kind, temperature):
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("vocab", VOCABULARIES, ids=lambda v: str(v[0]))
 @pytest.mark.parametrize("kind", ["dense", "top", "sampled"])
-def test_value_and_gradients_equal_float64(kind, vocab, temperature):
+def test_divergences_and_their_gradients_equal_float64_numpy(kind, vocab, temperature):
   hidden, kernel, theirs, their_kernel, labels, mask, sparse = problem(vocab, kind, temperature)
   f32 = [jnp.asarray(x, jnp.float32) for x in (hidden, kernel, theirs, their_kernel, mask)]
   target, teacher = f32[2], Readout(kernel=f32[3], vocab_size=vocab[1])

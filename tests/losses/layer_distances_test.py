@@ -64,7 +64,7 @@ def test_relations_equal_float64_numpy_whatever_the_widths(block, monkeypatch):
   np.testing.assert_allclose(got, slope, rtol=1e-4)
 
 
-def test_relations_of_a_rotated_student_are_the_teachers():
+def test_a_rotated_student_has_the_relations_of_its_teacher():
   rng = np.random.default_rng(0)
   teacher = rng.normal(size=(1, 9, 8))
   turn = np.linalg.qr(rng.normal(size=(4, 4)))[0]

@@ -12,7 +12,7 @@ KINDS = tuple(
 
 
 @given(st.lists(st.sampled_from(KINDS), min_size=1, max_size=24))
-def test_groups_repeat_to_the_layers_in_order(layers):
+def test_expanded_groups_give_the_layers_in_order(layers):
   repeated = {}
   for group in groups(layers):
     for repeat in range(group.repeats):

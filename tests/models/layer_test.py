@@ -49,7 +49,7 @@ def test_a_layer_without_an_mlp_has_no_norm_for_it_and_leaves_its_input_as_it_is
   assert set(nnx.to_pure_dict(nnx.state(module))) == {"mixer", "mixer_norm", "mixer_post_norm"}
 
 
-def test_the_norm_of_the_configuration_is_the_norm_of_the_layer():
+def test_a_layer_uses_the_kind_of_norm_that_its_configuration_names():
   module = build(norm="layer")
   assert isinstance(module.mixer_norm, LayerNorm) and isinstance(module.mlp_norm, LayerNorm)
 

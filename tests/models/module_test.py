@@ -41,7 +41,7 @@ def test_captured_queries_keys_and_values_are_projections_of_the_layers_normed_i
     np.testing.assert_allclose(found, x @ one[f"layers.1.mixer.{name}.kernel"], atol=1e-5)
 
 
-def test_only_what_is_asked_for_is_captured():
+def test_only_requested_activations_are_captured():
   model, rows = decoder(SOFT, SOFT), run(batch())
   output = jax.eval_shape(lambda params: model.apply(params, capture=Capture(qkv=(1,)), **rows), model.abstract())
   assert (set(output.layers), set(output.mixers), set(output.qkv)) == (set(), set(), {1})

@@ -52,7 +52,7 @@ def whole_rows(module, x):
   return jax.jit(lambda x: module(x, segments=ones, positions=positions, dtype=jnp.float32))(x)
 
 
-def test_a_configuration_tells_the_shapes_of_its_module(built):
+def test_a_mixer_configuration_states_the_widths_of_its_module(built):
   config, module = built
   assert isinstance(config, MixerConfig) and isinstance(module, Mixer)
   q, k, v = module.qkv(jnp.ones((1, 3, WIDTH)), dtype=jnp.float32)
@@ -64,7 +64,7 @@ def test_a_configuration_tells_the_shapes_of_its_module(built):
     )
 
 
-def test_a_prompt_at_once_and_steps_after_it_equal_whole_rows(built):
+def test_prefill_and_the_steps_after_it_equal_whole_rows(built):
   _, module = built
   x = jax.random.normal(jax.random.key(2), (3, LENGTH, WIDTH))
   lengths, ahead = jnp.asarray([6, 2, 1]), LENGTH - 6

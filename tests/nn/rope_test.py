@@ -25,7 +25,7 @@ def scores(shift, **options):
   return jnp.sum(q * k)
 
 
-def test_rotated_queries_and_keys_meet_by_their_distance_alone():
+def test_products_of_rotated_queries_and_keys_depend_on_their_distance_alone():
   assert_equal_up_to_rounding(scores(20), scores(0), roundings=8 * 25)
   assert_equal_up_to_rounding(scores(0, factor=2.0), 4.0 * scores(0), roundings=8)
 
@@ -47,7 +47,7 @@ def test_interpolation_divides_all_frequencies_and_llama_3_only_low_ones():
   np.testing.assert_allclose(blended[[0, -1]], plain[[0, -1]] / [1, 8], rtol=1e-6)
 
 
-def test_frequencies_that_depend_on_length_have_a_row_for_each():
+def test_frequencies_that_depend_on_length_have_one_row_for_each_length():
   dynamic = RopeConfig(scaling=DynamicNtk(factor=2.0, max_positions=4))
   rows, first = frequencies(8, rope=dynamic, length=6)
   assert (rows.shape, first, dynamic.by_length, PLAIN.by_length) == ((3, 4), 4, True, False)
@@ -58,6 +58,6 @@ def test_frequencies_that_depend_on_length_have_a_row_for_each():
   assert first == 8 and len(frequencies(8, rope=RopeConfig(scaling=long), length=8)[0]) == 1
 
 
-def test_every_position_knows_the_length_of_its_document():
+def test_document_lengths_gives_every_position_the_length_of_its_document():
   segments, positions = jnp.asarray([[1, 1, 1, 2, 2, 0]]), jnp.asarray([[0, 1, 2, 0, 1, 0]])
   assert document_lengths(segments, positions=positions)[0, :5].tolist() == [3, 3, 3, 2, 2]

@@ -7,7 +7,7 @@ from distill.parallel.interruption import Interruption
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_one_signal_asks_to_stop_and_ends_nothing(number):
+def test_one_signal_requests_a_stop_without_ending_the_process(number):
   before = signal.getsignal(number)
   with Interruption() as interruption:
     assert not interruption.requested()

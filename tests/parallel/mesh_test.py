@@ -15,7 +15,7 @@ def test_dimensions_are_sharded_where_they_divide_and_replicated_elsewhere():
 
 
 @pytest.mark.parametrize(("shape", "shards"), [((-1, 1, 1), 8), ((2, 2, 2), 4), ((1, 1, 8), 1)])
-def test_rows_are_divided_over_data_and_fsdp(shape, shards):
+def test_batch_rows_are_sharded_over_the_data_and_fsdp_axes(shape, shards):
   mesh = make_mesh(shape)
   assert batch_shards(mesh) == shards
   batch = to_global_batch({"tokens": np.arange(16).reshape(8, 2)}, mesh=mesh)
@@ -24,7 +24,7 @@ def test_rows_are_divided_over_data_and_fsdp(shape, shards):
   assert replicated(mesh).shard_shape((8, 2)) == (8, 2)
 
 
-def test_one_entry_takes_the_devices_left():
+def test_a_mesh_size_of_minus_one_takes_the_remaining_devices():
   assert dict(make_mesh((-1, 2, 1)).shape) == {"data": 4, "fsdp": 2, "tensor": 1}
 
 

@@ -59,7 +59,7 @@ def test_local_rows_of_one_process_are_all_rows_once(shape):
   np.testing.assert_array_equal(local_rows(to_global_batch(x, mesh=make_mesh(shape))), x)
 
 
-def test_nested_contexts_leave_no_depth_behind_after_an_error():
+def test_nested_fail_together_contexts_are_reset_after_an_error():
   with pytest.raises(ValueError, match="inner"), fail_together("outer"), fail_together("inner"):
     raise ValueError("inner")
   assert fail_together._depth == 0

@@ -131,7 +131,7 @@ def test_a_cache_of_several_teachers_needs_the_teachers_name(tmp_path):
     sections.find_section(sections.open_sections(tmp_path), subject, what="rows")
 
 
-def test_a_section_with_other_settings_is_not_continued(tmp_path):
+def test_a_section_with_other_settings_is_refused_rather_than_continued(tmp_path):
   made(tmp_path)
   with pytest.raises(InputError, match=r"manifest\.json: size is 3, this configuration's 4"):
     sections.claim(tmp_path, {**MANIFEST, "size": 4})
@@ -141,7 +141,7 @@ def test_a_shard_of_another_cache_is_not_read(tmp_path):
   section, _ = made(tmp_path / "one")
   other, _ = made(tmp_path / "other", {**MANIFEST, "seed": 1})
   section.path(0).write_bytes(other.path(0).read_bytes())
-  with pytest.raises(InputError, match=r"00000\.safetensors: of another cache"):
+  with pytest.raises(InputError, match=r"00000\.safetensors: belongs to another cache"):
     sections.find_section(sections.open_sections(tmp_path / "one"), SUBJECT, what="rows").read(np.arange(2))
 
 
@@ -174,13 +174,13 @@ def test_a_shard_holds_whole_batches_up_to_64_mib():
     ),
   ],
 )
-def test_a_damaged_manifest_is_named(tmp_path, text):
+def test_a_damaged_manifest_is_refused_by_its_path(tmp_path, text):
   section, _ = made(tmp_path)
   (section.directory / sections.MANIFEST).write_text(text)
   with pytest.raises(InputError, match=r"manifest\.json"):
     sections.find_section(sections.open_sections(tmp_path), SUBJECT, what="rows")
 
 
-def test_an_empty_directory_says_what_to_run(tmp_path):
+def test_an_empty_cache_directory_is_refused_with_the_command_to_run(tmp_path):
   with pytest.raises(InputError, match="run distill cache"):
     sections.find_section(sections.open_sections(tmp_path), SUBJECT, what="rows")

@@ -1,4 +1,4 @@
-"""Shared by the families: reading and writing parts of config.json, and parts of the name tables."""
+"""Shared by the families: functions that read and write parts of config.json and make parts of the name tables."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -51,7 +51,7 @@ def layer_windows(have: Attributes, default: Sequence[str], *, size: int | None)
   """
   kinds = have.one_a_layer("layer_types", default, allowed=(SLIDING, FULL))
   if SLIDING in kinds and size is None:
-    raise InputError(f"{have.where}: layer_types names {SLIDING} but there is no sliding_window")
+    raise InputError(f"{have.where}: layer_types names {SLIDING} but sliding_window is missing; add it")
   return tuple(size if kind == SLIDING else None for kind in kinds)
 
 
@@ -64,7 +64,7 @@ def windowed(
   mlp: MlpConfig | MoeConfig,
   local: RopeConfig | None = None,
 ) -> list[LayerConfig]:
-  """Reads layers that differ in their window, as `layer_types` says.
+  """Reads layers of sliding-window and full attention, as `layer_types` says.
 
   Args:
     have: The keys of config.json.
@@ -85,7 +85,7 @@ def windowed(
 def decoder(
   have: Attributes, *, family: str, layers: Sequence[LayerConfig], norm_eps: float = 1e-6, tied: bool = False, **changes
 ) -> DecoderConfig:
-  """Reads the keys that all families share, then refuses those that nobody has read.
+  """Reads the keys that all families share, then refuses keys that were not read.
 
   Args:
     have: The keys of config.json, of which the family has read its own.
@@ -161,7 +161,7 @@ def written_ropes(layers: Sequence[AttentionConfig]) -> dict[str, Any]:
 
 
 def linear(ours: str, theirs: str, *, bias: bool = False) -> list[TensorEntry]:
-  """Returns the entries of one projection."""
+  """Returns the name-table entries of one projection."""
   kernel = TensorEntry(f"{ours}.kernel", f"{theirs}.weight", "transpose")
   return [kernel, TensorEntry(f"{ours}.bias", f"{theirs}.bias")] if bias else [kernel]
 
@@ -169,7 +169,7 @@ def linear(ours: str, theirs: str, *, bias: bool = False) -> list[TensorEntry]:
 def fused(
   sizes: Mapping[str, int], *, ours: str, theirs: str, form: str = "transpose", grouped: bool = False
 ) -> list[TensorEntry]:
-  """Returns the entries of parameters that are concatenated in one tensor.
+  """Returns the name-table entries of parameters that are concatenated in one tensor.
 
   Args:
     sizes: Replacement for {} in `ours` -> number of columns (in one group, if grouped).
@@ -186,7 +186,7 @@ def fused(
 
 
 def frame(config: DecoderConfig) -> list[TensorEntry]:
-  """Returns the entries of embedding, final norm and head."""
+  """Returns the name-table entries of embedding, final norm and head."""
   rows = [TensorEntry("embed.table", "model.embed_tokens.weight"), TensorEntry("norm.scale", "model.norm.weight")]
   return rows if config.tie_embeddings else [*rows, *linear("head", "lm_head")]
 
@@ -204,7 +204,7 @@ _NORMS = {
 
 
 def norms(index: int, *, config: DecoderConfig) -> list[TensorEntry]:
-  """Returns the entries of the norms around the mixer and the MLP of one layer."""
+  """Returns the name-table entries of the norms around the mixer and the MLP of one layer."""
   return [
     TensorEntry(f"layers.{index}.{ours}.scale", f"model.layers.{index}.{theirs}_layernorm.weight")
     for ours, theirs in _NORMS[config.norms]
@@ -212,14 +212,14 @@ def norms(index: int, *, config: DecoderConfig) -> list[TensorEntry]:
 
 
 def mlp(index: int, *, spec: MlpConfig) -> list[TensorEntry]:
-  """Returns the entries of the gated MLP of one layer."""
+  """Returns the name-table entries of the gated MLP of one layer."""
   ours, theirs = f"layers.{index}.mlp", f"model.layers.{index}.mlp"
   names = ("gate", "up", "down")
   return [row for x in names for row in linear(f"{ours}.{x}", f"{theirs}.{x}_proj", bias=spec.use_bias)]
 
 
 def experts(index: int, *, spec: MoeConfig, block: str, names: dict[str, str]) -> list[TensorEntry]:
-  """Returns the entries of a router and of experts that are separate tensors.
+  """Returns the name-table entries of a router and of experts that are separate tensors.
 
   Args:
     index: Number of the layer.
@@ -238,7 +238,7 @@ def experts(index: int, *, spec: MoeConfig, block: str, names: dict[str, str]) -
 
 
 def attention(index: int, *, spec: AttentionConfig) -> list[TensorEntry]:
-  """Returns the entries of one attention layer."""
+  """Returns the name-table entries of one attention layer."""
   ours, theirs = f"layers.{index}.mixer", f"model.layers.{index}.self_attn"
   rows = [row for name in "qkv" for row in linear(f"{ours}.{name}", f"{theirs}.{name}_proj", bias=spec.use_bias)]
   rows += linear(f"{ours}.o", f"{theirs}.o_proj", bias=spec.use_out_bias)

@@ -16,7 +16,7 @@ ACT = "gelu_pytorch_tanh"
 
 
 def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
-  """Reads the keys of a config.json.
+  """Returns the decoder configuration that the keys of a config.json describe.
 
   Raises:
     InputError: A key is missing, unknown or not supported.
@@ -42,7 +42,7 @@ def traits(have: Attributes) -> dict[str, Any]:
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
-  """Returns the keys of config.json."""
+  """Returns the keys of config.json that describe a decoder; the inverse of `read`."""
   return {**written(config), "attention_bias": mixers(config)[0].use_bias}
 
 

@@ -1,4 +1,4 @@
-"""Gemma 2: norms on both sides, softcaps, every other layer with a window."""
+"""Gemma 2: norms before and after mixer and MLP, softcaps, a sliding window on every other layer."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -27,7 +27,7 @@ from distill.nn.mlp import MlpConfig
 
 
 def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
-  """Reads the keys of a config.json.
+  """Returns the decoder configuration that the keys of a config.json describe.
 
   Raises:
     InputError: A key is missing, unknown or not supported.
@@ -71,7 +71,7 @@ def softcap(have: Attributes, key: str, default: float | None) -> float | None:
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
-  """Returns the keys of config.json."""
+  """Returns the keys of config.json that describe a decoder; the inverse of `read`."""
   mixer = mixers(config)[0]
   assert mixer.scale is not None, mixer
   fields = written(config)

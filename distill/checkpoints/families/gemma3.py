@@ -1,4 +1,4 @@
-"""Gemma 3, text only: Gemma 2 with normed queries and keys and a second rope base for layers with a window."""
+"""Gemma 3, text only: Gemma 2 with normed queries and keys and another rope base for sliding-window layers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,7 +25,7 @@ from distill.nn.mlp import MlpConfig
 
 
 def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
-  """Reads the keys of a config.json.
+  """Returns the decoder configuration that the keys of a config.json describe.
 
   Raises:
     InputError: A key is missing, unknown or not supported.
@@ -49,7 +49,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
-  """Returns the keys of config.json."""
+  """Returns the keys of config.json that describe a decoder; the inverse of `read`."""
   return {**gemma2.write(config), "rope_parameters": written_ropes(mixers(config))}
 
 

@@ -24,10 +24,10 @@ _RENAMED = {
 
 
 def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
-  """Architecture of an HF configuration.
+  """Returns the decoder configuration that the keys of a config.json describe.
 
   Raises:
-    InputError: An attribute is missing, unknown or not supported, or named twice.
+    InputError: A key is missing, unknown or not supported, or given under two names.
   """
   if twice := next((key for key, name in _RENAMED.items() if key in values and name in values), None):
     raise InputError(f"{where}: {twice} and {_RENAMED[twice]} mean the same; keep one")
@@ -72,7 +72,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
-  """Returns the keys of config.json."""
+  """Returns the keys of config.json that describe a decoder; the inverse of `read`."""
   first, last = mixers(config)[0], mixers(config)[-1]
   return {
     "vocab_size": config.vocab_size,

@@ -1,4 +1,4 @@
-"""gpt-oss: attention sinks, alternating windows, mixtures of experts with a clamped gate."""
+"""gpt-oss: attention sinks, a sliding window on every other layer, mixtures of experts with a clamped gate."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -37,7 +37,7 @@ _ROPE = {
 
 
 def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
-  """Reads the keys of a config.json.
+  """Returns the decoder configuration that the keys of a config.json describe.
 
   Raises:
     InputError: A key is missing, unknown or not supported.
@@ -64,7 +64,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
-  """Returns the keys of config.json."""
+  """Returns the keys of config.json that describe a decoder; the inverse of `read`."""
   mlp = config.layers[0].mlp
   assert isinstance(mlp, MoeConfig) and mlp.clamp is not None, mlp
   return {
@@ -79,7 +79,7 @@ def write(config: DecoderConfig) -> dict[str, Any]:
 
 
 def table(config: DecoderConfig) -> tuple[TensorEntry, ...]:
-  """Returns the name table."""
+  """Returns the name table: the tensors of a checkpoint, with the parameters that they hold."""
   rows = frame(config)
   for index, (layer, mixer) in enumerate(zip(config.layers, mixers(config), strict=True)):
     ours, theirs = f"layers.{index}.mlp", f"model.layers.{index}.mlp"

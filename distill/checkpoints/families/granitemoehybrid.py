@@ -31,7 +31,7 @@ _EARLIER = {"mamba": LINEAR, "attention": FULL}
 
 
 def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
-  """Reads the keys of a config.json.
+  """Returns the decoder configuration that the keys of a config.json describe.
 
   Raises:
     InputError: A key is missing, unknown or not supported.
@@ -81,7 +81,7 @@ def _mlp(have: Attributes) -> MlpConfig | MoeConfig:
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
-  """Returns the keys of config.json."""
+  """Returns the keys of config.json that describe a decoder; the inverse of `read`."""
   (full, space), mlp = kinds(config), config.layers[0].mlp
   fields: dict[str, Any] = {}
   if full is not None and full.rope is not None:
@@ -113,7 +113,7 @@ def write(config: DecoderConfig) -> dict[str, Any]:
 
 
 def table(config: DecoderConfig) -> tuple[TensorEntry, ...]:
-  """Returns the name table."""
+  """Returns the name table: the tensors of a checkpoint, with the parameters that they hold."""
   rows = frame(config)
   for index, layer in enumerate(config.layers):
     ours, theirs = f"layers.{index}", f"model.layers.{index}"
@@ -132,13 +132,13 @@ def table(config: DecoderConfig) -> tuple[TensorEntry, ...]:
 
 
 def _shared(ours: str, theirs: str, *, width: int) -> list[TensorEntry]:
-  """Returns the entries of an MLP whose gate and up projections are concatenated."""
+  """Returns the name-table entries of an MLP whose gate and up projections are concatenated."""
   rows = fused({"gate": width, "up": width}, ours=f"{ours}.{{}}.kernel", theirs=f"{theirs}.input_linear.weight")
   return [*rows, *linear(f"{ours}.down", f"{theirs}.output_linear")]
 
 
 def _experts(ours: str, theirs: str, *, spec: MoeConfig) -> list[TensorEntry]:
-  """Returns the entries of a router and of experts with one tensor for each projection."""
+  """Returns the name-table entries of a router and of experts with one tensor for each projection."""
   return [
     *linear(f"{ours}.router", f"{theirs}.router.layer"),
     *_shared(f"{ours}.experts", theirs, width=spec.width),

@@ -21,7 +21,7 @@ _POSITIONS = 2**31 - 1
 
 
 def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
-  """Reads the keys of a config.json.
+  """Returns the decoder configuration that the keys of a config.json describe.
 
   Raises:
     InputError: A key is missing, unknown or not supported.
@@ -47,7 +47,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
-  """Returns the keys of config.json."""
+  """Returns the keys of config.json that describe a decoder; the inverse of `read`."""
   return {
     "vocab_size": config.vocab_size,
     "hidden_size": config.width,
@@ -60,7 +60,7 @@ def write(config: DecoderConfig) -> dict[str, Any]:
 
 
 def table(config: DecoderConfig) -> tuple[TensorEntry, ...]:
-  """Returns the name table."""
+  """Returns the name table: the tensors of a checkpoint, with the parameters that they hold."""
   rows = [TensorEntry("embed.table", "backbone.embeddings.weight"), TensorEntry("norm.scale", "backbone.norm_f.weight")]
   for index, layer in enumerate(config.layers):
     assert isinstance(layer.mixer, Mamba2Config), layer.mixer

@@ -26,7 +26,7 @@ _NAMES = {"gate": "w1", "up": "w3", "down": "w2"}
 
 
 def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
-  """Reads the keys of a config.json.
+  """Returns the decoder configuration that the keys of a config.json describe.
 
   Raises:
     InputError: A key is missing, unknown or not supported.
@@ -46,7 +46,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
-  """Returns the keys of config.json."""
+  """Returns the keys of config.json that describe a decoder; the inverse of `read`."""
   mlp = config.layers[0].mlp
   assert isinstance(mlp, MoeConfig), mlp
   mixed = {"num_local_experts": mlp.num_experts, "num_experts_per_tok": mlp.top_k}
@@ -54,7 +54,7 @@ def write(config: DecoderConfig) -> dict[str, Any]:
 
 
 def table(config: DecoderConfig) -> tuple[TensorEntry, ...]:
-  """Returns the name table."""
+  """Returns the name table: the tensors of a checkpoint, with the parameters that they hold."""
   rows = frame(config)
   for index, (layer, mixer) in enumerate(zip(config.layers, mixers(config), strict=True)):
     assert isinstance(layer.mlp, MoeConfig), layer.mlp

@@ -1,4 +1,4 @@
-"""OLMo 3: OLMo 2 with windows on three layers of four and a rope of their own."""
+"""OLMo 3: OLMo 2 in which three of four layers have a sliding window and a rope different from the others'."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,7 +25,7 @@ from distill.nn.mlp import MlpConfig
 
 
 def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
-  """Reads the keys of a config.json.
+  """Returns the decoder configuration that the keys of a config.json describe.
 
   Raises:
     InputError: A key is missing, unknown or not supported.
@@ -41,7 +41,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
-  """Returns the keys of config.json."""
+  """Returns the keys of config.json that describe a decoder; the inverse of `read`."""
   return {**olmo2.write(config), **written_windows(config), "rope_parameters": written_ropes(mixers(config))}
 
 

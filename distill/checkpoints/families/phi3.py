@@ -29,7 +29,7 @@ _LONGROPE = ("su", "yarn")
 
 
 def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
-  """Reads the keys of a config.json.
+  """Returns the decoder configuration that the keys of a config.json describe.
 
   Raises:
     InputError: A key is missing, unknown or not supported.
@@ -52,7 +52,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
-  """Returns the keys of config.json."""
+  """Returns the keys of config.json that describe a decoder; the inverse of `read`."""
   mixer = mixers(config)[0]
   scaling = mixer.rope.scaling if mixer.rope is not None else None
   original = {
@@ -63,7 +63,7 @@ def write(config: DecoderConfig) -> dict[str, Any]:
 
 
 def table(config: DecoderConfig) -> tuple[TensorEntry, ...]:
-  """Returns the name table."""
+  """Returns the name table: the tensors of a checkpoint, with the parameters that they hold."""
   rows = frame(config)
   for index, mixer in enumerate(mixers(config)):
     ours, theirs = f"layers.{index}", f"model.layers.{index}"

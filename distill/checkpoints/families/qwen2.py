@@ -1,4 +1,4 @@
-"""Qwen 2 and 2.5: biases on queries, keys and values; windows on the layers from `max_window_layers` on."""
+"""Qwen 2 and 2.5: biases on queries, keys and values; sliding windows on the layers from `max_window_layers` on."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,7 +23,7 @@ from distill.nn.mlp import MlpConfig
 
 
 def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
-  """Reads the keys of a config.json.
+  """Returns the decoder configuration that the keys of a config.json describe.
 
   Raises:
     InputError: A key is missing, unknown or not supported.
@@ -54,7 +54,7 @@ def switched_layers(have: Attributes, *, mixer: AttentionConfig) -> list[LayerCo
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
-  """Returns the keys of config.json."""
+  """Returns the keys of config.json that describe a decoder; the inverse of `read`."""
   kinds = written_windows(config)
   return {**written(config), **kinds, "use_sliding_window": kinds["sliding_window"] is not None}
 

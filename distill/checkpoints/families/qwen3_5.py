@@ -20,7 +20,7 @@ _KINDS = ("linear_attention", "full_attention")
 
 
 def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
-  """Reads the keys of a config.json.
+  """Returns the decoder configuration that the keys of a config.json describe.
 
   Raises:
     InputError: A key is missing, unknown or not supported.
@@ -66,12 +66,12 @@ def hybrid(have: Attributes, *, kv: int) -> list[AttentionConfig | GatedDeltaCon
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
-  """Returns the keys of config.json."""
+  """Returns the keys of config.json that describe a decoder; the inverse of `read`."""
   return {**written_hybrid(config), "intermediate_size": dense(config).width}
 
 
 def written_hybrid(config: DecoderConfig) -> dict[str, Any]:
-  """Returns all keys but those of the MLPs.
+  """Returns the keys of config.json, except those of the MLPs.
 
   Raises:
     InputError: All layers have the same type, which config.json cannot express.
@@ -107,7 +107,7 @@ def written_hybrid(config: DecoderConfig) -> dict[str, Any]:
 
 
 def table(config: DecoderConfig) -> tuple[TensorEntry, ...]:
-  """Returns the name table."""
+  """Returns the name table: the tensors of a checkpoint, with the parameters that they hold."""
   rows = frame(config)
   for index, layer in enumerate(config.layers):
     assert isinstance(layer.mlp, MlpConfig), layer.mlp
@@ -120,7 +120,7 @@ def table(config: DecoderConfig) -> tuple[TensorEntry, ...]:
 
 
 def delta(index: int, *, spec: GatedDeltaConfig, interleaved: bool = False) -> list[TensorEntry]:
-  """Returns the entries of one gated delta layer.
+  """Returns the name-table entries of one gated delta layer.
 
   Args:
     index: Number of the layer.

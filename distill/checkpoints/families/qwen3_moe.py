@@ -30,7 +30,7 @@ _NAMES = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
 
 
 def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
-  """Reads the keys of a config.json.
+  """Returns the decoder configuration that the keys of a config.json describe.
 
   Raises:
     InputError: A key is missing, unknown or not supported.
@@ -93,7 +93,7 @@ def written_sparse(config: DecoderConfig) -> dict[str, Any]:
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
-  """Returns the keys of config.json."""
+  """Returns the keys of config.json that describe a decoder; the inverse of `read`."""
   mixer = mixers(config)[0]
   return {
     **written(config),
@@ -105,7 +105,7 @@ def write(config: DecoderConfig) -> dict[str, Any]:
 
 
 def table(config: DecoderConfig) -> tuple[TensorEntry, ...]:
-  """Returns the name table."""
+  """Returns the name table: the tensors of a checkpoint, with the parameters that they hold."""
   rows = frame(config)
   for index, (layer, mixer) in enumerate(zip(config.layers, mixers(config), strict=True)):
     rows += [*norms(index, config=config), *attention(index, spec=mixer)]
@@ -114,7 +114,7 @@ def table(config: DecoderConfig) -> tuple[TensorEntry, ...]:
 
 
 def sparse_mlp(index: int, *, spec: MlpConfig | MoeConfig | None) -> list[TensorEntry]:
-  """Returns the entries of a mixture with its shared expert, or of a plain MLP."""
+  """Returns the name-table entries of a mixture with its shared expert, or of a plain MLP."""
   if not isinstance(spec, MoeConfig):
     assert spec is not None, index
     return mlp(index, spec=spec)

@@ -16,7 +16,7 @@ from distill.nn.moe import MoeConfig
 
 
 def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
-  """Reads the keys of a config.json.
+  """Returns the decoder configuration that the keys of a config.json describe.
 
   Raises:
     InputError: A key is missing, unknown or not supported.
@@ -38,14 +38,14 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
-  """Returns the keys of config.json."""
+  """Returns the keys of config.json that describe a decoder; the inverse of `read`."""
   shared = next((x.mlp.shared for x in config.layers if isinstance(x.mlp, MoeConfig)), None)
   fields = {} if shared is None else {"shared_expert_intermediate_size": shared}
   return {**written_hybrid(config), **written_sparse(config), **fields}
 
 
 def table(config: DecoderConfig) -> tuple[TensorEntry, ...]:
-  """Returns the name table."""
+  """Returns the name table: the tensors of a checkpoint, with the parameters that they hold."""
   rows = frame(config)
   for index, layer in enumerate(config.layers):
     rows += [*norms(index, config=config), *sparse_mlp(index, spec=layer.mlp)]

@@ -111,7 +111,7 @@ def _rope(
   with np.errstate(all="ignore"):
     inverse, _ = frequencies(head_dim, rope=rope, length=have.integer("max_position_embeddings", 2048))
   if not np.isfinite(inverse).all():
-    raise InputError(f"{have.where}: {kind} rope makes frequencies that are not finite; compare it with the original")
+    raise InputError(f"{have.where}: {kind} rope gives frequencies that are not finite; compare it with the original")
   return rope
 
 
@@ -150,7 +150,7 @@ class _ScalingReader:
   def number(self, key: str, default: float | None = None, *, low: float = 1e-6, high: float = 1e6) -> float:
     value = self.fields.pop(key, default)
     if value is None:
-      raise InputError(f"{self.have.where}: {self.kind} rope without {key}")
+      raise InputError(f"{self.have.where}: {self.kind} rope needs {key}; add it")
     return self.have.finite(key, value, low=low, high=high)
 
   def _yarn(self, original: int, positions: int) -> Yarn:

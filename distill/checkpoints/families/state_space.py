@@ -79,7 +79,7 @@ def _limits(have: Attributes) -> tuple[float, float | None]:
   """Reads `time_step_limit`; its upper limit may be Infinity, or the object that transformers 5 writes for it."""
   key, value = f"{have.where}: time_step_limit", have.take("time_step_limit", [0.0, math.inf])
   if not isinstance(value, list | tuple) or len(value) != 2:
-    raise InputError(f"{key} = {value!r} must be two numbers, the least time step and the largest")
+    raise InputError(f"{key} = {value!r} must be two numbers, the smallest and the largest time step")
   low, high = number(value[0], where=key, low=0.0), value[1]
   if high == math.inf or high == {"__float__": "Infinity"}:
     return low, None
@@ -95,7 +95,7 @@ def write_mixer(spec: Mamba2Config | None, words: Mapping[str, str], *, width: i
     width: Width of the model.
 
   Raises:
-    InputError: The width of the mixer is no multiple of the model's, which the keys cannot express.
+    InputError: The width of the mixer is not a multiple of the model's, which the keys cannot express.
   """
   if spec is None:
     return {words["num_heads"]: 1, words["head_dim"]: "auto"}
@@ -109,7 +109,7 @@ def write_mixer(spec: Mamba2Config | None, words: Mapping[str, str], *, width: i
 
 
 def mixer(ours: str, theirs: str, *, spec: Mamba2Config) -> list[TensorEntry]:
-  """Returns the entries of one mixer; checkpoints concatenate its projections and its convolutions."""
+  """Returns the name-table entries of one mixer; checkpoints concatenate its projections and its convolutions."""
   inner, shared = spec.num_heads * spec.head_dim, spec.num_groups * spec.state_size
   convolved = {"x": inner, "b": shared, "c": shared}
   projected = {"z": inner, **convolved, "dt": spec.num_heads}
