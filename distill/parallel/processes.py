@@ -1,4 +1,4 @@
-"""Agreement between the processes of a run: every process computes, one writes, and all fail together."""
+"""Agreement between the processes of a computation: who writes, and how all fail together."""
 
 from collections.abc import Sequence
 from types import TracebackType
