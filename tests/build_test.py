@@ -1,4 +1,4 @@
-"""The BUILD files name the imports of their sources, no more and no fewer, and no floor is open to one below it."""
+"""The BUILD files name the imports of their sources, no more and no fewer, and show packages only to higher floors."""
 
 import ast
 import dataclasses

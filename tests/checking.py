@@ -6,5 +6,5 @@ _check = beartype(conf=BeartypeConf(is_pep484_tower=True))
 
 
 def checked(function):
-  """Checks the arguments and results of every call, but for constructors: JAX rebuilds values with placeholders."""
+  """Wraps a function to check its arguments and results; constructors are left out: JAX rebuilds with placeholders."""
   return function if function.__qualname__.endswith(".__init__") else _check(function)

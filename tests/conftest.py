@@ -77,7 +77,7 @@ def llama_dir(tmp_path_factory, tokenizer_dir) -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def adapter_dirs(tmp_path_factory, llama_dir) -> list[pathlib.Path]:
-  """Two random adapters for it, saved by peft."""
+  """Two random adapters for the model of `llama_dir`, saved by peft."""
   import peft
   import torch
   import transformers

@@ -13,7 +13,7 @@ FILES = {".".join(path.relative_to(ROOT.parent).with_suffix("").parts): path for
 
 
 def imported(path):
-  """Names of the modules of the library that a file imports, or that hold what it imports."""
+  """Returns the names of the library's modules that a file imports or imports from."""
   modules = set()
   for node in ast.walk(ast.parse(path.read_text())):
     if isinstance(node, ast.ImportFrom):

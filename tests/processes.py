@@ -36,7 +36,7 @@ def environment(*, devices: int = 1, cheap: bool = True) -> dict[str, str]:
 
 
 def two(program: str, *arguments: object, devices: int = 1) -> list[tuple[int, str, str]]:
-  """(exit code, output, errors) of each; the program finds its RANK, and its arguments from sys.argv[3] on."""
+  """Returns (exit code, output, errors) of each process; the program has RANK, and its arguments in sys.argv[3:]."""
   with socket.socket() as free:
     free.bind(("localhost", 0))
     address = f"localhost:{free.getsockname()[1]}"

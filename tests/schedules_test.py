@@ -1,4 +1,4 @@
-"""Schedules: values at the ends, and what is refused."""
+"""Schedules have the right values at their ends, and invalid ones are refused."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Caches of the embedded teacher: size on disk against what a student keeps, and what a step costs.
+"""Benchmarks caches of the embedded teacher: size on disk, retention of the student, and time of a step.
 
     python -m tools.bench_cache [--out=runs/cache] [--kinds=live,top_k-16,sampled-12] [--rounds=6] [--steps=10]
 
@@ -35,7 +35,7 @@ _KINDS = ("live", "top_k-64", "sampled-50", "control")
 
 
 def main() -> None:
-  """Makes what is missing, times steps, writes the table."""
+  """Makes missing caches and runs, times steps, and writes the table."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/cache"))
   parser.add_argument("--kinds", type=lambda text: text.split(","), default=list(_KINDS))
@@ -69,14 +69,14 @@ def _row(kind: str, *, out: pathlib.Path) -> dict:
 
 
 def _bytes(cache: pathlib.Path) -> float:
-  """On disk, a token."""
+  """Returns the cache's bytes on disk for each token."""
   found = open_sections(cache)
   size = sum(path.stat().st_size for section in found for path in section.directory.iterdir())
   return size / sum(section.count * section.manifest["length"] for section in found)
 
 
 def _times(cache: pathlib.Path, *, rounds: int, steps: int) -> dict[str, list[float]]:
-  """Seconds of so many steps, from the cache and with cross-entropy in turn, reading included."""
+  """Returns the seconds of `steps` steps in each round, from the cache and with cross-entropy, reading included."""
   store = str(cache.parent.parent / "tokens")
   targets, size = cache.parent.name.rsplit("-", 1)
   made = {"teacher.cache": str(cache), "teacher_cache.targets": targets, "teacher_cache.size": size}
@@ -97,7 +97,7 @@ def _times(cache: pathlib.Path, *, rounds: int, steps: int) -> dict[str, list[fl
 
 
 def _advance(config: RunConfig, *, workdir: pathlib.Path) -> Callable[[int], None]:
-  """A run that goes on by so many steps whenever it is called."""
+  """Returns a function that continues a run by the number of steps it is given."""
   training, params = prepare(config, directory=RunDirectory(workdir))
   (stage,) = training.stages
   state, optimizer = stage_state.begin(training, stage, params)

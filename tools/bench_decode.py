@@ -1,4 +1,4 @@
-"""Greedy decoding against transformers' `generate` with its cache, on one machine, in turns.
+"""Benchmarks greedy decoding against transformers' `generate` with its KV cache, in turns on one machine.
 
 python -m tools.bench_decode [--kinds=llama,bamba] [--batch=1] [--prompt=32] [--tokens=128] [--rounds=7] [--json]
   [--torch_threads=]
@@ -66,7 +66,7 @@ KINDS = {
 
 
 def main() -> None:
-  """Prints a line a kind, and with --json the figures."""
+  """Prints a line for each kind, and with --json the figures."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   for name, default in dict(batch=1, prompt=32, tokens=128, rounds=7, torch_threads=torch.get_num_threads()).items():
     parser.add_argument(f"--{name}", type=int, default=default)
@@ -86,7 +86,7 @@ def main() -> None:
 
 
 def measure(kind: str, options: argparse.Namespace) -> dict:
-  """Tokens in a second of both, their ratio in the fastest rounds and in the median of pairs."""
+  """Returns tokens a second of both programs, and their ratio in the fastest rounds and in the median round."""
   with tempfile.TemporaryDirectory() as directory:
     theirs = _transformers(kind, pathlib.Path(directory))
     config, params = hf.load(pathlib.Path(directory))
@@ -133,7 +133,7 @@ def measure(kind: str, options: argparse.Namespace) -> dict:
 
 
 def _transformers(kind: str, directory: pathlib.Path):
-  """A random model, saved into `directory`."""
+  """Returns a random transformers model, which is also saved into `directory`."""
   torch.manual_seed(0)
   config = transformers.AutoConfig.for_model(kind, **KINDS[kind])
   model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()

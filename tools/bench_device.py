@@ -62,7 +62,7 @@ _WARM = 2
 
 
 def main() -> None:
-  """Prints a line a figure, and writes them."""
+  """Prints one line for each figure, and writes them as JSON."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--parts", type=lambda text: text.split(","), default=["losses", "step"])
   parser.add_argument("--peak", type=float, default=989.0)
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def _loss(name: str, options: argparse.Namespace) -> dict[str, Any]:
-  """Time and memory of one chunked loss with its gradients."""
+  """Measures time and memory of one chunked loss with its gradients."""
   tokens, width, vocab = (256, 64, 512) if options.small else (8192, 4096, 128256)
   settings = {"loss": name, "form": "chunked", "vocab": vocab}
   keys = jax.random.split(jax.random.key(0), 4)
@@ -102,7 +102,7 @@ def _loss(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _step(options: argparse.Namespace) -> dict[str, Any]:
-  """Speed of the whole step, and the share of the device's peak that the models' FLOPs come to."""
+  """Measures the speed of the whole step, and the share of the device's peak FLOP/s that the models use."""
   shapes = ({**one, **(_SMALL | _SMALL_HEADS if options.small else {})} for one in (STUDENT, TEACHER))
   student, teacher = (Decoder(hf_config.config_from_dict(one, where="config.json")) for one in shapes)
   mesh = make_mesh()
@@ -139,7 +139,7 @@ def _step(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _random(decoder: Decoder, mesh: jax.sharding.Mesh, *, dtype: Any, seed: int) -> Params:
-  """Random parameters in `dtype`, made where they lie."""
+  """Returns random parameters in `dtype`, created directly on the devices."""
 
   def made(key):
     return {name: x.astype(dtype) for name, x in decoder.init(key).items()}
@@ -148,7 +148,7 @@ def _random(decoder: Decoder, mesh: jax.sharding.Mesh, *, dtype: Any, seed: int)
 
 
 def _flops(decoder: Decoder, length: int) -> float:
-  """Of a token's forward pass: two a parameter that multiplies it, and causal attention."""
+  """Returns the FLOPs of a token's forward pass: two for each matrix parameter, plus causal attention."""
   config = decoder.config
   sizes = {name: x.size for name, x in decoder.abstract().items()}
   table = 0 if config.tie_embeddings else sizes["embed.table"]

@@ -1,4 +1,4 @@
-"""Loading a large checkpoint: peak memory of the host beyond the device arrays, and bytes that each process reads.
+"""Measures loading a large checkpoint: peak host memory beyond the device arrays, and bytes read by each process.
 
 python tools/bench_load.py [--gigabytes=6] [--dtype=float32] [--scratch=DIR]
 
@@ -72,13 +72,13 @@ def load(directory: pathlib.Path, *, dtype: str, rank: int, processes: int, addr
 
 
 def _memory(key: str) -> int:
-  """A figure of this process from the kernel, in bytes."""
+  """Returns a memory figure of this process in bytes, by its key in /proc."""
   lines = pathlib.Path("/proc/self/status").read_text().splitlines()
   return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
 
 
 def measure(directory: pathlib.Path, *, dtype: str, processes: int) -> list[dict[str, float]]:
-  """The figures of each of the processes, which share the devices."""
+  """Loads the checkpoint in `processes` processes that share the devices; returns each one's figures."""
   with socket.socket() as free:
     free.bind(("localhost", 0))
     address = f"localhost:{free.getsockname()[1]}"
@@ -96,7 +96,7 @@ def measure(directory: pathlib.Path, *, dtype: str, processes: int) -> list[dict
 
 
 def main() -> None:
-  """Prints one line a process."""
+  """Prints one line for each process."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--gigabytes", type=float, default=6)
   parser.add_argument("--dtype", default="float32")

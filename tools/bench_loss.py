@@ -1,4 +1,4 @@
-"""Losses over a large vocabulary, forward and backward: ours against plain jax, Liger and TRL, in turns.
+"""Benchmarks losses over a large vocabulary, forward and backward, against plain jax, Liger and TRL.
 
     tools/bench_peers.sh torch
     python -m tools.bench_loss [--vocabs=32768,128256] [--tokens=4096] [--width=1024] [--dtypes=float32,bfloat16]
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def _measure(vocab: int, dtype: str, loss: str, options: argparse.Namespace) -> list[dict]:
-  """Figures of every program that computes `loss`, in turns."""
+  """Measures every program that computes `loss`; the programs take turns."""
   print(f"{loss}, {vocab} ids, {dtype}", file=sys.stderr)
   common = {"vocab": vocab, "dtype": dtype, "loss": loss, "tokens": options.tokens, "width": options.width}
   forms = [form for form in FORMS[loss] if options.peers or form not in _TORCH]

@@ -1,4 +1,4 @@
-"""A training step of one mixer against length: seconds forward and backward, and compiled temporaries, side by side.
+"""Benchmarks one mixer's forward and backward pass by length: seconds and compiled temporaries.
 
 python -m tools.bench_mixers [--width=256] [--lengths=512,1024,…] [--dtype=float32] [--rows=…] [--json=FILE]
 
@@ -31,21 +31,21 @@ Step = tuple[Callable[[], Any], float | None]
 
 
 def attention(width: int) -> nnx.Module:
-  """Softmax attention over everything before."""
+  """Returns causal softmax attention."""
   heads = width // _HEAD
   config = AttentionConfig(num_heads=heads, num_kv_heads=heads, head_dim=_HEAD, rope=RopeConfig())
   return Attention(Init(jax.random.key(0)), config=config, width=width, norm_eps=1e-6, norm_offset=0.0)
 
 
 def gated_delta(width: int) -> nnx.Module:
-  """The gated delta rule with as many heads."""
+  """Returns a gated delta rule mixer with as many heads as the attention."""
   heads = width // _HEAD
   config = GatedDeltaConfig(num_key_heads=heads, num_value_heads=heads, key_head_dim=_HEAD, value_head_dim=_HEAD)
   return GatedDelta(Init(jax.random.key(0)), config=config, width=width, norm_eps=1e-6)
 
 
 def mamba2(width: int) -> nnx.Module:
-  """A state space with as many heads, each with a group of its own."""
+  """Returns a Mamba-2 mixer with as many heads as the attention, one group for each."""
   heads = width // _HEAD
   config = Mamba2Config(num_heads=heads, head_dim=_HEAD, state_size=_HEAD, num_groups=heads)
   return Mamba2(Init(jax.random.key(0)), config=config, width=width, norm_eps=1e-6)
@@ -76,7 +76,7 @@ def _mixer(name: str, options: argparse.Namespace, length: int) -> Step:
 
 
 def _inputs(width: int, length: int) -> dict[str, jax.Array]:
-  """Queries and keys of norm one, values, gates: what the rule takes."""
+  """Returns the inputs of the delta rule: queries and keys of norm one, values and gates."""
   heads = width // _HEAD
   keys = jax.random.split(jax.random.key(1), 5)
   q, k, v = (jax.random.normal(key, (1, length, heads, _HEAD)) for key in keys[:3])
@@ -154,7 +154,7 @@ def _line(one: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-  """Prints a line a measurement as it comes, then a table of row against length."""
+  """Prints each measurement, then a table of mixers by length."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   for name, default in dict(width=256, repeats=3, memory=8).items():
     parser.add_argument(f"--{name}", type=int, default=default)

@@ -28,7 +28,7 @@ _ADAPTERS = 4
 
 
 def main() -> None:
-  """Builds both teachers, checks that they agree, times them."""
+  """Builds both teachers, checks that their logits agree, and times them."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   for name, default in dict(width=512, layers=4, rank=16, rows=8, length=256, vocab=8192, rounds=10).items():
     parser.add_argument(f"--{name}", type=int, default=default)

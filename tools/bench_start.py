@@ -2,10 +2,10 @@
 
 python -m tools.bench_start [--rows=64] [--only=depth]
 
-The teacher is the demonstration's with its three adapters. Importances are of rows of its training text; the KL is of
-other rows of that text (what its adapters know) and of held-out general text, in nats a token. Expected: the first line
-of each of the first two tables at most half of the fresh student's. Most of the time goes into compiling: half a minute
-a student on two busy cores.
+The teacher is the demonstration's with its three adapters. Importance is measured on rows of its training text; the KL
+on other rows of that text (the adapters' subjects) and on held-out general text, in nats a token. Expected: the first
+line of each of the first two tables at most half of the fresh student's. Most of the time goes into compiling: half a
+minute a student on two busy cores.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""A training step against Tunix's: tokens a second and memory, in turns, each in a process of its own.
+"""Benchmarks a training step against Tunix's: tokens a second and memory, in turns, in separate processes.
 
     tools/bench_peers.sh tunix
     python -m tools.bench_step [--pairs=5.5M,14M] [--rounds=5] [--steps=4] [--dtypes=float32,bfloat16] [--out=PATH]
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def _measure(pair: str, options: argparse.Namespace, python: pathlib.Path) -> list[dict]:
-  """Figures of each program on one pair, in turns."""
+  """Measures both programs on one pair of models; they take turns."""
   with tempfile.TemporaryDirectory() as directory:
     parameters = [write(pathlib.Path(directory) / name, pair, seed) for seed, name in enumerate(("student", "teacher"))]
     settings = {
@@ -121,7 +121,7 @@ def _faster(rounds: list[dict], peer: list[dict]) -> float:
 
 
 def write(directory: pathlib.Path, pair: str, seed: int) -> int:
-  """A random model as a checkpoint; its number of parameters."""
+  """Writes a random model as a checkpoint; returns its number of parameters."""
   config = hf_config.config_from_dict(PAIRS[pair], where="config.json")
   decoder = Decoder(config)
   params = decoder.unstack(jax.device_get(jax.jit(decoder.init)(jax.random.key(seed))))

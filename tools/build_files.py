@@ -1,4 +1,4 @@
-"""Writes the BUILD files from the imports of the sources, or with --check says which of them are not up to date.
+"""Writes the BUILD files from the imports of the sources, or with --check lists those that are out of date.
 
 A package of the library is one py_library, and the tests of a folder are one py_test.
 
@@ -197,7 +197,7 @@ def build(folder: pathlib.Path) -> str:
 
 
 def main() -> int:
-  """Writes or checks all of them."""
+  """Writes or checks all BUILD files."""
   texts = {folder / "BUILD": build(folder) for folder in folders()}
   extra = {path for top in ("distill", *OUTSIDE) for path in (ROOT / top).rglob("BUILD")} - set(texts)
   stale = [path for path, text in texts.items() if not path.exists() or path.read_text() != text]

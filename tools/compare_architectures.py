@@ -1,4 +1,4 @@
-"""Distils the embedded teacher into five architectures at equal tokens, and writes one table of what each kept.
+"""Distils the embedded teacher into five architectures at equal tokens, and writes a table of their retention.
 
     python -m tools.compare_architectures --out=runs/architectures [--kinds=dense,mamba2] [--control=dense] [-- …]
 
@@ -21,7 +21,7 @@ _CONFIG = "configs/architectures.py"
 
 
 def main() -> None:
-  """Runs what is missing, then writes the table."""
+  """Runs the missing trainings, then writes the table."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/architectures"))
   parser.add_argument("--kinds", type=lambda text: text.split(","), default=list(STUDENTS))
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def measured(config: str, *, out: pathlib.Path, train: list[str]) -> dict:
-  """The comparison of the student of a recipe with the embedded teacher, and what its training took; done once."""
+  """Trains a recipe's student unless done; returns its comparison with the embedded teacher and its training cost."""
   path = out / "report" / "report.json"
   if not path.exists():
     adapters = ",".join(str(ROOT / "adapters" / skill) for skill in SKILLS)
@@ -63,12 +63,12 @@ def measured(config: str, *, out: pathlib.Path, train: list[str]) -> dict:
 
 
 def distill(*arguments: str) -> None:
-  """Runs a command to its end."""
+  """Runs a distill command and waits for it to end."""
   subprocess.run([sys.executable, "-m", "distill", *arguments], check=True)
 
 
 def retained(report: dict) -> list[str]:
-  """Retention of every skill, and KL and top-1 agreement on held-out text."""
+  """Returns table cells: retention of every skill, and KL and top-1 agreement on held-out text."""
   skills = {row["skill"]: row["retention"] for row in report["skills"] if row["role"] == STUDENT}
   heldout = next(row for row in report["fidelity"] if row["role"] == STUDENT)
   return [

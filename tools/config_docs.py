@@ -1,4 +1,4 @@
-"""Writes docs/config.md from the configuration's dataclasses, or with --check says whether it is up to date.
+"""Writes docs/config.md from the configuration's dataclasses; with --check it only tests if the page is up to date.
 
 python -m tools.config_docs [--check]
 """
@@ -49,7 +49,7 @@ def page() -> str:
 
 
 def _is_section(hint: Any) -> bool:
-  """Tells whether an option has options of its own, which come in a table of their own."""
+  """Returns True if an option is a section with its own options, which gets a separate table."""
   inner = typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else hint
   return dataclasses.is_dataclass(inner) and inner not in _KINDS
 
@@ -68,7 +68,7 @@ def _default(value: Any) -> str:
 
 
 def _words(hint: Any) -> str:
-  """An annotation in words."""
+  """Describes a type annotation in words."""
   origin, arguments = typing.get_origin(hint), typing.get_args(hint)
   if origin in (typing.Union, types.UnionType):
     return " or ".join(map(_words, arguments))

@@ -1,4 +1,4 @@
-"""Writes the tables of docs/performance.md from the figures that the benchmarks recorded.
+"""Writes the tables of docs/performance.md from the benchmarks' JSON figures.
 
 python -m tools.bench_step --out=docs/figures/step.json
 python -m tools.bench_efficiency --out=docs/figures/efficiency.json

@@ -1,4 +1,4 @@
-"""The init command reads its layers and prints what came of it."""
+"""The init command parses --layers_from and prints its result."""
 
 from distill.cli import init
 from distill.jobs.init import InitResult

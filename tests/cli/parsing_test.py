@@ -1,4 +1,4 @@
-"""Flags of a command: what is missing or too much is named, and the help lists required flags first."""
+"""Parsing names missing and unexpected flags, and the help lists required flags first."""
 
 import pytest
 from absl import flags

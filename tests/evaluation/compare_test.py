@@ -1,4 +1,4 @@
-"""A comparison measures models of any roles; what is retained follows from the roles."""
+"""A comparison measures models of any roles, and computes retention from base and teacher."""
 
 import json
 

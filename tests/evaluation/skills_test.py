@@ -1,4 +1,4 @@
-"""A model's answer to a question is that of transformers; wrong files of questions are named."""
+"""A model's answer to a question is that of transformers; malformed skill files are refused."""
 
 import json
 

@@ -17,7 +17,7 @@ LENGTHS = (12, 7, 12, 3, 9, 12, 12, 5)
 
 @pytest.fixture(scope="module")
 def both(llama_dir):
-  """Our importance over two batches on all devices, and what hooks recorded: name -> rows of arrays [tokens, size]."""
+  """Returns our importance over two batches, and the activations that hooks recorded: name -> rows [tokens, size]."""
   tokens = np.random.default_rng(0).integers(0, 300, (len(LENGTHS), 12)).astype(np.int32)
   positions = np.broadcast_to(np.arange(12, dtype=np.int32), tokens.shape)
   segments = (positions < np.asarray(LENGTHS)[:, None]).astype(np.int32)

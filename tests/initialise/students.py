@@ -22,12 +22,12 @@ ROUNDINGS = 8 * 3 * (16 + 32 + 24)
 
 
 def with_mixer(**changes):
-  """The teacher's layer with another attention."""
+  """Returns the teacher's layer with changed attention."""
   return dataclasses.replace(LAYER, mixer=dataclasses.replace(LAYER.mixer, **changes))
 
 
 def logits(config, params):
-  """Logits of eight tokens."""
+  """Returns a model's logits of eight tokens."""
   decoder = Decoder(config)
   tokens = jnp.asarray([[3, 1, 4, 1, 5, 9, 2, 6]])
   rows = {"tokens": tokens, "segments": jnp.ones_like(tokens), "positions": jnp.arange(8)[None]}
@@ -41,7 +41,7 @@ def logits(config, params):
 
 
 def random(config, seed):
-  """Canonical parameters, each moved away from its initial value."""
+  """Returns canonical parameters, each moved away from its initial value."""
   decoder = Decoder(config)
   key = jax.random.key(seed)
   params = {name: x + 0.1 * jax.random.normal(key, x.shape) for name, x in decoder.init(key).items()}
@@ -49,7 +49,7 @@ def random(config, seed):
 
 
 def measured(config, params):
-  """Importance of a model's parts on eight rows."""
+  """Measures the importance of a model's parts on eight rows."""
   decoder, mesh = Decoder(config), make_mesh()
   tokens = np.random.default_rng(5).integers(0, config.vocab_size, (8, 12)).astype(np.int32)
   segments = np.ones_like(tokens)
@@ -74,5 +74,5 @@ def start(teacher_config, teacher, config, layers=(0, 1, 2)):
 
 
 def assert_equal_logits(config, params, teacher_config, teacher):
-  """Asserts that a student computes what its teacher does, up to rounding."""
+  """Asserts that a student's logits equal its teacher's up to rounding."""
   assert_equal_up_to_rounding(logits(config, params), logits(teacher_config, teacher), roundings=ROUNDINGS)

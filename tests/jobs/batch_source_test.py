@@ -9,7 +9,7 @@ from distill.types import Batch
 
 
 class Counting:
-  """Rows that count upwards, each from a random token; it notes what the loop asks for."""
+  """Rows that count upwards, each from a random token; it records the steps that the loop asks for."""
 
   def __init__(self, *, rows, length, vocab):
     self._shape, self._vocab, self.asked = (rows, length), vocab, []

@@ -1,4 +1,4 @@
-"""Caches of a teacher: made, learnt from, cut off, damaged, and of something else."""
+"""Teacher caches are written, learnt from, resumed after a kill, and refused if damaged or mismatched."""
 
 import copy
 import json
@@ -55,7 +55,7 @@ def changed(config, *, terms=None, **tops):
 
 @pytest.fixture(scope="module")
 def cached(tmp_path_factory, config):
-  """A cache of nearly everything, in small shards, which nothing disturbed."""
+  """A complete cache in small shards of whole distributions and hidden states."""
   workdir = tmp_path_factory.mktemp("cached")
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(row_format, "_SHARD_BYTES", SHARD)

@@ -1,4 +1,4 @@
-"""A recipe becomes one typed configuration, or is refused by one line with the key."""
+"""A recipe resolves to one typed configuration, or is refused in one line that names the key."""
 
 import dataclasses
 import json

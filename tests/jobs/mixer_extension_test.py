@@ -29,7 +29,7 @@ CONFIG = {"model_type": "averages", "hidden_size": 32, "num_hidden_layers": 2, "
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AverageConfig:
-  """The mean of what a document's positions project to, up to each position."""
+  """A mixer whose output is the running mean over a document's projected positions."""
 
   kind: ClassVar[str] = "running average"
   exact_dtype: ClassVar[bool] = False

@@ -47,7 +47,7 @@ def files(tmp_path_factory):
 
 
 def logprobs(llama_dir, paths, batch):
-  """Of the base with some adapters merged, by row."""
+  """Returns the log-probabilities of the base with some adapters merged, for each row."""
   base, params = hf.load(llama_dir)
   merged_config, params = merge(params, stack=stack_of(paths), config=base)
   decoder = Decoder(merged_config)

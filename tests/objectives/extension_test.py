@@ -79,7 +79,7 @@ def test_a_stage_trains_a_term_from_outside_the_package_with_a_live_teacher(llam
 
 @dataclasses.dataclass(frozen=True)
 class NoTerm:
-  """A dataclass with nothing of a term."""
+  """A dataclass that implements no part of the term protocol."""
 
 
 @pytest.mark.parametrize(

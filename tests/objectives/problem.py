@@ -20,18 +20,18 @@ def config(depth, *, width=16, layer=LAYER):
 
 
 def setting(student=1, teacher=3, *, steps=10, **changes):
-  """A stage of `steps` with models of so many layers."""
+  """Returns a stage of `steps` steps with models of `student` and `teacher` layers."""
   models = {"student": config(student), "teacher": config(teacher)}
   return Setting(**{"steps": steps, **models, "teacher_depth": teacher, "teacher_width": 16, **changes})
 
 
 def bound(*specs, **changes):
-  """The terms of a stage that `setting` describes."""
+  """Returns terms bound to `setting(**changes)`."""
   return bind_terms(read_terms(specs, key=KEY), setting(**changes), key=KEY)
 
 
 def batch(rows):
-  """Rows of two documents and two positions of padding; the end of a document has no target."""
+  """Returns rows of two documents and two positions of padding; the end of a document has no target."""
   segments = jnp.asarray(np.repeat([[1, 2, 0]], [4, 3, 2], axis=1).repeat(rows, 0))
   mask = jnp.asarray(np.asarray([[1, 1, 1, 0, 1, 1, 0, 0, 0]], np.float32).repeat(rows, 0))
   tokens = jnp.asarray(np.random.default_rng(1).integers(0, 11, (rows, 9)))
@@ -39,7 +39,7 @@ def batch(rows):
 
 
 def inputs(rows):
-  """Random outputs of a student 6 wide and a teacher 5 wide; layer 0 of one is projected to layer 2 of the other."""
+  """Returns random outputs of a student of width 6 and a teacher of width 5, and a projector of layer 0 to layer 2."""
   rng = np.random.default_rng(0)
 
   def array(*shape):
@@ -58,10 +58,10 @@ def inputs(rows):
 
 
 def context(given, *, step=0, steps=10, states=None):
-  """The point after `step` steps of a stage, whose global batch is that of the inputs."""
+  """Returns the loss context after `step` steps; the global batch is the batch of `given`."""
   return LossContext(step=jnp.int32(step), steps=steps, totals=counts(given.batch), states=states or {})
 
 
 def sums(terms, given, **changes):
-  """(loss, means by name) of a whole batch."""
+  """Returns (loss, mean of each term by name) of a whole batch."""
   return loss_sums(terms, given, context=context(given, **changes))

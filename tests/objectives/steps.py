@@ -1,4 +1,4 @@
-"""Training steps of tiny models by the objective alone."""
+"""Trains tiny models on an objective, without the rest of a run."""
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ def batch(rows=2):
 
 
 def trained(student, params, *, terms, teacher, steps, train=((".*", 1.0),)):
-  """(parameters, loss of the first step, of the last) after `steps` on one batch."""
+  """Returns the parameters and the losses after `steps` steps on one batch."""
   mesh = make_mesh((-1, 1, 1))
   names = canonical_names(student, params)
   factors = multipliers(train, names=names, what="train")

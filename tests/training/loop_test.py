@@ -1,4 +1,4 @@
-"""The loop: what it asks for, when it logs and saves, and how it stops."""
+"""The training loop reads batches, logs, saves and stops at the right steps."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ from distill.types import Batch
 
 
 class Source:
-  """Batches whose tokens are the number of the step; it notes the parameters it is given."""
+  """Batches whose tokens are the number of the step; it records the parameters it is given."""
 
   def __init__(self):
     self.seen = []

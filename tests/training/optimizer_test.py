@@ -1,4 +1,4 @@
-"""Optimizers: what they learn, where their state lives, and that it survives a checkpoint."""
+"""Optimizers lower a loss, shard their state like the parameters, and restore it from a checkpoint."""
 
 import jax
 import jax.numpy as jnp

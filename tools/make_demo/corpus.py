@@ -2,7 +2,7 @@
 
     python -m tools.make_demo.corpus OUT
 
-Chapters, synsets and paragraphs are held out before anything else is made of them.
+Chapters, synsets and paragraphs for the tests are held out before any training text is made.
 """
 
 import argparse
@@ -35,14 +35,14 @@ HELDOUT_BYTES = 150_000
 
 
 def held_out(passage: Passage) -> bool:
-  """One chapter in six of the Bible, one synset or paragraph in ten elsewhere; a fixed choice."""
+  """Returns True for held-out passages: a fixed sixth of the Bible's chapters, a tenth of synsets and paragraphs."""
   if passage.source == "bible":
     return zlib.crc32(passage.place.encode()) % 6 == 0
   return zlib.crc32(passage.text.encode()) % 10 == 0
 
 
 def documents(passages: Sequence[Passage], *, seed: int) -> list[str]:
-  """General documents of about 800 characters: running text, or a handful of dictionary entries."""
+  """Returns general documents of about 800 characters: running text, or a handful of dictionary entries."""
   rng = random.Random(seed)
   entries = [p for p in passages if p.source == "wordnet"]
   rng.shuffle(entries)
@@ -62,7 +62,7 @@ def documents(passages: Sequence[Passage], *, seed: int) -> list[str]:
 
 
 def up_to(texts: Iterable[str], *, size: int) -> list[str]:
-  """The first texts of `size` bytes in all."""
+  """Returns the first texts, up to `size` bytes in total."""
   chosen, total = [], 0
   for one in texts:
     if total >= size:
@@ -73,7 +73,7 @@ def up_to(texts: Iterable[str], *, size: int) -> list[str]:
 
 
 def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-  """Byte-level BPE of 4,096 tokens whose last document token ends a text."""
+  """Trains a byte-level BPE of 4,096 tokens with an end-of-text token."""
   tokenizer = Tokenizer(models.BPE())
   tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
   tokenizer.decoder = decoders.ByteLevel()
@@ -90,7 +90,7 @@ def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def write(path: pathlib.Path, rows: Iterable[dict]) -> None:
-  """One JSON object a line."""
+  """Writes rows as JSON lines."""
   rows = list(rows)
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
@@ -98,7 +98,7 @@ def write(path: pathlib.Path, rows: Iterable[dict]) -> None:
 
 
 def main() -> None:
-  """Everything, in a fixed order."""
+  """Writes all files, in a fixed order."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("out", type=pathlib.Path)
   out = parser.parse_args().out

@@ -11,7 +11,7 @@ from distill.checkpoints import hf
 
 
 def main() -> None:
-  """Reads, merges in float32, writes."""
+  """Reads the base and the adapters, merges them in float32 and writes the result."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("base", type=pathlib.Path)
   parser.add_argument("out", type=pathlib.Path)

@@ -1,4 +1,4 @@
-"""Three skills drawn from the text, each a question with one-word choices and a known chance level."""
+"""Makes three skills from the text: questions with one-word choices and a known chance level."""
 
 import random
 from collections.abc import Callable, Iterable, Sequence
@@ -23,7 +23,7 @@ Example = tuple[str, str]
 
 
 def category(passages: Iterable[Passage]) -> list[Example]:
-  """The kind of thing that a dictionary's gloss defines, without the word itself."""
+  """Asks for the kind of thing that a dictionary gloss defines; the word itself is not shown."""
   found = []
   for passage in passages:
     if passage.source == "wordnet" and passage.place in CATEGORIES:
@@ -34,7 +34,7 @@ def category(passages: Iterable[Passage]) -> list[Example]:
 
 
 def book(passages: Sequence[Passage]) -> list[Example]:
-  """The book of two neighbouring verses of a chapter."""
+  """Asks which book two neighbouring verses come from."""
   found = []
   for first, second in zip(passages, passages[1:], strict=False):
     name = first.place.split()[0]
@@ -45,7 +45,7 @@ def book(passages: Sequence[Passage]) -> list[Example]:
 
 
 def word_class(passages: Iterable[Passage]) -> list[Example]:
-  """What kind of word, as a question about meaning, a dictionary's gloss defines."""
+  """Asks for the part of speech of the word that a dictionary gloss defines."""
   found = []
   for passage in passages:
     if passage.source == "wordnet":
@@ -58,7 +58,7 @@ def word_class(passages: Iterable[Passage]) -> list[Example]:
 
 
 def _gloss(passage: Passage) -> str:
-  """The definition alone, without the word and without examples of its use."""
+  """Returns the definition, without the word and without examples of its use."""
   return passage.text.split(": ", 1)[1].split('; "')[0]
 
 
@@ -70,7 +70,7 @@ SKILLS: dict[str, tuple[Callable[[Sequence[Passage]], list[Example]], Sequence[s
 
 
 def balanced(examples: Iterable[Example], *, per_class: int, seed: int) -> list[Example]:
-  """At most `per_class` examples of each answer, shuffled."""
+  """Returns at most `per_class` examples of each answer, shuffled."""
   by_answer: dict[str, list[Example]] = {}
   for example in sorted(set(examples)):
     by_answer.setdefault(example[1], []).append(example)

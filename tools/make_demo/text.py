@@ -1,4 +1,4 @@
-"""Clean prose out of the four Debian packages that the demonstration is made of.
+"""Extracts clean prose from the four Debian packages that the demonstration is made of.
 
 bible-kjv and bible-kjv-text, wordnet-base, python3.11-doc, postgresql-doc-15. Everything comes in a fixed order.
 """
@@ -15,7 +15,7 @@ WORDNET = pathlib.Path("/usr/share/wordnet")
 
 @dataclasses.dataclass(frozen=True)
 class Passage:
-  """A piece of text: its source, the page, chapter or class it stands in, and the text."""
+  """A piece of text with its source and its place there: a page, chapter or class."""
 
   source: str
   place: str
@@ -23,14 +23,14 @@ class Passage:
 
 
 def verses() -> list[Passage]:
-  """Every verse of the King James Bible; the place is 'book chapter'."""
+  """Returns every verse of the King James Bible; the place is 'book chapter'."""
   lines = subprocess.run(["bible", "-f", "Ge1:1-Re22:21"], check=True, capture_output=True, text=True).stdout
   found = re.findall(r"^([1-3]?[A-Za-z]+?)(\d+):\d+ (.+)$", lines, re.M)
   return [Passage("bible", f"{book} {chapter}", text.strip()) for book, chapter, text in found]
 
 
 def glosses() -> list[Passage]:
-  """'word, word: gloss' of every WordNet synset; the place is the number of its lexicographer file."""
+  """Returns 'word, word: gloss' of every WordNet synset; the place is the number of its lexicographer file."""
   found = []
   for part in ("noun", "verb", "adj", "adv"):
     for line in (WORDNET / f"data.{part}").read_text().splitlines():
@@ -87,7 +87,7 @@ def _is_prose(text: str) -> bool:
 
 
 def manuals() -> list[Passage]:
-  """Paragraphs of the Python and PostgreSQL manuals; the place is the page."""
+  """Returns the paragraphs of the Python and PostgreSQL manuals; the place is the page."""
   found = []
   root = DOC / "python3.11/html/_sources"
   for path in sorted(root.rglob("*.rst.txt")):

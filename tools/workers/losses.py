@@ -32,12 +32,12 @@ _PLAIN = {"forward_kl": _plain_kl, "jsd": _plain_jsd}
 
 
 def main() -> None:
-  """Serves rounds."""
+  """Times rounds of losses for bench_loss.py, on request."""
   serve(_prepare)
 
 
 def function(settings: Mapping[str, Any]) -> Callable[..., Any]:
-  """(hidden, kernel, teacher's hidden, teacher's kernel) -> mean over tokens, as `settings` ask for it."""
+  """Returns the loss in `settings`: (hidden, kernel, teacher's hidden, teacher's kernel) -> mean over tokens."""
   divergence, vocab = _DIVERGENCES[settings["loss"]], settings["vocab"]
 
   def mean(hidden, kernel, teacher_hidden, teacher_kernel):
@@ -59,7 +59,7 @@ def function(settings: Mapping[str, Any]) -> Callable[..., Any]:
 
 
 def _prepare(settings: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[[], dict[str, Any]]]:
-  """Compiles the loss with its gradients; temporaries are the compiler's, for so many tokens and for twice as many."""
+  """Compiles the loss with its gradients; returns the sizes of XLA's temporaries, and the function of a round."""
   step = jax.jit(jax.value_and_grad(function(settings), argnums=(0, 1)))
   width, vocab = settings["width"], settings["vocab"]
 

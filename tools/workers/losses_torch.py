@@ -16,7 +16,7 @@ from tools.workers.serve import available, forget_peak, peak, resident, serve
 
 
 def main() -> None:
-  """Serves rounds."""
+  """Times rounds of losses for bench_loss.py, on request."""
   serve(_prepare)
 
 

@@ -58,10 +58,10 @@ class Worker:
 
 
 def environment(name: str) -> pathlib.Path:
-  """The interpreter of a peer's environment.
+  """Returns the Python interpreter of a peer's environment.
 
   Raises:
-    SystemExit: There is none.
+    SystemExit: The environment does not exist.
   """
   python = _ROOT / ".peers" / name / "bin" / "python"
   if not python.exists():
@@ -71,7 +71,7 @@ def environment(name: str) -> pathlib.Path:
 
 
 def serve(prepare: Callable[[Mapping[str, Any]], tuple[dict[str, Any], Callable[[], dict[str, Any]]]]) -> None:
-  """Runs a worker: `prepare(settings)` gives what is told once, and the round; libraries print to stderr."""
+  """Runs a worker: `prepare(settings)` returns its first message and the round to time; libraries print to stderr."""
   with contextlib.redirect_stdout(sys.stderr):
     ready, run = prepare(json.loads(sys.argv[1]))
     _say(ready)
@@ -85,7 +85,7 @@ def _say(values: Mapping[str, Any]) -> None:
 
 
 def resident() -> int:
-  """Bytes of this process in memory, after what is free was given back."""
+  """Returns the resident bytes of this process, after free memory was returned to the system."""
   gc.collect()
   with contextlib.suppress(OSError, AttributeError):
     ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -93,18 +93,18 @@ def resident() -> int:
 
 
 def forget_peak() -> None:
-  """Starts the peak anew from what the process holds now."""
+  """Resets the peak to the memory that the process holds now."""
   resident()
   pathlib.Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak() -> int:
-  """Most bytes of this process in memory at once since `forget_peak`."""
+  """Returns the peak resident bytes of this process since `forget_peak`."""
   return _status("VmHWM")
 
 
 def available() -> int:
-  """Bytes that a process could still take without driving others out."""
+  """Returns the bytes that a process can still allocate without swapping."""
   line = next(
     line for line in pathlib.Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable")
   )

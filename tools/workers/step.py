@@ -28,7 +28,7 @@ _STEPS = 10**6
 
 
 def main() -> None:
-  """Serves rounds."""
+  """Times rounds of steps for bench_step.py, on request."""
   serve(_prepare)
 
 
@@ -37,13 +37,13 @@ class Steps:
 
   Args:
     student: The student.
-    params: Its stacked parameters, on `mesh`.
-    teacher: Its teacher, there too.
+    params: The student's stacked parameters, on `mesh`.
+    teacher: The teacher, with parameters on `mesh`.
     mesh: The devices.
     settings: batch, length, vocab, learning_rate and dtype.
 
   Attributes:
-    losses: Of the steps done.
+    losses: Losses of the steps done.
   """
 
   def __init__(
@@ -74,12 +74,12 @@ class Steps:
     self._done, self.losses = 0, list[float]()
 
   def batch(self, step: int, params: Params) -> Batch:
-    """The next random rows: this is the loop's batch source as well."""
+    """Returns the next random rows; this object is also the loop's batch source."""
     del step, params
     return next(self._batches)
 
   def advance(self, steps: int) -> None:
-    """So many steps, in the library's loop."""
+    """Runs `steps` steps in the library's training loop."""
     hooks = loop.Hooks(
       log=lambda at, values: self.losses.append(values["loss"]),
       save=lambda state, at: None,
@@ -99,13 +99,13 @@ class Steps:
     jax.block_until_ready(self._state)
 
   def jaxpr(self) -> Any:
-    """The step's."""
+    """Returns the jaxpr of the step."""
     batch = to_global_batch(next(self._batches), mesh=self._mesh)
     return jax.make_jaxpr(self._step)(self._state, self._teacher.params, batch).jaxpr
 
 
 def from_checkpoints(settings: Mapping[str, Any]) -> Steps:
-  """Steps of the checkpoints `student` and `teacher` in settings' directory."""
+  """Returns the steps of the checkpoints `student` and `teacher` in the directory that `settings` names."""
   mesh, directory = make_mesh(), pathlib.Path(settings["directory"])
   (student, params), (decoder, theirs) = (_model(directory / name, mesh) for name in ("student", "teacher"))
   teacher = LiveTeacher(decoder=decoder, params=theirs)

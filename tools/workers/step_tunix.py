@@ -22,7 +22,7 @@ from tools.workers.serve import forget_peak, peak, resident, serve
 
 
 def main() -> None:
-  """Serves rounds."""
+  """Times rounds of steps for bench_step.py, on request."""
   serve(_prepare)
 
 
