@@ -42,7 +42,7 @@ JSON = st.recursive(
 
 @st.composite
 def changed(draw, value):
-  """A JSON value with one to three of its elements replaced, removed or renamed."""
+  """Draws a JSON value with one to three of its elements replaced, removed or renamed."""
   value = copy.deepcopy(value)
   for _ in range(draw(st.integers(1, 3))):
     place, parent = value, None
@@ -67,7 +67,7 @@ def changed(draw, value):
 
 @st.composite
 def torn(draw, data):
-  """Bytes with a few ranges overwritten, removed or inserted, or truncated."""
+  """Draws bytes with a few ranges overwritten, removed or inserted, or truncated."""
   data = bytearray(data)
   for _ in range(draw(st.integers(1, 4))):
     at = draw(st.integers(0, len(data)))
@@ -99,7 +99,7 @@ def adapter(tmp_path_factory):
 
 
 def attack(path, variants, read, *, examples):
-  """Replaces the file by one variant after another, and reads it."""
+  """Replaces the file by one variant after another; each must be read, or refused in one line that names the file."""
   original = path.read_bytes()
   others = sorted(path.parent.parent.rglob("*"))
   rest = {other: other.read_bytes() for other in others if other.is_file() and other != path}

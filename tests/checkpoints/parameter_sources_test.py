@@ -48,7 +48,7 @@ PARAMS = {name: RNG.normal(size=shape).astype(np.float32) for name, shape in SHA
 
 
 class DictSource:
-  """Tensors in memory: a format of its own, of which only the protocol is used. Counts what is read."""
+  """A `TensorSource` of tensors in memory, which counts what is read."""
 
   def __init__(self, tensors):
     self.values, self.read_bytes = tensors, 0

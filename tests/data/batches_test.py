@@ -19,7 +19,7 @@ ROWS = (23, 11)
 
 @pytest.fixture(scope="module")
 def stores(tokenizer_dir, tmp_path_factory):
-  """Two stores whose rows are all unlike, with `ROWS` rows."""
+  """Two stores with `ROWS` rows each, all of them different."""
   directory, tokenizer = tmp_path_factory.mktemp("stores"), load_tokenizer(str(tokenizer_dir))
   made = []
   for name, rows in zip("ab", ROWS, strict=True):

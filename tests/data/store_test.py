@@ -19,7 +19,7 @@ def tokenizer(tokenizer_dir):
 
 @pytest.fixture
 def make(text_file, tokenizer, tmp_path):
-  """Builds a store of `text_file`, with some of what goes in changed."""
+  """Builds a store of `text_file`; arguments replace the text, the tokenizer or the length."""
 
   def built(path=text_file, *, tokenizer=tokenizer, length=32, **spec):
     source = open_source({"kind": "jsonl", "path": str(path), **spec}, key="data")

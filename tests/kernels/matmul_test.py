@@ -11,7 +11,7 @@ from tests.kernels.precision import assert_equal_up_to_rounding
 
 @pytest.fixture
 def one_device(monkeypatch):
-  """The number of devices of a user's CPU; tests have eight."""
+  """Sets the number of devices to one, as on a user's CPU; tests otherwise have eight."""
   monkeypatch.setattr(jax, "device_count", lambda: 1)
 
 

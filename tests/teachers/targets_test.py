@@ -140,7 +140,7 @@ def test_bytes_a_token_stay_within_what_is_published():
 
 @pytest.mark.slow
 def test_the_gradient_of_50_draws_of_the_embedded_teacher_is_within_6_degrees():
-  """Of all parameters of its base, over 2,048 tokens; the teacher is it with its adapters."""
+  """The student is the base without adapters; the angle is over all of its parameters and 2,048 tokens."""
   base, rows = ROOT / "teacher", 16
   adapters = read_adapters(stack_of([ROOT / "adapters" / name for name in SKILLS]), config=hf_config.read_config(base))
   mesh = make_mesh((1, 8, 1))

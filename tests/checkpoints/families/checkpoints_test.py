@@ -79,7 +79,7 @@ def rewritten(directory, tmp_path, change):
 
 
 def old_gpt2(tensors):
-  """The first checkpoints: no prefix, and the causal masks as tensors."""
+  """Returns the tensors as in the first GPT-2 checkpoints: names without a prefix, and causal masks as tensors."""
   bare = {name.removeprefix("transformer."): value for name, value in tensors.items()}
   masks = {f"h.{i}.attn.bias": np.tril(np.ones((1, 1, 64, 64), np.float32)) for i in range(2)}
   return {**bare, **masks, "h.0.attn.masked_bias": np.float32([-1e4])}
@@ -91,7 +91,7 @@ def with_buffers_and_tied_head(tensors):
 
 
 def with_further_prediction(tensors):
-  """The multi-token prediction layer of published checkpoints."""
+  """Returns the tensors with a multi-token prediction layer, as published checkpoints have."""
   return {**tensors, "mtp.fc.weight": np.ones((48, 96), np.float32), "mtp.norm.weight": np.ones(48, np.float32)}
 
 

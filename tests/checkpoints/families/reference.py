@@ -90,7 +90,7 @@ def ours(directory: pathlib.Path, tokens: np.ndarray) -> dict[str, tuple[np.ndar
 
 
 def tokens() -> np.ndarray:
-  """Two rows."""
+  """Returns two rows of token ids."""
   return np.random.default_rng(0).integers(3, 97, (2, LENGTH))
 
 
