@@ -110,7 +110,8 @@ def _norms(after: Mapping[str, np.ndarray], base: Mapping[str, np.ndarray]) -> t
   change, weight = 0.0, 0.0
   for name, value in after.items():
     common = tuple(slice(0, min(pair)) for pair in zip(value.shape, base[name].shape, strict=True))
-    original = np.asarray(base[name], np.float32)[common]
+    # In float64: the square of what a very large scale adds overflows float32.
+    original = np.asarray(base[name], np.float64)[common]
     change += float(np.sum(np.square(value[common] - original)))
     weight += float(np.sum(np.square(original)))
   return change**0.5, weight**0.5
