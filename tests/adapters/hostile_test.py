@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 import safetensors.numpy
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from distill.adapters.peft import read_adapter
@@ -80,6 +80,7 @@ def one_line(directory, config, model):
 
 
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(values={"lora_alpha": 66004485658881560577})
 @given(values=st.dictionaries(st.sampled_from(KEYS), JSON, min_size=1, max_size=3))
 def test_any_json_in_adapter_config_is_read_or_refused_in_one_line(values, copy, config, llama_dir):
   one_line(copy(values), config, llama_dir)
