@@ -174,7 +174,8 @@ def vocabularies_may_be_padded_differently():
 def fingerprints_are_the_same_in_every_process(digest="config.fingerprint(value)"):
   program = f"""
 from distill.jobs import config
-value = config.resolve({{"data": {{"sources": []}}, "stages": [{{"name": "a", "steps": 1, "terms": []}}]}})
+stage = {{"name": "a", "steps": 1, "terms": [{{"kind": "z_loss"}}]}}
+value = config.resolve({{"data": {{"sources": []}}, "stages": [stage]}})
 print({digest})
 """
   found = {

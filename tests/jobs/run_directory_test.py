@@ -8,7 +8,7 @@ from distill.errors import InputError
 from distill.jobs.config import resolve
 from distill.jobs.run_directory import RunDirectory
 
-RECIPE = {"data": {"sources": []}, "stages": [{"name": "only", "steps": 1, "terms": []}]}
+RECIPE = {"data": {"sources": []}, "stages": [{"name": "only", "steps": 1, "terms": [{"kind": "cross_entropy"}]}]}
 
 
 def test_the_same_run_can_claim_its_directory_again(tmp_path):
