@@ -14,7 +14,7 @@ _PLACES = {
   "Calibration": "distill.jobs.init",
   "InputError": "distill.errors",
   "Sampling": "distill.generation.sampling",
-  "cache_teacher": "distill.jobs.cache:make",
+  "cache_teacher": "distill.jobs.cache",
   "compare": "distill.jobs.compare",
   "export": "distill.jobs.export",
   "generate": "distill.jobs.generate",
@@ -31,8 +31,7 @@ def __getattr__(name: str) -> Any:
   """Imports a public name on first use."""
   if name not in _PLACES:
     raise AttributeError(f"module 'distill' has no attribute {name!r}")
-  module, _, attribute = _PLACES[name].partition(":")
-  return getattr(importlib.import_module(module), attribute or name)
+  return getattr(importlib.import_module(_PLACES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from distill.cli import recipe
-from distill.jobs.cache import make
+from distill.jobs.cache import cache_teacher
 from distill.parallel.interruption import EXIT_INTERRUPTED
 
 FLAGS = flags.FlagValues()
@@ -16,7 +16,7 @@ recipe.define(FLAGS, workdir="Directory of the teacher cache.")
 def main(arguments: Sequence[str]) -> int:
   """Runs the teacher once over all rows; resumes if interrupted. --config.path.to.key=value overrides a key."""
   config, workdir = recipe.read(FLAGS, arguments)
-  code = make(config, workdir=workdir)
+  code = cache_teacher(config, workdir=workdir)
   if code == EXIT_INTERRUPTED:
     print("distill cache: stopped; the same command resumes", file=sys.stderr)
   else:

@@ -39,7 +39,7 @@ from distill.training.metrics import Progress
 from distill.types import INPUT, Capture
 
 
-def make(recipe: Mapping[str, Any] | RunConfig, *, workdir: pathlib.Path) -> int:
+def cache_teacher(recipe: Mapping[str, Any] | RunConfig, *, workdir: pathlib.Path) -> int:
   """Writes, or goes on with, the cache of all rows that stages of `recipe` need a teacher for, in `workdir`.
 
   Args:
@@ -140,7 +140,7 @@ def _line(section: Section, store: TokenStore) -> str:
 
 
 def _manifest(config: RunConfig, *, teacher: LiveTeacher, store: TokenStore) -> dict[str, Any]:
-  """How the teacher is run, and what is kept of its distributions."""
+  """Returns the manifest of a section: how its teacher runs, and which targets and activations are stored."""
   vocab = teacher.decoder.config.vocab_size
   kept = read_targets(vars(config.teacher_cache), where="config.teacher_cache", vocab=vocab)
   return {

@@ -108,11 +108,7 @@ def init(
   batches = _rows(calibration, tokenizer_from=source, seed=seed)
 
   decoder, params = load(source, stack=stack)
-  if decoder.config.vocab_size != config.vocab_size:
-    raise InputError(
-      f"{where}: vocab_size {config.vocab_size}, the teacher's with its adapters is {decoder.config.vocab_size}; "
-      "they must share a vocabulary"
-    )
+  _check_vocabulary(config, teacher=decoder.config, where=where)
   new, mesh = Decoder(config), make_mesh((1, -1, 1))
   for one in (decoder, new):
     one.config.check_length(calibration.length, what=f"length={calibration.length}")
@@ -137,6 +133,14 @@ def init(
     fresh_kl=kl["fresh"],
     loader=hf_config.who_loads(config),
   )
+
+
+def _check_vocabulary(config: DecoderConfig, *, teacher: DecoderConfig, where: str) -> None:
+  if teacher.vocab_size != config.vocab_size:
+    raise InputError(
+      f"{where}: vocab_size {config.vocab_size}, the teacher's with its adapters is {teacher.vocab_size}; "
+      "they must share a vocabulary"
+    )
 
 
 def _architecture(student: Path | Mapping[str, Any], *, teacher: DecoderConfig) -> tuple[DecoderConfig, str]:

@@ -18,7 +18,7 @@ class TeacherConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TeacherCacheConfig:
-  """What `distill cache` stores of the teacher."""
+  """Targets and activations of the teacher that `distill cache` stores."""
 
   targets: str = option(
     "top_k", help="The likeliest tokens (top_k), or tokens drawn from the teacher.", choices=("top_k", "sampled")

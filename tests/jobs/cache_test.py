@@ -15,7 +15,7 @@ import safetensors.numpy
 from distill.cli.main import main
 from distill.errors import InputError
 from distill.jobs import models
-from distill.jobs.cache import make
+from distill.jobs.cache import cache_teacher
 from distill.jobs.train import train
 from distill.teachers import row_format
 from tests.processes import two
@@ -59,7 +59,7 @@ def cached(tmp_path_factory, config):
   workdir = tmp_path_factory.mktemp("cached")
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(row_format, "_SHARD_BYTES", SHARD)
-    assert make(config, workdir=workdir) == 0
+    assert cache_teacher(config, workdir=workdir) == 0
   return workdir
 
 
@@ -163,7 +163,7 @@ def test_a_resumed_run_refuses_another_cache(cached, config, tmp_path):
   run = changed(config, teacher={"cache": str(cached)})
   assert train(run, workdir=tmp_path / "run") == 0
   other = changed(config, teacher_cache={"size": 250})
-  assert make(other, workdir=tmp_path / "other") == 0
+  assert cache_teacher(other, workdir=tmp_path / "other") == 0
   with pytest.raises(InputError, match=r"learns from another config\.teacher\.cache"):
     train(changed(other, teacher={"cache": str(tmp_path / "other")}), workdir=tmp_path / "run")
 
@@ -206,7 +206,7 @@ def test_a_recipe_that_does_not_match_the_cache_is_refused(change, says, cached,
 def test_sampled_targets_train_by_forward_kl_without_a_teacher_and_refuse_reverse_kl(config, llama_dir, tmp_path):
   sampled = changed(config, teacher_cache={"targets": "sampled", "size": 20}, terms=[{"kind": "forward_kl"}])
   sampled["stages"][0]["optimizer"] = {"learning_rate": 1e-2}
-  assert make(sampled, workdir=tmp_path / "cache") == 0
+  assert cache_teacher(sampled, workdir=tmp_path / "cache") == 0
   alone = {"model": "", "adapters": (), "cache": str(tmp_path / "cache")}
   run = {**changed(sampled, teacher=alone, student={"layers_from": ()}), "tokenizer": str(llama_dir)}
   assert train(run, workdir=tmp_path / "run") == 0
@@ -218,12 +218,12 @@ def test_sampled_targets_train_by_forward_kl_without_a_teacher_and_refuse_revers
 @pytest.mark.parametrize(("name", "value"), [("layers", (4,)), ("mixers", (-1,)), ("layers", 3), ("size", 304)])
 def test_layers_and_sizes_that_the_teacher_lacks_are_refused_for_a_cache(name, value, config, tmp_path):
   with pytest.raises(InputError, match=rf"config\.teacher_cache\.{name}"):
-    make(changed(config, teacher_cache={name: value}), workdir=tmp_path)
+    cache_teacher(changed(config, teacher_cache={name: value}), workdir=tmp_path)
 
 
 def test_a_recipe_without_teacher_terms_is_refused_for_a_cache(config, tmp_path):
   with pytest.raises(InputError, match="nothing to cache"):
-    make(changed(config, terms=[{"kind": "cross_entropy"}]), workdir=tmp_path)
+    cache_teacher(changed(config, terms=[{"kind": "cross_entropy"}]), workdir=tmp_path)
 
 
 def test_a_relations_term_is_refused_with_a_cache(config, cached, tmp_path):
