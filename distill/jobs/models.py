@@ -154,7 +154,10 @@ def _student(run: RunConfig, *, teacher, mesh, batches, resumes) -> tuple[Decode
   importance = None
   if needs_importance(config, teacher=source.config, layers=layers):
     if batches is None:
-      raise InputError("config.student: importance is measured on data.sources, and the run has none; list layers_from")
+      raise InputError(
+        "config.student: importance is measured on the text of config.data.sources, and the run has none; add a "
+        "source, or list the teacher's layers in layers_from"
+      )
     count = -(-spec.calibration_rows // batches.size)
     importance = measure(
       source, start, batches=(to_global_batch(batches[i], mesh=mesh) for i in range(count)), mesh=mesh

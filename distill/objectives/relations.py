@@ -33,7 +33,7 @@ class Relations(PairTerm):
         if bad := [width for width in widths if width % self.heads]:
           raise InputError(
             f"{key}.heads: {self.heads} relation heads do not divide the {whose}'s queries, keys and values in layer "
-            f"{layer}, {', '.join(map(str, widths))} wide ({bad[0]} is no multiple)"
+            f"{layer}, whose widths are {', '.join(map(str, widths))}; give a divisor of {bad[0]} and of the others"
           )
     return bound
 

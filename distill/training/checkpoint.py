@@ -131,7 +131,7 @@ class Checkpoints:
     found = digests(arrays)
     wrong = sorted(name for name in expected if found[name] != expected[name])
     if wrong:
-      raise InputError(f"digest of {wrong[0]} differs, {len(wrong)} in all")
+      raise InputError(f"{len(wrong)} arrays, {wrong[0]} among them, differ from their recorded digests")
     return arrays, notes["extra"]
 
   def close(self) -> None:

@@ -33,7 +33,8 @@ def test_relations_train_a_student_with_other_widths_and_mixers(mixer):
 def test_relation_heads_that_do_not_divide_the_projection_widths_are_refused():
   spec = {"kind": "relations", "pairs": ((0, 1),), "heads": 16}
   with pytest.raises(
-    InputError, match=r"terms\[0\]\.heads: 16 relation heads do not divide the teacher's .* 16, 8, 8 wide"
+    InputError,
+    match=r"terms\[0\]\.heads: 16 relation heads do not divide the teacher's .* are 16, 8, 8; give a divisor of 8",
   ):
     (term,) = read_terms([spec], key="terms")
     term.bind(dataclasses.replace(setting(1, 2), student=config(1, layer=DELTA)), key="terms[0]")
