@@ -35,14 +35,14 @@ def option(
   Limits hold for every number in the value, also for those inside lists.
 
   Args:
-    default: Value where a recipe leaves the key out; a dataclass type means that dataclass with all its defaults.
+    default: Value if a recipe leaves the key out; a dataclass type means that dataclass with all its defaults.
       Without a default the key is required.
     help: One sentence for docs/config.md.
     least: Smallest number allowed.
     above: Numbers must be greater than this.
     most: Largest number allowed.
-    choices: The only texts allowed.
-    regex: Texts must be regular expressions.
+    choices: The only strings allowed; empty allows all.
+    regex: True if strings must be valid regular expressions.
     kinds: Dataclass that a dict is read into, by its `kind`; the annotation names their common base.
   """
   metadata: dict[str, Any] = {"help": help, "least": least, "above": above, "most": most}

@@ -22,7 +22,7 @@ class ScheduleConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LinearScheduleConfig(ScheduleConfig):
-  """A straight line from the first to the last step."""
+  """A number that changes linearly from `start` at the first step to `end` at the last."""
 
   kind: str = option("linear", help="The kind of schedule.", choices=("linear",))
   start: float = option(help="Value at the first step.")
@@ -31,7 +31,7 @@ class LinearScheduleConfig(ScheduleConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CosineScheduleConfig(ScheduleConfig):
-  """A linear warm-up from 0 to `peak`, then half a cosine down to `end`."""
+  """A number that rises linearly from 0 to `peak` (warm-up), then falls along half a cosine to `end`."""
 
   kind: str = option("cosine", help="The kind of schedule.", choices=("cosine",))
   peak: float = option(help="Value after the warm-up.")
@@ -88,7 +88,7 @@ def _shown(spec: Any) -> str:
 
 
 def _check_range(values: tuple[float, ...], spec: Any, *, key: str, least: float, above: float) -> None:
-  """Refuses values out of range; both schedules are monotonic between the given ones."""
+  """Refuses values out of range; checking these suffices, as both schedules are monotonic between them."""
   if not all(math.isfinite(value) and value >= least and value > above for value in values):
     limit = f" above {above:g}" if above > -math.inf else f" of at least {least:g}" if least > -math.inf else ""
     raise InputError(f"{key}: {_shown(spec)}; use numbers{limit} at every step")

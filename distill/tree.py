@@ -35,7 +35,7 @@ def first_match(rules: Sequence[tuple[str, Any]], name: str, *, what: str) -> An
 
 
 def select(params: Mapping[str, Any], keep: Callable[[str], bool]) -> tuple[Params, Params]:
-  """Splits `params` into the parameters whose names `keep` accepts, and the rest."""
+  """Splits `params`: returns (the parameters whose names `keep` accepts, the others)."""
   chosen = {name: value for name, value in params.items() if keep(name)}
   rest = {name: value for name, value in params.items() if name not in chosen}
   return chosen, rest

@@ -21,7 +21,7 @@ INPUT = -1
 
 
 def before(layer: int) -> int:
-  """Returns the number of the captured layer whose output is the input of `layer`; `INPUT` for the first layer."""
+  """Returns the index of the layer whose output is the input of `layer`: layer − 1, or `INPUT` for layer 0."""
   return layer - 1 if layer else INPUT
 
 
@@ -60,8 +60,8 @@ class Readout:
 
   Attributes:
     kernel: Columns past `vocab_size` are padding and never get probability.
-    bias: Added before the softcap, if any.
-    softcap: cap * tanh(logits / cap), if any.
+    bias: [V] vector added to hidden @ kernel, or None.
+    softcap: Logits become softcap * tanh(logits / softcap); None for no cap.
     scale: Multiplier of the logits.
     vocab_size: True vocabulary size, at most the kernel's width.
   """
@@ -100,7 +100,7 @@ Qkv = tuple[Float[Array, "B T _"], Float[Array, "B T _"], Float[Array, "B T _"]]
 @_pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelOutput:
-  """The output of a decoder for a batch; captured activations are keyed by layer number.
+  """The output of a decoder for a batch; captured activations are keyed by layer index.
 
   Attributes:
     hidden: Final hidden state, after the final norm.

@@ -29,7 +29,7 @@ def ties(changes: Sequence[Float[np.ndarray, "..."]], *, density: float) -> Floa
 
   Args:
     changes: Weighted changes of one parameter.
-    density: Fraction of each change that trimming retains, the numbers of largest magnitude.
+    density: Fraction of the elements of each change that trimming retains: those of largest magnitude.
 
   Returns:
     The combined change, of the same shape.
@@ -53,7 +53,7 @@ def dare(changes: Sequence[Float[np.ndarray, "..."]], *, density: float, seed: S
 
   Args:
     changes: Weighted changes of one parameter.
-    density: Probability that a number is retained, and the divisor of the retained ones.
+    density: Probability that an element is retained; retained elements are divided by it.
     seed: Random seed.
 
   Returns:
@@ -65,7 +65,7 @@ def dare(changes: Sequence[Float[np.ndarray, "..."]], *, density: float, seed: S
 
 
 def low_rank(change: Float[np.ndarray, "I O"], *, rank: int) -> LowRank:
-  """Returns factors of the nearest matrix of that rank (truncated SVD); each holds the roots of the singular values."""
+  """Returns factors of the nearest matrix of rank `rank` (truncated SVD), each scaled by √(singular values)."""
   u, s, v = np.linalg.svd(change, full_matrices=False)
   root = np.sqrt(s[:rank])
   return LowRank(a=u[:, :rank] * root, b=root[:, None] * v[:rank], scale=1.0)
@@ -140,7 +140,7 @@ def as_adapter(
     adapters: The stack.
     config: Configuration of the base.
     rank: 0 for the exact change, which only a sum of plain LoRA has.
-    report: Gets the name of every HF module, and the fraction of its change's norm that the rank retains.
+    report: Called for every HF module with its name and the fraction of its change's norm that the rank retains.
     **how: `method`, `density` and `seed` of `combine`.
 
   Returns:
@@ -201,7 +201,7 @@ def _difference(base: Params, merged: Params, adapters: Sequence[StackedAdapter]
 
 
 def _concatenated(adapters: Sequence[StackedAdapter]) -> dict[str, LowRank]:
-  """Returns concatenated factors, whose product is the sum of the products."""
+  """Returns the adapters' factors, concatenated so that their product is the sum of the adapters' products."""
   parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
   for entry, adapter in adapters:
     for name, edit in adapter.edits:
@@ -214,7 +214,7 @@ def _concatenated(adapters: Sequence[StackedAdapter]) -> dict[str, LowRank]:
 
 
 def _shorter(edit: LowRank, rank: int) -> LowRank:
-  """Returns `low_rank` of the product, computed from matrices no larger than its rank."""
+  """Returns `low_rank` of the product A @ B at `rank`, computed from factors, without forming the product."""
   (qa, ra), (qb, rb) = np.linalg.qr(edit.a), np.linalg.qr(edit.b.T)
   inner = low_rank(ra @ rb.T, rank=rank)
   return LowRank(a=qa @ inner.a, b=inner.b @ qb.T, scale=1.0)

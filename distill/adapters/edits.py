@@ -30,7 +30,7 @@ class LowRank:
 
   @property
   def delta(self) -> Float[np.ndarray, "I O"]:
-    """scale * a @ b, [I, O]."""
+    """The change before column rescaling: scale * a @ b, [I, O]."""
     return np.float32(self.scale) * (self.a @ self.b)
 
   @property
@@ -39,7 +39,7 @@ class LowRank:
     return float(self.scale * np.sqrt(max(0.0, np.sum((self.a.T @ self.a) * (self.b @ self.b.T)))))
 
   def columns(self, base: Float[np.ndarray, "I O"]) -> Float[np.ndarray, " O"] | None:
-    """Returns the factor of each column (DoRA), or None without magnitudes."""
+    """Returns the factor that gives each column its magnitude (DoRA), or None without magnitudes."""
     if self.magnitude is None:
       return None
     lengths = np.linalg.norm(base + self.delta, axis=0)
@@ -52,7 +52,7 @@ class Replacement:
 
   Attributes:
     value: The new parameter, in our layout.
-    underlies: True if the adapter's other edits of this parameter start from it.
+    underlies: True if the adapter's other edits of this parameter were trained on top of `value`.
   """
 
   value: np.ndarray
@@ -61,7 +61,7 @@ class Replacement:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenRows:
-  """Replaces some tokens of an embedding or of a head.
+  """Replaces the vectors of some tokens in an embedding or in a head.
 
   Attributes:
     indices: Token ids.

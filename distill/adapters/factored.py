@@ -31,7 +31,7 @@ def factored(
   base: Callable[[], Float[np.ndarray, "I O"]],
   columns: slice = slice(None),
 ) -> Factored:
-  """Composes the low-rank edits of a parameter, in the order and with the weights and modes of the stack.
+  """Returns one change equal to all low-rank edits of a parameter, with order, weights and modes of the stack.
 
   Args:
     name: Canonical name.

@@ -35,11 +35,11 @@ class Layout:
     return (*first[:-1], first[-1] + sum(shape[-1] for shape in others))
 
   def pieces(self, theirs: str, value: np.ndarray) -> dict[str, np.ndarray]:
-    """Splits an HF tensor: canonical name -> piece."""
+    """Splits an HF tensor; returns canonical name -> piece of that parameter."""
     return {entry.ours: to_ours(value, entry=entry) for entry in self.entries[theirs]}
 
   def columns(self, theirs: str, value: np.ndarray) -> dict[str, np.ndarray]:
-    """Splits the last axis of a value in our layout: canonical name -> piece."""
+    """Splits the last axis of a value in our layout; returns canonical name -> columns of that parameter."""
     return {entry.ours: value if entry.part is None else entry.part.take(value) for entry in self.entries[theirs]}
 
   def join(self, theirs: str, pieces: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -52,7 +52,7 @@ class Layout:
     return whole
 
   def theirs(self, ours: str) -> str:
-    """Returns the HF tensor that holds a parameter."""
+    """Returns the name of the HF tensor that holds a canonical parameter."""
     return next(name for name, entries in self.entries.items() if any(entry.ours == ours for entry in entries))
 
 

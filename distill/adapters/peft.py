@@ -47,8 +47,8 @@ class Adapter:
 
   Attributes:
     path: The PEFT directory.
-    edits: (canonical name, edit), in the order in which they apply.
-    problems: (stored key, why it cannot be loaded).
+    edits: Pairs (canonical name, edit), in the order in which they apply.
+    problems: Pairs (stored key, reason why the tensor cannot be loaded); empty from `read_adapter`.
   """
 
   path: pathlib.Path

@@ -22,7 +22,7 @@ _FLAGS = {"use_rslora": "rsLoRA", "use_dora": "DoRA", "lora_bias": "biases of Lo
 
 
 def describe(directory: pathlib.Path, *, model: pathlib.Path | None = None) -> Iterator[str]:
-  """Yields one fact a line about a PEFT directory, measured against a base if one is given.
+  """Yields lines of text about a PEFT directory, one fact each; changes are measured against `model` if given.
 
   Raises:
     InputError: Damaged files, an unsupported adapter, or, after all lines, an adapter that does not fit the base.

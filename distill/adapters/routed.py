@@ -154,7 +154,7 @@ def _factors(
 
 
 def _values(name: str, layers: list[str], results: list[Params], base: Mapping[str, Any]) -> Params:
-  """Returns the different values of a stacked parameter and each route's index, or nothing if all are equal."""
+  """Returns the distinct values of a stacked parameter and the index of each route's value; {} if all are equal."""
   others = {layer: np.asarray(base[layer], np.float32) for layer in layers if layer not in results[0]}
   different: list[np.ndarray] = []
   places = []
@@ -172,7 +172,7 @@ def _values(name: str, layers: list[str], results: list[Params], base: Mapping[s
 
 
 def is_routed(params: Mapping[str, Any]) -> bool:
-  """Tells if the parameters include those of routes."""
+  """Tells whether `params` holds routed adapters beside the base."""
   return any(name.endswith(SUFFIXES) for name in params)
 
 
@@ -211,7 +211,7 @@ def select_route(
   Args:
     params: Stacked parameters of base and routes.
     tokens: [T] token ids of the row.
-    route: Number of the row's route.
+    route: Index of the row's route, from 0.
   """
   chosen = {name: x for name, x in params.items() if not name.endswith(SUFFIXES)}
   for name, x in list(chosen.items()):
@@ -247,7 +247,7 @@ def widen_readout(
     params: Stacked parameters of base and routes.
     hidden: [B, T, D] final hidden states.
     readout: The readout of the base.
-    routes: [B] number of each row's route.
+    routes: [B] index of each row's route, from 0.
   """
   if f"{HEAD}{_VALUES}" in params:
     values, place = params[f"{HEAD}{_VALUES}"], params[f"{HEAD}{_PLACE}"][routes]

@@ -80,7 +80,7 @@ class PeftSettings:
     return self.values.get(key, default)
 
   def rank(self, module: str) -> int:
-    """Returns the rank of a module, from the first pattern that matches its path."""
+    """Returns the LoRA rank R of a module: that of the first pattern which matches its path, else `r`."""
     return self._pattern("rank_pattern", module, self.values["r"])
 
   def scale(self, module: str) -> float:
@@ -90,7 +90,7 @@ class PeftSettings:
     return alpha / (math.sqrt(rank) if self.get("use_rslora") else rank)
 
   def saves(self, module: str) -> bool:
-    """Tells if a module was trained and stored as a whole (`modules_to_save`)."""
+    """Tells whether a module was trained and stored as a whole (`modules_to_save`), not as LoRA factors."""
     return any(module == name or module.endswith(f".{name}") for name in self.get("modules_to_save") or ())
 
   def tokens(self, module: str, *, count: int) -> list[int]:

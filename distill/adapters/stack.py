@@ -28,7 +28,7 @@ class StackEntry:
 
   Attributes:
     path: PEFT directory.
-    weight: Scale of its change.
+    weight: Factor that multiplies its change; 1 by default.
     mode: 'sequential': trained on top of the adapters before it. 'co-active': trained on the same base as the adapter
       before it. Plain LoRA gives the same result either way; see `edits` for other adapters.
     name: Name by which a data source selects it; by default the last part of the path.
@@ -55,7 +55,7 @@ def stack_of(paths: Sequence[str | os.PathLike[str]]) -> Stack:
 
 
 def _called(path: str | os.PathLike[str]) -> str:
-  """Returns the last part of a path or hub name without revision, or an empty string for paths such as '..'."""
+  """Returns an adapter's default name: the last part of its path or hub name; '' for paths such as '..'."""
   name = pathlib.PurePath(str(path).partition("@")[0]).name
   return "" if name in ("", ".", "..") else name
 
@@ -144,7 +144,7 @@ def merge_adapters(
 
 
 def edited(adapters: Sequence[StackedAdapter]) -> dict[str, list[edits.Edit]]:
-  """Returns canonical name -> its edits in order, for all parameters that the adapters edit."""
+  """Returns canonical name -> edits of that parameter, in stack order, for all that the adapters edit."""
   found: dict[str, list[edits.Edit]] = {}
   for _, adapter in adapters:
     for name, edit in adapter.edits:

@@ -118,7 +118,7 @@ class Attributes:
     return default if value is None else value
 
   def integer(self, key: str, default: int | None = None) -> int:
-    """Returns a whole number from 1 to the largest plausible size for this key.
+    """Returns the value of a key, a whole number from 1 to the largest plausible size for this key.
 
     Raises:
       InputError: It is absent and there is no default, or anything else.
@@ -126,7 +126,7 @@ class Attributes:
     return values.integer(self.take(key, default), where=f"{self.where}: {key}", high=_MAX.get(key, 2**31 - 1))
 
   def number(self, key: str, default: float | None = None, *, low: float = -math.inf, high: float = math.inf) -> float:
-    """Returns a finite number.
+    """Returns the value of a key, a finite number from `low` to `high`.
 
     Args:
       key: The key.
@@ -148,7 +148,7 @@ class Attributes:
     return values.number(value, where=f"{self.where}: {key}", low=low, high=high)
 
   def epsilon(self, key: str, default: float) -> float:
-    """Returns the epsilon of a norm, from 1e-20, which float32 still represents, to 1.
+    """Returns the value of a key that holds the epsilon of a norm, from 1e-20, which float32 represents, to 1.
 
     Raises:
       InputError: Anything else.
@@ -156,7 +156,7 @@ class Attributes:
     return self.number(key, default, low=1e-20, high=1.0)
 
   def flag(self, key: str, default: bool = False) -> bool:
-    """Returns a bool.
+    """Returns the value of a key, true or false; `default` if the key is absent or null.
 
     Raises:
       InputError: Anything else.
@@ -174,7 +174,7 @@ class Attributes:
       raise InputError(f"{self.where}: {key} = {value!r} is not supported; expected {' or '.join(map(repr, allowed))}")
 
   def activation(self, key: str = "hidden_act", default: str = "silu") -> str:
-    """Returns the name of an activation that our layers implement.
+    """Returns the value of a key, the name of an activation that our layers implement.
 
     Raises:
       InputError: Our layers do not implement it.
@@ -185,7 +185,7 @@ class Attributes:
     return value
 
   def one_a_layer(self, key: str, default: Collection[Any], *, allowed: Collection[Any]) -> tuple[Any, ...]:
-    """Returns a list with one entry for each layer.
+    """Returns the value of a key, a list with one entry for each layer, as a tuple.
 
     Args:
       key: The key.
@@ -202,7 +202,7 @@ class Attributes:
     return tuple(value)
 
   def experts(self, default: int, *, chosen: int) -> tuple[int, int]:
-    """Returns (number of experts, experts for each token).
+    """Reads (number of experts, number of experts that each token uses).
 
     Args:
       default: The family's default for `num_experts` or `num_local_experts`.

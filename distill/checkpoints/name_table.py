@@ -56,7 +56,7 @@ class TensorEntry:
       [W, I]).
     part: Columns of the tensor, in our layout, where it holds several parameters (fused projections). The parts of a
       tensor cover it.
-    expert: Index on our first axis, where the checkpoint has one tensor for each expert.
+    expert: Index of the expert on our first axis if the checkpoint has one tensor for each expert, else None.
   """
 
   ours: str
@@ -71,9 +71,9 @@ _BUFFER = re.compile(r"(.*\.)?(rotary_emb\.(inv_freq|cos_cached|sin_cached)|h\.\
 
 
 def spellings(found: Iterable[str], *, table: Iterable[TensorEntry], ignored: str = "") -> dict[str, str]:
-  """Returns a dictionary from names of the table to names in the checkpoint.
+  """Returns a dictionary from tensor names in the name table to those in the checkpoint.
 
-  A model that was saved without its head lacks the first part of every name.
+  A checkpoint saved without a head leaves out the prefix of every name, such as `model.`.
 
   Args:
     found: Names in the checkpoint. Buffers of older versions are left out.
@@ -97,7 +97,7 @@ def to_ours(value: np.ndarray, *, entry: TensorEntry) -> np.ndarray:
 
 
 def checkpoint(table: Iterable[TensorEntry], *, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """Returns every tensor of a checkpoint, contiguous; undoes `to_ours`."""
+  """Returns every tensor of a checkpoint by its name, made from canonical parameters; undoes `to_ours`."""
   tensors: dict[str, np.ndarray] = {}
   parts: dict[str, list[TensorEntry]] = {}
   for entry in table:

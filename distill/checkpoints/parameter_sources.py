@@ -155,7 +155,7 @@ def _shape(entry: TensorEntry, info: TensorInfo) -> tuple[int, tuple[int, ...]]:
 
 
 def pending(table: Iterable[TensorEntry], *, params: Mapping[str, Any]) -> dict[str, Pending]:
-  """Returns every tensor of a checkpoint, each made from canonical parameters only when it is written."""
+  """Returns every tensor of a checkpoint by its name; each is made from canonical parameters when it is written."""
   rows: dict[str, list[TensorEntry]] = {}
   for entry in table:
     rows.setdefault(entry.theirs, []).append(entry)

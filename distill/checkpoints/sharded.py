@@ -54,7 +54,7 @@ def load(
     edits: Canonical name -> a function that changes every block as it is read, or an array that replaces the
       parameter and has the shape that `config` says.
     config: The configuration after the edits, where it is not that of the directory.
-    report: Gets the number of bytes after every read of this process.
+    report: Called after every read of this process with the number of bytes of that read.
 
   Returns:
     The configuration, and stacked parameters sharded as `Decoder.shardings` says.

@@ -53,7 +53,7 @@ class SafetensorsSource:
 
   Args:
     directory: The directory of the files.
-    stem: Their name.
+    stem: File name without `.safetensors`.
 
   Raises:
     InputError: Missing or damaged files.

@@ -19,7 +19,7 @@ _AHEAD = 2
 
 
 class _StoreRows:
-  """A store as a Grain source: item i is (number of the store, i)."""
+  """A token store as a Grain source: item i is (index of the store, row index i)."""
 
   def __init__(self, number: int, store: TokenStore):
     self._number, self._store = number, store
@@ -39,8 +39,8 @@ class Batches:
     weights: Share of each store in the rows drawn; a store is shuffled again for every epoch.
     batch_size: Rows of the global batch, B.
     seed: Seed of the shuffling.
-    routes: Number of the adapter set that teaches the rows of each store; 0 for all by default.
-    first: Number of rows that earlier stages drew from the same stores; drawing continues after them.
+    routes: For each store, the index of the adapter set that the teacher uses for its rows; 0 for all by default.
+    first: Number of rows that earlier stages took from these stores; the batches continue after them.
     process: (index, count) of this process, which gets an equal run of consecutive rows of each batch.
 
   Raises:
@@ -88,7 +88,7 @@ class Batches:
     """Returns the same batches with a teacher cache's signal for their rows.
 
     Args:
-      signals: For each store a function from numbers of rows to their signal [B, T, …].
+      signals: For each store a function from row indices [B] to the cached signal of these rows, [B, T, …].
     """
     copied = copy.copy(self)
     copied._ahead = {}

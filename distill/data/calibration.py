@@ -7,11 +7,11 @@ from distill.types import Batch
 
 
 def sample(store: TokenStore, *, rows: int, batch_size: int, seed: int) -> list[Batch]:
-  """Returns at most `rows` different rows, in batches of `batch_size`; padding completes the last batch.
+  """Returns `rows` distinct rows of a store, drawn at random, in batches; padding completes the last batch.
 
   Args:
     store: The store.
-    rows: Number of rows; a smaller store gives all of its rows.
+    rows: Number of rows to draw; a store with fewer gives all of its rows.
     batch_size: Rows of a batch, B.
     seed: Seed of the choice.
   """

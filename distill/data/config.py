@@ -35,7 +35,7 @@ class RecordSourceConfig(SourceConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JsonlSourceConfig(RecordSourceConfig):
-  """Files with a JSON object on every line."""
+  """JSONL files: every line is a JSON object with a text, or with a prompt and its completion."""
 
   kind: str = option("jsonl", help="JSON lines.", choices=("jsonl",))
   path: str = option(help="A file or a glob.")

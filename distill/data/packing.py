@@ -60,7 +60,7 @@ class _OpenRow:
 
 
 def positions(segments: Int[np.ndarray, "rows T"]) -> Int32[np.ndarray, "rows T"]:
-  """Returns the position of each token [rows,T] within its document, from 0; 0 in padding."""
+  """Returns the position of each token within its document, [rows,T], from 0; 0 in padding."""
   index = np.arange(segments.shape[1], dtype=np.int32)
   starts = np.zeros_like(segments)
   starts[:, 1:] = np.where(segments[:, 1:] != segments[:, :-1], index[1:], 0)
@@ -70,7 +70,7 @@ def positions(segments: Int[np.ndarray, "rows T"]) -> Int32[np.ndarray, "rows T"
 def loss_mask(
   segments: Int[np.ndarray, "rows T"], *, in_loss: Bool[np.ndarray, "rows T"]
 ) -> Float32[np.ndarray, "rows T"]:
-  """Returns 1.0 where the next token [rows,T] belongs to the same document and counts in the loss, else 0.0."""
+  """Returns [rows,T]: 1.0 where the NEXT token is of the same document and counts in the loss, else 0.0."""
   mask = np.zeros(segments.shape, np.float32)
   same = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
   mask[:, :-1] = same & in_loss[:, 1:]

@@ -35,7 +35,7 @@ class DocumentSource:
   """Documents in a fixed order.
 
   Attributes:
-    spec: Options that decide the documents.
+    spec: Options that determine which documents the source yields.
     digest: Digest of the content.
     documents: Returns a new iterator over all documents.
   """

@@ -64,7 +64,7 @@ class TokenStore:
     }
 
   def teaches(self) -> bool:
-    """Tells whether any row has a token that counts in the loss; reading stops at the first such row."""
+    """Returns True if any row has a token that counts in the loss; reads rows up to the first such one."""
     chunks = (np.arange(start, min(start + _SCANNED_ROWS, self.rows)) for start in range(0, self.rows, _SCANNED_ROWS))
     return any(bool(self.read(rows)["loss_mask"].any()) for rows in chunks)
 
@@ -72,7 +72,7 @@ class TokenStore:
 def build(
   source: DocumentSource, *, tokenizer: PreTrainedTokenizerBase, length: int, directory: str | os.PathLike[str]
 ) -> TokenStore:
-  """Returns the store of a source, and builds it if it is not there.
+  """Returns the token store of a source; builds it unless `directory` already holds it.
 
   Args:
     source: The documents.

@@ -98,7 +98,7 @@ def digest(directory: pathlib.Path, *, stem: str, settings: str) -> str:
 
   Args:
     directory: The directory of all of them.
-    stem: Name of the safetensors files.
+    stem: Name of the safetensors files, without `.safetensors`.
     settings: Name of the JSON file.
 
   Raises:
@@ -181,8 +181,8 @@ def write(
   Args:
     directory: An existing directory.
     tensors: Arrays, or `Pending` ones, of which one is in memory at a time.
-    stem: Name of the files.
-    max_file_bytes: Tensors are split into several files above this size.
+    stem: File name without `.safetensors`.
+    max_file_bytes: Largest size of one file in bytes; more tensors go into further files.
   """
   waiting = {name: x if isinstance(x, Pending) else _pending(x) for name, x in tensors.items()}
   parts: list[dict[str, Pending]] = [{}]

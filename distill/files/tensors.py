@@ -31,7 +31,7 @@ class Stored:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pending:
-  """A tensor that `make` creates when it is written, so that not all are in memory at once."""
+  """A tensor to be written, created by `make` only then, so that not all tensors are in memory at once."""
 
   shape: tuple[int, ...]
   dtype: np.dtype

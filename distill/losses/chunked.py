@@ -26,7 +26,7 @@ def chunk_tokens(vocab: int, *, tokens: int, width: int = 0) -> int:
 
   Args:
     vocab: Width of the head V.
-    tokens: Number of tokens.
+    tokens: Number of tokens M in the batch.
     width: Model width D if the head's gradient is summed over chunks, else 0. A chunk then has at least 7/16 D tokens:
       with fewer, reading and writing the [D, V] gradient takes more memory traffic than the logits.
   """
@@ -158,7 +158,7 @@ class _Chunks:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _total(static, hidden, readout, tokens, shared):
-  """Returns (total, sums) without gradients."""
+  """Returns (weighted total, sum of each loss over all tokens), without gradients."""
   functions, shards = static
   chunks = _Chunks.of(len(hidden), shards=shards, vocab=readout.kernel.shape[-1], width=0)
   hidden, tokens = chunks.split((hidden, tokens))

@@ -59,7 +59,7 @@ def sparse_log_probs(
 
 @jax.custom_vjp
 def bucket_log_probs(logits: Float[Array, "M V"], ids: Int[Array, "M k"]) -> Float[Array, "M k+1"]:
-  """Returns log-probabilities of `ids`, followed by that of everything else.
+  """Returns log-probabilities of `ids`, then in the last column that of all other ids together.
 
   Args:
     logits: Logits over the vocabulary.

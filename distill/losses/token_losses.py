@@ -69,12 +69,12 @@ class TokenLoss:
 
 
 def cross_entropy_loss(*, weight: Scalar = 1.0) -> TokenLoss:
-  """Returns the `cross_entropy` of the student with the labels."""
+  """Makes a `TokenLoss` of the `cross_entropy` of the student's logits with the labels."""
   return TokenLoss(per_token=lambda logits, teacher, labels, *_: cross_entropy(logits, labels), weight=weight)
 
 
 def z_loss(*, weight: Scalar = 1.0) -> TokenLoss:
-  """Returns the `squared_log_normaliser` of the student."""
+  """Makes a `TokenLoss` of the `squared_log_normaliser` of the student's logits."""
   return TokenLoss(per_token=lambda logits, *_: squared_log_normaliser(logits), weight=weight)
 
 
@@ -86,7 +86,7 @@ def divergence_loss(
   temperature: Scalar = 1.0,
   extra: tuple[Scalar, ...] = (),
 ) -> TokenLoss:
-  """Returns a divergence of the student from the teacher, not multiplied by the square of the temperature.
+  """Makes a `TokenLoss` of a divergence of student from teacher, not multiplied by the squared temperature.
 
   Args:
     divergence: A function (log_p, log_q, *extra) as in `divergences`, or (log_p, log_q, labels, *extra) if `labelled`.

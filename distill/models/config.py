@@ -87,9 +87,9 @@ class Group:
   """Consecutive layers that repeat a pattern; the layers at one position of the pattern are stacked and scanned.
 
   Attributes:
-    start: Number of the first layer.
+    start: Index of the first layer in the decoder.
     pattern: The layers of one repeat.
-    repeats: Number of repeats.
+    repeats: Number of times that the pattern occurs.
   """
 
   start: int
@@ -97,12 +97,12 @@ class Group:
   repeats: int
 
   def layer(self, repeat: int, position: int) -> int:
-    """Returns the number in the decoder of the layer at `position` of the pattern in one repeat."""
+    """Returns the index in the decoder of the layer at `position` of the pattern, in repeat number `repeat`, from 0."""
     return self.start + repeat * len(self.pattern) + position
 
 
 def singles(layers: Sequence[LayerConfig]) -> tuple[Group, ...]:
-  """Puts every layer into a group of its own."""
+  """Returns one group for each layer, without repeats."""
   return tuple(Group(i, (layer,), 1) for i, layer in enumerate(layers))
 
 

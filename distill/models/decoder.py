@@ -119,7 +119,7 @@ class Decoder:
       params: Stacked parameters.
       run: A method of `Layer`: `Layer.mix`, or `Layer.__call__` for the whole layer.
       inputs: One input for each of `layers`.
-      layers: Numbers of the layers.
+      layers: Indices of the layers to run.
       segments: Document of each position.
       positions: Position within the document.
       dtype: Dtype of the operands of projections.
@@ -193,11 +193,11 @@ class Decoder:
     return self.module(params).step(tokens, state=state, positions=positions, dtype=dtype)
 
   def unroll(self, params: Mapping[str, Any]) -> Params:
-    """Returns the parameters of `unrolled`; call it jitted and once, outside the loop that decodes."""
+    """Converts stacked parameters to those of `unrolled`; call it jitted and once, outside the loop that decodes."""
     return self.unrolled.stack(self.unstack(params)) if self._scanned else dict(params)
 
   def unroll_state(self, state: Any) -> list[list[Any]]:
-    """Returns the decoding state of `unrolled`."""
+    """Converts a decoding state, stacked by groups, to that of `unrolled`: one state for each layer."""
     layers = {}
     for group, states in zip(self._groups, state, strict=True):
       for repeat, (j, one) in itertools.product(range(group.repeats), enumerate(states)):

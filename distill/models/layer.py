@@ -9,7 +9,7 @@ from distill.nn.param import Init
 
 
 def block_norm(init: Init, *, config: DecoderConfig) -> RMSNorm | LayerNorm:
-  """Makes a norm of the residual stream."""
+  """Makes a norm over the model width, of the kind that `config.norm` names."""
   if config.norm == "layer":
     return LayerNorm(init, width=config.width, eps=config.norm_eps)
   return RMSNorm(init, width=config.width, eps=config.norm_eps, offset=config.norm_offset)
@@ -81,7 +81,7 @@ class Layer(nnx.Module):
     return self.mixer.qkv(self._mixer_input(x), dtype=self.mixer_dtype(dtype))
 
   def feed(self, x, *, dtype):
-    """Returns the residual stream after the MLP."""
+    """Returns x plus the output of the MLP; x is the residual stream after the mixer."""
     if self.mlp is None:
       return x
     dtype = jnp.float32 if self.routed else dtype

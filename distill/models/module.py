@@ -126,7 +126,7 @@ class DecoderModule(nnx.Module):
 
     Args:
       inputs: One input for each of `layers`.
-      layers: Numbers of the layers, in any order; a layer may occur several times.
+      layers: Indices of the layers, in any order; a layer may occur several times.
       run: (layer, input) -> output, any pytree of arrays.
 
     Returns:

@@ -116,7 +116,7 @@ class Attention(nnx.Module):
     config: Architecture.
     width: Model width D.
     norm_eps: Epsilon of the norms of queries and keys.
-    norm_offset: What these norms add to their scales.
+    norm_offset: Added to the stored scales of these norms: 1.0 if stored as differences from one, else 0.0.
   """
 
   def __init__(self, init: Init, *, config: AttentionConfig, width: int, norm_eps: float, norm_offset: float):
@@ -188,7 +188,7 @@ class Attention(nnx.Module):
     return self.o(y_BTNH.astype(dtype).reshape(*y_BTNH.shape[:-2], -1), out=jnp.float32)
 
   def _mix(self, x, *, segments, positions, inverse, dtype):
-    """Returns the mixed sequence [B,T,D], keys [B,K,T,H] and values [B,K,T,H]."""
+    """Returns the output of attention [B,T,D], its keys [B,K,T,H] and its values [B,K,T,H]."""
     config = self.config
     q_BTKGH, k_BSKH, v_BSKH, gate = self._project(x.astype(dtype), positions, inverse)
     q_BKGTH = q_BTKGH.transpose(0, 2, 3, 1, 4)

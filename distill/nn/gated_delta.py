@@ -110,7 +110,7 @@ class GatedDelta(nnx.Module):
     self.o = Linear(init.child("o"), shape=(values, width), axes=("heads", "embed"))
 
   def _inputs(self, x, dtype):
-    """Returns the inputs of the convolutions by name, [*B, channels], float32."""
+    """Returns a dictionary from names to the inputs of the convolutions, [*B, channels], float32."""
     x = x.astype(dtype)
     return {name: getattr(self, name)(x, out=jnp.float32) for name in self.conv}
 

@@ -114,7 +114,7 @@ class Mamba2(nnx.Module):
     self.o = Linear(init.child("o"), shape=(inner, width), axes=("heads", "embed"), use_bias=config.use_bias)
 
   def _project(self, x, dtype):
-    """Returns all input projections by name, float32."""
+    """Returns a dictionary from names to the input projections of x, float32."""
     rounded = x.astype(dtype)
     projected = {name: getattr(self, name)(rounded, out=jnp.float32) for name in "zxbc"}
     # The input of time steps is not rounded: decays multiply over whole documents.
@@ -133,7 +133,7 @@ class Mamba2(nnx.Module):
     return steps, -decay * steps
 
   def _gate(self, y, inputs, z):
-    """Returns the input of the output projection."""
+    """Adds the skip of the inputs to y, gates by z and normalises; returns the input of the output projection."""
     y = (y + jnp.broadcast_to(self.skip[...][:, None], inputs.shape) * inputs).reshape(z.shape)
     return self.norm(y * jax.nn.silu(z))
 

@@ -59,12 +59,12 @@ class RoutedMatrix:
   route: Int[Array, "*L"]
 
   def project(self, x: Float[Array, "M I"]) -> Float[Array, "M O"]:
-    """Computes x @ (the sum) with operands in x's dtype and float32 sums."""
+    """Computes x @ (matrix * column + a @ b) with operands in x's dtype and float32 sums."""
     low = jnp.matmul(x, self.a[self.route].astype(x.dtype), preferred_element_type=jnp.float32)
     return self._add(DenseMatrix(self.matrix).project(x), low.astype(x.dtype))
 
   def take(self, rows: Int[Array, "*B"]) -> Float[Array, "*B O"]:
-    """Returns rows of the sum, in float32."""
+    """Returns rows of matrix * column + a @ b, in float32."""
     return self._add(DenseMatrix(self.matrix).take(rows), jnp.take(self.a[self.route], rows, axis=0))
 
   def _add(self, y, low):

@@ -72,7 +72,7 @@ class Mixer(Protocol):
     Args:
       x: Normalised residual stream at that position.
       state: The decoding state before it.
-      positions: Position of each row within its document.
+      positions: Index of this position within the document of each row, from 0.
       dtype: Dtype of the projections' operands.
     """
 

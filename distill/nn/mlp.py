@@ -61,7 +61,7 @@ class MlpConfig:
   routed: ClassVar[bool] = False
 
   def build(self, init: Init, *, width: int) -> "Mlp":
-    """Makes the module with fresh parameters, for a model of that width."""
+    """Makes the module with fresh parameters, for a model of width D = `width`."""
     return Mlp(init, config=self, width=width)
 
 

@@ -47,7 +47,7 @@ class MoeConfig:
   routed: ClassVar[bool] = True
 
   def build(self, init: Init, *, width: int) -> "Moe":
-    """Makes the module with fresh parameters, for a model of that width."""
+    """Makes the module with fresh parameters, for a model of width D = `width`."""
     return Moe(init, config=self, width=width)
 
 

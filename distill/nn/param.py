@@ -13,17 +13,17 @@ Initializer = Callable[[Key[Array, ""], tuple[int, ...]], Float[Array, "..."]]
 
 
 def zeros(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
-  """Returns zeros."""
+  """Initialises a parameter with zeros; the key is unused."""
   return jnp.zeros(shape, jnp.float32)
 
 
 def ones(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
-  """Returns ones."""
+  """Initialises a parameter with ones; the key is unused."""
   return jnp.ones(shape, jnp.float32)
 
 
 def normal(stddev: float) -> Initializer:
-  """Returns an initialiser that draws from a normal distribution of mean zero."""
+  """Returns an initialiser that draws from a normal distribution of mean 0 and standard deviation `stddev`."""
   return lambda key, shape: stddev * jax.random.normal(key, shape, jnp.float32)
 
 

@@ -72,7 +72,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def batch_shards(mesh: Mesh) -> int:
-  """Returns the number of parts that `batch_sharding` divides rows into."""
+  """Returns the number of parts that `batch_sharding` divides a batch into: the data times the fsdp axis."""
   return math.prod(mesh.shape[name] for name in LOGICAL_TO_MESH["batch"] or ())
 
 

@@ -16,14 +16,14 @@ def is_writer() -> bool:
 
 
 def gather_flags(flag: bool) -> np.ndarray:
-  """Returns the flags of all processes [process], bool; all processes must call it at the same time."""
+  """Returns the `flag` of every process, in process order; all processes must call it at the same time."""
   if jax.process_count() == 1:
     return np.asarray([flag])
   return np.asarray(multihost_utils.process_allgather(np.asarray(flag)))
 
 
 def broadcast_numbers(numbers: Sequence[int]) -> list[int]:
-  """Returns the writer's list on every process; all processes must call it at the same time."""
+  """Returns, on every process, the `numbers` that the writer passed; all processes must call it at the same time."""
   if jax.process_count() == 1:
     return list(numbers)
   # The length goes first: a broadcast needs arrays of one shape on all processes.

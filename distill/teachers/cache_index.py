@@ -69,7 +69,7 @@ class CacheIndex:
     )
 
   def readers(self, stage: str, capture: Capture, *, key: str) -> list[Callable[[Int[np.ndarray, " B"]], SparseSignal]]:
-    """Returns, for each store of a stage, a function from numbers of rows to their signal.
+    """Returns, for each store of a stage, a function from row indices [B] to the cached signal of these rows.
 
     Args:
       stage: Name of a stage with a teacher.

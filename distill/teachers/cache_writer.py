@@ -58,7 +58,7 @@ class CacheWriter:
       store: Token store of its rows.
       route: Index of the adapter set that the teacher uses for them.
       stop: Returns True once the run is asked to stop; all processes call it at the same points.
-      report: Takes the number of rows done, after every batch.
+      report: Called after every batch with the number of rows that all processes did in it.
 
     Returns:
       True if the section is complete. False after a stop: finished shards stay, the others start again the next time.

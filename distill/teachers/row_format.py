@@ -33,12 +33,12 @@ class RowFormat:
 
   @property
   def max_bytes(self) -> int:
-    """Largest size of a row; sampled targets may take less."""
+    """Largest size of one row in bytes; sampled targets may take less."""
     activations = 2 * self.width * (len(self.capture.layers) + len(self.capture.mixers))
     return int(self.length * (self.targets.bytes_a_token(self.id_bits) + activations)) + 2
 
   def pack(self, targets: Sequence[np.ndarray], activations: Sequence[np.ndarray]) -> bytes:
-    """Returns the bytes of a row.
+    """Returns the bytes of one row: its activations, then its targets.
 
     Args:
       targets: The row's arrays of `Targets.select`, without their batch axis.

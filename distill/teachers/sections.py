@@ -84,7 +84,7 @@ class Section:
     self._open: OpenShards = collections.OrderedDict() if open_shards is None else open_shards
 
   def missing(self) -> list[int]:
-    """Returns the numbers of the shards that are not written yet."""
+    """Returns the indices of the shards that are not written yet."""
     return [n for n in range(-(-self.count // self.shard_rows)) if not self.path(n).is_file()]
 
   def path(self, shard: int) -> pathlib.Path:
@@ -92,7 +92,7 @@ class Section:
     return self.directory / f"{shard:05}.safetensors"
 
   def bounds(self, shard: int) -> range:
-    """Returns the numbers of the rows in a shard."""
+    """Returns the range of row indices that a shard holds."""
     return range(shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.count))
 
   def write(self, shard: int, rows: Sequence[bytes]) -> None:
@@ -173,12 +173,12 @@ OpenShards = collections.OrderedDict[pathlib.Path, _Shard]
 
 
 def _sum(data: bytes, row: int) -> int:
-  """Returns a checksum over a row's bytes and its number, so that a row in the place of another is detected."""
+  """Returns a checksum over a row's bytes and its index in the store, so that swapped rows are detected."""
   return zlib.crc32(data, row & 0xFFFFFFFF)
 
 
 def identity(manifest: Mapping[str, Any]) -> str:
-  """Returns the digest of a manifest."""
+  """Returns the digest of a manifest, which identifies its section."""
   return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 

@@ -48,7 +48,7 @@ class TopK:
     return _map_positions(top, hidden, readout, ())
 
   def bytes_a_token(self, id_bits: int) -> float:
-    """Returns the size of a position on disk."""
+    """Returns the size of one position on disk in bytes."""
     return self.size * (id_bits + 16) / 8 + 2
 
   def pack(self, arrays: tuple[np.ndarray, ...], *, id_bits: int) -> bytes:
@@ -96,7 +96,7 @@ class Sampled:
     return _map_positions(drawn, hidden, readout, offsets)
 
   def bytes_a_token(self, id_bits: int) -> float:
-    """Returns the largest size of a position on disk; published models draw about 12 different ids in 50."""
+    """Returns the largest size of one position on disk in bytes; published models draw about 12 different ids in 50."""
     return self.size * (id_bits + 1) / 8
 
   def pack(self, arrays: tuple[np.ndarray, ...], *, id_bits: int) -> bytes:
@@ -154,7 +154,7 @@ def _target(ids: Any, log_probs: Any, tail: Any) -> SparseTarget:
 
 
 def pack(values: Int[np.ndarray, " count"], *, bits: int) -> UInt8[np.ndarray, " bytes"]:
-  """Returns the lowest `bits` bits of each value, one after another, the lowest first."""
+  """Returns bytes with the lowest `bits` bits of each value side by side, lowest bit first."""
   each = np.unpackbits(values.astype("<u4").view(np.uint8).reshape(-1, 4), axis=1, bitorder="little")
   return np.packbits(each[:, :bits], bitorder="little")
 

@@ -35,7 +35,7 @@ class Teacher(Protocol):
 
   @property
   def params(self) -> Mapping[str, Any]:
-    """Parameters that `signal` is given."""
+    """Parameters to pass to `signal`; empty for a cached teacher."""
 
   def shardings(self, mesh: Mesh) -> dict[str, NamedSharding]:
     """Returns the sharding of every parameter on `mesh`."""

@@ -68,13 +68,13 @@ def merged(base, adapters, changes, **how):
     yield module, (result[names[module]] - params[names[module]]).T, deltas
 
 
-def test_a_sum_is_the_weighted_sum_of_whole_changes(base, adapters, changes):
+def test_combining_by_sum_gives_the_weighted_sum_of_the_adapters_changes(base, adapters, changes):
   for module, change, deltas in merged(base, adapters, changes):
     np.testing.assert_allclose(change, sum(deltas), atol=2e-6, err_msg=module)
 
 
 @pytest.mark.parametrize("density", [0.2, 0.7])
-def test_ties_equals_its_definition(base, adapters, changes, density):
+def test_ties_equals_a_plain_numpy_implementation(base, adapters, changes, density):
   for module, change, deltas in merged(base, adapters, changes, method="ties", density=density):
     np.testing.assert_allclose(change, plain_ties(deltas, density), atol=2e-6, err_msg=module)
 
@@ -105,7 +105,7 @@ def test_dare_preserves_the_mean():
 
 
 @pytest.mark.parametrize("how", [{}, {"method": "ties", "density": 0.4}])
-def test_an_adapter_of_a_rank_is_the_truncated_svd_of_the_change(base, adapters, changes, how):
+def test_as_adapter_with_a_rank_gives_the_truncated_svd_of_the_change(base, adapters, changes, how):
   config, params = base
   factors = as_adapter(params, adapters=adapters, config=config, rank=3, **how)
   names = {entry.theirs.removesuffix(".weight"): entry.ours for entry in hf_config.name_table(config)}
@@ -117,7 +117,7 @@ def test_an_adapter_of_a_rank_is_the_truncated_svd_of_the_change(base, adapters,
     assert np.linalg.norm(got - expected) <= 1e-4 * np.linalg.norm(expected), module
 
 
-def test_low_rank_of_a_matrix_of_that_rank_is_the_matrix():
+def test_low_rank_reproduces_a_matrix_of_the_requested_rank():
   rng = np.random.default_rng(0)
   matrix = (rng.normal(size=(7, 2)) @ rng.normal(size=(2, 5))).astype(np.float32)
   found = low_rank(matrix, rank=4)

@@ -8,18 +8,18 @@ BASE = RNG.normal(size=(5, 4)).astype(np.float32)
 A, B = RNG.normal(size=(5, 2)).astype(np.float32), RNG.normal(size=(2, 4)).astype(np.float32)
 
 
-def test_weight_scales_the_change_of_plain_lora():
+def test_a_stack_weight_scales_the_change_of_plain_lora():
   after = apply(LowRank(a=A, b=B, scale=0.5), BASE, base=BASE, weight=0.25)
   np.testing.assert_allclose(after, BASE + 0.125 * A @ B, rtol=1e-6)
 
 
-def test_dora_sets_the_norms_of_columns():
+def test_dora_sets_the_norm_of_each_column_to_its_magnitude():
   magnitude = np.float32([1, 2, 3, 4])
   after = apply(LowRank(a=A, b=B, scale=0.5, magnitude=magnitude), BASE, base=BASE, weight=1.0)
   np.testing.assert_allclose(np.linalg.norm(after, axis=0), magnitude, rtol=1e-6)
 
 
-def test_the_norm_of_a_change_needs_no_whole_matrix():
+def test_low_rank_norm_equals_the_norm_of_the_whole_change():
   edit = LowRank(a=A, b=B, scale=0.5)
   assert edit.norm == pytest.approx(np.linalg.norm(edit.delta), rel=1e-5)
 
@@ -32,7 +32,7 @@ def test_a_replacement_of_co_active_adapters_adds_its_change_from_the_base():
   np.testing.assert_array_equal(apply(Replacement(value=value), BASE, base=BASE, weight=1.0), value)
 
 
-def test_new_tokens_are_copied_whatever_the_weight():
+def test_rows_of_added_tokens_are_copied_unscaled_by_the_stack_weight():
   value = RNG.normal(size=(7, 4)).astype(np.float32)
   after = apply(Replacement(value=value), BASE, base=BASE, weight=0.5)
   np.testing.assert_array_equal(after[5:], value[5:])
@@ -40,7 +40,7 @@ def test_new_tokens_are_copied_whatever_the_weight():
 
 
 @pytest.mark.parametrize("axis", [0, 1])
-def test_only_the_listed_tokens_change(axis):
+def test_token_rows_change_only_the_listed_tokens(axis):
   table = BASE if axis == 0 else BASE.T
   edit = TokenRows(indices=np.asarray([3, 1]), values=np.zeros((2, 4), np.float32), axis=axis)
   after = np.moveaxis(apply(edit, table, base=table, weight=1.0), axis, 0)
@@ -48,6 +48,6 @@ def test_only_the_listed_tokens_change(axis):
   np.testing.assert_array_equal(after[[0, 2, 4]], BASE[[0, 2, 4]])
 
 
-def test_an_addition_is_scaled_by_its_weight():
+def test_a_bias_addition_is_scaled_by_the_stack_weight():
   after = apply(Addition(value=np.ones(4, np.float32)), np.zeros(4, np.float32), base=np.zeros(4), weight=0.5)
   np.testing.assert_array_equal(after, np.full(4, 0.5))

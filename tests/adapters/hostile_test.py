@@ -135,7 +135,7 @@ def test_any_tensor_is_read_or_refused_in_one_line(module, end, shape, dtype, dr
   ],
 )
 @pytest.mark.parametrize("key", ["rank_pattern", "alpha_pattern"])
-def test_patterns_of_exponential_time_are_refused_at_once(key, pattern, copy):
+def test_regexes_that_could_take_exponential_time_are_refused_at_once(key, pattern, copy):
   start = time.monotonic()
   with pytest.raises(InputError, match=key):
     PeftSettings(copy({key: {pattern: 4}}) / "adapter_config.json")
@@ -145,7 +145,7 @@ def test_patterns_of_exponential_time_are_refused_at_once(key, pattern, copy):
 @pytest.mark.parametrize(
   "pattern", ["q_proj", r"model\.layers\.\d+\.self_attn.q_proj", "layers.(0|1|2).*.q_proj", "^model.*proj", "[qv]_proj"]
 )
-def test_common_patterns_are_read(pattern, copy):
+def test_common_target_module_regexes_are_accepted(pattern, copy):
   read = PeftSettings(copy({"rank_pattern": {pattern: 9}}) / "adapter_config.json")
   assert read.rank("model.layers.1.self_attn.q_proj") == 9 and read.rank("lm_head") == 4
 

@@ -8,7 +8,7 @@ from distill.adapters.peft import read_adapter
 from distill.checkpoints import hf_config
 
 
-def test_peft_names_mixtrals_router_by_its_name_in_memory(tmp_path):
+def test_peft_stores_mixtrals_router_under_the_module_name_of_transformers(tmp_path):
   config = transformers.MixtralConfig(
     vocab_size=23,
     hidden_size=16,

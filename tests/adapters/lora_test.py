@@ -22,7 +22,7 @@ def test_fresh_adapters_change_nothing_and_factors_merge_as_applied(llama_dir):
     np.testing.assert_allclose(applied[name], params[name] + 2.0 * pair.a @ pair.b, atol=1e-4)
 
 
-def test_targets_that_match_nothing_or_half_a_pattern_are_refused(llama_dir):
+def test_lora_targets_that_match_no_kernel_or_some_layers_of_a_group_are_refused(llama_dir):
   decoder = Decoder(hf_config.read_config(llama_dir))
   for targets in ("nothing", r"layers\.0\.mixer\.q\.kernel"):
     with pytest.raises(InputError, match="targets"):

@@ -29,7 +29,7 @@ def damaged(adapter_dirs, tmp_path):
   return edit
 
 
-def test_each_module_is_measured_alone_and_against_its_base(llama_dir, adapter_dirs):
+def test_change_norms_are_reported_alone_and_relative_to_the_base(llama_dir, adapter_dirs):
   tensors = safetensors.numpy.load_file(adapter_dirs[0] / "adapter_model.safetensors")
   module = "model.layers.2.self_attn.q_proj"
   a, b = (tensors[f"base_model.model.{module}.lora_{half}.weight"] for half in "AB")

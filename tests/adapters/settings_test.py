@@ -22,13 +22,13 @@ def test_rslora_divides_by_the_root_of_the_rank(tmp_path):
   assert settings(tmp_path, r=16, use_rslora=True).scale("layers.0.mlp.up_proj") == 4.0
 
 
-def test_modules_to_save_match_whole_names(tmp_path):
+def test_modules_to_save_match_whole_module_names(tmp_path):
   read = settings(tmp_path, modules_to_save=["lm_head"])
   assert read.saves("lm_head") and read.saves("model.lm_head") and not read.saves("my_lm_head")
 
 
 @pytest.mark.parametrize("given", [None, [1], [1, -2], [1, 1], {"other": [1, 2]}])
-def test_token_ids_must_fit_the_rows(tmp_path, given):
+def test_missing_negative_repeated_and_too_few_token_ids_are_refused(tmp_path, given):
   read = settings(tmp_path, trainable_token_indices=given)
   with pytest.raises(InputError, match="trainable_token_indices "):
     read.tokens("model.embed_tokens", count=2)

@@ -70,7 +70,7 @@ def load(base):
 
 
 def make_adapter(base, directory, *, seed, resize=0, half=None, **fields):
-  """A random adapter, saved by peft."""
+  """Makes a random adapter that peft saves in `directory`."""
   model = load(base)
   if resize:
     torch.manual_seed(17)
@@ -89,7 +89,7 @@ def make_adapter(base, directory, *, seed, resize=0, half=None, **fields):
 
 
 def theirs_active_together(base, paths):
-  """PEFT with all adapters active at once on one model."""
+  """Returns PEFT's model with all adapters active at once."""
   model = peft.PeftModel.from_pretrained(load(base), paths[0], adapter_name="a0")
   for i, path in enumerate(paths[1:], 1):
     model.load_adapter(path, adapter_name=f"a{i}")
@@ -297,7 +297,7 @@ def test_loading_onto_a_mesh_merges_and_routes_a_stack(stack):
 
 
 @pytest.mark.parametrize("weight", [0.5])
-def test_weights_scale_changes_alike_merged_and_routed(stack, weight):
+def test_stack_weights_have_the_same_effect_merged_and_routed(stack, weight):
   base, entries, expected = stack
   entries = tuple(dataclasses.replace(entry, weight=weight) for entry in entries)
   merged = ours_merged(base, entries)

@@ -17,13 +17,13 @@ def test_a_key_that_was_not_read_is_refused_by_name():
     have.finish()
 
 
-def test_bookkeeping_null_and_switches_that_are_off_are_accepted():
+def test_finish_accepts_unread_keys_that_are_null_false_or_bookkeeping():
   attributes(
     torch_dtype="bfloat16", new_key=None, use_qk_norm=False, pruned_heads={}, quantization_config=None
   ).finish()
 
 
-def test_a_switch_that_is_on_is_refused():
+def test_finish_refuses_an_unread_key_that_is_true():
   with pytest.raises(InputError, match="use_qk_norm = True"):
     attributes(use_qk_norm=True).finish()
 
@@ -34,7 +34,7 @@ def test_attention_that_is_not_causal_is_refused(value):
     attributes(is_causal=value).finish()
 
 
-def test_an_absent_or_null_key_has_its_default_or_is_missing():
+def test_an_absent_or_null_key_gives_its_default_or_is_refused_without_one():
   have = attributes(rope_theta=None)
   assert have.number("rope_theta", 1e4) == 1e4 and have.flag("attention_bias") is False
   assert have.has("rope_theta") and not have.has("attention_bias")

@@ -30,7 +30,7 @@ def test_grouped_projections_take_columns_of_every_group():
 
 
 @given(st.data())
-def test_cuts_select_the_columns_that_take_returns(data):
+def test_part_cuts_select_the_columns_that_part_take_returns(data):
   period = data.draw(st.integers(1, 6))
   start = data.draw(st.integers(0, period - 1))
   part = Part(start, data.draw(st.integers(start + 1, period)), data.draw(st.sampled_from([period, None])))
@@ -42,7 +42,7 @@ def test_cuts_select_the_columns_that_take_returns(data):
   np.testing.assert_array_equal(found, piece[first:last])
 
 
-def test_names_without_the_prefix_and_buffers_are_recognised():
+def test_tensor_names_are_matched_without_the_prefix_and_buffers_are_left_out():
   table = (TensorEntry("embed.table", "model.embed_tokens.weight"), TensorEntry("norm.scale", "model.norm.weight"))
   full = ["model.embed_tokens.weight", "model.norm.weight", "model.layers.0.self_attn.rotary_emb.inv_freq", "mtp.x"]
   assert spellings(full, table=table, ignored=r"mtp\.") == {name: name for name in full[:2]}

@@ -49,7 +49,7 @@ def directory(tmp_path_factory) -> pathlib.Path:
 
 @pytest.mark.parametrize("shape", MESHES, ids=str)
 @pytest.mark.parametrize("stretch", [None, 1], ids=["at once", "layer by layer"])
-def test_parameters_equal_those_on_the_host_and_are_read_once(directory, shape, stretch, monkeypatch):
+def test_sharded_loading_equals_host_loading_and_reads_each_parameter_once(directory, shape, stretch, monkeypatch):
   if stretch:
     monkeypatch.setattr(sharded, "_BUFFER_BYTES", stretch)
     monkeypatch.setattr(sharded, "_CHUNK_BYTES", 64)

@@ -76,7 +76,7 @@ def test_every_epoch_sees_every_row_once_in_an_order_of_its_own(stores):
 
 
 @pytest.mark.parametrize("weights", [(3.0, 1.0), (0.3, 0.7), (1.0, 99.0)])
-def test_a_mixture_has_its_proportions_and_shuffles_each_source_by_itself(weights, stores):
+def test_stores_are_mixed_by_their_weights_and_each_is_shuffled_separately(weights, stores):
   batches = Batches(stores, weights=weights, batch_size=100, seed=0)
   first = {row.tobytes() for row in stores[0].read(np.arange(ROWS[0]))["tokens"]}
   drawn = [row for step in range(4) for row in rows(batches[step])]
@@ -87,7 +87,7 @@ def test_a_mixture_has_its_proportions_and_shuffles_each_source_by_itself(weight
     assert len(set(second[start : start + ROWS[1]])) == ROWS[1]
 
 
-def test_a_later_stage_draws_the_rows_after_those_of_the_earlier_one(stores):
+def test_first_makes_a_stage_continue_after_the_rows_of_earlier_stages(stores):
   common = {"weights": [3.0, 1.0], "seed": 7}
   whole, later = Batches(stores, batch_size=4, **common), Batches(stores, batch_size=2, first=12, **common)
   assert rows(whole[3]) == rows(later[0]) + rows(later[1])

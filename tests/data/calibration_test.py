@@ -11,7 +11,7 @@ from distill.data.tokenizer import load_tokenizer
 
 @pytest.fixture(scope="module")
 def store(tokenizer_dir, tmp_path_factory):
-  """Rows that all differ."""
+  """Returns a token store whose rows all differ."""
   documents = [Document(f"{number} old model teaches") for number in range(30)]
   source = DocumentSource({}, "", documents.__iter__)
   tokenizer = load_tokenizer(str(tokenizer_dir))

@@ -46,7 +46,7 @@ def test_short_documents_fill_the_room_that_longer_ones_leave():
 
 
 @given(documents())
-def test_positions_and_loss_mask_follow_from_their_definition(drawn):
+def test_positions_and_loss_mask_equal_their_definitions(drawn):
   given_documents, length = drawn
   tokens, segments, in_loss = packed(given_documents, length)
   where, mask = positions(segments), loss_mask(segments, in_loss=in_loss)

@@ -79,7 +79,7 @@ def test_only_completions_are_trained_on(tokenizer, tmp_path):
   assert tokenizer.decode(in_loss) == " knew<end>"
 
 
-def test_a_store_teaches_if_any_token_is_predicted(tokenizer, tmp_path, monkeypatch):
+def test_teaches_is_true_only_if_some_token_counts_in_the_loss(tokenizer, tmp_path, monkeypatch):
   monkeypatch.setattr(store_module, "_SCANNED_ROWS", 1)
   empty, pair = Document(""), Document(" knew", "the old model")
   only_ends = build(source_of(empty, empty), tokenizer=tokenizer, length=2, directory=tmp_path)
@@ -87,7 +87,7 @@ def test_a_store_teaches_if_any_token_is_predicted(tokenizer, tmp_path, monkeypa
   assert build(source_of(empty, empty, pair), tokenizer=tokenizer, length=8, directory=tmp_path).teaches()
 
 
-def test_the_same_store_is_built_once(make, text_file, tmp_path):
+def test_building_a_store_again_reuses_the_stored_one(make, text_file, tmp_path):
   store = make()
   before = os.stat(store.directory / "tokens.npy").st_mtime_ns
   moved = tmp_path / "elsewhere.jsonl"
@@ -118,13 +118,13 @@ def test_text_tokenizer_length_and_version_change_the_fingerprint(
   assert len({store.fingerprint for store in made}) == len({store.directory for store in made}) == len(made)
 
 
-def test_the_last_call_of_a_tokenizer_does_not_change_the_fingerprint(make, tokenizer_dir):
+def test_an_earlier_call_of_the_tokenizer_does_not_change_the_fingerprint(make, tokenizer_dir):
   used = load_tokenizer(str(tokenizer_dir))
   used(["the old model", "the"], padding=True, truncation=True, max_length=2)
   assert make(tokenizer=used).fingerprint == make().fingerprint
 
 
-def test_tokens_take_the_smallest_type_that_fits(make, tokenizer_dir):
+def test_token_ids_are_stored_in_the_smallest_dtype_that_fits(make, tokenizer_dir):
   wide = load_tokenizer(str(tokenizer_dir))
   wide.add_tokens([f"word{i}" for i in range(70_000)])
   for store, dtype in ((make(), np.uint16), (make(tokenizer=wide), np.uint32)):

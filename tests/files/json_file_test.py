@@ -57,7 +57,7 @@ def test_flag_refuses_numbers():
     flag(1, where="file: key")
 
 
-def test_only_ordinary_files_in_their_directory_are_read(tmp_path):
+def test_missing_files_pipes_and_links_out_of_the_directory_are_refused(tmp_path):
   (tmp_path / "home").mkdir()
   (tmp_path / "a.json").write_text('{"a": 1}')
   (tmp_path / "home/link.json").symlink_to(tmp_path / "a.json")
@@ -72,7 +72,7 @@ def test_only_ordinary_files_in_their_directory_are_read(tmp_path):
       read_json(tmp_path / "home" / name)
 
 
-def test_the_hubs_cache_may_link_to_its_blobs(tmp_path):
+def test_a_link_from_a_snapshot_to_a_blob_of_the_hub_cache_is_read(tmp_path):
   (tmp_path / "blobs").mkdir()
   (tmp_path / "blobs/0").write_text("{}")
   (tmp_path / "snapshots/main").mkdir(parents=True)

@@ -44,7 +44,7 @@ def test_a_deleted_file_is_refused(stored):
     TensorReader().read(stored)
 
 
-def test_files_are_closed_with_the_reader(stored):
+def test_deleting_a_tensor_reader_closes_its_files(stored):
   before = len(os.listdir("/proc/self/fd"))
   reader = TensorReader()
   reader.read(stored)

@@ -41,7 +41,7 @@ def test_attention_equals_its_definition_in_value_and_gradient(monkeypatch, leng
   assert_equal_up_to_rounding(got, in_float64(run(attention_reference), *given), roundings=2 * (5 + 2 * length) + 20)
 
 
-def test_bfloat16_operands_cost_only_their_own_rounding(monkeypatch):
+def test_attention_of_bfloat16_operands_is_exact_up_to_bfloat16_rounding(monkeypatch):
   monkeypatch.setattr(module, "_BLOCK_QUERIES", 4)
   given = [jnp.asarray(x, jnp.bfloat16) for x in operands(11)[:3]]
   segments = segment_numbers((2, 11))

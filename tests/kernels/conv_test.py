@@ -20,7 +20,7 @@ def test_causal_conv_equals_its_definition_in_value_and_gradient(length, taps):
   assert_equal_up_to_rounding(got, in_float64(run(causal_conv_reference), *given), roundings=2 * length + taps)
 
 
-def test_the_definition_pads_each_segment_with_zeros():
+def test_causal_conv_reference_pads_each_segment_with_zeros():
   rng = np.random.default_rng(0)
   x, kernel = rng.normal(size=(1, 9, 2)), rng.normal(size=(4, 2))
   segments = jnp.asarray([[1, 1, 1, 2, 2, 2, 2, 2, 0]])

@@ -20,7 +20,7 @@ def operands(length, *, heads=3, key=5, value=7):
 
 
 def rule(function, segments, **options):
-  """`function` of q, k, v, log_decay and beta."""
+  """Returns `function` with these segments, as a function of q, k, v, log_decay and beta."""
   return lambda *given: function(*given[:3], log_decay=given[3], beta=given[4], segments=segments, **options)
 
 
@@ -33,7 +33,7 @@ def test_gated_delta_rule_equals_its_definition_in_value_and_gradient(length, ch
   assert_equal_up_to_rounding(got, expected, roundings=2 * (5 + 7 + length))
 
 
-def test_the_definition_is_the_recurrence_within_a_document():
+def test_gated_delta_reference_equals_the_recurrence_of_each_document():
   given = operands(3)
   q, k, v, log_decay, beta = (x[0, :, 0].astype(np.float64) for x in given)
   state, expected = np.zeros((5, 7)), []
@@ -75,7 +75,7 @@ def test_strong_decay_and_long_rows_stay_finite_with_finite_gradients():
 
 
 @pytest.mark.parametrize("size", [1, 2, 16])
-def test_the_inverse_is_exact_for_equal_keys(size):
+def test_unit_lower_inverse_is_exact_for_equal_keys(size):
   # Equal keys make every entry below the diagonal one, where a product of powers overflows its digits.
   a = np.tril(np.ones((3, size, size), np.float32), -1)
   got = value_and_gradients(unit_lower_inverse, jnp.asarray(a))

@@ -48,7 +48,7 @@ def test_matmul_equals_its_definition_in_value_and_gradient(monkeypatch, functio
     assert_equal_up_to_rounding(matrix_grad, expected_grads[1], roundings=10)
 
 
-def test_a_cpu_multiplies_narrow_operands_backwards_as_forwards(one_device):
+def test_gradient_matmuls_on_a_cpu_have_the_operand_dtypes_of_the_forward_pass(one_device):
   x, matrix, cotangent = operands("bfloat16")
 
   def gradients(x, matrix, cotangent):
@@ -67,7 +67,7 @@ def dot_dtypes(function, *args):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("left", [False, True])
-def test_a_materialised_transpose_is_the_transpose(one_device, dtype, left):
+def test_transposed_equals_the_transpose_where_it_is_materialised(one_device, dtype, left):
   matrices = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 6)), dtype)
   run = jax.jit(jax.vmap(lambda x: transposed(x, left=left)))
   np.testing.assert_array_equal(run(matrices), matrices.swapaxes(1, 2))

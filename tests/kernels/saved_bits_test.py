@@ -8,7 +8,7 @@ from tests.kernels.precision import value_and_gradients
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_tagged_value_and_its_gradient_are_those_of_the_value(dtype):
+def test_saved_as_bits_changes_neither_the_value_nor_its_gradient(dtype):
   x = jnp.asarray([0.0, -0.0, 1.5, -3.25e8, 7e-30], dtype)
   got, expected = (
     value_and_gradients(lambda x, f=f: jnp.sin(f(x, "name")), x) for f in (saved_as_bits, saved_as_bits_reference)

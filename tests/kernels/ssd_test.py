@@ -15,7 +15,7 @@ def operands(length, *, heads=6, groups=2, state=5, width=7):
 
 
 def rule(function, segments, **options):
-  """`function` of x, log_decay, b and c."""
+  """Returns `function` with these segments, as a function of x, log_decay, b and c."""
   return lambda x, log_decay, b, c: function(x, log_decay=log_decay, b=b, c=c, segments=segments, **options)
 
 
@@ -27,7 +27,7 @@ def test_ssd_equals_its_definition_in_value_and_gradient(length, chunk):
   assert_equal_up_to_rounding(got, in_float64(rule(ssd_reference, segments), *given), roundings=2 * (5 + length))
 
 
-def test_the_definition_is_the_recurrence_within_a_document():
+def test_ssd_reference_equals_the_recurrence_of_each_document():
   given = operands(3)
   x, log_decay, b, c = (y[0].astype(np.float64) for y in given)
   out, last = rule(ssd_reference, jnp.ones((2, 3), int))(*map(jnp.asarray, given))
@@ -39,7 +39,7 @@ def test_the_definition_is_the_recurrence_within_a_document():
   np.testing.assert_allclose(last[0, 4], state, atol=1e-5)
 
 
-def test_weak_decays_beside_strong_ones_keep_their_digits():
+def test_weak_decays_stay_precise_among_strong_ones():
   x, log_decay, b, c = operands(64)
   strong = np.random.default_rng(2).random((2, 64, 6)) < 0.5
   given = [x, np.where(strong, -90.0, 1e-3 * log_decay).astype(np.float32), b, c]

@@ -205,7 +205,7 @@ def test_the_number_of_shards_does_not_change_the_loss(tokens, shards):
   assert_same_value_and_gradients(functools.partial(chunked, shards=shards), plain, *problem(2050, tokens=tokens))
 
 
-def test_the_divergence_alone_is_the_loss_at_temperature_one():
+def test_chunked_divergence_equals_chunked_losses_at_temperature_one():
   hidden, readout, teacher_hidden, teacher_readout, mask = problem(17)
   given = dict(hidden=hidden, readout=readout, target=teacher_hidden, teacher_readout=teacher_readout, mask=mask)
   np.testing.assert_array_equal(
@@ -213,7 +213,7 @@ def test_the_divergence_alone_is_the_loss_at_temperature_one():
   )
 
 
-def test_bfloat16_heads_of_one_block_have_gradients_on_several_devices():
+def test_a_bfloat16_head_has_finite_gradients_on_several_devices():
   hidden, readout, _, _, mask = problem(304)
   readout = dataclasses.replace(readout, kernel=readout.kernel.astype(jnp.bfloat16))
   labels = jnp.zeros(len(mask), jnp.int32)

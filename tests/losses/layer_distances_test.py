@@ -12,7 +12,7 @@ def pair(width):
   return rng.normal(size=(2, 7, width))
 
 
-def test_distances_equal_float64_numpy():
+def test_relative_mse_and_cosine_equal_float64_numpy():
   a, b = pair(33)
   got = relative_mse(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32))
   np.testing.assert_allclose(got, ((a - b) ** 2).sum(-1) / (b**2).sum(-1), rtol=1e-5)
@@ -20,7 +20,7 @@ def test_distances_equal_float64_numpy():
   np.testing.assert_allclose(got, 1 - (a * b).sum(-1) / np.sqrt((a**2).sum(-1) * (b**2).sum(-1)), rtol=1e-5)
 
 
-def test_a_zero_student_costs_one_at_any_width():
+def test_relative_mse_of_a_zero_student_is_one_at_any_width():
   for width in (8, 512):
     teacher = jnp.asarray(pair(width)[0], jnp.float32)
     np.testing.assert_allclose(relative_mse(jnp.zeros_like(teacher), teacher), 1.0, rtol=1e-5)

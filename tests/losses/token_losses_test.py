@@ -6,7 +6,7 @@ from distill.losses.token_losses import cross_entropy, divergence_loss, squared_
 from distill.types import SparseTarget
 
 
-def test_cross_entropy_keeps_its_digits_where_logits_are_large():
+def test_cross_entropy_stays_precise_where_logits_are_large():
   logits = np.random.default_rng(0).normal(size=(4, 300)).astype(np.float32) + np.float32(1000)
   labels = np.asarray([1, 2, 3, 4])
   q = np.exp(np.asarray(logits, np.float64) - 1000)
@@ -21,7 +21,7 @@ def test_the_z_loss_is_the_squared_logsumexp():
   np.testing.assert_allclose(squared_log_normaliser(logits), [np.log(8.0) ** 2, 0.0], atol=1e-6)
 
 
-def test_a_divergence_with_labels_is_told_the_bucket_of_each_label():
+def test_a_labelled_divergence_receives_the_bucket_of_each_label():
   seen = []
 
   def divergence(log_p, log_q, labels):

@@ -34,7 +34,7 @@ LAYERS = {
 
 
 def influence(layer):
-  """The largest gradient of each position's output [T] to each position's embedding [S]."""
+  """Returns [T,S]: the largest gradient of the output at position t by the embedding at position s."""
   decoder = Decoder(DecoderConfig(family="toy", vocab_size=LENGTH, width=8, layers=(layer,)))
   params = decoder.init(jax.random.key(0))
   # Every position has a token of its own, so that a row of the table is the input of one position.

@@ -24,11 +24,11 @@ def random(model):
 
 @pytest.fixture(scope="module")
 def repeated():
-  """A pattern of two layers, twice, and a layer of its own."""
+  """Returns five layers: a pattern of two, repeated twice, and one different layer."""
   return decoder(NARROW, WIDE, NARROW, WIDE, NARROW)
 
 
-def test_stacked_parameters_return_from_canonical_names_bit_for_bit(repeated):
+def test_stack_undoes_unstack_bit_for_bit(repeated):
   stacked = random(repeated)
   canonical = repeated.unstack(stacked)
   assert [canonical[f"layers.{i}.mlp.up.kernel"].shape for i in range(5)] == [(8, 12), (8, 16)] * 2 + [(8, 12)]

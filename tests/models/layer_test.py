@@ -54,7 +54,7 @@ def test_a_layer_uses_the_kind_of_norm_that_its_configuration_names():
   assert isinstance(module.mixer_norm, LayerNorm) and isinstance(module.mlp_norm, LayerNorm)
 
 
-def test_operands_of_the_mixer_are_float32_beside_experts_and_in_a_delta_rule():
+def test_mixer_operands_are_float32_in_moe_decoders_and_for_a_delta_rule():
   delta = LayerConfig(
     mixer=GatedDeltaConfig(num_key_heads=1, num_value_heads=1, key_head_dim=4, value_head_dim=4), mlp=None
   )

@@ -6,7 +6,7 @@ from distill.nn.attention import AttentionConfig, ring_positions
 from distill.nn.rope import DynamicNtk, Interpolation, RopeConfig
 
 
-def test_a_ring_holds_the_latest_position_of_each_slot_and_nothing_before_the_first():
+def test_ring_positions_are_the_latest_of_each_slot_and_negative_in_empty_slots():
   assert ring_positions(jnp.asarray([6, 1]), size=4).tolist() == [[4, 5, 6, 3], [0, 1, -2, -1]]
 
 
@@ -19,7 +19,7 @@ def test_a_ring_holds_the_latest_position_of_each_slot_and_nothing_before_the_fi
   ],
   ids=["none", "interpolated", "dynamic"],
 )
-def test_only_rotations_that_depend_on_length_bind_attention_to_it(rope, bound):
+def test_attention_is_bound_to_length_only_if_its_rope_frequencies_are(rope, bound):
   assert AttentionConfig(num_heads=1, num_kv_heads=1, head_dim=4, rope=rope).bound_to_length is bound
 
 

@@ -19,7 +19,7 @@ def prefill(module):
   return run(X)
 
 
-def test_a_mixer_that_never_writes_has_no_output_and_an_empty_state():
+def test_zero_write_strength_gives_zero_output_and_a_zero_state():
   module = mixer()
   module.b.kernel.set_value(jnp.full_like(module.b.kernel[...], -1e3))
   y, state = prefill(module)

@@ -9,7 +9,7 @@ from tests.kernels.precision import assert_equal_up_to_rounding
 
 
 @pytest.mark.parametrize("rows", [(2, 3), (1,)])
-def test_a_projection_equals_its_product_in_float64(rows):
+def test_linear_equals_the_float64_matmul(rows):
   linear = Linear(Init(jax.random.key(0)), shape=(16, 5), axes=("embed", "mlp"), use_bias=True)
   linear.bias[...] = jnp.arange(5.0)
   x = np.random.default_rng(0).normal(size=(*rows, 16))
@@ -18,7 +18,7 @@ def test_a_projection_equals_its_product_in_float64(rows):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_remat_saves_the_output_of_a_projection_once_and_in_its_own_size(dtype):
+def test_remat_saves_the_output_of_a_projection_once_and_in_its_dtype(dtype):
   linear = Linear(Init(jax.random.key(0)), shape=(6, 8), axes=("embed", "mlp"))
   x = jax.random.normal(jax.random.key(1), (2, 3, 6)).astype(dtype)
 

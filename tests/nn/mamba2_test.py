@@ -53,7 +53,7 @@ def test_packed_documents_equal_rows_of_their_own_with_their_gradients(mixer):
     assert jnp.linalg.norm(one - other) <= limit * jnp.linalg.norm(other)
 
 
-def test_prompts_across_chunks_and_steps_after_them_equal_whole_rows(mixer):
+def test_prefill_over_several_chunks_and_the_steps_after_it_equal_whole_rows(mixer):
   module = nnx.merge(*mixer)
   step = jax.jit(lambda x, state: module.step(x, state=state, positions=jnp.zeros(len(x), int), dtype=jnp.float32))
   lengths, length = jnp.asarray([70, 2, 1, 0, 33]), 76

@@ -14,7 +14,7 @@ def routed(route, column):
 
 
 @pytest.mark.parametrize("column", [True, False])
-def test_a_routed_matrix_computes_as_the_merged_dense_one_of_its_route(column):
+def test_a_routed_matrix_equals_the_dense_matrix_with_its_route_merged(column):
   for route in (0, 2):
     found = as_matrix(routed(route, column))
     scale = found.column[route] if column else 1.0
@@ -25,7 +25,7 @@ def test_a_routed_matrix_computes_as_the_merged_dense_one_of_its_route(column):
     np.testing.assert_allclose(found.take(rows), merged.take(rows), atol=1e-5)
 
 
-def test_a_matrix_of_rounded_numbers_gives_float32_sums_and_rows():
+def test_a_bfloat16_matrix_gives_float32_products_and_rows():
   kernel = jax.random.normal(jax.random.key(0), (6, 5)).astype(jnp.bfloat16)
   x = jax.random.normal(jax.random.key(1), (4, 6)).astype(jnp.bfloat16)
   y = as_matrix(kernel).project(x)

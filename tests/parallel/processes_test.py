@@ -48,13 +48,13 @@ def test_two_processes_agree_on_flags_numbers_and_rows():
     assert second == f"(8,) {[x + 10 * rank for x in range(4)]} [False, True]"
 
 
-def test_a_single_process_agrees_with_itself():
+def test_flags_and_numbers_of_a_single_process_are_returned_unchanged():
   assert is_writer()
   assert gather_flags(True).tolist() == [True] and broadcast_numbers((1, 2)) == [1, 2]
 
 
 @pytest.mark.parametrize("shape", [(-1, 1, 1), (2, 2, 2)])
-def test_local_rows_of_one_process_are_all_rows_once(shape):
+def test_local_rows_on_a_single_process_returns_every_row_once(shape):
   x = np.arange(24).reshape(8, 3)
   np.testing.assert_array_equal(local_rows(to_global_batch(x, mesh=make_mesh(shape))), x)
 

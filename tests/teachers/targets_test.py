@@ -74,7 +74,7 @@ def test_top_k_holds_the_likeliest_tokens_and_the_mass_of_the_rest(teacher, temp
     np.testing.assert_array_equal(target.tail, np.asarray(tail[row], np.float32))
 
 
-def test_draws_follow_the_teachers_probabilities_and_depend_on_the_row_alone(teacher):
+def test_sampled_tokens_follow_the_teachers_probabilities_and_do_not_depend_on_the_batch(teacher):
   hidden, readout, log_probs = teacher
   kind = Sampled(size=20)
   draw = jax.jit(lambda seed: kind.select(hidden, readout, keys=keys(seed))[0])
@@ -93,7 +93,7 @@ def test_draws_follow_the_teachers_probabilities_and_depend_on_the_row_alone(tea
 
 @settings(deadline=None)
 @given(st.integers(1, 9), st.integers(1, 30), st.integers(0, 2**31))
-def test_unpacking_draws_gives_their_counts(length, size, seed):
+def test_unpacking_sampled_targets_gives_the_count_of_each_token(length, size, seed):
   ids = np.sort(np.random.default_rng(seed).zipf(1.5, (length, size)) % 50, axis=-1).astype(np.int32)
   kind = Sampled(size=size)
   target = kind.unpack(kind.pack((ids,), id_bits=6), length=length, id_bits=6)
@@ -104,7 +104,7 @@ def test_unpacking_draws_gives_their_counts(length, size, seed):
     assert (found[len(names) :] == -1).all() and tail == -np.inf
 
 
-def test_the_mean_gradient_of_draws_equals_that_of_the_whole_distribution(teacher):
+def test_the_mean_gradient_of_sampled_targets_equals_that_of_the_whole_distribution(teacher):
   hidden, readout, _ = teacher
   rng = np.random.default_rng(1)
   mine = jnp.asarray(rng.normal(size=(B * T, D)), jnp.float32)
@@ -126,7 +126,7 @@ def test_the_mean_gradient_of_draws_equals_that_of_the_whole_distribution(teache
   assert np.linalg.norm(mean - whole) < 0.02 * np.linalg.norm(whole)
 
 
-def test_bytes_a_token_stay_within_what_is_published():
+def test_fifty_sampled_tokens_take_at_most_40_bytes_a_position():
   # A vocabulary of 32k and about a dozen different ids in 50 draws, as language models give.
   logits = -1.9 * np.log(np.arange(1, 32_769)) + np.random.default_rng(0).normal(size=32_768)
   readout = Readout(kernel=jnp.asarray(logits[None], jnp.float32), vocab_size=32_768)

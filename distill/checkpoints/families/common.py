@@ -18,7 +18,7 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 
 
 def heads(have: Attributes, *, kv: int | None = None, head_dim: int | None = None) -> dict[str, Any]:
-  """Reads `num_heads`, `num_kv_heads` and `head_dim`.
+  """Returns `num_heads`, `num_kv_heads` and `head_dim` of `AttentionConfig`, read from config.json.
 
   Args:
     have: The keys of config.json.
@@ -126,7 +126,7 @@ def dense(config: DecoderConfig) -> MlpConfig:
 
 
 def written(config: DecoderConfig) -> dict[str, Any]:
-  """Returns the keys that most attention-only families write."""
+  """Returns the keys of config.json that most attention-only families write."""
   mixer, mlp = mixers(config)[0], config.layers[0].mlp
   assert mlp is not None, config.family
   ropes = [x.rope for x in mixers(config) if x.rope is not None]
@@ -148,14 +148,14 @@ def written(config: DecoderConfig) -> dict[str, Any]:
 
 
 def written_windows(config: DecoderConfig) -> dict[str, Any]:
-  """Returns `layer_types` and `sliding_window`."""
+  """Returns the keys `layer_types` and `sliding_window` of config.json."""
   windows = [mixer.window for mixer in mixers(config)]
   size = next((x for x in windows if x is not None), None)
   return {"layer_types": [FULL if x is None else SLIDING for x in windows], "sliding_window": size}
 
 
 def written_ropes(layers: Sequence[AttentionConfig]) -> dict[str, Any]:
-  """Returns `rope_parameters` nested by layer type, without types that no layer has."""
+  """Returns the key `rope_parameters` of config.json, with one object for each layer type that occurs."""
   ropes = {FULL if x.window is None else SLIDING: x.rope for x in layers}
   return {kind: write_rope(rope) for kind, rope in ropes.items() if rope is not None}
 
@@ -172,7 +172,7 @@ def fused(
   """Returns the name-table entries of parameters that are concatenated in one tensor.
 
   Args:
-    sizes: Replacement for {} in `ours` -> number of columns (in one group, if grouped).
+    sizes: String that replaces {} in `ours` -> number of columns (in one group, if grouped).
     ours: Pattern of the canonical names.
     theirs: Name of the tensor.
     form: Form of the entries.
@@ -222,7 +222,7 @@ def experts(index: int, *, spec: MoeConfig, block: str, names: dict[str, str]) -
   """Returns the name-table entries of a router and of experts that are separate tensors.
 
   Args:
-    index: Number of the layer.
+    index: Index of the layer, from 0.
     spec: Its mixture of experts.
     block: Name of the block in the checkpoint.
     names: Our names of the projections -> those in the checkpoint.

@@ -36,7 +36,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
 
 
 def traits(have: Attributes) -> dict[str, Any]:
-  """Returns the fields that every Gemma has, for `common.decoder`."""
+  """Returns the decoder fields that all Gemma models share, as keyword arguments for `common.decoder`."""
   scale = math.sqrt(have.integer("hidden_size"))
   return {"tied": True, "norm_offset": 1.0, "embed_scale": scale, "round_embed_scale": True}
 

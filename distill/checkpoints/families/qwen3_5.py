@@ -123,7 +123,7 @@ def delta(index: int, *, spec: GatedDeltaConfig, interleaved: bool = False) -> l
   """Returns the name-table entries of one gated delta layer.
 
   Args:
-    index: Number of the layer.
+    index: Index of the layer, from 0.
     spec: Its mixer.
     interleaved: The checkpoint has q, k, v, z in one tensor and b, a in another, each grouped by key head.
       Otherwise q, k, v are concatenated in one tensor and z, b, a have one each.

@@ -79,7 +79,7 @@ def sparse(have: Attributes, *, mixture: MoeConfig, width: int) -> list[MlpConfi
 
 
 def written_sparse(config: DecoderConfig) -> dict[str, Any]:
-  """Returns the keys that `sparse` reads, and those of the mixture."""
+  """Returns the keys of config.json that `sparse` reads, and those of the mixture of experts."""
   mlps = [layer.mlp for layer in config.layers]
   fields: dict[str, Any] = {}
   for spec in mlps:

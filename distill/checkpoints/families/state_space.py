@@ -87,7 +87,7 @@ def _limits(have: Attributes) -> tuple[float, float | None]:
 
 
 def write_mixer(spec: Mamba2Config | None, words: Mapping[str, str], *, width: int) -> dict[str, Any]:
-  """Returns the keys of a Mamba-2 mixer, or valid placeholders if the model has none.
+  """Returns the keys of config.json for a Mamba-2 mixer; valid placeholders if the model has none.
 
   Args:
     spec: The mixer.
@@ -137,7 +137,7 @@ def kinds(config: DecoderConfig) -> tuple[AttentionConfig | None, Mamba2Config |
 
 
 def written_heads(spec: AttentionConfig | None) -> dict[str, Any]:
-  """Returns the keys of a hybrid's attention, or valid placeholders if it has none."""
+  """Returns the keys of config.json for a hybrid's attention; valid placeholders if no layer has attention."""
   if spec is None:
     return {"num_attention_heads": 1, "num_key_value_heads": 1}
   sizes = {"num_attention_heads": spec.num_heads, "num_key_value_heads": spec.num_kv_heads, "head_dim": spec.head_dim}

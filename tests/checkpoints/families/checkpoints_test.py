@@ -23,7 +23,7 @@ EVERY = [pytest.param(*one, id="-".join(one), marks=() if one in FIRST else pyte
 
 
 def reload(directory):
-  """The model that transformers loads, with no missing and no unexpected tensors."""
+  """Returns the model that transformers loads, with no missing and no unexpected tensors."""
   model, info = transformers.AutoModelForCausalLM.from_pretrained(
     directory, attn_implementation="eager", output_loading_info=True
   )
@@ -50,7 +50,7 @@ def test_a_saved_model_is_bit_equal_and_transformers_computes_the_same(tmp_path,
 
 
 @pytest.mark.parametrize(("family", "case"), NAMES, ids=str)
-def test_short_configurations_mean_the_same_as_those_that_transformers_writes(family, case):
+def test_a_config_json_without_defaults_means_the_same_as_the_full_one_of_transformers(family, case):
   fields = CASES[family][case]
   theirs = transformers.AutoConfig.for_model(family, **json.loads(json.dumps(fields))).to_dict()
   read = hf_config.config_from_dict({"model_type": family, **fields}, where="short")
@@ -71,7 +71,7 @@ def test_half_precision_is_saved_bit_equal(tmp_path, family, dtype):
 
 
 def rewritten(directory, tmp_path, change):
-  """A copy of a model directory with changed tensors."""
+  """Returns a copy of a model directory whose tensors `change` has changed."""
   shutil.copytree(directory, tmp_path / "found")
   tensors = change(safetensors.numpy.load_file(directory / "model.safetensors"))
   safetensors.numpy.save_file(tensors, tmp_path / "found/model.safetensors")
@@ -117,7 +117,7 @@ ANYTHING = st.recursive(
 
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
-def test_any_value_of_any_key_is_read_or_refused(data):
+def test_any_value_of_any_config_json_key_is_read_or_refused(data):
   family, case = data.draw(st.sampled_from(NAMES))
   values = {"model_type": family, **json.loads(json.dumps(CASES[family][case]))}
   known = FAMILIES[family].write(hf_config.config_from_dict(values, where="somewhere"))
@@ -173,7 +173,7 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("family", PUBLISHED)
-def test_further_keys_of_published_checkpoints_change_nothing(family):
+def test_extra_keys_in_published_config_json_files_change_nothing(family):
   values = {"model_type": family, **next(iter(CASES[family].values()))}
   plain = hf_config.config_from_dict(values, where="somewhere")
   assert hf_config.config_from_dict({**values, **PUBLISHED[family]}, where="somewhere") == plain
@@ -201,7 +201,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("family", "key"), [(family, key) for family, keys in REFUSED.items() for key in keys])
-def test_keys_that_change_the_function_are_refused_by_name(family, key):
+def test_config_json_keys_that_change_the_output_and_are_unsupported_are_refused_by_name(family, key):
   values = {
     "model_type": family,
     **json.loads(json.dumps(next(iter(CASES[family].values())))),

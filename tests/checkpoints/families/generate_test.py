@@ -38,7 +38,7 @@ def test_greedy_decoding_equals_transformers(family, case, tmp_path):
 
 
 def greedy(model, prompt):
-  """Text after a prompt, and the least distance of the best logit from the next, in deviations of the logits."""
+  """Returns the text after a prompt, and the least gap of best and second logit, in standard deviations."""
   rows = torch.tensor([prompt])
   with torch.no_grad():
     found = model.generate(

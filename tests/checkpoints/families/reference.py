@@ -46,7 +46,7 @@ def built(family: str, case: str):
 
 
 def expected(model, tokens: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-  """Logits and the output of every layer, float32."""
+  """Returns logits and the output of every layer from transformers, float32."""
   hidden: list[np.ndarray] = []
   places = (("model", "layers"), ("backbone", "layers"), ("transformer", "h"))
   blocks = next(getattr(getattr(model, one), two) for one, two in places if hasattr(model, one))
@@ -64,7 +64,7 @@ def expected(model, tokens: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
 
 
 def ours(directory: pathlib.Path, tokens: np.ndarray) -> dict[str, tuple[np.ndarray, list[np.ndarray]]]:
-  """Logits and the output of every layer from our decoder, in float32 and bfloat16."""
+  """Returns dtype -> (logits, the output of every layer) of our decoder, in float32 and bfloat16."""
   config, params = hf.load(directory)
   decoder = Decoder(config)
   stacked = decoder.stack({name: np.asarray(x, np.float32) for name, x in params.items()})
