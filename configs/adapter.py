@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 
 def get_config(variant: str) -> ConfigDict:
-  """Returns cross-entropy on completions and text; only the adapter trains."""
+  """Returns a recipe that trains only the adapter, by cross-entropy on completions and text."""
   base, text, data, *replays = variant.split(",")
   weights = {text: 0.1, data: 1.0, **dict.fromkeys(replays, 0.25)}
   sources = [{"kind": "jsonl", "path": path, "weight": weight} for path, weight in weights.items()]

@@ -52,7 +52,7 @@ STUDENTS = {
 
 
 def cosine(peak: float, end: float) -> dict:
-  """Returns an optimizer whose learning rate rises for ten steps and then falls along a cosine."""
+  """Returns optimizer options: the learning rate rises to `peak` in ten steps, then falls along a cosine to `end`."""
   return {"learning_rate": {"kind": "cosine", "peak": peak, "end": end, "warmup": 10}}
 
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 
 def get_config(directory: str) -> ConfigDict:
-  """Returns cross-entropy on base.jsonl."""
+  """Returns a recipe that trains by cross-entropy on DIR/base.jsonl; `directory` is DIR."""
   root = pathlib.Path(directory)
   steps = 1500
   return ConfigDict(

@@ -52,7 +52,7 @@ class Target:
 
 
 def targets(path):
-  """Yields the targets of a BUILD file."""
+  """Yields the targets that a BUILD file defines."""
   package = path.parent.relative_to(ROOT).as_posix()
   found = list(calls(path))
   (defaults,) = (fields for function, fields in found if function == "package")
@@ -73,7 +73,7 @@ def members(group):
 
 
 def sees(package, target):
-  """Returns whether a package may depend on a target."""
+  """Returns True if the visibility of `target` lets `package` depend on it."""
   patterns = {f"//{target.package}", *members(target.visible_to)}
   return any(
     f"//{package}" == one or (one.endswith("/...") and f"//{package}/".startswith(one[:-3])) for one in patterns
@@ -96,7 +96,7 @@ def module(path):
 
 
 def requirements(pattern):
-  """Normalised names in the part of setup.py that an argument's name matches."""
+  """Returns normalised distribution names from the arguments of setup() in setup.py whose names match `pattern`."""
   (call,) = (
     node
     for node in ast.walk(ast.parse((ROOT / "setup.py").read_text()))
@@ -112,7 +112,7 @@ def requirements(pattern):
   return {re.split(r"[<>=!~;\[ ]", text)[0].lower().replace("-", "_") for text in texts}
 
 
-def test_every_python_file_is_in_exactly_one_target():
+def test_every_python_file_is_in_exactly_one_build_target():
   named = [path for target in TARGETS for path in target.files if path.read_text().strip()]
   assert sorted(named) == sorted(
     path for top in TOPS for path in (ROOT / top).rglob("*.py") if path.read_text().strip()
@@ -120,7 +120,7 @@ def test_every_python_file_is_in_exactly_one_target():
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.label)
-def test_the_deps_of_a_target_are_exactly_its_imports(target):
+def test_the_deps_of_a_build_target_are_exactly_the_imports_of_its_files(target):
   owners = {module(path): other.label for other in TARGETS for path in other.files}
   names = {name for path in target.files for name in imported(path)}
   ours = {owners[name] for name in names if name in owners}
@@ -137,7 +137,7 @@ def test_the_deps_of_a_target_are_exactly_its_imports(target):
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.label)
-def test_the_deps_of_a_target_are_visible_to_it(target):
+def test_the_deps_of_a_build_target_are_visible_to_it(target):
   for dep in target.fields.get("deps", ()):
     if dep.startswith("//"):
       assert sees(target.package, LABELS[dep]), f"{dep} is hidden"
@@ -150,7 +150,7 @@ def test_packages_are_visible_only_to_packages_on_higher_floors(name):
       assert FLOORS[other] > FLOORS[name] or FLOORS[other] == FLOORS[name] == 0, other
 
 
-def test_targets_have_no_dependency_cycle():
+def test_build_targets_have_no_dependency_cycle():
   graphlib.TopologicalSorter({one.label: one.fields.get("deps", ()) for one in TARGETS}).prepare()
 
 

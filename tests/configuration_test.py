@@ -12,7 +12,7 @@ from distill.errors import InputError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Inner:
-  """Settings inside others."""
+  """Options of a nested section."""
 
   rate: float | Mapping[str, Any] = option(1.0, help="A number or a schedule.", least=0.0)
   kind: str = option("a", help="One of two.", choices=("a", "b"))
@@ -20,7 +20,7 @@ class Inner:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outer:
-  """Settings of every type."""
+  """Options of every supported type."""
 
   steps: int = option(help="A count.", least=1)
   name: str = option("", help="A text.")
@@ -32,7 +32,7 @@ class Outer:
   model: Mapping[str, Any] | None = option(None, help="Free-form.")
 
 
-def test_values_are_converted_to_the_types_of_their_annotations():
+def test_option_values_are_converted_to_the_types_of_their_annotations():
   outer = read(Outer, {"steps": 2, "rules": [["x", 1]], "many": [{"rate": 3}], "layers": [1, 2]}, key="config")
   assert outer.rules == (("x", 1.0),) and type(outer.rules[0][1]) is float
   assert outer.many == (Inner(rate=3.0),) and outer.inner == Inner() and outer.layers == (1, 2)
@@ -60,7 +60,7 @@ def test_values_are_converted_to_the_types_of_their_annotations():
     (3, "config: 3; give a dict with steps, name, on, layers, rules, inner, many, model"),
   ],
 )
-def test_a_wrong_value_or_key_is_refused_with_its_key(given, message):
+def test_a_wrong_configuration_value_or_key_is_refused_with_its_key(given, message):
   with pytest.raises(InputError) as error:
     read(Outer, given, key="config")
   assert str(error.value) == message

@@ -26,7 +26,7 @@ WORDS = TEXT.split()
 
 
 def pytest_collection_modifyitems(items):
-  """Whole runs first: they take longest, and would leave one worker idle at the end."""
+  """Orders tests of whole runs first: they take longest, and at the end would leave other workers idle."""
   items.sort(key=lambda item: "jobs/train_test.py" not in item.nodeid)
 
 
@@ -112,7 +112,7 @@ def text_file(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def shared_compilation(tmp_path_factory) -> dict[str, str]:
-  """Environment of a process with one device; such processes share what they compile."""
+  """Environment variables for a process with one device and a compilation cache that such processes share."""
   directory = tmp_path_factory.getbasetemp().parent / "compiled"
   cached = {"JAX_COMPILATION_CACHE_DIR": str(directory), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
   return {**os.environ, **processes.environment(), **cached}
@@ -175,7 +175,7 @@ def refused(command, tmp_path):
 
 @pytest.fixture(scope="session")
 def recipe(tmp_path_factory, llama_dir, adapter_dirs, text_file) -> pathlib.Path:
-  """A configuration: the tiny teacher with its stack into a tiny hybrid, or a dense student, in twenty steps."""
+  """A recipe file: the tiny teacher with its adapters trains a hybrid student, or a dense one, in twenty steps."""
   path = tmp_path_factory.mktemp("recipe") / "recipe.py"
   path.write_text(
     f"""

@@ -84,14 +84,14 @@ def test_functions_that_the_design_names_exist():
     assert set(names.split(".")) <= defined, f"{path}: {names}"
 
 
-def test_a_batch_crosses_at_most_25_files():
+def test_the_documented_path_of_a_batch_names_at_most_25_files():
   section = (ROOT / "docs" / "design.md").read_text().split("## One batch through the code")[1].split("\n## ")[0]
   rows = re.findall(r"^\| (\d+)\. `([\w/]+\.py)` `", section, re.MULTILINE)
   assert [int(number) for number, _ in rows] == list(range(1, len(rows) + 1))
   assert 20 < len({path for _, path in rows}) == len(rows) <= 25
 
 
-def test_every_page_is_in_the_index():
+def test_every_documentation_page_is_in_the_index():
   index = (ROOT / "README.md").read_text()
   assert not [page.name for page in ROOT.glob("docs/*.md") if f"(docs/{page.name})" not in index]
 

@@ -46,13 +46,13 @@ SOURCES = sorted(
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_a_source_file_has_a_test_file(source):
+def test_every_source_file_has_a_test_file(source):
   named = [test for pattern, test in ELSEWHERE.items() if fnmatch.fnmatch(source, pattern)]
   own = f"{source.removesuffix('.py')}_test.py"
   assert any((TESTS / test).exists() for test in (own, *named)), f"no tests/{own}"
 
 
-def test_every_exception_is_of_a_file_that_is_there():
+def test_every_entry_of_ELSEWHERE_names_existing_source_and_test_files():
   for pattern, test in ELSEWHERE.items():
     assert fnmatch.filter(SOURCES, pattern), pattern
     assert (TESTS / test).exists(), test

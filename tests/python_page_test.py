@@ -20,7 +20,7 @@ def assigned(code):
 
 # A run within this process meets what optax says of its own functions.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_the_page_trains_compares_and_exports(llama_dir, adapter_dirs, text_file, tmp_path, capsys):
+def test_the_code_on_the_python_page_trains_compares_and_exports(llama_dir, adapter_dirs, text_file, tmp_path, capsys):
   questions = tmp_path / "questions.jsonl"
   questions.write_text(json.dumps({"skill": "words", "prompt": "the old", "choices": ["model", "way"], "answer": 0}))
   names, *blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)

@@ -8,7 +8,7 @@ from distill.errors import InputError
 from distill.schedules import schedule
 
 
-def test_schedules_have_the_right_values_at_their_ends():
+def test_schedules_have_their_configured_values_at_start_peak_and_end():
   constant = schedule(0.5, key="lr", steps=10)
   assert constant(0) == constant(9) == 0.5
   linear = schedule({"kind": "linear", "start": 1.0, "end": 3.0}, key="lr", steps=11)

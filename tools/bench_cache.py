@@ -35,7 +35,7 @@ _KINDS = ("live", "top_k-64", "sampled-50", "control")
 
 
 def main() -> None:
-  """Makes missing caches and runs, times steps, and writes the table."""
+  """Creates the missing caches, trains the missing students, times steps, and writes the table."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/cache"))
   parser.add_argument("--kinds", type=lambda text: text.split(","), default=list(_KINDS))
@@ -69,7 +69,7 @@ def _row(kind: str, *, out: pathlib.Path) -> dict:
 
 
 def _bytes(cache: pathlib.Path) -> float:
-  """Returns the cache's bytes on disk for each token."""
+  """Returns the size of a cache on disk, in bytes for each token."""
   found = open_sections(cache)
   size = sum(path.stat().st_size for section in found for path in section.directory.iterdir())
   return size / sum(section.count * section.manifest["length"] for section in found)

@@ -66,7 +66,7 @@ KINDS = {
 
 
 def main() -> None:
-  """Prints a line for each kind, and with --json the figures."""
+  """Prints the speeds of each kind of model as a line of text, and with --json also as JSON."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   for name, default in dict(batch=1, prompt=32, tokens=128, rounds=7, torch_threads=torch.get_num_threads()).items():
     parser.add_argument(f"--{name}", type=int, default=default)
@@ -86,7 +86,7 @@ def main() -> None:
 
 
 def measure(kind: str, options: argparse.Namespace) -> dict:
-  """Returns tokens a second of both programs, and their ratio in the fastest rounds and in the median round."""
+  """Returns the tokens a second of ours and transformers, and their ratio in the fastest and the median rounds."""
   with tempfile.TemporaryDirectory() as directory:
     theirs = _transformers(kind, pathlib.Path(directory))
     config, params = hf.load(pathlib.Path(directory))

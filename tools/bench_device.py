@@ -148,7 +148,7 @@ def _random(decoder: Decoder, mesh: jax.sharding.Mesh, *, dtype: Any, seed: int)
 
 
 def _flops(decoder: Decoder, length: int) -> float:
-  """Returns the FLOPs of a token's forward pass: two for each matrix parameter, plus causal attention."""
+  """Returns the forward FLOPs for each token: two for each matrix parameter, plus causal attention."""
   config = decoder.config
   sizes = {name: x.size for name, x in decoder.abstract().items()}
   table = 0 if config.tie_embeddings else sizes["embed.table"]

@@ -31,7 +31,7 @@ _REPEATS = 3
 
 
 def main() -> None:
-  """Prints a table, and writes the figures."""
+  """Prints a table of efficiencies, and with --out writes its figures as JSON."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--pairs", type=lambda text: text.split(","), default=list(PAIRS))
   parser.add_argument("--dtypes", type=lambda text: text.split(","), default=["float32", "bfloat16"])
@@ -85,7 +85,7 @@ class Product(NamedTuple):
 
   @property
   def flops(self) -> int:
-    """Returns the number of multiplications and additions."""
+    """Returns the number of multiplications and additions of this product."""
     (_, contracted), (_, batch) = self.dimensions
     shared = math.prod(self.rhs[0][axis] for axis in (*contracted, *batch))
     return 2 * math.prod(self.lhs[0]) * math.prod(self.rhs[0]) // shared
@@ -129,7 +129,7 @@ def _alone(product: Product) -> Callable[[], Any]:
 
 
 def _seconds(run: Callable[[], Any]) -> float:
-  """Returns the time of the fastest of a few calls, in seconds."""
+  """Calls `run` a few times; returns the seconds of the fastest call."""
   times = []
   for _ in range(_REPEATS):
     start = time.perf_counter()
@@ -139,7 +139,7 @@ def _seconds(run: Callable[[], Any]) -> float:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-  """The figures as Markdown."""
+  """Returns the figures as a Markdown table."""
   lines = [
     "| pair | operands | GFLOP a step | step, GFLOP/s | its products alone | share |",
     "|---|---|---|---|---|---|",

@@ -24,7 +24,7 @@ WIDTH, MLP, VOCAB = 2048, 5632, 32_000
 
 
 def make(directory: pathlib.Path, *, size: int) -> int:
-  """Writes a Llama of about `size` bytes of float32; returns their exact number."""
+  """Writes a random float32 Llama of about `size` bytes; returns the exact number of bytes."""
   from distill.checkpoints import hf_config
   from distill.files import safetensors_files
   from distill.files.tensors import Pending
@@ -51,7 +51,7 @@ def make(directory: pathlib.Path, *, size: int) -> int:
 
 
 def load(directory: pathlib.Path, *, dtype: str, rank: int, processes: int, address: str) -> None:
-  """Loads in this process and prints its figures as JSON."""
+  """Loads the checkpoint in this process, and prints its memory and bytes read as JSON."""
   import jax
 
   if processes > 1:
@@ -96,7 +96,7 @@ def measure(directory: pathlib.Path, *, dtype: str, processes: int) -> list[dict
 
 
 def main() -> None:
-  """Prints one line for each process."""
+  """Prints memory and bytes read, one line for each process."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--gigabytes", type=float, default=6)
   parser.add_argument("--dtype", default="float32")

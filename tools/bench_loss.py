@@ -32,7 +32,7 @@ _AGREE = {"float32": 1e-3, "bfloat16": 0.15}
 
 
 def main() -> None:
-  """Prints a table, and writes the figures."""
+  """Prints a table of times and memory, and with --out writes its figures as JSON."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--vocabs", type=lambda text: [int(one) for one in text.split(",")], default=[32768, 128256])
   parser.add_argument("--dtypes", type=lambda text: text.split(","), default=["float32", "bfloat16"])
@@ -95,7 +95,7 @@ def _check(ready: dict, expected: dict, *, within: float, what: str) -> None:
 
 
 def table(rows: list[dict]) -> str:
-  """The figures as Markdown."""
+  """Returns the figures as a Markdown table."""
   lines = [
     "| loss | V | dtype | program | seconds | of ours | temporaries, MiB: tokens, twice | peak, MiB |",
     "|---|---|---|---|---|---|---|---|",

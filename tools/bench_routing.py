@@ -2,7 +2,8 @@
 
 python -m tools.bench_routing [--width=512] [--layers=4] [--rank=16] [--rows=8] [--length=256] [--rounds=10]
 
-Four adapters on all projections, a set of one each. Both are timed in turn, so that a busy machine slows both alike.
+Four adapters on all projections; each route uses one of them. Both teachers are timed in turn, so
+that a busy machine slows both alike.
 Expected ratio at width 512 and rank 16: at most 1.15.
 """
 

@@ -110,7 +110,7 @@ def _cases() -> dict[str, list[Case]]:
 
 
 def main() -> None:
-  """Measures the teacher once and every student of every table."""
+  """Measures the teacher once, then every student of every table, and prints the tables."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--rows", type=int, default=64)
   parser.add_argument("--only", default="")

@@ -49,7 +49,7 @@ _AGREE_BFLOAT16 = 1e-2
 
 
 def main() -> None:
-  """Prints a table, and writes the figures."""
+  """Prints a table of speeds and memory, and with --out writes its figures as JSON."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--pairs", type=lambda text: text.split(","), default=list(PAIRS))
   parser.add_argument("--dtypes", type=lambda text: text.split(","), default=["float32", "bfloat16"])
@@ -131,7 +131,7 @@ def write(directory: pathlib.Path, pair: str, seed: int) -> int:
 
 
 def table(rows: list[dict]) -> str:
-  """The figures as Markdown."""
+  """Returns the figures as a Markdown table."""
   peers = list(rows[0]["faster"])
   columns = [
     "pair",

@@ -76,7 +76,7 @@ def modules(path: pathlib.Path) -> set[str]:
 
 
 def dependencies(paths: Iterable[pathlib.Path]) -> set[str]:
-  """Returns the labels of what files import: the project's targets, and distributions from PyPI."""
+  """Returns the labels of all that `paths` import: the project's targets, and distributions from PyPI."""
   found = set()
   for module in {name for path in paths for name in modules(path)}:
     top = module.split(".")[0]
@@ -90,18 +90,18 @@ def dependencies(paths: Iterable[pathlib.Path]) -> set[str]:
 
 
 def owner(path: pathlib.Path) -> pathlib.Path:
-  """Returns the folder whose BUILD file names a file."""
+  """Returns the folder whose BUILD file lists the file `path`."""
   known = set(folders())
   return next(parent for parent in path.parents if parent in known)
 
 
 def label(path: pathlib.Path) -> str:
-  """Returns the label of the target that holds a file."""
+  """Returns the label of the build target that the file `path` belongs to."""
   return f"//{owner(path).relative_to(ROOT)}" + (":__main__" if path.name == "__main__.py" else "")
 
 
 def above(floor: int) -> str:
-  """Returns the group of the packages that stand higher than `floor`."""
+  """Returns the label of the group of packages on floors higher than `floor`."""
   return f"//distill:floor_{min({TOP, *(one for one in FLOORS.values() if one > floor)})}"
 
 
@@ -182,7 +182,7 @@ def _call(function: str, **fields: str | Iterable[str]) -> str:
 
 
 def build(folder: pathlib.Path) -> str:
-  """Returns the BUILD file of a folder; the top one only names the program."""
+  """Returns the text of a folder's BUILD file; the top folder's only names the program."""
   if folder == ROOT:
     return _call("alias", name="distill", actual="//distill:__main__") + "\n"
   found = list(rules(folder))
@@ -197,7 +197,7 @@ def build(folder: pathlib.Path) -> str:
 
 
 def main() -> int:
-  """Writes or checks all BUILD files."""
+  """Writes all BUILD files, or with --check lists those out of date; returns the exit code."""
   texts = {folder / "BUILD": build(folder) for folder in folders()}
   extra = {path for top in ("distill", *OUTSIDE) for path in (ROOT / top).rglob("BUILD")} - set(texts)
   stale = [path for path, text in texts.items() if not path.exists() or path.read_text() != text]

@@ -63,7 +63,7 @@ def measured(config: str, *, out: pathlib.Path, train: list[str]) -> dict:
 
 
 def distill(*arguments: str) -> None:
-  """Runs a distill command and waits for it to end."""
+  """Runs the distill command of these arguments, and waits for it to end."""
   subprocess.run([sys.executable, "-m", "distill", *arguments], check=True)
 
 

@@ -30,7 +30,7 @@ _KINDS: dict[Any, str] = {SourceConfig: "source", ScheduleConfig: "schedule"}
 
 
 def main() -> None:
-  """Writes the page, or checks it."""
+  """Writes docs/config.md, or with --check tests if it is up to date."""
   if "--check" not in sys.argv[1:]:
     _PATH.write_text(page())
   elif not _PATH.exists() or _PATH.read_text() != page():
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def page() -> str:
-  """Returns the page: a table for each section of a recipe, then for each kind of source and schedule."""
+  """Returns the text of docs/config.md: a table for each section of a recipe and each kind of source and schedule."""
   rows = [row for row in describe(RunConfig) if not _is_section(row.hint)]
   rows.sort(key=lambda row: row.key.count(".") > 1)  # Keys of the run itself first; the sort keeps the rest in order.
   groups = itertools.groupby(rows, key=lambda row: row.key.rpartition(".")[0])

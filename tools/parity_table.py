@@ -37,7 +37,7 @@ def rows() -> Iterator[str]:
 
 
 def main() -> None:
-  """Rewrites the table between the markers."""
+  """Rewrites the table between the markers in docs/parity.md."""
   transformers.logging.set_verbosity_error()
   transformers.logging.disable_progress_bar()
   page = ROOT / "docs" / "parity.md"

@@ -19,7 +19,7 @@ _PEERS = {"plain": "plain jax", "liger": "Liger 0.8.5", "trl": "TRL 1.16.0"}
 
 
 def main() -> None:
-  """Rewrites the tables between the markers."""
+  """Rewrites the tables between the markers in docs/performance.md."""
   step, efficiency, losses = (_figures(name) for name in ("step", "efficiency", "loss"))
   page = _ROOT / "docs" / "performance.md"
   _write(page, "summary", _summary(step["rows"], losses["rows"]))

@@ -14,7 +14,7 @@ recipe.define(FLAGS, workdir="Directory of the teacher cache.")
 
 
 def main(arguments: Sequence[str]) -> int:
-  """Runs the teacher once over all rows; resumes if interrupted. --config.path.to.key=value overrides a key."""
+  """Caches the teacher's outputs, or resumes; returns the exit code. --config.path.to.key=value overrides a key."""
   config, workdir = recipe.read(FLAGS, arguments)
   code = cache_teacher(config, workdir=workdir)
   if code == EXIT_INTERRUPTED:

@@ -20,7 +20,7 @@ def split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
   """Splits a command line into (other arguments, {dotted key: text} of overrides).
 
   Raises:
-    InputError: An override without a value.
+    InputError: An override has no value.
   """
   rest, overrides = [], {}
   for argument in arguments:

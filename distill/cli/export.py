@@ -17,7 +17,7 @@ _FORMAT = flags.DEFINE_enum("format", "hf", ["hf"], "Format to write.", flag_val
 
 
 def main(arguments: Sequence[str]) -> int:
-  """Writes the model directory that --out names."""
+  """Writes the model to the directory that --out names; returns the exit code."""
   parse(FLAGS, arguments)
   if bool(_MODEL.value) == bool(_WORKDIR.value):
     raise InputError("--model and --workdir: give exactly one of them")

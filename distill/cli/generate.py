@@ -27,7 +27,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "Random seed of the draws.", flag_values
 
 
 def main(arguments: Sequence[str]) -> int:
-  """Prints the continuations one after another; the first is printed while it is generated."""
+  """Prints the prompts' continuations in turn, the first while it is generated; returns the exit code."""
   parse(FLAGS, arguments)
   sampling = Sampling(temperature=_TEMPERATURE.value, top_k=_TOP_K.value, top_p=_TOP_P.value)
   if not sampling.temperature and (sampling.top_k or sampling.top_p < 1):

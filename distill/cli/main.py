@@ -32,7 +32,7 @@ def run() -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-  """Runs one command and returns its exit code."""
+  """Runs the command that `arguments` name, and returns its exit code."""
   if not arguments or arguments[0] in ("help", "--help", "-h"):
     print("usage: distill COMMAND --flag=value …   (distill COMMAND --help lists the flags)\n")
     print("\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items()))

@@ -31,7 +31,7 @@ _RANK = flags.DEFINE_integer(
 
 
 def main(arguments: Sequence[str]) -> int:
-  """Writes the merged model, or with --format=adapter the combined adapter."""
+  """Writes the merged model, or with --format=adapter the combined adapter; returns the exit code."""
   parse(FLAGS, arguments)
   adapters = models.adapters(FLAGS)
   if not adapters:

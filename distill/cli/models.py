@@ -9,11 +9,11 @@ MODEL = "Model directory, or org/name[@revision] of the hub."
 
 
 def define(values: flags.FlagValues, *, model: str = "model", help: str = MODEL) -> None:
-  """Adds the model's flag, --adapters and --adapter_stack.
+  """Adds three flags to a command: the model's, --adapters and --adapter_stack.
 
   Args:
-    values: Flags of the command.
-    model: Name of the model's flag.
+    values: Flags of the command, to which these are added.
+    model: Name of the flag that names the model.
     help: Help text of that flag.
   """
   flags.DEFINE_string(model, None, help, required=True, flag_values=values)

@@ -17,7 +17,7 @@ def parse(values: flags.FlagValues, arguments: Sequence[str], *, positional: Seq
     positional: Names of the arguments that are not flags; all are required.
 
   Raises:
-    InputError: A required flag or argument is missing, or there is one too many.
+    InputError: A required flag or argument is missing, or there is an argument too many.
     flags.Error: A flag is unknown or its value is wrong.
   """
   try:

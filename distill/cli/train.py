@@ -17,7 +17,7 @@ recipe.define(FLAGS, workdir="Directory of the run.")
 
 
 def main(arguments: Sequence[str]) -> int:
-  """Runs the training; resumes if interrupted. --config.path.to.key=value overrides a key."""
+  """Runs or resumes the training; returns the exit code. --config.path.to.key=value overrides a key."""
   config, workdir = recipe.read(FLAGS, arguments)
   for path in config.evaluation.skills:
     read_skill(pathlib.Path(path))  # Otherwise a wrong file would be found only after the training.

@@ -27,13 +27,13 @@ def compare(
   heldout: TokenStore | None = None,
   curves: Sequence[Mapping[str, Any]] = (),
 ) -> Report:
-  """Measures models of any roles; retention needs a base and a teacher, KL needs a teacher.
+  """Measures models, and returns the report; retention needs a base and a teacher, KL needs a teacher.
 
   Args:
     models: Models that share a tokenizer, in the order of the report's columns.
     tokenizer: Their tokenizer.
-    skills: Tests to run.
-    heldout: Text that no model was trained on, if any.
+    skills: Multiple-choice tests to run.
+    heldout: Tokenised text that no model was trained on; None to skip it.
     curves: Lines of the student's metrics.jsonl, if known.
   """
   return Report(

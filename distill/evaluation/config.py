@@ -9,7 +9,7 @@ from distill.configuration import option
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-  """Measurements of `distill compare`: multiple-choice skills, and fidelity on held-out text."""
+  """Measurements that `distill compare` makes: multiple-choice skills, and fidelity on held-out text."""
 
   skills: tuple[str, ...] = option((), help="Files of multiple-choice questions, JSON lines, one skill a file.")
   heldout: Mapping[str, Any] | None = option(

@@ -21,7 +21,7 @@ _ROWS = 16  # Rows of the store that the devices run at once.
 
 
 def fidelity(models: Sequence[EvaluatedModel], *, store: TokenStore) -> tuple[FidelityRow, ...]:
-  """Measures models on every row of a token store; models other than base and teacher are compared with the teacher.
+  """Measures models on all rows of a token store; returns a row for each. Base and teacher get no KL and agreement.
 
   Args:
     models: Models that share a tokenizer.

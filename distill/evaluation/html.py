@@ -101,7 +101,7 @@ def _lead(report: Report, model: ModelRow) -> str:
 
 
 def _headlines(report: Report) -> list[str]:
-  """Returns an HTML tile with the retention of each measured model in each skill."""
+  """Returns HTML tiles: the retention of each model but base and teacher, in each skill."""
   tiles = []
   for rows in report.by_skill():
     measured = [(label, row) for label, row in zip(report.labels, rows, strict=True) if is_measured(row)]

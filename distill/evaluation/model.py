@@ -34,13 +34,13 @@ class EvaluatedModel:
 
   @property
   def size(self) -> int:
-    """Returns the number of parameters."""
+    """Returns the model's number of parameters."""
     return sum(int(x.size) for x in self.params.values())
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def run(decoder: Decoder, params: Mapping[str, Any], batch: Batch) -> ModelOutput:
-  """Runs a decoder on a batch with float32 operands.
+  """Returns a decoder's output for a batch, computed with float32 operands.
 
   Each model is compiled as a separate program: two sharded models in one program gather their weights at the same time,
   in an order that differs between devices, and XLA's CPU backend (jaxlib 0.10) then waits for ever.

@@ -16,12 +16,12 @@ class ModelRow:
   """A model's size and shape.
 
   Attributes:
-    role: As in `EvaluatedModel`.
-    name: As in `EvaluatedModel`.
+    role: Part of the model in the comparison, as in `EvaluatedModel`.
+    name: Name of the model in the report.
     family: Name of the model family.
     parameters: Number of parameters.
     width: Model width D.
-    layers: Kind of each layer's mixer.
+    layers: Kind of each layer's mixer, from the first layer on.
   """
 
   role: str
@@ -85,7 +85,7 @@ class Report:
     models: A row for each model.
     skills: For each skill in turn, a row for each model in the order of `models`.
     fidelity: A row for each model; empty without held-out text.
-    curves: Step, stage and loss of the student's training, if known.
+    curves: Step, stage and loss of each logged line of the student's training; empty if unknown.
   """
 
   date: str

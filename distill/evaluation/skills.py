@@ -36,7 +36,7 @@ class Skill:
 
   @property
   def chance(self) -> float:
-    """Returns the expected accuracy of guessing: the mean over examples of 1 / number of choices."""
+    """Returns the expected accuracy of guessing: 1 / number of choices, averaged over the examples."""
     return float(np.mean([1 / len(example.choices) for example in self.examples]))
 
 

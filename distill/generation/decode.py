@@ -1,4 +1,4 @@
-"""Generates text from prompts: one prefill, then blocks of tokens, each sampled in one compiled loop."""
+"""Generates tokens after prompts: one prefill, then blocks of tokens; a compiled loop samples each block."""
 
 import dataclasses
 import functools
@@ -86,7 +86,7 @@ def stream(
   stop: Collection[int] = (),
   dtype: Any = jnp.float32,
 ) -> Iterator[list[list[int]]]:
-  """Yields the tokens of `generate` as they are drawn: each time the next tokens of every text, none once it has ended.
+  """Yields `generate`'s tokens as they are drawn: a list of new tokens for each prompt, empty once its text has ended.
 
   Args and errors are those of `generate`.
   """
@@ -135,7 +135,7 @@ def generate(
   stop: Collection[int] = (),
   dtype: Any = jnp.float32,
 ) -> list[list[int]]:
-  """Returns the tokens that follow each prompt.
+  """Continues prompts with tokens drawn from a model; returns the new tokens of each prompt.
 
   A text depends only on the seed, on its index and on its own prompt. Exception: where rotary frequencies depend on a
   text's length (dynamic, longrope), all texts use those of the longest.
@@ -144,11 +144,11 @@ def generate(
     decoder: Architecture. Repeated calls are faster with `decoder.unrolled` and unrolled parameters.
     params: Stacked parameters.
     prompts: Token ids of each prompt, of any lengths, at least one token each.
-    max_tokens: Most tokens to draw for each prompt, at least one.
+    max_tokens: Maximum number of tokens to draw for each prompt, at least one.
     sampling: Distribution of the next token; by default the most likely token is taken.
     seed: Seed of the draws.
-    stop: Tokens that end a text; they are not part of it.
-    dtype: Dtype of the operands and of KV caches.
+    stop: Ids of the tokens that end a text; they are not returned.
+    dtype: Dtype of the operands of matrix products and of KV caches.
 
   Raises:
     InputError: A prompt is empty, max_tokens is below 1, or prompt and max_tokens exceed the model's learned positions.

@@ -39,7 +39,7 @@ class Sampling:
 
 
 def nucleus(logits: Float[Array, "*B V"], top_p: float) -> Bool[Array, "*B V"]:
-  """Returns the smallest set of most likely tokens that reaches probability `top_p` (Holtzman et al. 2019, 1904.09751).
+  """Masks the smallest set of most likely tokens that reaches probability `top_p` (Holtzman et al. 2019, 1904.09751).
 
   Ties with the least likely token of the set are included. The least probability is found by bisection over the bits of
   a float32, which sort like the floats, in 30 sums over the vocabulary. Sorting the vocabulary takes far longer.
@@ -61,7 +61,7 @@ def nucleus(logits: Float[Array, "*B V"], top_p: float) -> Bool[Array, "*B V"]:
 
 
 def draw(logits: Float[Array, "B V"], *, keys: Key[Array, " B"], sampling: Sampling) -> Int[Array, " B"]:
-  """Draws one token for each row, from its own logits and key alone."""
+  """Draws one token id for each row, from that row's logits and random key alone."""
   if sampling.temperature == 0:
     return jnp.argmax(logits, axis=-1)
   logits, ids = logits / sampling.temperature, None

@@ -26,16 +26,16 @@ _TINY = 1e-30
 class Importance:
   """Importance of a model's parts by their activations (Muralidharan et al. 2024, 2407.14679; layers: 2403.03853).
 
-  Heads, neurons and channels: the mean over a row's tokens, then the root of the sum of squares over rows.
+  Scores of heads, neurons and channels: the mean over each row's tokens, then the root of the sum of squares over rows.
 
   Attributes:
     layers: 1 − cos between a layer's input and its output, the mean over tokens [L].
-    heads: For each layer, the norm of a head's output before the output projection [N]; empty without heads.
-    neurons: For each layer, the size of the inputs of the MLP's last projection [F]; empty in an MoE layer.
+    heads: For each layer, the norm of each head's output before the output projection [N]; empty without heads.
+    neurons: For each layer, the size of the inputs of the MLP's last projection [F]; empty for an MoE layer.
     channels: The size of the inputs of mixers, MLPs and the head, summed over all of them [D].
     shares: By the name of a norm over the residual stream or over all heads, the share of each of its inputs in the
       mean square, averaged over tokens; the shares sum to one.
-    power: For each layer, the mean square of a head's output [N]; empty without heads.
+    power: For each layer, the mean square of each head's output [N]; empty without heads.
     means: For each layer, the mean input of its mixer [D].
   """
 
@@ -49,12 +49,12 @@ class Importance:
 
 
 def measure(decoder: Decoder, params: Mapping[str, Any], *, batches: Iterable[Batch], mesh: Mesh) -> Importance:
-  """Returns the importance of a model's parts over all rows of `batches`, with float32 operands.
+  """Runs a model in float32 on all rows of `batches`, and returns the importance of its parts.
 
   Args:
     decoder: The model.
     params: Its stacked parameters on `mesh`.
-    batches: Rows; padding (segment 0) does not count.
+    batches: Batches of token rows; padding (segment 0) does not count.
     mesh: Devices that the rows are sharded over.
   """
   sums = jax.jit(

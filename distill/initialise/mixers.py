@@ -46,26 +46,26 @@ class Conversion(Protocol):
     """Returns the teacher's heads that the mixer starts from, or None if no heads are chosen.
 
     Args:
-      mixer: The student's.
-      source: The teacher's.
-      scores: Importance of the teacher's query heads [N], where measured.
+      mixer: Configuration of the student's mixer.
+      source: Configuration of the teacher's mixer.
+      scores: Importance of the teacher's query heads [N]; None where it was not measured.
     """
 
   def needs_importance(self, mixer: Any, source: Any) -> bool:
-    """Returns True if importance has to be measured first."""
+    """Returns True if this conversion reads the teacher's importance, which must then be measured first."""
 
   def parameter(self, name: str, *, mixer: Any, teacher: TeacherMixer, heads: Heads | None) -> Array | None:
-    """Returns one of the student's parameters, or None if it stays fresh.
+    """Returns the student mixer's parameter `name`, or None if it keeps its random initialisation.
 
     Args:
-      name: Its name within the mixer.
-      mixer: The student's.
-      teacher: The teacher's.
-      heads: What `heads` returned.
+      name: Name of the parameter within the mixer.
+      mixer: Configuration of the student's mixer.
+      teacher: The teacher's mixer.
+      heads: The heads that the method `heads` returned.
     """
 
   def describe(self, mixer: Any, source: Any, *, heads: Heads | None) -> str:
-    """Describes in a few words which parameters come from the teacher."""
+    """Returns a few words that say which of the mixer's parameters come from the teacher."""
 
 
 class Copied:
@@ -75,7 +75,7 @@ class Copied:
     """Returns None: all heads are copied, none is chosen."""
 
   def needs_importance(self, mixer: MixerConfig, source: MixerConfig) -> bool:
-    """Returns False."""
+    """Returns False: no importance is read."""
     return False
 
   def parameter(self, name: str, *, mixer: Any, teacher: TeacherMixer, heads: Heads | None) -> Array | None:
@@ -83,7 +83,7 @@ class Copied:
     return teacher.get(name)
 
   def describe(self, mixer: MixerConfig, source: MixerConfig, *, heads: Heads | None) -> str:
-    """Returns a word that says the mixer is copied."""
+    """Returns a word for the summary table that says the mixer is copied."""
     return "copied"
 
 
@@ -94,14 +94,14 @@ class Fresh:
     """Returns None: no heads are chosen."""
 
   def needs_importance(self, mixer: MixerConfig, source: MixerConfig) -> bool:
-    """Returns False."""
+    """Returns False: no importance is read."""
     return False
 
   def parameter(self, name: str, *, mixer: Any, teacher: TeacherMixer, heads: Heads | None) -> None:
     """Returns None: every parameter stays fresh."""
 
   def describe(self, mixer: MixerConfig, source: MixerConfig, *, heads: Heads | None) -> str:
-    """Returns that the mixer stays fresh, with the type of the teacher's mixer."""
+    """Returns a text that says the mixer stays fresh, and names the type of the teacher's mixer."""
     same = mixer.kind == source.kind
     return f"fresh: the teacher's {source.kind} {'is configured otherwise' if same else 'does not convert'}"
 

@@ -20,12 +20,12 @@ def loses_neurons(mlp: AnyMlp, source: AnyMlp) -> bool:
 
 
 def choose_neurons(mlp: AnyMlp, source: AnyMlp, *, scores: Array | None) -> Array | None:
-  """Returns the teacher's neurons that a dense MLP starts from; None unless both are dense and of one form.
+  """Returns the indices of the teacher's neurons that a dense MLP starts from; None unless both are dense and alike.
 
   Args:
-    mlp: The student's.
-    source: The teacher's.
-    scores: Importance of the teacher's neurons [F], where the student has fewer.
+    mlp: Configuration of the student's MLP.
+    source: Configuration of the teacher's MLP.
+    scores: Importance of the teacher's neurons [F]; needed where the student has fewer neurons.
   """
   if not isinstance(mlp, MlpConfig) or not isinstance(source, MlpConfig) or mlp.gated != source.gated:
     return None
@@ -47,10 +47,10 @@ def convert_mlp(
   """Returns one parameter of a student's MLP, or None if it stays fresh; `widen` adds missing neurons.
 
   Args:
-    name: Its name within the MLP.
-    mlp: The student's.
-    source: The teacher's.
-    neurons: The teacher's neurons that the student retains, from `choose_neurons`.
+    name: Name of the parameter within the MLP.
+    mlp: Configuration of the student's MLP.
+    source: Configuration of the teacher's MLP.
+    neurons: Indices of the teacher's neurons that the student retains, from `choose_neurons`.
     get: Returns the teacher's parameters by the names within its MLP, cut to the student's channels.
     shape: Shape of the student's parameter.
   """
@@ -71,7 +71,7 @@ def convert_mlp(
 
 
 def describe_mlp(mlp: AnyMlp, source: AnyMlp) -> str:
-  """Describes in a few words how a student MLP is made from its teacher's."""
+  """Returns a few words that say how a student MLP is made from its teacher's."""
   match mlp, source:
     case MoeConfig(width=width), MlpConfig(width=neurons):
       return f"experts of {width} of {neurons} neurons"
@@ -86,10 +86,10 @@ def widen(name: str, value: Array, fresh: Any) -> Array | None:
   Args:
     name: Canonical name of the parameter.
     value: The teacher's parameter.
-    fresh: The student's, of another shape.
+    fresh: The student's freshly initialised parameter, of another shape.
 
   Returns:
-    None if the parameter is not an MLP's, or the teacher's is the larger one.
+    The parameter in the shape of `fresh`; None if it does not belong to an MLP, or the teacher's is the larger one.
   """
   found = re.fullmatch(r"layers\.\d+\.mlp\.(gate|up|down)\.(kernel|bias)", name)
   if not found or any(one > other for one, other in zip(value.shape, fresh.shape, strict=True)):
@@ -100,7 +100,7 @@ def widen(name: str, value: Array, fresh: Any) -> Array | None:
 
 
 def _upcycles(mixture: MoeConfig, source: MlpConfig) -> bool:
-  """Returns True if a dense MLP has the experts' form, and all experts together are at least as wide."""
+  """Returns True if a dense MLP can become the experts: it has their form and is at most as wide as all together."""
   return (
     source.gated
     and not source.use_bias

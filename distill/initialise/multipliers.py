@@ -20,7 +20,7 @@ class MultiplierRatios:
     logits: Ratio of the multipliers of the logits.
     residual: Ratio of the multipliers of each mixer's and MLP's output before it is added to the residual stream.
     final: Factor of the final norm's scale: the ratio that a tied embedding table cannot hold besides `embedding`.
-    offsets: (the teacher's norm offset, the student's), or None where their norms are of different kinds.
+    offsets: (norm offset of the teacher, norm offset of the student), or None where their norms are of different kinds.
   """
 
   embedding: float

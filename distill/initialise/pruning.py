@@ -34,8 +34,8 @@ class Heads:
   """The teacher's heads that the heads of a student's mixer start from.
 
   Attributes:
-    queries: For each student query head, the teacher query head it starts from; neighbours share a key head.
-    keys: For each student key/value head, the teacher key/value heads whose mean it starts from.
+    queries: For each student query head, the index of its teacher query head; neighbours share a key head.
+    keys: For each student key/value head, the indices of the teacher key/value heads whose mean it starts from.
   """
 
   queries: tuple[int, ...]
@@ -56,7 +56,7 @@ def choose_heads(scores: Float[Array, " N"], *, keys: int, retained: int, retain
     retained_keys: Number of the student's key heads.
 
   Returns:
-    None if the teacher has too few heads, or the groups do not divide.
+    The chosen heads; None if the teacher has too few heads, or the groups do not divide.
   """
   group, size = len(scores) // keys, retained // retained_keys
   by_key = scores.reshape(keys, group)
@@ -86,7 +86,7 @@ def pick(value: Array, retained: Sequence[int | tuple[int, ...]], *, axis: int, 
 
   Args:
     value: Any parameter.
-    retained: For every unit of the result a unit of `value`, or several whose mean is taken.
+    retained: For each unit of the result, the index of a unit of `value`, or of several whose mean is taken.
     axis: The axis that holds the units, such as heads or neurons.
     units: Number of units in `value`.
   """
@@ -101,7 +101,7 @@ def cut_channels(name: str, value: Array, channels: Int[Array, " D"] | None) -> 
   Args:
     name: Canonical name, which decides the axis that runs over the channels.
     value: The parameter.
-    channels: Retained channels; None for all of them.
+    channels: Indices of the retained channels; None for all of them.
   """
   axis = next((axis for pattern, axis in _CHANNEL_AXES if re.fullmatch(pattern, name)), None)
   return value if channels is None or axis is None else np.take(value, channels, axis=axis)

@@ -14,7 +14,7 @@ _COLUMNS = ("part", "layers", "of the teacher's", "how")
 
 
 def table(start: InitialStudent, *, config: DecoderConfig, teacher: DecoderConfig) -> str:
-  """Returns a text table: a line for each part (such as mixers) and origin, and one for parameters that stay fresh.
+  """Returns a text table: a line for each (part, such as mixers; its origin), and one for fresh parameters.
 
   Args:
     start: The initialised student.

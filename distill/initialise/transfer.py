@@ -26,8 +26,8 @@ class RetainedParts:
 
   Attributes:
     layer: Index of the teacher layer.
-    heads: Heads of that layer, where they are chosen; None where the mixer is copied or stays fresh.
-    neurons: Neurons of its MLP; None unless both MLPs are dense and of one form.
+    heads: The attention heads chosen in that layer; None where the mixer is copied or stays fresh.
+    neurons: Indices of the neurons of its MLP; None unless both MLPs are dense and of one form.
   """
 
   layer: int
@@ -37,12 +37,12 @@ class RetainedParts:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InitialStudent:
-  """A student before its first step.
+  """A student before its first training step, and the parts of the teacher that it starts from.
 
   Attributes:
     params: All canonical parameters of the student.
     taken: Names of the parameters that come from the teacher.
-    channels: The teacher's channels that the student's residual stream retains; None for all.
+    channels: Indices of the teacher's channels that the student's residual stream retains; None for all.
     retained: For each student layer, the parts of the teacher that it starts from.
   """
 
@@ -57,7 +57,7 @@ def needs_importance(config: DecoderConfig, *, teacher: DecoderConfig, layers: S
 
   Args:
     config: The student's architecture.
-    teacher: The teacher's.
+    teacher: The teacher's architecture.
     layers: As for `from_teacher`; layers that the teacher lacks are ignored.
   """
   if isinstance(layers, str) or config.width < teacher.width:
@@ -94,8 +94,8 @@ def from_teacher(
     config: The student's architecture.
     teacher: The teacher's canonical parameters, adapters merged.
     teacher_config: The teacher's architecture.
-    layers: Teacher layer that each student layer starts from, or 'importance': the layers that change their
-      input most, in ascending order.
+    layers: Index of the teacher layer that each student layer starts from, or 'importance': the layers that change
+      their input most, in ascending order.
     importance: Importance of the teacher's parts; required if `needs_importance`.
 
   Raises:
@@ -133,12 +133,12 @@ def choose_layers(
   importance: Importance | None,
   key: str = "student.layers_from",
 ) -> tuple[int, ...]:
-  """Returns the teacher layer that each student layer starts from.
+  """Returns the index of the teacher layer that each student layer starts from.
 
   Args:
     layers: As for `from_teacher`.
     config: The student's architecture.
-    teacher: The teacher's.
+    teacher: The teacher's architecture.
     importance: Importance of the teacher's parts; required if `layers` is 'importance'.
     key: Name of `layers` in error messages.
 

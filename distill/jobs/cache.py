@@ -43,11 +43,11 @@ def cache_teacher(recipe: Mapping[str, Any] | RunConfig, *, workdir: pathlib.Pat
   """Writes, or goes on with, the cache of all rows that stages of `recipe` need a teacher for, in `workdir`.
 
   Args:
-    recipe: The configuration, or what it is read from.
+    recipe: The run's configuration, resolved or as a recipe.
     workdir: Directory of the teacher cache.
 
   Returns:
-    0, or `EXIT_INTERRUPTED` after a signal.
+    The exit code: 0, or `EXIT_INTERRUPTED` after a signal.
 
   Raises:
     InputError: The configuration, a file it names, or the workdir is wrong.
@@ -96,7 +96,7 @@ def _claimed(
   states: Mapping[str, list[int]],
   workdir: pathlib.Path,
 ) -> list[tuple[Section, TokenStore, int]]:
-  """A section for each store of each stage with a teacher, with the route that teaches its rows."""
+  """Returns (cache section, token store, index of the route that teaches it) for each store that needs a teacher."""
   subjects = _subjects(config)
   places = routes(config.data.sources)[1]
   found: dict[str, tuple[Section, TokenStore, int]] = {}
@@ -111,7 +111,7 @@ def _claimed(
 
 
 def _taught(config: RunConfig) -> list[StageConfig]:
-  """Returns the stages with a teacher."""
+  """Returns the stages whose terms need a teacher."""
   return [stage for stage in config.stages if needs_teacher(_terms(stage))]
 
 
@@ -120,7 +120,7 @@ def _terms(stage: StageConfig) -> tuple[Term, ...]:
 
 
 class _Progress:
-  """Progress in rows of one store."""
+  """Shows the progress of caching one token store, in rows."""
 
   def __init__(self, name: str, *, done: int, store: TokenStore):
     self._done, self._length = done, store.length
@@ -128,7 +128,7 @@ class _Progress:
     self.close = self._progress.close
 
   def report(self, rows: int) -> None:
-    """So many more are done."""
+    """Adds `rows`, a number of newly cached rows, to the progress shown."""
     self._done += rows
     self._progress.update(self._done, tokens=rows * self._length)
 
@@ -220,7 +220,7 @@ def cached_batches(index: CacheIndex, batches: Batches, *, stage: Stage) -> Batc
   """Returns the batches of a stage with the teacher's signal that its terms need.
 
   Raises:
-    InputError: The cache does not hold it.
+    InputError: The cache lacks a signal that a term of the stage needs.
   """
   if not needs_teacher(stage.terms):
     return batches
@@ -231,7 +231,7 @@ def cached_batches(index: CacheIndex, batches: Batches, *, stage: Stage) -> Batc
 
 
 def _subjects(config: RunConfig) -> Callable[[int, TokenStore], dict[str, Any]]:
-  """(number of a source, its store) -> what its rows are of: the keys of `sections.SUBJECT` that the run knows."""
+  """Returns a function (index of a source, its store) -> the keys of `sections.SUBJECT` that the run knows."""
   spec, sources = config.teacher, config.data.sources
   teacher, adapters = "", []
   if spec.model:

@@ -36,14 +36,14 @@ def compare(
   """Measures a student, its teacher and the teacher's base on skills and held-out text, and writes a report.
 
   Args:
-    student: Directory, or org/name[@revision] of the hub; a run's metrics next to it are drawn as curves.
+    student: Directory, or org/name[@revision] of the hub; metrics.jsonl beside the directory is drawn as curves.
     teacher: The teacher's base model, given like `student`.
-    evaluation: What to measure: a recipe's `evaluation` section.
+    evaluation: Skills and text to measure: a recipe's `evaluation` section.
     out: Directory that gets report.json and report.html.
     adapters: The teacher's PEFT directories or hub names, merged in this order; or the JSON file of a stack.
 
   Returns:
-    The report.
+    The report that was written.
 
   Raises:
     InputError: A model, an adapter, a skill or the text is wrong, or `out` cannot be written.

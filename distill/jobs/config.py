@@ -1,4 +1,4 @@
-"""The configuration of a run: combines the packages' sections and checks them against each other."""
+"""The configuration of a run: joins the sections of all packages, and checks them against each other."""
 
 import dataclasses
 import hashlib
@@ -50,7 +50,7 @@ class RunConfig:
   evaluation: EvaluationConfig = option(EvaluationConfig, help="What `distill compare` measures.")
 
   def stage_shape(self, stage: StageConfig) -> tuple[int, int]:
-    """Returns (rows of a batch, tokens of a row) of a stage: its own, else the run's."""
+    """Returns a stage's (rows in a batch, tokens in a row), from the stage's options, else from the run's."""
     return stage.batch_size or self.training.batch_size, stage.length or self.data.length
 
 

@@ -19,7 +19,7 @@ def tokenizer_path(config: RunConfig) -> str:
   """Returns the run's tokenizer directory: config.tokenizer, else the teacher's, else the student's.
 
   Raises:
-    InputError: None of them is set.
+    InputError: None of the three is set.
   """
   path = config.tokenizer or config.teacher.model or config.student.model
   if not path:
@@ -31,13 +31,13 @@ def read_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
   """Loads the run's tokenizer.
 
   Raises:
-    InputError: There is none, or it cannot be read.
+    InputError: The configuration names no tokenizer, or it cannot be read.
   """
   return load_tokenizer(tokenizer_path(config))
 
 
 def read_batches(config: RunConfig, *, tokenizer: PreTrainedTokenizerBase, tokens: pathlib.Path) -> dict[str, Batches]:
-  """Returns the batches of each stage, by its name.
+  """Returns the batches of each stage, by the stage's name.
 
   Stages with the same row length do not repeat rows: each begins where the previous one ends.
 
@@ -47,7 +47,7 @@ def read_batches(config: RunConfig, *, tokenizer: PreTrainedTokenizerBase, token
     tokens: Directory of the token stores, unless data.store names another.
 
   Raises:
-    InputError: A source or a size is wrong, or a source has nothing to learn.
+    InputError: A source or a size is wrong, or a source has no token to predict.
   """
   if not config.data.sources:
     raise InputError("config.data.sources: give at least one source")

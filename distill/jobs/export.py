@@ -14,7 +14,7 @@ def export(model: Path, *, out: Path) -> None:
 
   Args:
     model: Directory, for example the `student` of a run, or org/name[@revision] of the hub.
-    out: Directory to write: absent, empty, or an earlier model.
+    out: Directory to write: absent, empty, or holding a model, which is replaced.
 
   Raises:
     InputError: The model is missing or damaged, or `out` cannot be written or is the model.

@@ -18,13 +18,13 @@ def generate(
   sampling: Sampling = Sampling(),  # noqa: B008 - frozen
   seed: int = 0,
 ) -> list[str]:
-  """Continues all prompts in one batch.
+  """Returns a model's continuation of each prompt; all prompts run in one batch.
 
   Args:
     model: Directory with a tokenizer, or org/name[@revision] of the hub.
     prompts: Texts to continue, none empty.
     adapters: PEFT directories or hub names, merged in this order; or the JSON file of an ordered stack.
-    max_tokens: Most tokens to draw for each prompt, at least 1.
+    max_tokens: Maximum number of tokens to draw for each prompt, at least 1.
     sampling: Distribution of the next token; the default always takes the most probable one.
     seed: Random seed of the draws.
 
@@ -55,7 +55,7 @@ def generate_pieces(
     model: Directory with a tokenizer, or org/name[@revision] of the hub; all arguments are as in `generate`.
     prompts: Texts to continue.
     adapters: Adapters to merge.
-    max_tokens: Most tokens to draw.
+    max_tokens: Maximum number of tokens to draw for each prompt.
     sampling: Distribution of the next token.
     seed: Random seed of the draws.
 

@@ -40,8 +40,8 @@ class Calibration:
 
   Attributes:
     path: A text file: .jsonl in the format of training data, any other suffix plain text.
-    rows: Rows of tokens to use.
-    length: Tokens of a row.
+    rows: Number of token rows to use.
+    length: Number of tokens in a row.
 
   Raises:
     InputError: `rows` or `length` is too small.
@@ -64,7 +64,7 @@ class InitResult:
   Attributes:
     summary: A table of the teacher layers that initialise each part of the student.
     rows: Number of rows of text on which both KLs are measured.
-    kl: KL(teacher ‖ student), nats a token.
+    kl: KL(teacher ‖ initialised student), nats a token.
     fresh_kl: KL(teacher ‖ student) of the same architecture with random parameters.
     loader: Name of the library that can load the student's directory.
   """
@@ -94,8 +94,8 @@ def init(
     calibration: Text on which importance and KL are measured.
     out: Directory to write; it is written atomically.
     adapters: PEFT directories or hub names, merged into the teacher in this order; or the JSON file of a stack.
-    layers_from: The teacher layer, from 0, for each student layer; 'importance' leaves out the layers that change their
-      input least.
+    layers_from: Index of the teacher layer, from 0, for each student layer; 'importance' leaves out the layers that
+      change their input least.
     seed: Random seed of fresh parameters and of the choice of rows.
 
   Raises:

@@ -34,7 +34,7 @@ def inspect(directory: Path, *, model: Path = "") -> Iterator[str]:
     Lines of text. They are computed lazily, so an error may follow correct lines.
 
   Raises:
-    InputError: The directory is missing, damaged, or none of these.
+    InputError: The directory is missing, damaged, or of none of these kinds.
   """
   path = locate(directory)
   if not path.is_dir():

@@ -31,11 +31,11 @@ def adapter_stack(adapters: Adapters) -> Stack:
 
 
 def load(model: Path, *, stack: Stack = ()) -> tuple[Decoder, Params]:
-  """Loads a model onto all devices.
+  """Loads a model onto all devices, with adapters merged into it.
 
   Args:
     model: Directory, or org/name[@revision] of the hub.
-    stack: Adapters to merge into it.
+    stack: Adapters to merge into the model.
 
   Returns:
     The decoder and its stacked float32 parameters.

@@ -32,11 +32,11 @@ class Models:
   """The models of a run.
 
   Attributes:
-    student: The student.
-    params: Its parameters before the first step: `student.…` and `adapters.…`, stacked.
+    student: The student's decoder.
+    params: The student's parameters before the first step: `student.…` and `adapters.…`, stacked.
     teacher: The teacher, live or cached, if there is one.
     adapter_scale: alpha / rank of the adapter that trains.
-    layers_from: Teacher layer that each student layer starts from; empty if the student does not start from a teacher.
+    layers_from: Index of the teacher layer that each student layer starts from; empty for a student without one.
   """
 
   student: Decoder
@@ -61,7 +61,7 @@ def build(
     mesh: The devices.
     batches: The run's text, on whose first rows importance is measured; None where there is none.
     cached: A cached teacher in place of the live one, which is then loaded only for the student's initial parameters.
-    resumes: A checkpoint will replace the parameters, so that initial values from the teacher are not needed.
+    resumes: True if a checkpoint will replace the parameters, so that they need no initial values from the teacher.
 
   Raises:
     InputError: The configuration or a file it names is wrong.
@@ -107,7 +107,7 @@ def live_teacher(config: RunConfig, *, mesh: Mesh) -> LiveTeacher:
 
 
 def _start(spec: TeacherConfig, *, teacher, mesh) -> tuple[Decoder, Params]:
-  """Decoder and parameters that a student starts from: the teacher with the whole stack merged."""
+  """Returns the decoder and parameters that a student starts from: the teacher with its whole adapter stack merged."""
   if not is_routed(teacher.params):
     return teacher.decoder, teacher.params
   with fail_together("config.teacher"):
@@ -118,7 +118,7 @@ def _start(spec: TeacherConfig, *, teacher, mesh) -> tuple[Decoder, Params]:
 
 
 def _student(run: RunConfig, *, teacher, mesh, batches, resumes) -> tuple[Decoder, Params, tuple[int, ...]]:
-  """The student, its stacked parameters, and the teacher layer that each of its layers starts from."""
+  """Returns the student, its stacked parameters, and the index of the teacher layer behind each of its layers."""
   spec = run.student
   if bool(spec.model) == bool(spec.config):
     raise InputError("config.student: give either model (a directory) or config (the keys of an HF config.json)")

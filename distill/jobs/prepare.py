@@ -23,15 +23,15 @@ from distill.tree import Params
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-  """A training with its text read and its models in memory.
+  """A training run whose text is read and whose models are in memory.
 
   Attributes:
-    config: Its configuration.
+    config: Configuration of the run.
     mesh: The devices.
     models: Teacher and student.
-    stages: Stages, in order.
+    stages: Stages of the run, in order.
     batches: Batch source of each stage, by name.
-    resumes: The directory has checkpoints, which replace the parameters; they must still be there afterwards.
+    resumes: True if the directory has checkpoints, which replace the parameters; they must still exist at the restore.
   """
 
   config: RunConfig

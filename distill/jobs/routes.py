@@ -13,7 +13,7 @@ Route = tuple[str, ...] | None
 
 
 def routes(sources: Sequence[SourceConfig]) -> tuple[list[Route], list[int]]:
-  """Returns the different routes of the data sources, and for each source the number of its route.
+  """Returns the different routes of the data sources, and the index of each source's route in them.
 
   The whole stack teaches a source without `adapters`; the base alone teaches one with an empty list.
   """
@@ -39,7 +39,7 @@ def stack(teacher: TeacherConfig) -> Stack:
 
 
 def chosen(stack: Stack, route: Route) -> list[int]:
-  """Returns the places of a route's adapters in the stack.
+  """Returns the indices of a route's adapters in the stack.
 
   Raises:
     InputError: The route names an adapter that is missing or ambiguous.

@@ -25,30 +25,30 @@ class RunDirectory:
 
   @property
   def config(self) -> pathlib.Path:
-    """The run's configuration and its fingerprint."""
+    """Path of config.json: the run's configuration and its fingerprint."""
     return self.path / "config.json"
 
   @property
   def tokens(self) -> pathlib.Path:
-    """The token stores, unless data.store names another directory."""
+    """Path of the directory of token stores; data.store may name another one."""
     return self.path / "tokens"
 
   @property
   def student(self) -> pathlib.Path:
-    """The trained student, a Hugging Face directory."""
+    """Path of the trained student, a Hugging Face directory."""
     return self.path / "student"
 
   @property
   def adapter(self) -> pathlib.Path:
-    """The trained adapter, a PEFT directory."""
+    """Path of the trained adapter, a PEFT directory."""
     return self.path / "adapter"
 
   def steps(self) -> list[int]:
-    """Returns the steps of the checkpoints, in order."""
+    """Returns the step numbers of the run's checkpoints, in ascending order."""
     return sorted(int(path.name) for path in self._checkpoints.glob("*") if path.name.isdigit())
 
   def checkpoints(self) -> Checkpoints:
-    """Opens the checkpoints."""
+    """Opens the run's checkpoints, to save and to restore."""
     return Checkpoints(self._checkpoints)
 
   @property
@@ -64,7 +64,7 @@ class RunDirectory:
     return MetricsWriter(self._metrics, tensorboard=self.path / "tensorboard", step=step)
 
   def metrics(self) -> list[dict[str, Any]]:
-    """Returns the lines of metrics written so far."""
+    """Returns the lines of metrics.jsonl written so far."""
     return read_metrics(self._metrics)
 
   def summary(self) -> str:

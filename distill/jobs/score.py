@@ -29,7 +29,7 @@ def score(
     model: Directory, or org/name[@revision] of the hub.
     tokens: Token ids, int32 [B, T], or a .npy file of them; each row is a separate document.
     adapters: PEFT directories or hub names, merged in this order; or the JSON file of an ordered stack.
-    hidden: Layers, from 0, whose outputs are returned as well.
+    hidden: Indices of the layers, from 0, whose outputs are returned as well.
     dtype: Dtype of the operands of matrix products, 'float32' or 'bfloat16'.
 
   Returns:

@@ -29,8 +29,8 @@ def begin(
   Args:
     run: The run.
     stage: One of its stages.
-    params: All parameters as they are now.
-    done: Steps of the stage already done.
+    params: All current parameters, trained and frozen.
+    done: Number of the stage's steps already done.
     carried: States of the optimizer and the terms, from a checkpoint's arrays; fresh by default.
 
   Raises:
@@ -63,7 +63,7 @@ def to_arrays(state: TrainState) -> Params:
 
 
 def from_arrays(arrays: Params) -> tuple[Params, Params]:
-  """Splits a checkpoint's arrays into the parameters and the `carried` argument of `begin`."""
+  """Splits a checkpoint's arrays: returns (parameters, the `carried` argument of `begin`)."""
   return branch(arrays, "params"), branch(arrays, "optimizer")
 
 

@@ -27,8 +27,8 @@ class Stage:
     first: Number of the run's steps before the stage.
     steps: Length in optimizer steps.
     terms: Terms of the loss, bound to `setting`.
-    setting: The description of stage and models that terms are bound to.
-    config: The stage in the recipe.
+    setting: Description of the stage and both models, against which the terms were checked.
+    config: Configuration of the stage from the recipe.
   """
 
   name: str

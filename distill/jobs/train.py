@@ -48,7 +48,7 @@ def train(
     batches: Batch source of each stage, by name, in place of the recipe's text.
 
   Returns:
-    0, or `EXIT_INTERRUPTED` after a signal.
+    The exit code: 0, or `EXIT_INTERRUPTED` after a signal.
 
   Raises:
     InputError: The configuration, a file it names, or the workdir is wrong.
@@ -73,7 +73,7 @@ def train(
 def _train_stages(
   run: Run, params: Params, *, directory: RunDirectory, checkpoints: Checkpoints, stop: Callable[[], bool]
 ) -> tuple[Params, bool]:
-  """Trains one stage after another; returns all parameters, and whether the last stage was finished."""
+  """Trains the stages in order; returns (all parameters, True if the last stage was finished)."""
   params, carried, done = _restore(run, params, checkpoints=checkpoints)
   metrics = directory.metrics_writer(step=done)
   try:
@@ -112,7 +112,7 @@ def _restore(run: Run, params: Params, *, checkpoints: Checkpoints) -> tuple[Par
 
 
 def _cache_identity(run: Run) -> str:
-  """Returns the digest of the run's teacher cache, or an empty text with a live teacher or none."""
+  """Returns the digest of the run's teacher cache; an empty string if the teacher is live or there is none."""
   return run.models.teacher.identity if run.models.teacher else ""
 
 

@@ -17,13 +17,13 @@ class Balance(Term):
   kind: ClassVar[str] = "balance"
 
   def bind(self, setting: Setting, *, key: str) -> Term:
-    """Checks that the student has MoE layers."""
+    """Checks that the student has MoE layers, and returns the term unchanged."""
     if not any(layer.mlp is not None and layer.mlp.routed for layer in setting.student.layers):
       raise InputError(f"{key}: the balance term needs an MoE student; this student has no MoE layers")
     return self
 
   def loss(self, inputs: LossInputs, context: LossContext) -> Scalar:
-    """Returns the mean imbalance of the rows, each weighted by its number of tokens."""
+    """Returns the mean load imbalance of the micro-batch's rows, each weighted by its number of tokens."""
     assert inputs.output is not None and inputs.output.balance is not None, "a student without MoE layers"
     lengths = jnp.sum(inputs.batch.segments > 0, axis=1).astype(jnp.float32)
     return jnp.sum(inputs.output.balance * lengths) / context.totals["present"]

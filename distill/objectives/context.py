@@ -20,12 +20,12 @@ class Setting:
   """The stage and the two models that a term is used with.
 
   Attributes:
-    steps: Optimizer steps of the stage.
+    steps: Length of the stage in optimizer steps.
     student: Architecture of the student.
     teacher_depth: Number of the teacher's layers.
-    teacher_width: D of the teacher's hidden states.
+    teacher_width: Width D of the teacher's hidden states.
     teacher: Architecture of the teacher; None for a teacher cache, which knows only depth and width.
-    layers_from: Teacher layer that each student layer starts from; None if it is not measured yet.
+    layers_from: Index of the teacher layer that each student layer starts from; None if it is not measured yet.
     has_reference: True if any term of the stage is a reference for balanced terms (`Term.reference`).
   """
 
@@ -43,8 +43,8 @@ class LossContext:
   """The step, global counts and term states with which a loss is computed.
 
   Attributes:
-    step: Optimizer steps done in the stage.
-    steps: All optimizer steps of the stage.
+    step: Number of optimizer steps already done in the stage.
+    steps: Length of the stage in optimizer steps.
     totals: Counts of the GLOBAL batch, so that the shares of micro-batches, devices and hosts simply add up:
       `predicted`, tokens with a target, and `present`, tokens that are not padding.
     states: State of each term that has one, by its index in the stage.
@@ -58,7 +58,7 @@ class LossContext:
   shards: int = 1
 
   def at(self, spec: float | ScheduleConfig) -> Scalar:
-    """Returns the value at this step of a number or a schedule (distill/schedules.py)."""
+    """Returns the value of `spec`, a number or a schedule (distill/schedules.py), at this step."""
     return schedule(spec, key="schedule", steps=self.steps)(self.step)
 
 

@@ -16,5 +16,5 @@ class CrossEntropy(Term):
   reference: ClassVar[bool] = True
 
   def token_loss(self, context: LossContext, state: TermState) -> TokenLoss:
-    """Returns the cross-entropy of each token."""
+    """Returns the cross-entropy as a loss of each token's logits."""
     return cross_entropy_loss()

@@ -58,7 +58,7 @@ class DivergenceTerm(Term):
       )
 
   def token_loss(self, context: LossContext, state: TermState) -> TokenLoss:
-    """Returns the divergence of each token."""
+    """Returns the divergence as a loss of each token's logits."""
     temperature = context.at(self.temperature)
     return divergence_loss(
       self.divergence(),
@@ -96,7 +96,7 @@ class ReverseKl(DivergenceTerm):
   kind: ClassVar[str] = "reverse_kl"
 
   def divergence(self) -> Divergence:
-    """Returns reverse KL."""
+    """Returns reverse KL as a function of the log-probabilities of both models."""
     return divergences.reverse_kl
 
 
@@ -109,7 +109,7 @@ class Jsd(DivergenceTerm):
   beta: float = option(0.5, least=0, most=1, help="Share of the teacher in the mixture; 0 is forward, 1 reverse KL.")
 
   def divergence(self) -> Divergence:
-    """Returns the JSD at this beta."""
+    """Returns the JSD with the option `beta`."""
     return functools.partial(divergences.jsd, beta=self.beta)
 
 
@@ -133,7 +133,7 @@ class SkewKl(_SkewTerm):
   kind: ClassVar[str] = "skew_kl"
 
   def divergence(self) -> Divergence:
-    """Returns the skew KL at this alpha."""
+    """Returns the skew KL with the option `alpha`."""
     return functools.partial(divergences.skew_kl, alpha=self.alpha)
 
 
@@ -144,7 +144,7 @@ class SkewReverseKl(_SkewTerm):
   kind: ClassVar[str] = "skew_reverse_kl"
 
   def divergence(self) -> Divergence:
-    """Returns the skew reverse KL at this alpha."""
+    """Returns the skew reverse KL with the option `alpha`."""
     return functools.partial(divergences.skew_reverse_kl, alpha=self.alpha)
 
 
@@ -155,7 +155,7 @@ class TotalVariation(DivergenceTerm):
   kind: ClassVar[str] = "total_variation"
 
   def divergence(self) -> Divergence:
-    """Returns the total variation distance."""
+    """Returns the total variation distance as a function of the log-probabilities of both models."""
     return divergences.total_variation
 
 
@@ -175,7 +175,7 @@ class AlphaBeta(DivergenceTerm):
     return super().bind(setting, key=key)
 
   def divergence(self) -> Divergence:
-    """Returns the divergence at these powers."""
+    """Returns the divergence with the options `alpha` and `beta` as its powers."""
     return functools.partial(divergences.alpha_beta, alpha=self.alpha, beta=self.beta)
 
 
@@ -190,5 +190,5 @@ class DecoupledKl(DivergenceTerm):
   beta: float = option(1.0, help="Factor of the KL among the rest.")
 
   def divergence(self) -> Divergence:
-    """Returns the decoupled KL with these factors."""
+    """Returns the decoupled KL with the term's options as factors of its two parts."""
     return functools.partial(divergences.decoupled_kl, alpha=self.alpha, beta=self.beta)

@@ -24,15 +24,15 @@ class Hidden(DistanceTerm):
   kind: ClassVar[str] = "hidden"
 
   def pair(self, student: int, span: Span) -> tuple[int, ...]:
-    """Returns the layer with the last teacher layer it stands for."""
+    """Returns the pair (student layer, last teacher layer that it replaces)."""
     return student, span.last
 
   def student_capture(self) -> Capture:
-    """Returns outputs of the student's layers."""
+    """Requests the outputs of the student's paired layers."""
     return Capture(layers=tuple(i for i, _ in self.listed))
 
   def teacher_capture(self) -> Capture:
-    """Returns outputs of the teacher's layers."""
+    """Requests the outputs of the teacher's paired layers."""
     return Capture(layers=tuple(j for _, j in self.listed))
 
   def init_params(self, setting: Setting, *, key: Key[Array, ""]) -> Params:
@@ -45,7 +45,7 @@ class Hidden(DistanceTerm):
     return {_name(pair): projector() for pair in self.listed}
 
   def distances(self, inputs: LossInputs) -> Iterator[Float[Array, "B T"]]:
-    """Yields the distance for each pair."""
+    """Yields each token's distance, for one pair of layers after another."""
     assert inputs.output is not None and inputs.signal is not None
     for i, j in self.listed:
       student = projected(inputs.output.layers[i], inputs.params.get(_name((i, j))))

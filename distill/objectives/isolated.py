@@ -33,7 +33,7 @@ class _IsolatedTerm(DistanceTerm):
     return super().bind(setting, key=key)
 
   def run(self, inputs: LossInputs, method: Callable[..., Any]) -> dict[tuple[int, int], Float[Array, "B T D"]]:
-    """Runs `method` of each pair's student layer; stacked layers run in one scan."""
+    """Runs `method` of each pair's student layer; returns its output by pair. Stacked layers run in one scan."""
     assert inputs.signal is not None and inputs.run_isolated is not None
     pairs = sorted({(pair[0], pair[1]) for pair in self.listed})
     given = [jax.lax.stop_gradient(inputs.signal.layers[before(j)]) for _, j in pairs]
@@ -48,16 +48,16 @@ class MixerOutput(_IsolatedTerm):
   kind: ClassVar[str] = "mixer_output"
 
   def pair(self, student: int, span: Span) -> tuple[int, ...]:
-    """Returns the layer with the teacher layer it starts from."""
+    """Returns the pair (student layer, teacher layer that it starts from)."""
     return student, span.source
 
   def teacher_capture(self) -> Capture:
-    """Returns inputs of the teacher's layers and outputs of their mixers."""
+    """Requests the inputs of the teacher's paired layers and the outputs of their mixers."""
     layers = tuple(j for _, j in self.listed)
     return Capture(layers=tuple(map(before, layers)), mixers=layers)
 
   def distances(self, inputs: LossInputs) -> Iterator[Float[Array, "B T"]]:
-    """Yields the distance for each pair."""
+    """Yields each token's distance, for one pair of layers after another."""
     assert inputs.signal is not None
     outputs = self.run(inputs, Layer.mix)
     for i, j in self.listed:
@@ -75,15 +75,15 @@ class BlockOutput(_IsolatedTerm):
   spans: ClassVar[bool] = True
 
   def pair(self, student: int, span: Span) -> tuple[int, ...]:
-    """Returns the layer with the first and last teacher layer it stands for."""
+    """Returns the triple (student layer, first and last teacher layer that it replaces)."""
     return student, span.first, span.last
 
   def teacher_capture(self) -> Capture:
-    """Returns the inputs of the first and the outputs of the last layer of each span."""
+    """Requests the input of the first and the output of the last teacher layer of each pair."""
     return Capture(layers=tuple(layer for pair in self.listed for layer in (before(pair[1]), pair[-1])))
 
   def distances(self, inputs: LossInputs) -> Iterator[Float[Array, "B T"]]:
-    """Yields the distance for each pair."""
+    """Yields each token's distance, for one pair of layers after another."""
     assert inputs.signal is not None
     outputs = self.run(inputs, Layer.__call__)
     for pair in self.listed:

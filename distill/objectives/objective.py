@@ -57,7 +57,7 @@ def next_states(terms: Sequence[Term], *, context: LossContext, parts: Mapping[s
 
   Args:
     terms: Terms of the stage.
-    context: Context of the step.
+    context: Step, counts and term states that the step's loss was computed with.
     parts: Means of all terms over the global batch, from `loss_sums`.
   """
   names = _names(terms)
@@ -82,7 +82,7 @@ def loss_sums(terms: Sequence[Term], inputs: LossInputs, *, context: LossContext
   Args:
     terms: Terms of the stage.
     inputs: The micro-batch, with the outputs of both models that the terms need.
-    context: Point in the stage, with the counts of the global batch.
+    context: Step of the stage, counts of the global batch, and term states.
 
   Returns:
     The loss, Σ weight · factor · mean, and each term's mean by its name in metrics: its index and kind.

@@ -19,7 +19,7 @@ Pairs = tuple[tuple[int, ...], ...]
 
 
 class Span(NamedTuple):
-  """The teacher layers `first` to `last` that a student layer replaces, and the `source` it is initialised from."""
+  """Indices of teacher layers: a student layer replaces `first` to `last`, and is initialised from `source`."""
 
   source: int
   first: int
@@ -69,12 +69,12 @@ class PairTerm(Term):
 
   @property
   def listed(self) -> Pairs:
-    """Returns the pairs of a bound term."""
+    """Returns the layer pairs of a bound term, as `bind` listed them."""
     assert isinstance(self.pairs, tuple), "bind comes first"
     return cast(Pairs, self.pairs)
 
   def loss(self, inputs: LossInputs, context: LossContext) -> Scalar:
-    """Returns the mean over pairs and tokens."""
+    """Returns the micro-batch's share of the mean distance over pairs and non-padding tokens."""
     present = (inputs.batch.segments > 0).astype(jnp.float32)
     total = jnp.zeros((), jnp.float32)
     for distance in self.distances(inputs):
@@ -120,7 +120,7 @@ class DistanceTerm(PairTerm):
   )
 
   def measure(self, student: Float[Array, "B T D"], teacher: Float[Array, "B T D"]) -> Float[Array, "B T"]:
-    """Returns each token's distance."""
+    """Returns each token's distance between the student's and the teacher's vectors."""
     return DISTANCES[self.distance](student, teacher)
 
 

@@ -38,19 +38,19 @@ class Relations(PairTerm):
     return bound
 
   def pair(self, student: int, span: Span) -> tuple[int, ...]:
-    """Returns the layer with the teacher layer it starts from."""
+    """Returns the pair (student layer, teacher layer that it starts from)."""
     return student, span.source
 
   def student_capture(self) -> Capture:
-    """Returns queries, keys and values of the student's layers."""
+    """Requests the queries, keys and values of the student's paired layers."""
     return Capture(qkv=tuple(i for i, _ in self.listed))
 
   def teacher_capture(self) -> Capture:
-    """Returns queries, keys and values of the teacher's layers."""
+    """Requests the queries, keys and values of the teacher's paired layers."""
     return Capture(qkv=tuple(j for _, j in self.listed))
 
   def distances(self, inputs: LossInputs) -> Iterator[Float[Array, "B T"]]:
-    """Yields the divergence for each pair."""
+    """Yields each token's divergence, for one pair of layers after another."""
     assert inputs.output is not None and inputs.signal is not None
     for i, j in self.listed:
       total = jnp.zeros(inputs.batch.segments.shape, jnp.float32)

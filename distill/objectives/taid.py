@@ -27,11 +27,11 @@ class Taid(DivergenceTerm):
   alpha: float = option(5e-4, least=0, most=1, help="How far the share runs ahead of a line while the loss falls.")
 
   def divergence(self) -> Divergence:
-    """Returns the divergence with t as its last argument."""
+    """Returns the divergence as a function of both models' log-probabilities and the interpolation t."""
     return lambda p, q, t: divergences.taid(p, q, t=t)
 
   def extra(self, state: TermState) -> tuple[Scalar, ...]:
-    """Returns the interpolation t."""
+    """Returns the interpolation t from the state, for the last argument of `divergence`."""
     return (state["t"],)
 
   def initial_state(self) -> TermState:

@@ -29,7 +29,7 @@ class Term(Protocol):
     runs_student: True if the term needs the student to run end to end.
     runs_teacher: True if the term needs a teacher.
     reference: True if balanced terms of the same stage are scaled to the weighted sum that includes this term.
-    weight: Factor of the term in the loss.
+    weight: Number or schedule that the term's mean is multiplied by in the loss.
   """
 
   kind: ClassVar[str]
@@ -76,13 +76,13 @@ class Term(Protocol):
     return {}
 
   def next_state(self, state: TermState, *, value: Scalar, reference: Scalar, context: LossContext) -> TermState:
-    """Returns the state after a step.
+    """Returns the term's state after a step, which the next step's loss is computed with.
 
     Args:
-      state: State that the step was computed under.
-      value: The term's mean over the global batch.
+      state: State before the step, with which its loss was computed.
+      value: The term's mean over the step's global batch.
       reference: Weighted sum of the means of the stage's reference terms.
-      context: Context of the step.
+      context: Step, counts and states that the step's loss was computed with.
     """
     return state
 

@@ -52,8 +52,8 @@ def read_terms(specs: Sequence[Any], *, key: str) -> tuple[Term, ...]:
   """Reads the terms of a stage; `bind_terms` then checks them against the models.
 
   Args:
-    specs: One mapping a term: its kind, a name in `TERMS` or 'package.module:Class', and its options.
-    key: Where they stand in the recipe; error messages begin with it.
+    specs: One mapping for each term: its kind, a name in `TERMS` or 'package.module:Class', and its options.
+    key: Place of the terms in the recipe; error messages begin with it.
 
   Raises:
     InputError: A kind or option is unknown, or a value is wrong.
@@ -69,7 +69,7 @@ def bind_terms(terms: Sequence[Term], setting: Setting, *, key: str) -> tuple[Te
   Args:
     terms: All terms of the stage.
     setting: The stage and its models.
-    key: Where the terms stand in the recipe; error messages begin with it.
+    key: Place of the terms in the recipe; error messages begin with it.
 
   Raises:
     InputError: A term does not fit the stage or the models.

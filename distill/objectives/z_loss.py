@@ -15,5 +15,5 @@ class ZLoss(Term):
   kind: ClassVar[str] = "z_loss"
 
   def token_loss(self, context: LossContext, state: TermState) -> TokenLoss:
-    """Returns the z-loss of each token."""
+    """Returns the z-loss as a loss of each token's logits."""
     return z_loss()

@@ -17,13 +17,13 @@ _UINTS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
 def flatten_state(state: Any) -> Params:
-  """Returns the leaves of a pytree by their path, without the classes that hold them."""
+  """Returns the arrays of a pytree by their path, as a flat dict without the tree's classes."""
   leaves, _ = jax.tree_util.tree_flatten_with_path(state)
   return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def unflatten_state(like: Any, flat: Mapping[str, Any]) -> Any:
-  """Returns a state of the structure of `like` with the leaves of `flat`."""
+  """Returns a pytree of the structure of `like` with the arrays of `flat`, a result of `flatten_state`."""
   paths, structure = jax.tree_util.tree_flatten_with_path(like)
   names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
   return jax.tree_util.tree_unflatten(structure, [flat[name] for name in names])
@@ -48,7 +48,7 @@ def _digests(arrays: Params) -> dict[str, Array]:
 
 
 def digests(arrays: Params) -> dict[str, str]:
-  """Returns the digest of every array, as text with its dtype and shape."""
+  """Returns each array's digest by its name, as a text that starts with dtype and shape."""
   sums = jax.device_get(_digests(arrays))
   return {name: f"{arrays[name].dtype}{list(arrays[name].shape)}:{a:08x}{b:08x}" for name, (a, b) in sums.items()}
 
@@ -81,7 +81,7 @@ class Checkpoints:
     """Starts saving a checkpoint in the background; the arrays may be donated once this returns.
 
     Args:
-      step: Number of the checkpoint.
+      step: Training steps done; the checkpoint's number.
       arrays: Arrays by name, from `flatten_state`.
       extra: JSON values to store with the arrays.
     """

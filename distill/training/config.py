@@ -14,7 +14,7 @@ EVERYTHING: Rules = ((".*", 1.0),)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-  """The optimizer of a stage."""
+  """Options of a stage's optimizer."""
 
   name: str = option(
     "adamw",
@@ -40,7 +40,7 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StageConfig:
-  """One stage of a run."""
+  """Options of one training stage: its length, loss terms and optimizer."""
 
   name: str = option(help="Name of the stage, in messages, metrics and overrides.")
   steps: int = option(help="Optimizer steps.", least=1)
@@ -58,7 +58,7 @@ class StageConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-  """Settings shared by all stages of a run."""
+  """Options that all stages of a run share."""
 
   batch_size: int = option(8, help="Rows of a global batch.", least=1)
   micro_batches: int = option(

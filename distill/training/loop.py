@@ -23,7 +23,7 @@ class BatchSource(Protocol):
     """Returns the batch of one step.
 
     Args:
-      step: Steps of the stage already done.
+      step: Number of the stage's steps already done, 0 for the first batch.
       params: All parameters at this step: `student.…`, `adapters.…` and `projectors.…`, stacked.
 
     Returns:
@@ -67,12 +67,12 @@ def run(
   Args:
     state: State after `start` steps; it is donated to the first step.
     step: Training step: (state, teacher's parameters, global batch) -> (state, metrics).
-    teacher_params: The teacher's parameters, or none.
-    source: Source of the batches.
+    teacher_params: The teacher's parameters; an empty mapping without a teacher.
+    source: Source of this process's rows of each batch.
     mesh: The devices that batches are spread over.
-    start: Steps of the stage already done.
-    steps: Steps of the stage in all.
-    hooks: Logging, saving and stopping.
+    start: Number of the stage's steps already done.
+    steps: Length of the stage in steps, including those before `start`.
+    hooks: Callbacks that log, save and stop.
 
   Returns:
     The state, and the number of the stage's steps done.

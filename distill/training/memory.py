@@ -1,4 +1,4 @@
-"""Chooses the first training step whose compiled program fits into device memory."""
+"""Chooses, among equivalent training functions, the fastest whose compiled program fits into device memory."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ Step = Callable[..., Any]
 
 
 def device_memory() -> int:
-  """Returns the memory of one local device in bytes; virtual devices share the host's memory equally."""
+  """Returns the memory capacity of one local device in bytes; virtual devices share the host's memory equally."""
   device = jax.local_devices()[0]
   stats = device.memory_stats() or {}
   if "bytes_limit" in stats:
@@ -26,13 +26,13 @@ def needed(compiled: Any) -> int:
 
 
 def first_that_fits(steps: Sequence[Step], *, report: Callable[[str], None]) -> Step:
-  """Returns a step that, when first called, chooses the first of `steps` that fits into memory, else the last.
+  """Returns a function that, on its first call, picks the first of `steps` that fits into memory, else the last.
 
   The program that is compiled for the choice is the one that runs.
 
   Args:
-    steps: Jitted steps with equal results, from the fastest to the one that needs least memory.
-    report: Called with one line for each step that does not fit.
+    steps: Jitted training functions with equal results, from the fastest to the one that needs least memory.
+    report: Called with one line of text for each function that does not fit.
   """
   chosen: list[Step] = []
 

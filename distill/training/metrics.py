@@ -19,7 +19,7 @@ class MetricsWriter:
   Args:
     path: The file of JSON lines.
     tensorboard: Directory of the TensorBoard events.
-    step: Steps already done; lines of later steps, left by a run interrupted after its last checkpoint, are deleted.
+    step: Number of steps done; lines of later steps, left by a run interrupted after its last checkpoint, are deleted.
   """
 
   def __init__(self, path: pathlib.Path, *, tensorboard: pathlib.Path, step: int):
@@ -78,8 +78,8 @@ class Progress:
 
   Args:
     name: Name of the stage.
-    done: Steps already done.
-    total: Steps in all.
+    done: Number of steps already done.
+    total: Number of steps in all.
     unit: Name of what is counted.
     stream: Stream to write to.
   """

@@ -21,7 +21,7 @@ def multipliers(rules: Sequence[tuple[str, float]], *, names: Mapping[str, Seque
   Args:
     rules: Ordered (regex, factor) pairs, matched against canonical names; the first match counts.
     names: Stacked name -> the canonical names of its layers, in order.
-    what: Key of the rules in the recipe, for error messages.
+    what: Recipe key of the rules, for error messages.
 
   Raises:
     InputError: No rule matches a parameter.
@@ -45,11 +45,11 @@ def make_optimizer(
   Weight decay is decoupled from the update rule (Loshchilov & Hutter 2019, 1711.05101) for every update rule.
 
   Args:
-    config: Options of the optimizer.
+    config: Options of the optimizer from the recipe.
     trained: Factor of every trained parameter by the stage's `train` rules, from `multipliers`; 0 freezes a layer.
     names: Stacked name -> canonical names of its layers.
     key: Key of the options in the recipe, for error messages.
-    steps: Length of the stage.
+    steps: Length of the stage in optimizer steps.
 
   Raises:
     InputError: A rule list does not cover a parameter, or the learning rate is out of range.

@@ -41,8 +41,8 @@ class TrainState:
   Attributes:
     trained: Parameters that the stage trains, stacked: `student.…`, `adapters.…` and the terms' `projectors.…`.
     frozen: All other parameters.
-    optimizer: State of the optimizer, for `trained`.
-    step: Steps done in the stage.
+    optimizer: State of the optimizer that updates `trained`.
+    step: Number of steps done in the stage.
     terms: State of each term that has one, by the term's index in the stage.
   """
 
@@ -54,12 +54,12 @@ class TrainState:
 
   @property
   def params(self) -> Params:
-    """All parameters, trained and frozen."""
+    """Returns all parameters by name, trained and frozen."""
     return {**self.frozen, **self.trained}
 
 
 def branch(params: Mapping[str, Any], name: str) -> Params:
-  """Returns the parameters under `name.`, without that prefix."""
+  """Returns the parameters whose names start with `name.`, by their names without that prefix."""
   return {key[len(name) + 1 :]: value for key, value in params.items() if key.startswith(f"{name}.")}
 
 
@@ -70,10 +70,10 @@ class StepConfig:
   Attributes:
     terms: Terms of the stage.
     steps: Length of the stage in optimizer steps.
-    micro_batches: Parts of a batch whose gradients are accumulated before the update.
+    micro_batches: Number of parts of a batch whose gradients are accumulated before the update.
     dtype: Dtype of the operands; sums and parameters are float32.
     adapter_scale: alpha / rank of the adapters that train, if any do.
-    remat: Remat policy of the student, a key of `REMAT_POLICIES`.
+    remat: Name of the student's remat policy, a key of `REMAT_POLICIES`.
   """
 
   terms: tuple[Term, ...]

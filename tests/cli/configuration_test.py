@@ -22,7 +22,7 @@ def test_an_override_may_replace_a_number_by_a_schedule_and_back(recipe):
 
 
 @pytest.mark.parametrize("text", ["fast", "(1, 2)", "True", "-1"])
-def test_a_learning_rate_of_another_type_is_refused(recipe, text):
+def test_a_learning_rate_that_is_no_number_or_schedule_is_refused(recipe, text):
   with pytest.raises(InputError, match=rf"config\.{KEY}: .*; use a number of at least 0"):
     load(recipe, **{KEY: text})
 

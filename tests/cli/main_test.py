@@ -60,5 +60,5 @@ def test_the_debug_flag_shows_the_traceback():
   ],
   ids=" ".join,
 )
-def test_wrong_flags_are_refused_with_their_names(refused, arguments, says):
+def test_wrong_flags_and_arguments_are_refused_with_their_names(refused, arguments, says):
   refused(*arguments, says=says)

@@ -38,7 +38,7 @@ def test_a_missing_positional_argument_is_named(values):
     parse(values, ["--model=a"], positional=["DIR"])
 
 
-def test_a_flag_value_of_another_type_is_refused(values):
+def test_a_flag_value_of_the_wrong_type_is_refused(values):
   with pytest.raises(flags.Error, match="count"):
     parse(values, ["--model=a", "--count=many"])
 

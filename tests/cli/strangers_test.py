@@ -101,7 +101,7 @@ def test_a_malformed_config_json_is_refused(model, refused_score, text, says):
 
 
 def parts(model):
-  """(header as a value, data) of the model's weights."""
+  """Returns (parsed header, data bytes) of the model's safetensors file."""
   data = (model / "model.safetensors").read_bytes()
   size = int.from_bytes(data[:8], "little")
   return json.loads(data[8 : 8 + size]), data[8 + size :]
@@ -113,7 +113,7 @@ def assemble(header, data):
 
 
 def change(key, value):
-  """Damage to one line of a header."""
+  """Returns a function that damages a safetensors header: it sets one tensor's `key` to `value`."""
 
   def apply(header, data):
     return {**header, "model.norm.weight": {**header["model.norm.weight"], key: value}}, data

@@ -24,7 +24,7 @@ RIGHT = {"base": 25, "teacher": 75, "student": 65, "control": 25}
 
 @pytest.fixture
 def measured(monkeypatch, tokenizer_dir):
-  """Compares models of some roles that answer as `RIGHT` says."""
+  """Returns a function that compares models of given roles, whose numbers of right answers are those in `RIGHT`."""
   monkeypatch.setattr(measurement, "correct_answers", lambda model, **_: np.arange(100) < RIGHT[model.role])
   params = jax.eval_shape(DECODER.init, jax.random.key(0))
 
@@ -56,7 +56,7 @@ def test_a_report_is_written_as_json_and_as_a_page(tmp_path):
   assert (tmp_path / "out/report.html").read_text().startswith("<!doctype html>")
 
 
-def test_a_report_that_cannot_be_written_is_refused(tmp_path):
+def test_an_output_directory_that_the_report_cannot_be_written_to_is_refused(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(InputError, match="file: cannot be written"):
     write(report(*THREE), out=tmp_path / "file")

@@ -9,7 +9,7 @@ def interval(value):
 
 
 def report(*models, retained=0.8, heldout=True, skill="book", stage="align"):
-  """A report on one skill of models given as (role, name); those measured retain `retained`."""
+  """Returns a report on one skill for models (role, name); all but base and teacher get the retention `retained`."""
   rows = [{"role": role, "name": name} for role, name in models]
   both = {"base", "teacher"} <= {role for role, _ in models}
   measured = [row["role"] not in ("base", "teacher") for row in rows]

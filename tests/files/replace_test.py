@@ -80,7 +80,7 @@ def test_replaced_files_and_directories_have_ordinary_permissions(tmp_path):
     (["config.json", "a.safetensors/x"], "holds a.safetensors, which is no part of a model"),
   ],
 )
-def test_a_directory_with_other_files_is_not_replaced(tmp_path, held, says):
+def test_export_does_not_replace_a_directory_with_other_files(tmp_path, held, says):
   for name in held:
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("")

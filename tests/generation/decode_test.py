@@ -43,7 +43,7 @@ def test_greedy_texts_are_the_most_likely_tokens_after_each_whole_prefix(hybrid)
     assert text == list(row[len(prompt) - 1 : len(prompt) + 36])
 
 
-def test_unrolled_parameters_give_the_same_texts(hybrid):
+def test_unrolled_and_stacked_parameters_generate_the_same_texts(hybrid):
   decoder, params = hybrid
   unrolled = generate(decoder.unrolled, params=decoder.unroll(params), prompts=PROMPTS, max_tokens=5)
   assert unrolled == generate(decoder, params=params, prompts=PROMPTS, max_tokens=5)
@@ -76,7 +76,7 @@ def test_a_stop_token_ends_only_its_own_text_and_the_stream_ends_with_the_last_t
   assert [token for (row,) in blocks for token in row] == cut[0] and len(blocks) <= 4
 
 
-def test_the_first_piece_is_short_and_the_total_is_max_tokens(hybrid):
+def test_the_first_streamed_piece_is_short_and_all_pieces_have_max_tokens_in_all(hybrid):
   decoder, params = hybrid
   how = dict(params=params, prompts=PROMPTS, sampling=Sampling())
   blocks = [[len(row) for row in news] for news in stream(decoder, max_tokens=50, **how)]
@@ -84,7 +84,7 @@ def test_the_first_piece_is_short_and_the_total_is_max_tokens(hybrid):
   assert sum(row[0] for row in blocks) == 50
 
 
-def test_a_window_bounds_the_kv_cache():
+def test_an_attention_window_bounds_the_length_of_the_kv_cache():
   layer = LayerConfig(
     mixer=AttentionConfig(num_heads=2, num_kv_heads=1, head_dim=8, rope=RopeConfig(), window=5), mlp=None
   )
@@ -105,7 +105,7 @@ def test_a_window_bounds_the_kv_cache():
 
 
 @pytest.mark.parametrize("prompts", [[], [[1], []]])
-def test_empty_prompts_are_refused(hybrid, prompts):
+def test_empty_prompts_are_refused_for_generation(hybrid, prompts):
   decoder, params = hybrid
   with pytest.raises(InputError, match="at least one token"):
     generate(decoder, params=params, prompts=prompts, max_tokens=1)

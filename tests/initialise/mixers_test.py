@@ -71,7 +71,7 @@ def test_a_state_space_with_fewer_groups_takes_the_mean_of_key_heads():
   "silent, sizes", [((1, 2), (2, 2)), ((0, 1), (2, 1)), ((3,), (3, 3))], ids=["in groups", "a group", "expanded"]
 )
 @pytest.mark.parametrize("qk_norm", [None, "head"])
-def test_heads_without_output_are_removed_first(silent, sizes, qk_norm):
+def test_heads_with_zero_output_are_removed_first(silent, sizes, qk_norm):
   wide = dataclasses.replace(TEACHER, layers=(with_mixer(qk_norm=qk_norm, gated=True),) * 3)
   teacher = random(wide, 0)
   for i in range(3):
@@ -112,7 +112,7 @@ def test_key_heads_are_repeated_for_a_student_with_more_key_heads():
   assert_equal_logits(config, made.params, TEACHER, teacher)
 
 
-def test_a_mixer_with_another_head_width_stays_fresh():
+def test_a_mixer_with_another_head_width_than_the_teachers_stays_fresh():
   config = dataclasses.replace(TEACHER, layers=(with_mixer(head_dim=4),) * 3)
   made = start(TEACHER, random(TEACHER, 0), config)
   assert made.retained[0].heads is None

@@ -7,7 +7,7 @@ from distill.models.config import MlpConfig, MoeConfig
 from tests.initialise.students import LAYER, TEACHER, assert_equal_logits, random, start
 
 
-def test_neurons_without_output_are_removed_first():
+def test_neurons_with_zero_output_are_removed_first():
   teacher = random(TEACHER, 0)
   gone = [0, 5, 23]
   for name, x in teacher.items():
@@ -21,7 +21,7 @@ def test_neurons_without_output_are_removed_first():
   assert_equal_logits(config, made.params, TEACHER, teacher)
 
 
-def test_a_wider_mlp_computes_the_same_as_the_teachers_mlp():
+def test_an_mlp_wider_than_the_teachers_starts_with_the_same_outputs():
   config = dataclasses.replace(TEACHER, layers=(dataclasses.replace(LAYER, mlp=MlpConfig(width=40)),) * 3)
   teacher = random(TEACHER, 0)
   made = start(TEACHER, teacher, config)

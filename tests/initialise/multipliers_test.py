@@ -42,7 +42,7 @@ def test_a_scaled_embedding_is_refused_for_a_tied_student_with_another_kind_of_n
     start(MULTIPLIED, random(MULTIPLIED, 0), config)
 
 
-def test_norms_of_another_kind_stay_fresh():
+def test_norms_of_another_kind_than_the_teachers_stay_fresh():
   config = dataclasses.replace(TEACHER, norm="layer")
   taken = start(TEACHER, random(TEACHER, 0), config).taken
   assert not any(name.endswith("_norm.scale") or name == "norm.scale" for name in taken)

@@ -32,7 +32,7 @@ def test_query_heads_stay_with_the_key_heads_they_were_trained_with(keys, retain
   assert choose_heads(SCORES, keys=keys, retained=retained, retained_keys=retained_keys) == expected
 
 
-def test_units_are_picked_along_any_axis_or_averaged():
+def test_pick_takes_or_averages_units_along_any_axis():
   value = np.arange(24.0).reshape(2, 12)
   np.testing.assert_array_equal(pick(value, [2, 0], axis=1, units=4), value[:, [6, 7, 8, 0, 1, 2]])
   np.testing.assert_array_equal(pick(value.T, [(0, 1)], axis=0, units=4), (value.T[:3] + value.T[3:6]) / 2)

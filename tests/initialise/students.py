@@ -27,7 +27,7 @@ def with_mixer(**changes):
 
 
 def logits(config, params):
-  """Returns a model's logits of eight tokens."""
+  """Returns a model's logits for a fixed row of eight tokens."""
   decoder = Decoder(config)
   tokens = jnp.asarray([[3, 1, 4, 1, 5, 9, 2, 6]])
   rows = {"tokens": tokens, "segments": jnp.ones_like(tokens), "positions": jnp.arange(8)[None]}
@@ -49,7 +49,7 @@ def random(config, seed):
 
 
 def measured(config, params):
-  """Measures the importance of a model's parts on eight rows."""
+  """Returns the importance of a model's parts, measured on eight random rows."""
   decoder, mesh = Decoder(config), make_mesh()
   tokens = np.random.default_rng(5).integers(0, config.vocab_size, (8, 12)).astype(np.int32)
   segments = np.ones_like(tokens)

@@ -58,7 +58,7 @@ def test_channels_that_are_always_zero_are_removed_without_changing_logits(chang
   assert_equal_logits(narrow, made.params, wide, teacher)
 
 
-def test_importance_leaves_out_the_layer_without_output():
+def test_layers_from_importance_leaves_out_a_layer_that_adds_nothing_to_its_input():
   teacher = random(TEACHER, 0)
   for name, x in teacher.items():
     if name.startswith("layers.1.") and name.endswith(("o.kernel", "down.kernel")):

@@ -9,7 +9,7 @@ from distill.types import Batch
 
 
 class Counting:
-  """Rows that count upwards, each from a random token; it records the steps that the loop asks for."""
+  """Batch source whose rows count upwards, each from a random token; it records the steps asked for."""
 
   def __init__(self, *, rows, length, vocab):
     self._shape, self._vocab, self.asked = (rows, length), vocab, []

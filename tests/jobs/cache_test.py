@@ -29,7 +29,7 @@ KEYS = {"model_type", "vocab_size", "hidden_size", "intermediate_size", "num_att
 
 @pytest.fixture(scope="module")
 def config(llama_dir, adapter_dirs, text_file):
-  """The tiny teacher with its stack into two of its layers."""
+  """A configuration: the tiny teacher with its adapters trains a student of two of its layers."""
   student = json.loads((llama_dir / "config.json").read_text())
   student = {key: value for key, value in student.items() if key in KEYS} | {"num_hidden_layers": 2}
   terms = [{"kind": "forward_kl"}, {"kind": "hidden", "pairs": ((1, 3),)}, {"kind": "mixer_output"}]
@@ -44,7 +44,7 @@ def config(llama_dir, adapter_dirs, text_file):
 
 
 def changed(config, *, terms=None, **tops):
-  """A copy with keys of the top-level entries, or the stage's terms, replaced."""
+  """Returns a copy of `config` with some keys of its sections, or the stage's terms, replaced."""
   other = copy.deepcopy(config)
   for top, values in tops.items():
     other[top].update(values)
@@ -55,7 +55,7 @@ def changed(config, *, terms=None, **tops):
 
 @pytest.fixture(scope="module")
 def cached(tmp_path_factory, config):
-  """A complete cache in small shards of whole distributions and hidden states."""
+  """A finished teacher cache in small shards, with full distributions and hidden states."""
   workdir = tmp_path_factory.mktemp("cached")
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(row_format, "_SHARD_BYTES", SHARD)
@@ -159,7 +159,7 @@ def test_a_resumed_run_with_a_cache_loads_no_teacher(cached, config, tmp_path, m
   assert all(np.array_equal(value, before[name]) for name, value in after.items())
 
 
-def test_a_resumed_run_refuses_another_cache(cached, config, tmp_path):
+def test_a_resumed_run_refuses_another_teacher_cache_than_it_started_with(cached, config, tmp_path):
   run = changed(config, teacher={"cache": str(cached)})
   assert train(run, workdir=tmp_path / "run") == 0
   other = changed(config, teacher_cache={"size": 250})
@@ -233,7 +233,7 @@ def test_a_relations_term_is_refused_with_a_cache(config, cached, tmp_path):
     train(run, workdir=tmp_path / "run")
 
 
-def test_two_processes_share_the_work_of_a_cache(cached, command, tmp_path):
+def test_two_processes_share_the_work_of_writing_a_teacher_cache(cached, command, tmp_path):
   (_, _, program, *arguments) = command("cache", tmp_path / "two")["args"]
   for code, _, errors in two(program.replace("sys.argv[1:]", repr(arguments))):
     assert code == 0, errors

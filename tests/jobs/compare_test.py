@@ -40,7 +40,7 @@ def test_an_evaluation_without_skills_and_heldout_text_is_refused(tmp_path):
     compare("a", teacher="b", evaluation={}, out=tmp_path / "out")
 
 
-def test_a_student_of_another_vocabulary_is_refused(llama_dir, skill, tmp_path):
+def test_a_student_of_another_vocabulary_than_its_teachers_is_refused(llama_dir, skill, tmp_path):
   config = transformers.LlamaConfig(
     vocab_size=20, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
   )

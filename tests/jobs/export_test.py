@@ -14,7 +14,7 @@ def test_an_exported_model_is_bit_equal_to_the_original(llama_dir, tmp_path):
     assert (tmp_path / "copy" / name).read_bytes() == (llama_dir / name).read_bytes()
 
 
-def test_a_directory_with_other_files_is_not_replaced(llama_dir, tmp_path):
+def test_export_does_not_replace_a_directory_with_other_files(llama_dir, tmp_path):
   (tmp_path / "letter.txt").write_text("dear")
   with pytest.raises(InputError, match="holds other files"):
     export(llama_dir, out=tmp_path)

@@ -20,7 +20,7 @@ def test_adapters_in_subdirectories_are_listed_by_name(adapter_dirs, tmp_path):
   assert "adapters: chat, tools" in shown and shown.count("adapter: LORA of rank 4") == 2
 
 
-def test_an_empty_directory_is_refused(tmp_path):
+def test_inspect_refuses_an_empty_directory(tmp_path):
   with pytest.raises(InputError, match="neither a model"):
     inspect(tmp_path)
 

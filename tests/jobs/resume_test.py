@@ -20,7 +20,7 @@ STUDENT = {
 
 
 class Rows:
-  """Rows of random tokens by step; from `fails_at` on, the source fails."""
+  """Batch source of random tokens seeded by the step; at step `fails_at` it raises an error."""
 
   def __init__(self, *, fails_at=None):
     self._fails_at = fails_at
@@ -61,7 +61,7 @@ def run(tokenizer_dir, tmp_path):
   return run
 
 
-def test_a_new_stage_begins_with_a_fresh_optimizer_after_a_stop_at_the_end_of_the_last(run):
+def test_a_run_stopped_at_the_end_of_a_stage_resumes_the_next_with_a_fresh_optimizer(run):
   straight = run("straight")
   with pytest.raises(OSError, match="the disk is gone"):
     run("stopped", fails_at=0)

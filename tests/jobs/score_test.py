@@ -46,7 +46,7 @@ def test_an_unwritable_output_file_is_refused():
 @pytest.mark.parametrize(
   "tokens", [np.zeros(4, np.int32), np.zeros((1, 4)), np.zeros((1, 4), np.int64), np.zeros((0, 4), "i4")]
 )
-def test_tokens_of_another_shape_or_dtype_are_refused(llama_dir, tmp_path, tokens):
+def test_score_refuses_tokens_that_are_not_a_nonempty_int32_array_of_two_axes(llama_dir, tmp_path, tokens):
   np.save(tmp_path / "other.npy", tokens)
   with pytest.raises(InputError, match=rf"other.npy: {tokens.dtype} .*int32 array \[B, T\]"):
     score(llama_dir, tokens=tmp_path / "other.npy")

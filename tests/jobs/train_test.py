@@ -23,7 +23,7 @@ def weights(workdir):
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory, recipe, shared_compilation):
-  """An undisturbed run of twenty steps on one device."""
+  """The directory of an uninterrupted run of twenty steps on one device."""
   workdir = tmp_path_factory.mktemp("straight")
   command = [sys.executable, "-m", "distill", "train", f"--config={recipe}", f"--workdir={workdir}"]
   subprocess.run(command, env=shared_compilation, check=True, capture_output=True)

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Norms(Term):
-  """Squared difference of the mean norms of a layer's output, with a trained scale and a state that counts steps."""
+  """Loss term: squared difference of both models' mean output norms, with a trained scale and a step count as state."""
 
   kind: ClassVar[str] = "norms"
   runs_teacher: ClassVar[bool] = True

@@ -16,7 +16,7 @@ from tests.objectives.problem import bound
     ("relations", {"last": 1}, (2, 3), ((1, 2),)),
   ],
 )
-def test_uniform_and_last_name_pairs_of_layers(kind, pairs, depths, expected):
+def test_the_rules_uniform_and_last_stand_for_pairs_of_layers(kind, pairs, depths, expected):
   (term,) = bound({"kind": kind, "pairs": pairs}, student=depths[0], teacher=depths[1])
   assert term.pairs == expected
 

@@ -20,13 +20,13 @@ def config(depth, *, width=16, layer=LAYER):
 
 
 def setting(student=1, teacher=3, *, steps=10, **changes):
-  """Returns a stage of `steps` steps with models of `student` and `teacher` layers."""
+  """Returns a setting: a stage of `steps` steps, a student of `student` layers and a teacher of `teacher` layers."""
   models = {"student": config(student), "teacher": config(teacher)}
   return Setting(**{"steps": steps, **models, "teacher_depth": teacher, "teacher_width": 16, **changes})
 
 
 def bound(*specs, **changes):
-  """Returns terms bound to `setting(**changes)`."""
+  """Returns the terms of these specs, bound to `setting(**changes)`."""
   return bind_terms(read_terms(specs, key=KEY), setting(**changes), key=KEY)
 
 

@@ -25,7 +25,7 @@ def abstract(extra):
 
 @pytest.fixture
 def saved(tmp_path):
-  """A directory with checkpoints 3 and 7."""
+  """A directory with the checkpoints of steps 3 and 7."""
   checkpoints = Checkpoints(tmp_path)
   for step in (3, 7):
     checkpoints.save(step, arrays=arrays(step), extra={"step": step})
@@ -34,7 +34,7 @@ def saved(tmp_path):
 
 
 def damage(directory):
-  """Flips one bit in the middle of every data file; some are left from before the merge and never read."""
+  """Flips one bit in the middle of every data file, since some of them are leftovers that are never read."""
   for path in directory.glob("arrays/**/d/*"):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -49,7 +49,7 @@ def test_restored_arrays_are_bit_equal_to_the_saved_ones(saved):
     assert np.asarray(got[name]).tobytes() == np.asarray(value).tobytes()
 
 
-def test_a_checkpoint_can_be_restored_onto_another_mesh(saved):
+def test_a_checkpoint_can_be_restored_onto_another_mesh_than_it_was_saved_from(saved):
   mesh = make_mesh((2, 2, 2))
   place = NamedSharding(mesh, PartitionSpec("fsdp", "tensor"))
 
@@ -95,7 +95,7 @@ def test_flipping_any_single_bit_of_an_array_changes_its_digest():
       assert digests({"x": jnp.asarray(other.view(np.float32))}) != before
 
 
-def test_optimizer_states_survive_as_plain_names():
+def test_optimizer_states_are_saved_and_restored_by_plain_names():
   params = {"a.b": jnp.ones((2, 3)), "c": jnp.zeros(4)}
   state = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3)).init(params)
   flat = flatten_state(state)

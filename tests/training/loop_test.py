@@ -12,7 +12,7 @@ from distill.types import Batch
 
 
 class Source:
-  """Batches whose tokens are the number of the step; it records the parameters it is given."""
+  """Source of batches whose tokens all equal the step number; it records the parameters it is given."""
 
   def __init__(self):
     self.seen = []
@@ -24,7 +24,7 @@ class Source:
 
 
 def trained(*, start=0, steps=5, save_every=2, stop_after=100):
-  """(sum of the tokens read, steps done, source, events) of a loop whose one parameter is that sum."""
+  """Returns (sum of tokens read, steps done, source, events) of a loop whose only parameter is that sum."""
   events, source = [], Source()
 
   def step(state, teacher_params, batch):

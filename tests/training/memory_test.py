@@ -16,7 +16,7 @@ TOKENS = jnp.zeros((4, 64), jnp.int32)
 
 
 def steps():
-  """The gradient of a model under each remat policy, and the names of those that were compiled."""
+  """Returns a model's gradient function for each remat policy, and a list that records which were compiled."""
   compiled = []
 
   def of(remat):

@@ -25,7 +25,7 @@ def make(**options):
 
 
 def initial(mesh=None):
-  """A kernel of two layers [2, 16, 8] and a scale, sharded on a mesh if there is one."""
+  """Returns a kernel of two layers [2, 16, 8] and a scale, sharded over `mesh` if it is given."""
   params = {
     KERNEL: jnp.asarray(np.random.default_rng(0).normal(size=(2, 16, 8)), jnp.float32),
     NORM: jnp.ones(8, jnp.float32),
@@ -41,7 +41,7 @@ def loss(params):
 
 
 def trained(optimizer, params, state, *, steps):
-  """(parameters, state, losses) after some steps."""
+  """Returns (parameters, optimizer state, losses) after `steps` steps."""
 
   @jax.jit
   def step(params, state):

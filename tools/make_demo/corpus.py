@@ -35,7 +35,7 @@ HELDOUT_BYTES = 150_000
 
 
 def held_out(passage: Passage) -> bool:
-  """Returns True for held-out passages: a fixed sixth of the Bible's chapters, a tenth of synsets and paragraphs."""
+  """Returns True if a passage is held out: a fixed sixth of the Bible's chapters, a tenth of synsets and paragraphs."""
   if passage.source == "bible":
     return zlib.crc32(passage.place.encode()) % 6 == 0
   return zlib.crc32(passage.text.encode()) % 10 == 0
@@ -98,7 +98,7 @@ def write(path: pathlib.Path, rows: Iterable[dict]) -> None:
 
 
 def main() -> None:
-  """Writes all files, in a fixed order."""
+  """Writes the text files and the tokenizer to OUT, in a fixed order."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("out", type=pathlib.Path)
   out = parser.parse_args().out

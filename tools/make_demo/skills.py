@@ -23,7 +23,7 @@ Example = tuple[str, str]
 
 
 def category(passages: Iterable[Passage]) -> list[Example]:
-  """Asks for the kind of thing that a dictionary gloss defines; the word itself is not shown."""
+  """Returns questions for the kind of thing that a dictionary gloss defines, without the word itself."""
   found = []
   for passage in passages:
     if passage.source == "wordnet" and passage.place in CATEGORIES:
@@ -34,7 +34,7 @@ def category(passages: Iterable[Passage]) -> list[Example]:
 
 
 def book(passages: Sequence[Passage]) -> list[Example]:
-  """Asks which book two neighbouring verses come from."""
+  """Returns questions for the book of the Bible that two neighbouring verses come from."""
   found = []
   for first, second in zip(passages, passages[1:], strict=False):
     name = first.place.split()[0]
@@ -45,7 +45,7 @@ def book(passages: Sequence[Passage]) -> list[Example]:
 
 
 def word_class(passages: Iterable[Passage]) -> list[Example]:
-  """Asks for the part of speech of the word that a dictionary gloss defines."""
+  """Returns questions for the part of speech of the word that a dictionary gloss defines."""
   found = []
   for passage in passages:
     if passage.source == "wordnet":
@@ -58,7 +58,7 @@ def word_class(passages: Iterable[Passage]) -> list[Example]:
 
 
 def _gloss(passage: Passage) -> str:
-  """Returns the definition, without the word and without examples of its use."""
+  """Returns the definition in a gloss, without the defined word and without examples of its use."""
   return passage.text.split(": ", 1)[1].split('; "')[0]
 
 

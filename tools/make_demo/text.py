@@ -15,7 +15,7 @@ WORDNET = pathlib.Path("/usr/share/wordnet")
 
 @dataclasses.dataclass(frozen=True)
 class Passage:
-  """A piece of text with its source and its place there: a page, chapter or class."""
+  """A piece of text, the name of its source, and its place in that source: a page, chapter or word class."""
 
   source: str
   place: str
@@ -23,14 +23,14 @@ class Passage:
 
 
 def verses() -> list[Passage]:
-  """Returns every verse of the King James Bible; the place is 'book chapter'."""
+  """Returns every verse of the King James Bible; each passage's place is 'book chapter'."""
   lines = subprocess.run(["bible", "-f", "Ge1:1-Re22:21"], check=True, capture_output=True, text=True).stdout
   found = re.findall(r"^([1-3]?[A-Za-z]+?)(\d+):\d+ (.+)$", lines, re.M)
   return [Passage("bible", f"{book} {chapter}", text.strip()) for book, chapter, text in found]
 
 
 def glosses() -> list[Passage]:
-  """Returns 'word, word: gloss' of every WordNet synset; the place is the number of its lexicographer file."""
+  """Returns 'word, word: gloss' of every WordNet synset; its place is its lexicographer file's number."""
   found = []
   for part in ("noun", "verb", "adj", "adv"):
     for line in (WORDNET / f"data.{part}").read_text().splitlines():
@@ -87,7 +87,7 @@ def _is_prose(text: str) -> bool:
 
 
 def manuals() -> list[Passage]:
-  """Returns the paragraphs of the Python and PostgreSQL manuals; the place is the page."""
+  """Returns the paragraphs of the Python and PostgreSQL manuals; each passage's place is its page."""
   found = []
   root = DOC / "python3.11/html/_sources"
   for path in sorted(root.rglob("*.rst.txt")):
