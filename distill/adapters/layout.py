@@ -1,4 +1,4 @@
-"""HF tensors, which adapters name, and the canonical parameters that each of them holds."""
+"""Maps each HF tensor, by the name that adapters use, to the canonical parameters stored in it."""
 
 import dataclasses
 import functools

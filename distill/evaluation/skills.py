@@ -60,7 +60,9 @@ def read_skill(path: pathlib.Path) -> Skill:
     except (ValueError, KeyError, TypeError) as error:
       raise InputError(f"{path}:{number}: expected skill, prompt, choices and answer ({error})") from error
     if not 0 <= example.answer < len(example.choices) or len(example.choices) < 2 or not example.prompt:
-      raise InputError(f"{path}:{number}: answer must be the index of one of at least two choices, after a prompt")
+      raise InputError(
+        f"{path}:{number}: give a prompt, at least two choices, and the index of the right one, from 0, as answer"
+      )
     examples.append(example)
   if len(names) != 1:
     raise InputError(f"{path}: expected the examples of one skill, found {len(names)}")

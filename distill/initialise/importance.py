@@ -171,7 +171,7 @@ def _cosine(x, y):
 
 
 def _by_row(size: Float[Array, "B T F"], valid: Float[Array, "B T"]) -> Float[Array, " F"]:
-  """Sums the squared mean over each row's valid tokens over all rows."""
+  """Takes each row's mean over its valid tokens, squares it, and sums the squares of all rows."""
   count = jnp.maximum(jnp.sum(valid, axis=1), 1.0)
   return jnp.sum(jnp.square(jnp.einsum("bt,btf->bf", valid, size) / count[:, None]), axis=0)
 

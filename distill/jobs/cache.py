@@ -55,7 +55,11 @@ def cache_teacher(recipe: Mapping[str, Any] | RunConfig, *, workdir: pathlib.Pat
   config = resolve(recipe)
   mesh = make_mesh(config.training.mesh)
   if config.training.batch_size % (mesh.size // mesh.shape["tensor"]):
-    raise InputError("config.training.batch_size: must divide among the data and fsdp devices")
+    shards = mesh.size // mesh.shape["tensor"]
+    raise InputError(
+      f"config.training.batch_size: {config.training.batch_size} must be a multiple of the number of data and fsdp "
+      f"devices, {shards}"
+    )
   if not config.teacher.model:
     raise InputError("config.teacher.model: a cache is of a teacher; give a directory")
   if not _taught(config):
@@ -96,7 +100,7 @@ def _claimed(
   states: Mapping[str, list[int]],
   workdir: pathlib.Path,
 ) -> list[tuple[Section, TokenStore, int]]:
-  """Returns (cache section, token store, index of the route that teaches it) for each store that needs a teacher."""
+  """Returns (section, store, index of the adapter set that teaches it) for each token store with a teacher."""
   subjects = _subjects(config)
   places = routes(config.data.sources)[1]
   found: dict[str, tuple[Section, TokenStore, int]] = {}

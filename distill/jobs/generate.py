@@ -70,8 +70,8 @@ def generate_pieces(
   longest = max(map(len, rows))
   if longest + max_tokens > decoder.config.max_positions:
     raise InputError(
-      f"max_tokens={max_tokens}: with the prompt's {longest} tokens more than the model's "
-      f"{decoder.config.max_positions} positions"
+      f"max_tokens={max_tokens}: the prompt's {longest} tokens and these exceed the model's "
+      f"{decoder.config.max_positions} positions; lower max_tokens, or shorten the prompt"
     )
   tokens: list[list[int]] = [[] for _ in rows]
   shown = [""] * len(rows)

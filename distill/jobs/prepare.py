@@ -89,7 +89,9 @@ def _check_shapes(config: RunConfig, mesh: Mesh) -> None:
   for stage in config.stages:
     rows, _ = config.stage_shape(stage)
     if rows // config.training.micro_batches % row_devices:
-      raise InputError("config.training.batch_size: a micro-batch must divide among the data and fsdp devices")
+      raise InputError(
+        "config.training.batch_size: the rows of a micro-batch must be a multiple of the data and fsdp devices"
+      )
 
 
 def _cache_index(config: RunConfig, text: Mapping[str, Batches] | None) -> CacheIndex | None:

@@ -106,7 +106,8 @@ def _restore(run: Run, params: Params, *, checkpoints: Checkpoints) -> tuple[Par
   arrays, extra = restored
   if extra.get("cache", "") != _cache_identity(run):
     raise InputError(
-      f"{checkpoints.directory}: learns from another config.teacher.cache; name that cache, or use another --workdir"
+      f"{checkpoints.directory}: the run has learnt from another teacher cache; name that one in "
+      "config.teacher.cache, or use another --workdir"
     )
   return *stage_state.from_arrays(arrays), extra["step"]
 

@@ -79,7 +79,7 @@ class Sampled:
   sampled: ClassVar[bool] = True
 
   def select(self, hidden: Float[Array, "B T D"], readout: Readout, *, keys: Key[Array, " B"]) -> TargetArrays:
-    """Returns ids [B,T,N] in ascending order, each as often as it was drawn.
+    """Draws N token ids a position from the teacher's distribution; ids [B,T,N] ascend, and may repeat.
 
     Each row has a key of its own, so that its draws do not depend on the batch it is in.
     """

@@ -30,7 +30,7 @@ def test_grouped_projections_take_columns_of_every_group():
 
 
 @given(st.data())
-def test_part_cuts_select_the_columns_that_part_take_returns(data):
+def test_cuts_and_take_of_a_part_select_the_same_columns(data):
   period = data.draw(st.integers(1, 6))
   start = data.draw(st.integers(0, period - 1))
   part = Part(start, data.draw(st.integers(start + 1, period)), data.draw(st.sampled_from([period, None])))

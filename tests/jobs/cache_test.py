@@ -164,7 +164,7 @@ def test_a_resumed_run_refuses_another_teacher_cache_than_it_started_with(cached
   assert train(run, workdir=tmp_path / "run") == 0
   other = changed(config, teacher_cache={"size": 250})
   assert cache_teacher(other, workdir=tmp_path / "other") == 0
-  with pytest.raises(InputError, match=r"learns from another config\.teacher\.cache"):
+  with pytest.raises(InputError, match=r"has learnt from another teacher cache"):
     train(changed(other, teacher={"cache": str(tmp_path / "other")}), workdir=tmp_path / "run")
 
 

@@ -85,10 +85,10 @@ def windowed(
 def decoder(
   have: Attributes, *, family: str, layers: Sequence[LayerConfig], norm_eps: float = 1e-6, tied: bool = False, **changes
 ) -> DecoderConfig:
-  """Reads the keys that all families share, then refuses keys that were not read.
+  """Builds the decoder's configuration from the keys that all families share, then refuses keys that nothing has read.
 
   Args:
-    have: The keys of config.json, of which the family has read its own.
+    have: The keys of config.json; the family has already read the keys that only it uses.
     family: Name of the family.
     layers: The layers.
     norm_eps: The family's default for `rms_norm_eps`.

@@ -101,7 +101,8 @@ def write_mixer(spec: Mamba2Config | None, words: Mapping[str, str], *, width: i
     return {words["num_heads"]: 1, words["head_dim"]: "auto"}
   expand, rest = divmod(spec.num_heads * spec.head_dim, width)
   if rest or not expand:
-    raise InputError(f"{spec.num_heads} heads of {spec.head_dim} must be a multiple of hidden_size {width}")
+    product = f"{words['num_heads']} {spec.num_heads} * {words['head_dim']} {spec.head_dim}"
+    raise InputError(f"{product} must be a multiple of hidden_size {width}")
   fields = {word: getattr(spec, name) for name, word in words.items() if name != "expand"} | {words["expand"]: expand}
   if spec.min_step or spec.max_step is not None:
     fields["time_step_limit"] = [spec.min_step, math.inf if spec.max_step is None else spec.max_step]
