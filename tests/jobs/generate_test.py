@@ -44,7 +44,7 @@ def test_no_streamed_piece_ends_within_a_character(llama_dir, tokenizer_dir, mon
 
 @pytest.mark.parametrize("prompts", [[""], ["old", ""]])
 def test_an_empty_prompt_is_refused(llama_dir, prompts):
-  with pytest.raises(InputError, match="prompt: empty"):
+  with pytest.raises(InputError, match="prompt: is empty"):
     generate(llama_dir, prompts=prompts)
 
 
