@@ -39,7 +39,7 @@ class Batches:
     weights: Share of each store in the rows drawn; a store is shuffled again for every epoch.
     batch_size: Rows of the global batch, B.
     seed: Seed of the shuffling.
-    routes: For each store, the index of the adapter set that the teacher uses for its rows; 0 for all by default.
+    routes: For each store, the index of the adapter set that teaches its rows; by default set 0 for every store.
     first: Number of rows that earlier stages took from these stores; the batches continue after them.
     process: (index, count) of this process, which gets an equal run of consecutive rows of each batch.
 
