@@ -89,6 +89,7 @@ def test_the_documented_path_of_a_batch_names_at_most_25_files():
   rows = re.findall(r"^\| (\d+)\. `([\w/]+\.py)` `", section, re.MULTILINE)
   assert [int(number) for number, _ in rows] == list(range(1, len(rows) + 1))
   assert 20 < len({path for _, path in rows}) == len(rows) <= 25
+  assert f"the {len(rows)} files of the numbered rows" in section
 
 
 def test_every_documentation_page_is_in_the_index():
