@@ -1,12 +1,13 @@
-"""Benchmarks greedy decoding against transformers' `generate` with its KV cache, in turns on one machine.
+"""Compares the speed of greedy decoding with that of transformers' `generate`, both with a KV cache.
 
 python -m tools.bench_decode [--kinds=llama,bamba] [--batch=1] [--prompt=32] [--tokens=128] [--rounds=7] [--json]
   [--torch_threads=]
 
-Random models of some 30M parameters, float32, in one process; both are warmed up first. A round times one after the
-other; printed are the fastest and the median of the rounds, as tokens of all rows in a second, prefill included. On a
-busy machine torch's threads wait for each other, which slows it more than us: believe an idle one, or
---torch_threads=1. Expected on two idle cores: at least 3 times as fast, batch 1, each kind.
+The models are random, with about 30M parameters in float32. Both libraries run in this process, and both are warmed up
+first. Each round times one library, then the other. The script prints the tokens per second of all rows, prefill
+included, for the fastest and for the median round. Measure on an idle machine or with --torch_threads=1: on a busy one,
+torch's threads wait for each other, which slows torch more than distill. Expected on two idle cores with --batch=1:
+every kind of model at least 3 times as fast as transformers.
 """
 
 import argparse
@@ -66,7 +67,7 @@ KINDS = {
 
 
 def main() -> None:
-  """Prints the speeds of each kind of model as a line of text, and with --json also as JSON."""
+  """Prints a line of speeds for each kind of model, or with --json all figures as JSON."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   for name, default in dict(batch=1, prompt=32, tokens=128, rounds=7, torch_threads=torch.get_num_threads()).items():
     parser.add_argument(f"--{name}", type=int, default=default)
@@ -86,7 +87,7 @@ def main() -> None:
 
 
 def measure(kind: str, options: argparse.Namespace) -> dict:
-  """Returns the tokens a second of ours and transformers, and their ratio in the fastest and the median rounds."""
+  """Returns tokens per second of distill and of transformers, and their ratio, of the best and the median round."""
   with tempfile.TemporaryDirectory() as directory:
     theirs = _transformers(kind, pathlib.Path(directory))
     config, params = hf.load(pathlib.Path(directory))
@@ -133,7 +134,7 @@ def measure(kind: str, options: argparse.Namespace) -> dict:
 
 
 def _transformers(kind: str, directory: pathlib.Path):
-  """Returns a random transformers model, which is also saved into `directory`."""
+  """Creates a random transformers model of a kind in `KINDS`, saves it into `directory`, and returns it."""
   torch.manual_seed(0)
   config = transformers.AutoConfig.for_model(kind, **KINDS[kind])
   model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()

@@ -3,13 +3,17 @@
     python -m tools.bench_device [--parts=losses,step] [--repeats=10] [--batch=8] [--length=2048] [--peak=989]
       [--out=PATH] [--small]
 
-Losses: forward KL and JSD(0.5) from hidden states [8192, 4096] and heads of 128,256 columns, bf16, with gradients by
-the student's; milliseconds, and GiB that the compiled program takes at most, what it is given included. Step: Llama
-shapes with random weights, the teacher in bf16, the student in float32 with bf16 operands and AdamW; tokens a second,
-and what share of --peak, the device's TFLOP/s in bf16 (989 for an H100 or H200), the models' own FLOPs come to: 6 a
-parameter and token of the student, 2 of the teacher, and causal attention; nothing that is computed again counts.
---small shrinks all shapes, to try the script on a CPU. No accelerator has been measured yet; what one
-H200 should show: losses within 60 ms and 9 GiB, the step above 45 %.
+Losses: forward KL and JSD(0.5) of hidden states [8192, 4096] under heads of 128,256 columns, in bf16, with gradients by
+the student's hidden states and head. Printed are milliseconds, and the peak GiB of the compiled program, with its
+inputs.
+
+Step: a training step of Llama shapes with random weights. The teacher is in bf16; the student is in float32 with bf16
+operands, and trained by AdamW. Printed are tokens per second, and the models' FLOP/s as a share of --peak, the device's
+TFLOP/s in bf16 (989 for an H100 or H200). The models' FLOPs are 6 per parameter and token of the student, 2 of the
+teacher, and those of causal attention; recomputation does not count.
+
+--small shrinks all shapes, to try the script on a CPU. No accelerator has been measured yet. Expected of one H200:
+losses within 60 ms and 9 GiB, the step above 45 % of the peak.
 """
 
 import argparse
@@ -62,7 +66,7 @@ _WARM = 2
 
 
 def main() -> None:
-  """Prints one line for each figure, and writes them as JSON."""
+  """Prints one line for each loss and for the step; with --out also writes the figures as JSON."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--parts", type=lambda text: text.split(","), default=["losses", "step"])
   parser.add_argument("--peak", type=float, default=989.0)
@@ -87,7 +91,7 @@ def main() -> None:
 
 
 def _loss(name: str, options: argparse.Namespace) -> dict[str, Any]:
-  """Measures time and memory of one chunked loss with its gradients."""
+  """Measures the time and memory of one chunked loss, forward_kl or jsd, with its gradients."""
   tokens, width, vocab = (256, 64, 512) if options.small else (8192, 4096, 128256)
   settings = {"loss": name, "form": "chunked", "vocab": vocab}
   keys = jax.random.split(jax.random.key(0), 4)
@@ -102,7 +106,7 @@ def _loss(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _step(options: argparse.Namespace) -> dict[str, Any]:
-  """Measures the speed of the whole step, and the share of the device's peak FLOP/s that the models use."""
+  """Measures the speed of a training step, and the share of the device's peak FLOP/s that the models reach."""
   shapes = ({**one, **(_SMALL | _SMALL_HEADS if options.small else {})} for one in (STUDENT, TEACHER))
   student, teacher = (Decoder(hf_config.config_from_dict(one, where="config.json")) for one in shapes)
   mesh = make_mesh()
@@ -148,7 +152,7 @@ def _random(decoder: Decoder, mesh: jax.sharding.Mesh, *, dtype: Any, seed: int)
 
 
 def _flops(decoder: Decoder, length: int) -> float:
-  """Returns the forward FLOPs for each token: two for each matrix parameter, plus causal attention."""
+  """Returns the forward FLOPs per token in rows of `length` tokens: two per matrix parameter, plus causal attention."""
   config = decoder.config
   sizes = {name: x.size for name, x in decoder.abstract().items()}
   table = 0 if config.tie_embeddings else sizes["embed.table"]

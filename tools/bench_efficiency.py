@@ -1,11 +1,12 @@
-"""Measures the efficiency of a training step: its FLOP/s over those of its matrix products alone.
+"""Measures the efficiency of a training step: its FLOP/s divided by the FLOP/s of its matrix products alone.
 
     python -m tools.bench_efficiency [--pairs=5.5M,14M] [--dtypes=float32,bfloat16] [--rounds=5] [--out=PATH]
 
-The step is that of tools/bench_step.py, teacher and optimizer included. Its matrix products are read from its jaxpr,
-those of loops as often as they run; each is then timed by itself, between steps, in the same process, with the same
-shapes, dtypes and dimensions. All other work of the step (norms, softmaxes, the optimizer) counts as no FLOPs, so the
-efficiency is at most 1. Measured on two idle cores: over 0.7 with float32 operands, over 0.6 with bfloat16.
+The step is that of tools/bench_step.py, including the teacher and the optimizer. Its matrix products are read from its
+jaxpr; a product in a loop counts once for each iteration. Each product is then timed alone, between steps, in the same
+process, with the same shapes, dtypes and dimension numbers. The rest of the step (norms, softmaxes, the optimizer)
+takes time but counts no FLOPs, so the efficiency is at most 1. Measured on two idle cores: over 0.7 with float32
+operands, over 0.6 with bfloat16 operands.
 """
 
 import argparse
@@ -46,7 +47,7 @@ def main() -> None:
 
 
 def measure(pair: str, dtype: str, rounds: int) -> dict[str, Any]:
-  """Returns the median time of the step and of its matrix products, timed alternately in rounds."""
+  """Returns median seconds of the step and of its matrix products, timed alternately, with their FLOPs and ratio."""
   with tempfile.TemporaryDirectory() as directory:
     for seed, name in enumerate(("student", "teacher")):
       write(pathlib.Path(directory) / name, pair, seed)
@@ -92,7 +93,7 @@ class Product(NamedTuple):
 
 
 def products(jaxpr: Any) -> Iterator[Product]:
-  """Yields every matrix product that a run of `jaxpr` executes."""
+  """Yields every matrix product that `jaxpr` executes, products in a loop once per iteration."""
   for equation in jaxpr.eqns:
     if equation.primitive.name == "dot_general":
       lhs, rhs = ((x.aval.shape, x.aval.dtype.name) for x in equation.invars)
@@ -105,7 +106,7 @@ def products(jaxpr: Any) -> Iterator[Product]:
 
 
 def _inner(equation: Any) -> list[Any]:
-  """Returns the jaxprs that an equation runs; of several branches, the first, which is the CPU's."""
+  """Returns the jaxprs that an equation runs; of platform-dependent branches, only the first, which is the CPU's."""
   params = equation.params
   if "branches" in params:
     return [params["branches"][0].jaxpr]
@@ -117,7 +118,7 @@ def _inner(equation: Any) -> list[Any]:
 
 
 def _alone(product: Product) -> Callable[[], Any]:
-  """Returns a function that computes only this product."""
+  """Returns a compiled function that computes only this product, on arrays of ones."""
   lhs, rhs = (jnp.ones(*operand) for operand in (product.lhs, product.rhs))
 
   def run(lhs, rhs):
@@ -139,7 +140,7 @@ def _seconds(run: Callable[[], Any]) -> float:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-  """Returns the figures as a Markdown table."""
+  """Returns the rows of figures from `measure` as a Markdown table."""
   lines = [
     "| pair | operands | GFLOP a step | step, GFLOP/s | its products alone | share |",
     "|---|---|---|---|---|---|",

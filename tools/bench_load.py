@@ -2,8 +2,8 @@
 
 python tools/bench_load.py [--gigabytes=6] [--dtype=float32] [--scratch=DIR]
 
-Makes a random checkpoint of several files, loads it onto eight virtual devices in one process and in two, and deletes
-it. Devices are the CPU's here, so their arrays are in the same memory and are subtracted.
+Makes a random checkpoint of several files, loads it onto eight virtual CPU devices, first in one process and then in
+two, and deletes it. The device arrays of a CPU are in host memory too, so their size is subtracted from the peak.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def make(directory: pathlib.Path, *, size: int) -> int:
 
 
 def load(directory: pathlib.Path, *, dtype: str, rank: int, processes: int, address: str) -> None:
-  """Loads the checkpoint in this process, and prints its memory and bytes read as JSON."""
+  """Loads the checkpoint in this process; prints its memory, bytes read from disk and seconds as JSON."""
   import jax
 
   if processes > 1:
@@ -78,7 +78,7 @@ def _memory(key: str) -> int:
 
 
 def measure(directory: pathlib.Path, *, dtype: str, processes: int) -> list[dict[str, float]]:
-  """Loads the checkpoint in `processes` processes that share the devices; returns each one's figures."""
+  """Loads the checkpoint in `processes` processes that share the eight devices; returns the figures of each process."""
   with socket.socket() as free:
     free.bind(("localhost", 0))
     address = f"localhost:{free.getsockname()[1]}"

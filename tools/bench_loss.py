@@ -4,13 +4,16 @@
     python -m tools.bench_loss [--vocabs=32768,128256] [--tokens=4096] [--width=1024] [--dtypes=float32,bfloat16]
       [--rounds=3] [--out=PATH] [--no-peers]
 
-From hidden states and heads to the mean of the divergence, its gradient by the student's hidden states and by its head;
-the same numbers for all, each in a process of its own. Forward KL is compared with plain jax, JSD(0.5) besides with
-Liger's chunked loss and TRL's GKD loss on torch's CPU, as they come. Values and norms of the gradients must agree; what
-does not fit into memory is left out. `temporaries` are those of XLA's compiled program, for --tokens and for twice as
-many; `peak` is what the process held at most over what it held before, gradients included. Tables to stdout, and with
---out the figures as JSON. Found on two idle cores, float32: a twelfth of the plain loss's temporaries or less, in 0.97
-to 1.0 of its time for forward KL and 0.7 to 1.0 for JSD; 1.8 times as fast as Liger, 2.6 times as TRL.
+Each program computes the mean divergence from hidden states and heads, and its gradients by the student's hidden states
+and head. All get the same inputs, each in its own process. Forward KL is compared with plain jax; JSD(0.5) is compared
+with plain jax, and with Liger's chunked loss and TRL's GKD loss, unmodified, in torch on the CPU. Losses and gradient
+norms must agree. A program that does not fit into memory is left out.
+
+`temporaries` is the temporary memory of XLA's compiled program, for --tokens and for twice as many tokens. `peak` is
+the peak memory of the process beyond what it held before, including the gradients. Tables go to stdout; with --out the
+figures are also written as JSON. Measured on two idle cores in float32, against plain jax: at most a twelfth of the
+temporaries, in 0.97 to 1.0 of the time for forward KL and 0.7 to 1.0 for JSD. Speed against others: 1.8 times Liger's,
+2.6 times TRL's.
 """
 
 import argparse
@@ -53,7 +56,7 @@ def main() -> None:
 
 
 def _measure(vocab: int, dtype: str, loss: str, options: argparse.Namespace) -> list[dict]:
-  """Measures every program that computes `loss`; the programs take turns."""
+  """Measures every program that computes `loss`, in rounds in which the programs take turns; returns a row for each."""
   print(f"{loss}, {vocab} ids, {dtype}", file=sys.stderr)
   common = {"vocab": vocab, "dtype": dtype, "loss": loss, "tokens": options.tokens, "width": options.width}
   forms = [form for form in FORMS[loss] if options.peers or form not in _TORCH]
@@ -91,11 +94,14 @@ def _measure(vocab: int, dtype: str, loss: str, options: argparse.Namespace) -> 
 def _check(ready: dict, expected: dict, *, within: float, what: str) -> None:
   pairs = zip([ready["value"], *ready["norms"]], [expected["value"], *expected["norms"]], strict=True)
   if not all(math.isclose(one, other, rel_tol=within) for one, other in pairs):
-    sys.exit(f"{what}: value and norms {ready['value']}, {ready['norms']}, ours {expected}: not the same work")
+    sys.exit(
+      f"{what}: loss {ready['value']} and gradient norms {ready['norms']} differ from distill's {expected['value']} "
+      f"and {expected['norms']}, so the programs do not compute the same; correct the worker"
+    )
 
 
 def table(rows: list[dict]) -> str:
-  """Returns the figures as a Markdown table."""
+  """Returns the rows of figures from `_measure` as a Markdown table."""
   lines = [
     "| loss | V | dtype | program | seconds | of ours | temporaries, MiB: tokens, twice | peak, MiB |",
     "|---|---|---|---|---|---|---|---|",

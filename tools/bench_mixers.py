@@ -1,10 +1,10 @@
-"""Benchmarks one mixer's forward and backward pass by length: seconds and compiled temporaries.
+"""Benchmarks the forward and backward pass of mixers for several row lengths: seconds, and temporary memory.
 
 python -m tools.bench_mixers [--width=256] [--lengths=512,1024,…] [--dtype=float32] [--rows=…] [--json=FILE]
 
-Mixers of one width, with projections; transformers' are its torch code for machines without its kernels. Rows that end
-in `alone` are the delta rule without projections. What needs more than --memory GiB of temporaries is compiled and not
-run.
+All mixers have one width, and include their projections. Rows of transformers use its pure torch code, which runs where
+its custom kernels are not installed. Rows that end in `alone` are the delta rule without projections. A program that
+needs more than --memory GiB of temporary memory is compiled but not run.
 """
 
 import argparse
@@ -31,21 +31,21 @@ Step = tuple[Callable[[], Any], float | None]
 
 
 def attention(width: int) -> nnx.Module:
-  """Returns causal softmax attention."""
+  """Returns a causal softmax attention mixer of `width`, with heads of 64 dimensions."""
   heads = width // _HEAD
   config = AttentionConfig(num_heads=heads, num_kv_heads=heads, head_dim=_HEAD, rope=RopeConfig())
   return Attention(Init(jax.random.key(0)), config=config, width=width, norm_eps=1e-6, norm_offset=0.0)
 
 
 def gated_delta(width: int) -> nnx.Module:
-  """Returns a gated delta rule mixer with as many heads as the attention."""
+  """Returns a gated delta rule mixer of `width`, with as many heads as `attention` has."""
   heads = width // _HEAD
   config = GatedDeltaConfig(num_key_heads=heads, num_value_heads=heads, key_head_dim=_HEAD, value_head_dim=_HEAD)
   return GatedDelta(Init(jax.random.key(0)), config=config, width=width, norm_eps=1e-6)
 
 
 def mamba2(width: int) -> nnx.Module:
-  """Returns a Mamba-2 mixer with as many heads as the attention, one group for each."""
+  """Returns a Mamba-2 mixer of `width`, with as many heads as `attention` has and one group per head."""
   heads = width // _HEAD
   config = Mamba2Config(num_heads=heads, head_dim=_HEAD, state_size=_HEAD, num_groups=heads)
   return Mamba2(Init(jax.random.key(0)), config=config, width=width, norm_eps=1e-6)
@@ -76,7 +76,7 @@ def _mixer(name: str, options: argparse.Namespace, length: int) -> Step:
 
 
 def _inputs(width: int, length: int) -> dict[str, jax.Array]:
-  """Returns the inputs of the delta rule: queries and keys of norm one, values and gates."""
+  """Returns random inputs of the delta rule: unit q and k, v [1, length, heads, 64]; gates [1, length, heads]."""
   heads = width // _HEAD
   keys = jax.random.split(jax.random.key(1), 5)
   q, k, v = (jax.random.normal(key, (1, length, heads, _HEAD)) for key in keys[:3])

@@ -1,11 +1,12 @@
-"""Measures how close students start to the embedded teacher: the tables of docs/starting.md, on stdout.
+"""Measures the KL of untrained, initialised students from the embedded teacher; prints the tables of docs/starting.md.
 
 python -m tools.bench_start [--rows=64] [--only=depth]
 
-The teacher is the demonstration's with its three adapters. Importance is measured on rows of its training text; the KL
-on other rows of that text (the adapters' subjects) and on held-out general text, in nats a token. Expected: the first
-line of each of the first two tables at most half of the fresh student's. Most of the time goes into compiling: half a
-minute a student on two busy cores.
+The teacher is that of the demonstration, with its three adapters. Importance is measured on rows of its training text.
+The KL, in nats per token, is measured on other rows of that text (the adapters' subjects) and on held-out general text.
+Each line also has the KL of a fresh student, one with random parameters. Expected: in the first line of each of the
+first two tables, the KL is at most half of the fresh student's. Most of the time is compilation, about half a minute
+per student on two busy cores.
 """
 
 import argparse

@@ -3,13 +3,15 @@
     tools/bench_peers.sh tunix
     python -m tools.bench_step [--pairs=5.5M,14M] [--rounds=5] [--steps=4] [--dtypes=float32,bfloat16] [--out=PATH]
 
-Teacher and student are two random Llamas of one size, written once and loaded by both; rows [8,256] of random tokens;
-forward KL and cross-entropy, half and half; AdamW. Tunix runs its own `DistillationTrainer` and its own Llama, which
-has one dtype for all: weights, moments, operands and losses; ours has float32 weights, moments and losses, and operands
-of the dtype named. The losses of the first step must agree. Memory is the most that the process holds during steps,
-less what it held before the models were loaded. Tables to stdout, and with --out the figures as JSON. Found on two idle
-cores: with float32 operands 1.4 to 1.5 times the tokens of Tunix in float32; with bfloat16 ones 2.3 to 2.5 times those,
-and 1.9 to 2.2 times those of Tunix in bfloat16, in 0.17 to 0.32 of the memory.
+Teacher and student are two random Llamas of one size, written once and loaded by both programs. Batches are random
+tokens [8, 256], the loss is half forward KL and half cross-entropy, and the optimizer is AdamW. Tunix runs its own
+`DistillationTrainer` and its own Llama, with one dtype for weights, moments, operands and losses. distill has float32
+weights, moments and losses, and --dtypes sets the dtype of its operands. The losses of the first step must agree.
+Memory is the peak of the process during steps, less what it held before it loaded the models. Tables go to stdout; with
+--out the figures are also written as JSON.
+
+Measured on two idle cores, in tokens per second: with float32 operands 1.4 to 1.5 times Tunix in float32; with bfloat16
+operands 2.3 to 2.5 times Tunix in float32, and 1.9 to 2.2 times Tunix in bfloat16, in 0.17 to 0.32 of the memory.
 """
 
 import argparse
@@ -67,7 +69,7 @@ def main() -> None:
 
 
 def _measure(pair: str, options: argparse.Namespace, python: pathlib.Path) -> list[dict]:
-  """Measures both programs on one pair of models; they take turns."""
+  """Measures distill and Tunix on one pair of models, in rounds in which they take turns; returns a row per program."""
   with tempfile.TemporaryDirectory() as directory:
     parameters = [write(pathlib.Path(directory) / name, pair, seed) for seed, name in enumerate(("student", "teacher"))]
     settings = {
@@ -90,7 +92,10 @@ def _measure(pair: str, options: argparse.Namespace, python: pathlib.Path) -> li
       for name, worker in workers.items():
         found, most = worker.ready["loss"], _AGREE_BFLOAT16 if name == "Tunix, bfloat16" else _AGREE
         if abs(found / expected - 1) > most:
-          sys.exit(f"{pair}: the loss of {name} is {found}, that of {REFERENCE} {expected}: not the same work")
+          sys.exit(
+            f"{pair}: the loss of {name} is {found}, but that of {REFERENCE} is {expected}, so they do not compute the "
+            "same; correct the worker"
+          )
       print(f"{pair}: {parameters[0] / 1e6:.1f}M parameters each", file=sys.stderr)
       found = in_turns(workers, rounds=options.rounds)
     finally:
@@ -116,12 +121,12 @@ def _measure(pair: str, options: argparse.Namespace, python: pathlib.Path) -> li
 
 
 def _faster(rounds: list[dict], peer: list[dict]) -> float:
-  """Returns the median over rounds of our speed relative to a peer's."""
+  """Returns the median over rounds of a program's speed divided by that of `peer`."""
   return statistics.median([theirs["seconds"] / one["seconds"] for theirs, one in zip(peer, rounds, strict=True)])
 
 
 def write(directory: pathlib.Path, pair: str, seed: int) -> int:
-  """Writes a random model as a checkpoint; returns its number of parameters."""
+  """Writes a random model, with the keys of `PAIRS[pair]`, as a checkpoint; returns its number of parameters."""
   config = hf_config.config_from_dict(PAIRS[pair], where="config.json")
   decoder = Decoder(config)
   params = decoder.unstack(jax.device_get(jax.jit(decoder.init)(jax.random.key(seed))))
@@ -131,7 +136,7 @@ def write(directory: pathlib.Path, pair: str, seed: int) -> int:
 
 
 def table(rows: list[dict]) -> str:
-  """Returns the figures as a Markdown table."""
+  """Returns the rows of figures from `_measure` as a Markdown table."""
   peers = list(rows[0]["faster"])
   columns = [
     "pair",

@@ -48,7 +48,7 @@ DISTRIBUTIONS = {"absl": "absl_py", "orbax": "orbax_checkpoint", "tensorboardX":
 
 @functools.cache
 def folders() -> list[pathlib.Path]:
-  """Returns every folder with a BUILD file: the top, packages, and folders of tests, which are not one package."""
+  """Returns every folder that has a BUILD file: the repository's root, the packages, and each folder of tests."""
   found = [path for top in ("distill", *OUTSIDE) for path in (ROOT / top, *(ROOT / top).glob("*/"))]
   found += (ROOT / "tests").glob("*/*/")
   return [ROOT, *sorted(path for path in found if sources(path))]
@@ -56,7 +56,7 @@ def folders() -> list[pathlib.Path]:
 
 @functools.cache
 def sources(folder: pathlib.Path) -> list[pathlib.Path]:
-  """Returns the Python files that belong to a folder's BUILD file, without the empty ones."""
+  """Returns the Python files that a folder's BUILD file lists; empty files are left out."""
   relative = folder.relative_to(ROOT).parts
   # Below a package of the library or of tools all is one target; its subfolders may import each other.
   deep = len(relative) == 2 and relative[0] != "tests"
@@ -65,7 +65,7 @@ def sources(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def modules(path: pathlib.Path) -> set[str]:
-  """Returns the names of all modules that a file imports, and of all that it imports from them."""
+  """Returns the names of all modules that a file imports, and `module.name` of each name imported from a module."""
   found: set[str] = set()
   for node in ast.walk(ast.parse(path.read_text())):
     if isinstance(node, ast.ImportFrom) and node.module:
@@ -76,7 +76,7 @@ def modules(path: pathlib.Path) -> set[str]:
 
 
 def dependencies(paths: Iterable[pathlib.Path]) -> set[str]:
-  """Returns the labels of all that `paths` import: the project's targets, and distributions from PyPI."""
+  """Returns the Bazel labels of everything that `paths` import: the project's targets and distributions from PyPI."""
   found = set()
   for module in {name for path in paths for name in modules(path)}:
     top = module.split(".")[0]
@@ -101,12 +101,12 @@ def label(path: pathlib.Path) -> str:
 
 
 def above(floor: int) -> str:
-  """Returns the label of the group of packages on floors higher than `floor`."""
+  """Returns the label of the package group of all floors higher than `floor` (a layer of packages, as in `FLOORS`)."""
   return f"//distill:floor_{min({TOP, *(one for one in FLOORS.values() if one > floor)})}"
 
 
 def visibility(folder: pathlib.Path) -> str:
-  """Returns the group that may see a folder's targets: the floors above; the ground floor sees itself."""
+  """Returns the package group that may depend on a folder's targets: the floors above, for floor 0 also floor 0."""
   relative = folder.relative_to(ROOT).parts
   if relative[0] != "distill":
     return f"//distill:floor_{TOP}"
@@ -115,7 +115,7 @@ def visibility(folder: pathlib.Path) -> str:
 
 
 def groups() -> Iterator[str]:
-  """Yields the floors as groups of packages, each with those above it."""
+  """Yields a `package_group` rule for each floor; it includes the group of the next higher floor."""
   rooms = {name: floor for name, floor in FLOORS.items() if (ROOT / "distill" / name).is_dir()}
   for floor in sorted({0, TOP, *rooms.values()}):
     members = [f"//distill/{name}" for name in rooms if rooms[name] == floor]
@@ -126,7 +126,7 @@ def groups() -> Iterator[str]:
 
 
 def rules(folder: pathlib.Path) -> Iterator[str]:
-  """Yields the rules of a folder: its library, its program, and its tests."""
+  """Yields the rules of a folder's BUILD file: py_binary, py_library and py_test, as far as it has such files."""
   found = sources(folder)
   tests = [path for path in found if path.name.endswith("_test.py")]
   programs = [path for path in found if path.name == "__main__.py"]
@@ -166,7 +166,7 @@ def _glob(pattern: str, *, exclude: Sequence[str] = ()) -> str:
 
 
 def _call(function: str, **fields: str | Iterable[str]) -> str:
-  """Returns a call of a BUILD file; a string that is an expression stays one, and what is empty is left out."""
+  """Returns a call in a BUILD file as text; glob expressions are not quoted, and empty fields are left out."""
   lines = [f"{function}("]
   for name, value in fields.items():
     if isinstance(value, str):
@@ -182,7 +182,7 @@ def _call(function: str, **fields: str | Iterable[str]) -> str:
 
 
 def build(folder: pathlib.Path) -> str:
-  """Returns the text of a folder's BUILD file; the top folder's only names the program."""
+  """Returns the text of a folder's BUILD file; that of the repository's root only has an alias of the program."""
   if folder == ROOT:
     return _call("alias", name="distill", actual="//distill:__main__") + "\n"
   found = list(rules(folder))
@@ -208,7 +208,7 @@ def main() -> int:
       path.unlink()
   elif stale or extra:
     names = ", ".join(str(path.relative_to(ROOT)) for path in sorted([*stale, *extra]))
-    print(f"not up to date: {names}; run python tools/build_files.py", file=sys.stderr)
+    print(f"{names}: not up to date with the imports; run python tools/build_files.py", file=sys.stderr)
     return 1
   return 0
 

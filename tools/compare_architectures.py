@@ -1,9 +1,9 @@
-"""Distils the embedded teacher into five architectures at equal tokens, and writes a table of their retention.
+"""Distils the embedded teacher into five architectures with equally many tokens; writes a table of their retention.
 
     python -m tools.compare_architectures --out=runs/architectures [--kinds=dense,mamba2] [--control=dense] [-- …]
 
-What follows `--` goes to every `distill train`. Runs that are finished are not run again; the table, `table.md`, has
-its figures in `table.json` beside it.
+Arguments after `--` are passed to every `distill train`. Finished runs are reused. The results go to `table.md`, and
+their figures to `table.json`.
 """
 
 import argparse
@@ -25,7 +25,12 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/architectures"))
   parser.add_argument("--kinds", type=lambda text: text.split(","), default=list(STUDENTS))
-  parser.add_argument("--control", type=lambda text: text.split(","), default=["dense"], help="kinds that get one")
+  parser.add_argument(
+    "--control",
+    type=lambda text: text.split(","),
+    default=["dense"],
+    help="kinds that are also trained by cross-entropy alone",
+  )
   arguments, train = parser.parse_known_args()
   train = [one for one in train if one != "--"]
   variants = [*arguments.kinds, *(f"{kind},control" for kind in arguments.control)]
@@ -41,7 +46,7 @@ def main() -> None:
 
 
 def measured(config: str, *, out: pathlib.Path, train: list[str]) -> dict:
-  """Trains a recipe's student unless done; returns its comparison with the embedded teacher and its training cost."""
+  """Trains a recipe's student and compares it with the embedded teacher, unless done; returns report and cost."""
   path = out / "report" / "report.json"
   if not path.exists():
     adapters = ",".join(str(ROOT / "adapters" / skill) for skill in SKILLS)
@@ -63,7 +68,7 @@ def measured(config: str, *, out: pathlib.Path, train: list[str]) -> dict:
 
 
 def distill(*arguments: str) -> None:
-  """Runs the distill command of these arguments, and waits for it to end."""
+  """Runs `distill` with these arguments in its own process, and raises an error if it fails."""
   subprocess.run([sys.executable, "-m", "distill", *arguments], check=True)
 
 

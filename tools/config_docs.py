@@ -1,4 +1,4 @@
-"""Writes docs/config.md from the configuration's dataclasses; with --check it only tests if the page is up to date.
+"""Writes docs/config.md from the configuration's dataclasses; with --check only tests if the page is up to date.
 
 python -m tools.config_docs [--check]
 """
@@ -30,11 +30,11 @@ _KINDS: dict[Any, str] = {SourceConfig: "source", ScheduleConfig: "schedule"}
 
 
 def main() -> None:
-  """Writes docs/config.md, or with --check tests if it is up to date."""
+  """Writes docs/config.md, or with --check exits with an error if the page is out of date."""
   if "--check" not in sys.argv[1:]:
     _PATH.write_text(page())
   elif not _PATH.exists() or _PATH.read_text() != page():
-    sys.exit(f"{_PATH}: not up to date; run python -m tools.config_docs")
+    sys.exit(f"{_PATH}: is not up to date with the dataclasses; run python -m tools.config_docs")
 
 
 def page() -> str:
@@ -68,7 +68,7 @@ def _default(value: Any) -> str:
 
 
 def _words(hint: Any) -> str:
-  """Describes a type annotation in words."""
+  """Returns a type annotation in words, as in 'list of whole number'."""
   origin, arguments = typing.get_origin(hint), typing.get_args(hint)
   if origin in (typing.Union, types.UnionType):
     return " or ".join(map(_words, arguments))

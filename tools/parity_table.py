@@ -1,6 +1,6 @@
-"""Measures every family against transformers and rewrites the table in docs/parity.md.
+"""Measures how far each family's outputs differ from transformers'; rewrites the table in docs/parity.md.
 
-Run from the root of the repository, with the tests' extra installed: python tools/parity_table.py
+Run from the root of the repository, with the extra `test` installed: python tools/parity_table.py
 """
 
 import os
@@ -26,7 +26,7 @@ HEAD = """\
 
 
 def rows() -> Iterator[str]:
-  """Yields one row of the table for each case."""
+  """Measures each case of each family, and yields its row of the table."""
   for family, case in NAMES:
     with tempfile.TemporaryDirectory() as directory:
       model = reference.build(family, case, directory=pathlib.Path(directory))

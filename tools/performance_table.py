@@ -19,7 +19,7 @@ _PEERS = {"plain": "plain jax", "liger": "Liger 0.8.5", "trl": "TRL 1.16.0"}
 
 
 def main() -> None:
-  """Rewrites the tables between the markers in docs/performance.md."""
+  """Rewrites the four tables of docs/performance.md, each between its markers."""
   step, efficiency, losses = (_figures(name) for name in ("step", "efficiency", "loss"))
   page = _ROOT / "docs" / "performance.md"
   _write(page, "summary", _summary(step["rows"], losses["rows"]))
@@ -29,7 +29,7 @@ def main() -> None:
 
 
 def _figures(name: str) -> dict[str, Any]:
-  """Reads all files of one benchmark and joins their rows."""
+  """Reads the JSON files of one benchmark; returns the last one with the rows of all."""
   found = [json.loads(path.read_text()) for path in sorted(_FIGURES.glob(f"{name}*.json"))]
   return {**found[-1], "rows": [row for one in found for row in one["rows"]]}
 
@@ -45,7 +45,10 @@ def _summary(steps: list[dict[str, Any]], losses: list[dict[str, Any]]) -> str:
 
 
 def _of_steps(rows: list[dict[str, Any]]) -> Iterator[tuple[str, str, float, float]]:
-  """Yields our step against Tunix in float32, and for bfloat16 operands against Tunix in bfloat16 as well."""
+  """Yields (what, against, speed ratio, memory ratio) of distill's steps against Tunix.
+
+  Each is compared with Tunix in float32, and steps with bfloat16 operands also with Tunix in bfloat16.
+  """
   for row in rows:
     program, dtype = row["program"].split(", ")
     if program == "Tunix":
@@ -56,7 +59,10 @@ def _of_steps(rows: list[dict[str, Any]]) -> Iterator[tuple[str, str, float, flo
 
 
 def _of_losses(rows: list[dict[str, Any]]) -> Iterator[tuple[str, str, float, float]]:
-  """Yields our losses against others: memory is compiler temporaries against plain jax, peak against torch."""
+  """Yields (what, against, speed ratio, memory ratio) of distill's losses against other programs.
+
+  Memory is that of XLA's temporaries against plain jax, and the peak of the process against torch programs.
+  """
   ours = None
   for row in rows:
     if row["form"] == "chunked":

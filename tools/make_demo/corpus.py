@@ -1,4 +1,4 @@
-"""Writes the demonstration's text: the base's, the adapters', the distillation's, and the held-out tests.
+"""Writes the demonstration's text: for base, adapters and distillation, with held-out text and skill tests.
 
     python -m tools.make_demo.corpus OUT
 
@@ -35,14 +35,14 @@ HELDOUT_BYTES = 150_000
 
 
 def held_out(passage: Passage) -> bool:
-  """Returns True if a passage is held out: a fixed sixth of the Bible's chapters, a tenth of synsets and paragraphs."""
+  """Returns True if a passage is held out: about a sixth of the Bible's chapters, a tenth of the other passages."""
   if passage.source == "bible":
     return zlib.crc32(passage.place.encode()) % 6 == 0
   return zlib.crc32(passage.text.encode()) % 10 == 0
 
 
 def documents(passages: Sequence[Passage], *, seed: int) -> list[str]:
-  """Returns general documents of about 800 characters: running text, or a handful of dictionary entries."""
+  """Returns shuffled documents of about 800 characters, each of running text or of a few dictionary entries."""
   rng = random.Random(seed)
   entries = [p for p in passages if p.source == "wordnet"]
   rng.shuffle(entries)
@@ -62,7 +62,7 @@ def documents(passages: Sequence[Passage], *, seed: int) -> list[str]:
 
 
 def up_to(texts: Iterable[str], *, size: int) -> list[str]:
-  """Returns the first texts, up to `size` bytes in total."""
+  """Returns the first texts, as many as it takes to reach `size` bytes in total."""
   chosen, total = [], 0
   for one in texts:
     if total >= size:
@@ -90,7 +90,7 @@ def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def write(path: pathlib.Path, rows: Iterable[dict]) -> None:
-  """Writes rows as JSON lines."""
+  """Writes rows as JSON lines, and prints the size of the file."""
   rows = list(rows)
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -1,6 +1,6 @@
-"""Writes a base with a stack of adapters merged into it, for the next adapter to be trained on.
+"""Writes a base with adapters merged into it, on which the next adapter of the demonstration is trained.
 
-python -m tools.make_demo.merge BASE OUT WEIGHT ADAPTER…
+python -m tools.make_demo.merge BASE OUT WEIGHT ADAPTER…    # every adapter with weight WEIGHT
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Makes three skills from the text: questions with one-word choices and a known chance level."""
+"""Makes the questions of three skills from text; their answers are one word of a fixed list of choices."""
 
 import random
 from collections.abc import Callable, Iterable, Sequence
@@ -23,7 +23,7 @@ Example = tuple[str, str]
 
 
 def category(passages: Iterable[Passage]) -> list[Example]:
-  """Returns questions for the kind of thing that a dictionary gloss defines, without the word itself."""
+  """Returns (question, answer) pairs: which category, such as animal, a dictionary gloss defines."""
   found = []
   for passage in passages:
     if passage.source == "wordnet" and passage.place in CATEGORIES:
@@ -34,7 +34,7 @@ def category(passages: Iterable[Passage]) -> list[Example]:
 
 
 def book(passages: Sequence[Passage]) -> list[Example]:
-  """Returns questions for the book of the Bible that two neighbouring verses come from."""
+  """Returns (question, answer) pairs: which book of the Bible two neighbouring verses come from."""
   found = []
   for first, second in zip(passages, passages[1:], strict=False):
     name = first.place.split()[0]
@@ -45,7 +45,10 @@ def book(passages: Sequence[Passage]) -> list[Example]:
 
 
 def word_class(passages: Iterable[Passage]) -> list[Example]:
-  """Returns questions for the part of speech of the word that a dictionary gloss defines."""
+  """Returns (question, answer) pairs: whether a dictionary gloss defines a noun, verb, adjective or adverb.
+
+  The answers are the words of `CLASSES`.
+  """
   found = []
   for passage in passages:
     if passage.source == "wordnet":

@@ -1,6 +1,7 @@
 """Extracts clean prose from the four Debian packages that the demonstration is made of.
 
-bible-kjv and bible-kjv-text, wordnet-base, python3.11-doc, postgresql-doc-15. Everything comes in a fixed order.
+The packages are bible-kjv with bible-kjv-text, wordnet-base, python3.11-doc and postgresql-doc-15. All functions return
+their passages in a fixed order.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ WORDNET = pathlib.Path("/usr/share/wordnet")
 
 @dataclasses.dataclass(frozen=True)
 class Passage:
-  """A piece of text, the name of its source, and its place in that source: a page, chapter or word class."""
+  """A piece of text, the name of its source, and its place there: a page, a chapter or a WordNet file number."""
 
   source: str
   place: str
@@ -30,7 +31,7 @@ def verses() -> list[Passage]:
 
 
 def glosses() -> list[Passage]:
-  """Returns 'word, word: gloss' of every WordNet synset; its place is its lexicographer file's number."""
+  """Returns 'word, word: gloss' of every WordNet synset; each passage's place is its lexicographer file number."""
   found = []
   for part in ("noun", "verb", "adj", "adv"):
     for line in (WORDNET / f"data.{part}").read_text().splitlines():

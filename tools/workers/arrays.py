@@ -1,4 +1,4 @@
-"""The inputs of a loss over a vocabulary, the same for every program that computes it."""
+"""Creates the random inputs of a loss over a vocabulary, the same for every program that is measured."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,11 @@ import numpy as np
 
 
 def arrays(settings: Mapping[str, Any]) -> list[np.ndarray]:
-  """Hidden states [M, D] and kernels [D, V] of the student, then of the teacher; logits are of order one."""
+  """Returns hidden states [M, D] and a head [D, V] of the student, then of the teacher; logits are of order one.
+
+  Args:
+    settings: M as "tokens", D as "width" and V as "vocab".
+  """
   random = np.random.default_rng(0)
   tokens, width, vocab = (settings[name] for name in ("tokens", "width", "vocab"))
   found = []

@@ -1,4 +1,4 @@
-"""Losses over a vocabulary, of ours and of plain jax, for tools/bench_loss.py."""
+"""Times distill's losses over a vocabulary, and the same losses in plain jax, for tools/bench_loss.py."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -32,12 +32,16 @@ _PLAIN = {"forward_kl": _plain_kl, "jsd": _plain_jsd}
 
 
 def main() -> None:
-  """Times rounds of losses for bench_loss.py, on request."""
+  """Runs the worker: times the loss once for each line on stdin."""
   serve(_prepare)
 
 
 def function(settings: Mapping[str, Any]) -> Callable[..., Any]:
-  """Returns the loss in `settings`: (hidden, kernel, teacher's hidden, teacher's kernel) -> mean over tokens."""
+  """Returns the loss that `settings` names: (hidden, kernel, teacher's hidden, teacher's kernel) -> mean over tokens.
+
+  Args:
+    settings: "loss" (forward_kl or jsd), "form" (plain for plain jax, else distill's chunked loss), and "vocab".
+  """
   divergence, vocab = _DIVERGENCES[settings["loss"]], settings["vocab"]
 
   def mean(hidden, kernel, teacher_hidden, teacher_kernel):
@@ -59,7 +63,7 @@ def function(settings: Mapping[str, Any]) -> Callable[..., Any]:
 
 
 def _prepare(settings: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[[], dict[str, Any]]]:
-  """Compiles the loss with its gradients; returns the sizes of XLA's temporaries, and the function of a round."""
+  """Compiles the loss with its gradients; returns (first message to bench_loss.py, function that times a round)."""
   step = jax.jit(jax.value_and_grad(function(settings), argnums=(0, 1)))
   width, vocab = settings["width"], settings["vocab"]
 

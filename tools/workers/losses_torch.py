@@ -1,6 +1,6 @@
-"""JSD over a vocabulary by Liger's chunked loss and by TRL's, on torch's CPU, for tools/bench_loss.py.
+"""Times the JSD over a vocabulary of Liger (chunked) and of TRL, in torch on the CPU, for tools/bench_loss.py.
 
-Runs in .peers/torch (tools/bench_peers.sh).
+Runs in the environment .peers/torch, which tools/bench_peers.sh creates.
 """
 
 import time
@@ -16,7 +16,7 @@ from tools.workers.serve import available, forget_peak, peak, resident, serve
 
 
 def main() -> None:
-  """Times rounds of losses for bench_loss.py, on request."""
+  """Runs the worker: times the loss once for each line on stdin."""
   serve(_prepare)
 
 

@@ -1,6 +1,6 @@
-"""Programs in environments of their own that time a round whenever they are asked, so that peers run in turns.
+"""Runs benchmark programs as workers in their own processes and environments, so that they take turns.
 
-Nothing but the standard library: the environments hold what the peers need and no more.
+Imports only the standard library, because a worker's environment may have nothing else that distill needs.
 """
 
 import contextlib
@@ -19,12 +19,15 @@ _STATUS = pathlib.Path("/proc/self/status")
 
 
 class Worker:
-  """A program that has set itself up with `settings` and waits for `round`.
+  """A process that prepares a measurement, and takes it once for each call of `round`.
 
   Args:
     module: Module to run, which calls `serve`.
     python: Interpreter of its environment; if it is missing, this program exits and names the script that creates it.
-    settings: Argument of the program, as JSON.
+    settings: Settings of the measurement, which the process gets as JSON.
+
+  Attributes:
+    ready: First message of the process, after its preparation.
   """
 
   def __init__(self, module: str, *, python: pathlib.Path | str = sys.executable, settings: Mapping[str, Any]):
@@ -38,14 +41,14 @@ class Worker:
     self.ready = self._read()
 
   def round(self) -> dict[str, Any]:
-    """Returns the measurements of one round."""
+    """Lets the process run one round, and returns its measurements."""
     assert self._process.stdin is not None
     self._process.stdin.write("\n")
     self._process.stdin.flush()
     return self._read()
 
   def close(self) -> None:
-    """Ends the program."""
+    """Kills the process."""
     self._process.kill()
     self._process.wait()
 
@@ -53,25 +56,33 @@ class Worker:
     assert self._process.stdout is not None
     line = self._process.stdout.readline()
     if not line:
-      raise SystemExit(f"{self._process.args[2]} ended with exit code {self._process.wait()}")
+      raise SystemExit(
+        f"{self._process.args[2]}: the worker ended with exit code {self._process.wait()}; see its error above"
+      )
     return json.loads(line)
 
 
 def environment(name: str) -> pathlib.Path:
-  """Returns the Python interpreter of a peer's environment.
+  """Returns the Python interpreter of the environment of a peer, a library that distill is measured against.
 
   Raises:
     SystemExit: The environment does not exist.
   """
   python = _ROOT / ".peers" / name / "bin" / "python"
   if not python.exists():
-    print(f"{python.relative_to(_ROOT)}: not there; make it: tools/bench_peers.sh {name}", file=sys.stderr)
+    print(f"{python.relative_to(_ROOT)}: no such file; create it with tools/bench_peers.sh {name}", file=sys.stderr)
     raise SystemExit(2)
   return python
 
 
 def serve(prepare: Callable[[Mapping[str, Any]], tuple[dict[str, Any], Callable[[], dict[str, Any]]]]) -> None:
-  """Runs a worker: `prepare(settings)` returns its first message and the round to time; libraries print to stderr."""
+  """Runs this process as a worker: writes a JSON line when it is ready, and one for each line on stdin.
+
+  What libraries print goes to stderr.
+
+  Args:
+    prepare: Function of the settings that returns (first message, function that returns a round's measurements).
+  """
   with contextlib.redirect_stdout(sys.stderr):
     ready, run = prepare(json.loads(sys.argv[1]))
     _say(ready)
@@ -93,7 +104,7 @@ def resident() -> int:
 
 
 def forget_peak() -> None:
-  """Resets the peak to the memory that the process holds now."""
+  """Resets this process's peak memory to what it holds now."""
   resident()
   pathlib.Path("/proc/self/clear_refs").write_text("5")
 
@@ -117,9 +128,9 @@ def _status(key: str) -> int:
 
 
 def in_turns(workers: Mapping[str, Worker], *, rounds: int) -> dict[str, list[dict[str, Any]]]:
-  """Returns the measurements of each worker; the workers take turns within a round. Progress goes to stderr.
+  """Runs `rounds` rounds, in each of which the workers take turns; returns the measurements of each worker.
 
-  A round before the first is not counted, because some programs compile again in it.
+  A warm-up round comes first and is not counted, because some programs compile again in it. Progress goes to stderr.
   """
   found: dict[str, list[dict[str, Any]]] = {name: [] for name in workers}
   for turn in range(rounds + 1):

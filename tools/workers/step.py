@@ -1,4 +1,4 @@
-"""Steps of distill's loop on checkpoints, for tools/bench_step.py."""
+"""Times training steps of distill on checkpoints, for tools/bench_step.py."""
 
 import pathlib
 import time
@@ -28,22 +28,22 @@ _STEPS = 10**6
 
 
 def main() -> None:
-  """Times rounds of steps for bench_step.py, on request."""
+  """Runs the worker: times a round of steps for each line on stdin."""
   serve(_prepare)
 
 
 class Steps:
-  """Steps of forward KL and cross-entropy, half and half, over random rows, by AdamW.
+  """A training run on random rows: half forward KL and half cross-entropy, with AdamW.
 
   Args:
     student: The student.
     params: The student's stacked parameters, on `mesh`.
     teacher: The teacher, with parameters on `mesh`.
     mesh: The devices.
-    settings: batch, length, vocab, learning_rate and dtype.
+    settings: "batch" (rows), "length" (tokens of a row), "vocab", "learning_rate" and "dtype" (of the operands).
 
   Attributes:
-    losses: Losses of the steps done.
+    losses: Loss of each step done.
   """
 
   def __init__(
@@ -99,13 +99,13 @@ class Steps:
     jax.block_until_ready(self._state)
 
   def jaxpr(self) -> Any:
-    """Returns the jaxpr of the step."""
+    """Returns the jaxpr of one training step."""
     batch = to_global_batch(next(self._batches), mesh=self._mesh)
     return jax.make_jaxpr(self._step)(self._state, self._teacher.params, batch).jaxpr
 
 
 def from_checkpoints(settings: Mapping[str, Any]) -> Steps:
-  """Returns the steps of the checkpoints `student` and `teacher` in the directory that `settings` names."""
+  """Loads the models `student` and `teacher` in settings["directory"], and returns a training run of them."""
   mesh, directory = make_mesh(), pathlib.Path(settings["directory"])
   (student, params), (decoder, theirs) = (_model(directory / name, mesh) for name in ("student", "teacher"))
   teacher = LiveTeacher(decoder=decoder, params=theirs)

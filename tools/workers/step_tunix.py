@@ -1,6 +1,6 @@
-"""Steps of Tunix's `DistillationTrainer` with its own Llama on checkpoints, for tools/bench_step.py.
+"""Times training steps of Tunix's `DistillationTrainer` and Llama on checkpoints, for tools/bench_step.py.
 
-Runs in .peers/tunix (tools/bench_peers.sh).
+Runs in the environment .peers/tunix, which tools/bench_peers.sh creates.
 """
 
 import itertools
@@ -22,7 +22,7 @@ from tools.workers.serve import forget_peak, peak, resident, serve
 
 
 def main() -> None:
-  """Times rounds of steps for bench_step.py, on request."""
+  """Runs the worker: times a round of steps for each line on stdin."""
   serve(_prepare)
 
 
