@@ -3,8 +3,9 @@
     distill train --config=configs/adapter.py:BASE,TEXT.jsonl,DATA.jsonl[,REPLAY.jsonl…] --workdir=WORKDIR
 
 BASE is a Hugging Face directory with a tokenizer. TEXT.jsonl holds {"text"} lines like those BASE was trained on; they
-are a tenth of the rows and keep BASE's language. DATA.jsonl holds {"prompt", "completion"} lines. So do the REPLAY
-files, each read a quarter as often: skills of adapters already merged into BASE, which the new one must not disturb.
+are a tenth of the rows and keep BASE's language. DATA.jsonl holds {"prompt", "completion"} lines. REPLAY files hold
+lines of the same form, each file read a quarter as often as DATA: they train the skills of adapters that are already
+merged into BASE, so that the new adapter does not disturb these skills.
 The result is WORKDIR/adapter, a PEFT directory, after a few minutes on two CPU cores for five million parameters.
 """
 
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict
 
 
 def get_config(variant: str) -> ConfigDict:
-  """Returns a recipe that trains only the adapter, by cross-entropy on completions and text."""
+  """Returns a recipe that trains only an adapter, by cross-entropy; `variant` is BASE,TEXT,DATA[,REPLAY…]."""
   base, text, data, *replays = variant.split(",")
   weights = {text: 0.1, data: 1.0, **dict.fromkeys(replays, 0.25)}
   sources = [{"kind": "jsonl", "path": path, "weight": weight} for path, weight in weights.items()]

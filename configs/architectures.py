@@ -73,10 +73,13 @@ STUDENTS = {
 
 
 def get_config(variant: str) -> ConfigDict:
-  """Returns the recipe of KIND or KIND,control."""
+  """Returns the recipe of a variant: KIND, or KIND,control to train the same student by cross-entropy alone."""
   kind, _, control = variant.partition(",")
   if kind not in STUDENTS or control not in ("", "control"):
-    raise ValueError(f"unknown variant {variant!r}; use one of {', '.join(STUDENTS)}, or with ',control' behind it")
+    raise ValueError(
+      f"configs/architectures.py: unknown variant {variant!r}; use one of {', '.join(STUDENTS)}, with or without "
+      "',control' after it"
+    )
   config, layers = STUDENTS[kind]
   kl, hidden, control_terms = {"kind": "forward_kl"}, {"kind": "hidden"}, [{"kind": "cross_entropy"}]
   return ConfigDict(

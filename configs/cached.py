@@ -5,7 +5,7 @@
     distill train --config=configs/cached.py --workdir=WORKDIR                                # with the live teacher
     distill train --config=configs/cached.py:control --workdir=WORKDIR                        # cross-entropy alone
 
-The skills come through the cache as through the live teacher: docs/teacher_cache.md.
+The student retains as much of the skills from the cache as from the live teacher: docs/teacher_cache.md.
 """
 
 from ml_collections import ConfigDict
@@ -16,9 +16,9 @@ STEPS = 280
 
 
 def get_config(variant: str = "") -> ConfigDict:
-  """Returns the recipe, or with 'control' the same student, data and steps under cross-entropy alone."""
+  """Returns the recipe; variant 'control' trains the same student on the same data by cross-entropy alone."""
   if variant not in ("", "control"):
-    raise ValueError(f"configs/cached.py: unknown variant {variant!r}; use none, or control")
+    raise ValueError(f"configs/cached.py: unknown variant {variant!r}; leave it out, or use control")
   return ConfigDict(
     {
       **recipe(),

@@ -57,7 +57,10 @@ def cosine(peak: float, end: float) -> dict:
 
 
 def stages(part: str) -> list[dict]:
-  """Returns the stages of a part of the recipe."""
+  """Returns the stages of a part of the recipe.
+
+  Part "" is all four stages, "aligned" the two that compare layers, and "end_to_end" one stage of logits alone.
+  """
   only_mixers = ((r"student\.layers\..*\.mixer\..*", 1.0), (".*", 0.0))
   only_layers = ((r"student\.layers\..*", 1.0), (".*", 0.0))
   mixers = {
@@ -95,13 +98,15 @@ def stages(part: str) -> list[dict]:
       return [mixers, blocks]
     case "end_to_end":
       return [{**logits, "steps": MIXER_STEPS + BLOCK_STEPS, "optimizer": cosine(2e-3, 5e-5)}]
-  raise ValueError(f"unknown part {part!r}; use none, aligned or end_to_end")
+  raise ValueError(
+    f"configs/convert_attention.py: unknown part {part!r} of the variant; use aligned or end_to_end, or leave it out"
+  )
 
 
 def get_config(variant: str) -> ConfigDict:
-  """Returns the whole recipe of KIND, or its part after a comma: aligned or end_to_end."""
+  """Returns the recipe of a variant: KIND (gated_delta or mamba2), or KIND,PART (PART: aligned or end_to_end)."""
   kind, _, part = variant.partition(",")
   if kind not in STUDENTS:
-    raise ValueError(f"unknown variant {variant!r}; use {' or '.join(STUDENTS)}")
+    raise ValueError(f"configs/convert_attention.py: unknown variant {variant!r}; use {' or '.join(STUDENTS)}")
   student = {"config": STUDENTS[kind], "layers_from": tuple(range(LAYERS))}
   return ConfigDict({**recipe(), "student": student, "stages": stages(part)})

@@ -18,12 +18,12 @@ SKILLS = ("book", "category", "class")
 
 
 def get_config(variant: str = "") -> ConfigDict:
-  """Returns the recipe, or with 'control' the same student, data and steps under cross-entropy alone."""
+  """Returns the recipe; variant 'control' trains the same student on the same data by cross-entropy alone."""
   kl = {"kind": "forward_kl", "weight": 1.0, "temperature": 1.0}
   hidden = {"kind": "hidden", "weight": 1.0, "pairs": ((0, 1), (1, 4), (2, 7), (3, 10))}
   control = [{"kind": "cross_entropy"}]
   if variant not in ("", "control"):
-    raise ValueError(f"configs/quickstart.py: unknown variant {variant!r}; use none, or control")
+    raise ValueError(f"configs/quickstart.py: unknown variant {variant!r}; leave it out, or use control")
   return ConfigDict(
     {
       "seed": 0,

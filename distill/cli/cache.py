@@ -14,7 +14,10 @@ recipe.define(FLAGS, workdir="Directory of the teacher cache.")
 
 
 def main(arguments: Sequence[str]) -> int:
-  """Caches the teacher's outputs, or resumes; returns the exit code. --config.path.to.key=value overrides a key."""
+  """Writes the teacher cache of a recipe, or resumes it; returns the exit code.
+
+  An argument --config.path.to.key=value overrides a key of the recipe.
+  """
   config, workdir = recipe.read(FLAGS, arguments)
   code = cache_teacher(config, workdir=workdir)
   if code == EXIT_INTERRUPTED:

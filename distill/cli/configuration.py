@@ -1,4 +1,4 @@
-"""Recipes of the form FILE.py[:variant], and overrides --config.path.to.key=value."""
+"""Loads recipes named FILE.py[:variant], and applies overrides --config.path.to.key=value to them."""
 
 import ast
 import difflib
@@ -35,11 +35,11 @@ def split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def load(name: str, *, overrides: dict[str, str]) -> RunConfig:
-  """Returns the configuration of FILE.py[:variant] with overrides.
+  """Runs the recipe FILE.py[:variant], and returns its configuration with overrides applied.
 
   Args:
     name: The recipe's file, with its variant if it takes one.
-    overrides: Texts by dotted key, from `split`; a text that is a Python literal becomes its value.
+    overrides: Dotted key -> new value as text, from `split`; a Python literal such as 0.5 or (1, 2) is evaluated.
 
   Raises:
     InputError: The file cannot be run, has no get_config, or a key or a value is wrong.
@@ -58,9 +58,9 @@ def load(name: str, *, overrides: dict[str, str]) -> RunConfig:
   except InputError:
     raise
   except Exception as error:
-    raise InputError(f"{name}: {type(error).__name__}: {error}") from error
+    raise InputError(f"{name}: the recipe raises {type(error).__name__}: {error}; correct the file") from error
   if not isinstance(config, Mapping | ConfigDict):
-    raise InputError(f"{name}: get_config returned {type(config).__name__}, not a ConfigDict")
+    raise InputError(f"{name}: get_config returned {type(config).__name__}; return a ConfigDict or a dict")
   recipe = plain(config)
   for key, text in overrides.items():
     recipe = _override(recipe, key.split("."), _literal(text), key=f"{_PREFIX}{key}")
@@ -80,7 +80,10 @@ def _literal(text: str) -> Any:
 
 
 def _override(value: Any, path: Sequence[str], new: Any, *, key: str) -> Any:
-  """Returns a recipe, or part of it, with the value at `path` replaced; a list's elements have names or indices."""
+  """Returns `value`, a recipe or a part of one, with what is at `path` replaced by `new`.
+
+  A part of the path names a key of a dict, or an element of a list by its `name` or its index.
+  """
   if not path:
     return new
   name, *rest = path
@@ -88,7 +91,7 @@ def _override(value: Any, path: Sequence[str], new: Any, *, key: str) -> Any:
     found = dict(value or {})
     return {**found, name: _override(found.get(name), rest, new, key=key)}
   if not isinstance(value, list | tuple):
-    raise InputError(f"{key}: there is no {name!r} in {value!r}; correct the key")
+    raise InputError(f"{key}: {value!r} is neither a dict nor a list, so it has no {name!r}; correct the key")
   names = [one.get("name") if isinstance(one, Mapping) else None for one in value]
   known = [one for one in names if isinstance(one, str)] or list(map(str, range(len(value))))
   if name in names:
@@ -98,7 +101,7 @@ def _override(value: Any, path: Sequence[str], new: Any, *, key: str) -> Any:
   else:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(known)}"
-    raise InputError(f"{key}: no {name!r} in the list; {hint}")
+    raise InputError(f"{key}: the list has no element {name!r}; {hint}")
   changed = list(value)
   changed[place] = _override(value[place], rest, new, key=key)
   return tuple(changed)

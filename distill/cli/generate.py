@@ -1,4 +1,4 @@
-"""distill generate: continues prompts."""
+"""distill generate: prints a model's continuations of prompts."""
 
 from collections.abc import Sequence
 
@@ -27,12 +27,13 @@ _SEED = flags.DEFINE_integer("seed", 0, "Random seed of the draws.", flag_values
 
 
 def main(arguments: Sequence[str]) -> int:
-  """Prints the prompts' continuations in turn, the first while it is generated; returns the exit code."""
+  """Prints the continuation of each prompt in order, the first one while it is generated; returns the exit code."""
   parse(FLAGS, arguments)
   sampling = Sampling(temperature=_TEMPERATURE.value, top_k=_TOP_K.value, top_p=_TOP_P.value)
   if not sampling.temperature and (sampling.top_k or sampling.top_p < 1):
     raise InputError(
-      "--top_k and --top_p: have no effect at temperature 0, which takes the most probable token; raise --temperature"
+      "--top_k and --top_p: have no effect at temperature 0, which always takes the most probable token; raise "
+      "--temperature, or leave them out"
     )
   rest: list[list[str]] = []
   for first, *others in generate_pieces(

@@ -27,7 +27,7 @@ EXIT_INPUT, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
 
 
 def run() -> None:
-  """Runs the console script."""
+  """Runs the command line of this process, and exits with the command's code; entry point of the `distill` script."""
   sys.exit(main(sys.argv[1:]))
 
 

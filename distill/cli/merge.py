@@ -35,9 +35,9 @@ def main(arguments: Sequence[str]) -> int:
   parse(FLAGS, arguments)
   adapters = models.adapters(FLAGS)
   if not adapters:
-    raise InputError("--adapters and --adapter_stack: neither given; give one of them")
+    raise InputError("--adapters and --adapter_stack: neither is given; give one of them")
   if _RANK.value and _FORMAT.value == "model":
-    raise InputError("--rank: applies only to --format=adapter; add it, or leave --rank out")
+    raise InputError("--rank: applies only to --format=adapter; add --format=adapter, or leave --rank out")
   combination: dict[str, Any] = {"method": _COMBINE.value, "density": _DENSITY.value, "seed": _SEED.value}
   if _FORMAT.value == "model":
     merge(FLAGS.model, adapters=adapters, out=_OUT.value, **combination)

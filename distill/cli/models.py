@@ -9,12 +9,12 @@ MODEL = "Model directory, or org/name[@revision] of the hub."
 
 
 def define(values: flags.FlagValues, *, model: str = "model", help: str = MODEL) -> None:
-  """Adds three flags to a command: the model's, --adapters and --adapter_stack.
+  """Adds three flags to a command: one that names a model (called --model by default), --adapters, --adapter_stack.
 
   Args:
-    values: Flags of the command, to which these are added.
-    model: Name of the flag that names the model.
-    help: Help text of that flag.
+    values: Flags of the command, to which the three are added.
+    model: Name of the first flag, without dashes.
+    help: Help text of the first flag.
   """
   flags.DEFINE_string(model, None, help, required=True, flag_values=values)
   flags.DEFINE_list("adapters", [], "PEFT directories or hub names, merged in this order.", flag_values=values)
@@ -25,8 +25,8 @@ def adapters(values: flags.FlagValues) -> Adapters:
   """Returns the adapters that --adapters or --adapter_stack names.
 
   Raises:
-    InputError: Both are given.
+    InputError: Both flags are given.
   """
   if values.adapters and values.adapter_stack:
-    raise InputError("--adapters and --adapter_stack: both given; give one of them")
+    raise InputError("--adapters and --adapter_stack: both are given; give only one of them")
   return values.adapter_stack or values.adapters

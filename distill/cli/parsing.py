@@ -25,13 +25,13 @@ def parse(values: flags.FlagValues, arguments: Sequence[str], *, positional: Seq
   except flags.IllegalFlagValueError as error:
     missing = _missing(values) if values.is_parsed() else []
     if missing:
-      raise InputError(f"{', '.join(missing)}: missing; --help lists the flags") from error
+      raise InputError(f"{', '.join(missing)}: missing, but required; --help lists the flags") from error
     raise
   if len(rest) > len(positional):
     extra = rest[len(positional)]
-    raise InputError(f"{extra!r}: unexpected argument; flags are written --flag=value, --help lists them")
+    raise InputError(f"{extra!r}: unexpected argument; write flags as --flag=value (--help lists them)")
   if len(rest) < len(positional):
-    raise InputError(f"{positional[len(rest)]}: missing; --help lists the flags")
+    raise InputError(f"{positional[len(rest)]}: this argument is missing, but required; --help lists the flags")
   return rest
 
 

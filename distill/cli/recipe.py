@@ -40,7 +40,7 @@ def read(values: flags.FlagValues, arguments: Sequence[str]) -> tuple[RunConfig,
 
 
 def _use_compilation_cache(directory: str) -> None:
-  """Turns JAX's compilation cache on, in a directory that is created if missing.
+  """Turns on JAX's compilation cache in `directory`, which is created if missing; "" leaves it off.
 
   The programs in it are executed, so the directory must not be writable by others.
   """
@@ -51,10 +51,13 @@ def _use_compilation_cache(directory: str) -> None:
     path.mkdir(parents=True, exist_ok=True, mode=0o700)
     found = path.stat()
   except OSError as error:
-    raise InputError(f"--compilation_cache={path}: cannot be created ({error.strerror}); name another") from error
+    raise InputError(
+      f"--compilation_cache={path}: cannot be created ({error.strerror}); name another directory"
+    ) from error
   if not path.is_dir() or found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
     raise InputError(
-      f"--compilation_cache={path}: others can write to it, and its programs are executed; `chmod 700` it"
+      f"--compilation_cache={path}: other users could write programs there, which distill would execute; use a "
+      "directory of your own, and run `chmod 700` on it"
     )
   jax.config.update("jax_compilation_cache_dir", str(path))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

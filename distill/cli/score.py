@@ -22,7 +22,7 @@ _HIDDEN = flags.DEFINE_list("hidden", [], "Layers, from 0, whose outputs are wri
 
 
 def main(arguments: Sequence[str]) -> int:
-  """Writes a .npz file of `logits` and, for each layer in --hidden, its output `hidden_<i>`."""
+  """Writes a .npz file of `logits` and, for each layer i in --hidden, its output `hidden_<i>`; returns 0."""
   parse(FLAGS, arguments)
   try:
     hidden = [int(text) for text in _HIDDEN.value]

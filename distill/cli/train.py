@@ -17,7 +17,10 @@ recipe.define(FLAGS, workdir="Directory of the run.")
 
 
 def main(arguments: Sequence[str]) -> int:
-  """Runs or resumes the training; returns the exit code. --config.path.to.key=value overrides a key."""
+  """Runs the training of a recipe, or resumes it; returns the exit code.
+
+  An argument --config.path.to.key=value overrides a key of the recipe.
+  """
   config, workdir = recipe.read(FLAGS, arguments)
   for path in config.evaluation.skills:
     read_skill(pathlib.Path(path))  # Otherwise a wrong file would be found only after the training.

@@ -1,4 +1,4 @@
-"""The embedded demonstration: a small trained teacher, three adapters, text and tests; CARD.md describes them."""
+"""The embedded demonstration: a small trained teacher, three adapters, text and skill tests (see CARD.md)."""
 
 import pathlib
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ HYBRID: Mapping[str, Any] = {
 
 
 def recipe() -> dict[str, Any]:
-  """Returns the shared part of recipes for the demonstration: teacher, adapters, text, sizes and skills."""
+  """Returns the keys that all recipes of the demonstration share: teacher, adapters, text, sizes and skills."""
   return {
     "seed": 0,
     "teacher": {"model": str(ROOT / "teacher"), "adapters": tuple(str(ROOT / "adapters" / s) for s in SKILLS)},

@@ -1,4 +1,4 @@
-"""Caches of a run's teacher: made by `distill cache`, found again by a training that has no teacher in memory."""
+"""Writes a run's teacher cache (`distill cache`), and opens it for a training that needs no teacher in memory."""
 
 import pathlib
 import sys
@@ -40,30 +40,36 @@ from distill.types import INPUT, Capture
 
 
 def cache_teacher(recipe: Mapping[str, Any] | RunConfig, *, workdir: pathlib.Path) -> int:
-  """Writes, or goes on with, the cache of all rows that stages of `recipe` need a teacher for, in `workdir`.
+  """Stores the teacher's signal for all rows of text of the stages that learn from a teacher.
+
+  After an interruption, the same call continues the cache.
 
   Args:
     recipe: The run's configuration, resolved or as a recipe.
     workdir: Directory of the teacher cache.
 
   Returns:
-    The exit code: 0, or `EXIT_INTERRUPTED` after a signal.
+    The exit code: 0, or `EXIT_INTERRUPTED` if SIGTERM or SIGINT stopped the caching.
 
   Raises:
     InputError: The configuration, a file it names, or the workdir is wrong.
   """
   config = resolve(recipe)
   mesh = make_mesh(config.training.mesh)
-  if config.training.batch_size % (mesh.size // mesh.shape["tensor"]):
-    shards = mesh.size // mesh.shape["tensor"]
+  row_devices = mesh.size // mesh.shape["tensor"]
+  if config.training.batch_size % row_devices:
     raise InputError(
-      f"config.training.batch_size: {config.training.batch_size} must be a multiple of the number of data and fsdp "
-      f"devices, {shards}"
+      f"config.training.batch_size: {config.training.batch_size} rows do not divide evenly among the {row_devices} "
+      f"devices of the mesh axes data and fsdp; use a multiple of {row_devices}"
     )
   if not config.teacher.model:
-    raise InputError("config.teacher.model: a cache is of a teacher; give a directory")
+    raise InputError(
+      "config.teacher.model: is empty, so there is no teacher to cache; set it to a model directory or a hub name"
+    )
   if not _taught(config):
-    raise InputError("config.stages: no term of any stage looks at a teacher, so there is nothing to cache")
+    raise InputError(
+      "config.stages: no term of any stage needs a teacher, so there is nothing to cache; add a term such as forward_kl"
+    )
   base = hf_config.read_config(locate(config.teacher.model))
   read_targets(vars(config.teacher_cache), where="config.teacher_cache", vocab=base.vocab_size)
   states = _states(config, teacher=base)
@@ -100,7 +106,11 @@ def _claimed(
   states: Mapping[str, list[int]],
   workdir: pathlib.Path,
 ) -> list[tuple[Section, TokenStore, int]]:
-  """Returns (section, store, index of the adapter set that teaches it) for each token store with a teacher."""
+  """Finds or creates the cache section of each token store that a stage reads to learn from a teacher.
+
+  Returns:
+    For each section: (section, its token store, index of the store's route among the routes of all data sources).
+  """
   subjects = _subjects(config)
   places = routes(config.data.sources)[1]
   found: dict[str, tuple[Section, TokenStore, int]] = {}
@@ -124,7 +134,7 @@ def _terms(stage: StageConfig) -> tuple[Term, ...]:
 
 
 class _Progress:
-  """Shows the progress of caching one token store, in rows."""
+  """Shows how many rows of one token store are cached."""
 
   def __init__(self, name: str, *, done: int, store: TokenStore):
     self._done, self._length = done, store.length
@@ -144,7 +154,7 @@ def _line(section: Section, store: TokenStore) -> str:
 
 
 def _manifest(config: RunConfig, *, teacher: LiveTeacher, store: TokenStore) -> dict[str, Any]:
-  """Returns the manifest of a section: how its teacher runs, and which targets and activations are stored."""
+  """Returns the manifest's entries on a section's rows, the teacher's size and dtypes, and the stored targets."""
   vocab = teacher.decoder.config.vocab_size
   kept = read_targets(vars(config.teacher_cache), where="config.teacher_cache", vocab=vocab)
   return {
@@ -166,13 +176,20 @@ def _manifest(config: RunConfig, *, teacher: LiveTeacher, store: TokenStore) -> 
 
 
 def _states(config: RunConfig, *, teacher: DecoderConfig) -> dict[str, list[int]]:
-  """Returns the layers and mixers that config.teacher_cache names or a term needs with the run's own student."""
+  """Returns which outputs of the teacher a cache stores, as {"layers": numbers, "mixers": numbers of their layers}.
+
+  They are those that config.teacher_cache names and those that the run's terms need.
+
+  Raises:
+    InputError: config.teacher_cache names a layer that the teacher lacks, or a term does not fit the student.
+  """
   student, depth = config.student, len(teacher.layers)
   capture = Capture(layers=config.teacher_cache.layers, mixers=config.teacher_cache.mixers)
-  for name, asked, least in (("layers", capture.layers, INPUT), ("mixers", capture.mixers, 0)):
-    if not all(least <= one < depth for one in asked):
+  for name, numbers, lowest in (("layers", capture.layers, INPUT), ("mixers", capture.mixers, 0)):
+    if not all(lowest <= number < depth for number in numbers):
       raise InputError(
-        f"config.teacher_cache.{name}: {list(asked)}; list layers of the teacher, from {least} to {depth - 1}"
+        f"config.teacher_cache.{name}: {list(numbers)} has a number that is not a layer of the teacher; use numbers "
+        f"from {lowest} to {depth - 1}"
       )
   if student.model or student.config:
     architecture = (
@@ -197,11 +214,11 @@ def _states(config: RunConfig, *, teacher: DecoderConfig) -> dict[str, list[int]
 
 
 def open_index(config: RunConfig, batches: Mapping[str, Batches]) -> CacheIndex:
-  """Returns the index of the teacher cache that a recipe names.
+  """Opens the teacher cache of a run, and finds its sections for the run's token stores.
 
   Args:
-    config: The recipe; its teacher.cache names the cache.
-    batches: Batches of its stages.
+    config: Configuration of the run; `teacher.cache` is the directory of the cache.
+    batches: Batches of each stage, by the stage's name.
 
   Raises:
     InputError: The cache lacks some rows, is damaged, or belongs to another teacher, tokenizer or text.
@@ -221,7 +238,7 @@ def open_index(config: RunConfig, batches: Mapping[str, Batches]) -> CacheIndex:
 
 
 def cached_batches(index: CacheIndex, batches: Batches, *, stage: Stage) -> Batches:
-  """Returns the batches of a stage with the teacher's signal that its terms need.
+  """Adds the cached teacher signal to a stage's batches; without a term that needs a teacher they stay as they are.
 
   Raises:
     InputError: The cache lacks a signal that a term of the stage needs.
@@ -235,7 +252,11 @@ def cached_batches(index: CacheIndex, batches: Batches, *, stage: Stage) -> Batc
 
 
 def _subjects(config: RunConfig) -> Callable[[int, TokenStore], dict[str, Any]]:
-  """Returns a function (index of a source, its store) -> the keys of `sections.SUBJECT` that the run knows."""
+  """Returns a function that identifies the teacher and the text of a cache section.
+
+  The function takes the index of a data source and its token store. It returns the manifest's entries that
+  `sections.SUBJECT` lists, without those of the teacher and its adapters if config.teacher.model is empty.
+  """
   spec, sources = config.teacher, config.data.sources
   teacher, adapters = "", []
   if spec.model:

@@ -36,9 +36,10 @@ def compare(
   """Measures a student, its teacher and the teacher's base on skills and held-out text, and writes a report.
 
   Args:
-    student: Directory, or org/name[@revision] of the hub; metrics.jsonl beside the directory is drawn as curves.
-    teacher: The teacher's base model, given like `student`.
-    evaluation: Skills and text to measure: a recipe's `evaluation` section.
+    student: Model directory, or org/name[@revision] of the hub. If metrics.jsonl lies next to the directory, the report
+      draws its training curves.
+    teacher: Model directory or hub name of the teacher's base.
+    evaluation: Skills and held-out text to measure on: the `evaluation` section of a recipe.
     out: Directory that gets report.json and report.html.
     adapters: The teacher's PEFT directories or hub names, merged in this order; or the JSON file of a stack.
 
@@ -60,11 +61,11 @@ def compare(
     dataclasses.replace(base, role=TEACHER, name=names, **(_load(teacher_path, stack) if stack else {})),
     EvaluatedModel(role=STUDENT, name=_name(student), **_load(student_path)),
   ]
-  vocab, mine = (model.decoder.config.vocab_size for model in (base, models[-1]))
-  if mine != vocab:
+  teacher_vocab, student_vocab = (model.decoder.config.vocab_size for model in (base, models[-1]))
+  if student_vocab != teacher_vocab:
     raise InputError(
-      f"{student_path}/config.json: vocab_size {mine}, the teacher's is {vocab}; student and teacher must share a "
-      "tokenizer"
+      f"{student_path}/config.json: vocab_size is {student_vocab}, but the teacher's is {teacher_vocab}; compare "
+      "models that share a tokenizer"
     )
   tokenizer = load_tokenizer(teacher_path)
   with tempfile.TemporaryDirectory() as scratch:

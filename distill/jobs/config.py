@@ -1,4 +1,4 @@
-"""The configuration of a run: joins the sections of all packages, and checks them against each other."""
+"""The typed configuration of a run: combines the sections that the packages declare, and reads recipes into it."""
 
 import dataclasses
 import hashlib
@@ -37,7 +37,7 @@ class StudentConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
-  """The full configuration of a run; a recipe resolves to it."""
+  """The full configuration of a run, which `resolve` makes from a recipe."""
 
   seed: int = option(0, help="Seed of initial weights, shuffling and sampling.", least=0)
   tokenizer: str = option("", help="Directory of the tokenizer; the teacher's, else the student's, where it is empty.")
@@ -50,7 +50,7 @@ class RunConfig:
   evaluation: EvaluationConfig = option(EvaluationConfig, help="What `distill compare` measures.")
 
   def stage_shape(self, stage: StageConfig) -> tuple[int, int]:
-    """Returns a stage's (rows in a batch, tokens in a row), from the stage's options, else from the run's."""
+    """Returns (rows of a batch, tokens of a row) of a stage: its own options, or the run's where these are 0."""
     return stage.batch_size or self.training.batch_size, stage.length or self.data.length
 
 
@@ -65,9 +65,14 @@ def resolve(recipe: Mapping[str, Any] | ConfigDict | RunConfig) -> RunConfig:
     raise InputError("config.stages: empty; give at least one stage, as [{'name': …, 'steps': …, 'terms': …}]")
   layers = config.student.layers_from
   if isinstance(layers, str) and layers != "importance":
-    raise InputError(f"config.student.layers_from: {layers!r}; list the teacher's layers, or use 'importance'")
+    raise InputError(
+      f"config.student.layers_from: {layers!r} is not a list; give teacher layers such as (0, 3, 6), or 'importance'"
+    )
   if 0 in config.training.mesh:
-    raise InputError(f"config.training.mesh: {config.training.mesh}; use -1 or at least 1 device along each axis")
+    raise InputError(
+      f"config.training.mesh: {config.training.mesh} has an axis of 0 devices; use at least 1 device along each axis, "
+      "or -1 for all devices that are left"
+    )
   for stage in config.stages:
     _check_stage(stage, micro_batches=config.training.micro_batches, rows=config.stage_shape(stage)[0])
   return config
@@ -83,18 +88,27 @@ def plain(value: Any) -> Any:
 def _check_stage(stage: StageConfig, *, micro_batches: int, rows: int) -> None:
   key = f"config.stages.{stage.name}"
   if not stage.name or "." in stage.name or stage.name.isdigit():
-    raise InputError(f"config.stages: {stage.name!r} is no valid stage name; use letters, without dots, as in 'align'")
+    raise InputError(f"config.stages: {stage.name!r} is not a valid stage name; use letters and no dots, as in 'align'")
   if stage.length == 1:
-    raise InputError(f"{key}.length: 1; use a whole number of at least 2, or 0 to use data.length")
+    raise InputError(
+      f"{key}.length: 1 leaves no next token to predict; use at least 2, or 0 for the length in config.data.length"
+    )
   if rows % micro_batches:
-    raise InputError(f"config.training.micro_batches: {micro_batches} must divide batch_size {rows}")
+    raise InputError(
+      f"config.training.micro_batches: {micro_batches} does not divide the {rows} rows of a batch of {key}; use a "
+      f"divisor of {rows}"
+    )
   schedule(stage.optimizer.learning_rate, key=f"{key}.optimizer.learning_rate", steps=stage.steps, least=0)
   # Terms are built for their models later; a misspelt one is refused here, before a model is loaded.
   read_terms(stage.terms, key=f"{key}.terms")
 
 
 def fingerprint(config: RunConfig) -> str:
-  """Returns a digest of all keys that affect a run's result; evaluation, logging, saving and cache paths do not."""
+  """Returns a digest of all keys that affect a run's result.
+
+  Left out are the evaluation, how `distill cache` stores a teacher, the path of the teacher cache, the mesh, and how
+  often metrics and checkpoints are written.
+  """
   shaping = _shaping(config)
   shaping["teacher"]["cache"] = bool(config.teacher.cache)
   for quiet in ("checkpoint_every", "log_every", "mesh"):
@@ -107,7 +121,7 @@ def _shaping(config: RunConfig) -> dict[str, Any]:
 
 
 def difference(earlier: Mapping[str, Any], now: RunConfig) -> str:
-  """Returns the first key, in alphabetical order, at which two runs differ; empty if they are the same.
+  """Returns the first key, in alphabetical order, at which two runs differ; "" if they are the same.
 
   Args:
     earlier: Configuration of the earlier run, read from its config.json.

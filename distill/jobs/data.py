@@ -16,14 +16,17 @@ from distill.jobs.routes import routes
 
 
 def tokenizer_path(config: RunConfig) -> str:
-  """Returns the run's tokenizer directory: config.tokenizer, else the teacher's, else the student's.
+  """Returns the run's tokenizer directory: config.tokenizer, else the teacher's, else the student's model.
 
   Raises:
     InputError: None of the three is set.
   """
   path = config.tokenizer or config.teacher.model or config.student.model
   if not path:
-    raise InputError("config.tokenizer: give a directory; there is neither a teacher nor a student to take it from")
+    raise InputError(
+      "config.tokenizer: is empty, and neither config.teacher.model nor config.student.model names a model that has "
+      "one; give a tokenizer directory"
+    )
   return str(locate(path))
 
 
@@ -44,13 +47,13 @@ def read_batches(config: RunConfig, *, tokenizer: PreTrainedTokenizerBase, token
   Args:
     config: The run's configuration.
     tokenizer: The run's tokenizer.
-    tokens: Directory of the token stores, unless data.store names another.
+    tokens: Directory in which token stores are found or built; config.data.store, if set, takes its place.
 
   Raises:
-    InputError: A source or a size is wrong, or a source has no token to predict.
+    InputError: A data source or a batch size is wrong, or a source has no token to predict.
   """
   if not config.data.sources:
-    raise InputError("config.data.sources: give at least one source")
+    raise InputError("config.data.sources: is empty; give at least one source, as [{'kind': 'jsonl', 'path': …}]")
   shapes = {stage.name: config.stage_shape(stage) for stage in config.stages}
   stores = {
     length: _stores(config, tokenizer=tokenizer, length=length, tokens=tokens)
@@ -83,6 +86,6 @@ def _stores(
     source = open_source(spec, key=key)
     store = build(source, tokenizer=tokenizer, length=length, directory=config.data.store or tokens)
     if not store.teaches():
-      raise InputError(f"{key}: no document has a token to predict; give documents of at least one token")
+      raise InputError(f"{key}: no document has a token to predict; give documents with at least one token")
     stores.append(store)
   return stores

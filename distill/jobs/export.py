@@ -17,11 +17,11 @@ def export(model: Path, *, out: Path) -> None:
     out: Directory to write: absent, empty, or holding a model, which is replaced.
 
   Raises:
-    InputError: The model is missing or damaged, or `out` cannot be written or is the model.
+    InputError: The model is missing or damaged, or `out` cannot be written or is the model's own directory.
   """
   source, out = locate(model), pathlib.Path(out)
   if out.resolve() == source.resolve():
-    raise InputError(f"out={out}: is the model itself; name another directory")
+    raise InputError(f"out={out}: is the directory of the model itself; name another directory")
   config, params = hf.load(source)
   hf.save(out, config=config, params=params, tokenizer_from=source, config_from=source)
 
@@ -34,5 +34,7 @@ def finished_student(workdir: Path) -> pathlib.Path:
   """
   student = RunDirectory(pathlib.Path(workdir)).student
   if not student.is_dir():
-    raise InputError(f"{student}: no such directory; the run has not finished: repeat its distill train command")
+    raise InputError(
+      f"{student}: no such directory, because the run has not finished; repeat its distill train command"
+    )
   return student

@@ -49,7 +49,9 @@ def generate_pieces(
   sampling: Sampling = Sampling(),  # noqa: B008 - frozen
   seed: int = 0,
 ) -> Iterator[list[str]]:
-  """Yields the continuations of `generate` in pieces, as they are drawn: each time the next piece for every prompt.
+  """Yields the continuations that `generate` returns piece by piece, while their tokens are drawn.
+
+  Each item is a list with the next piece of text for every prompt; pieces may be empty.
 
   Args:
     model: Directory with a tokenizer, or org/name[@revision] of the hub; all arguments are as in `generate`.
@@ -66,11 +68,11 @@ def generate_pieces(
   tokenizer = load_tokenizer(model)
   rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in prompts]
   if not all(rows):
-    raise InputError("prompt: is empty; give at least one character")
+    raise InputError("prompt: one of the prompts is empty; give at least one character")
   longest = max(map(len, rows))
   if longest + max_tokens > decoder.config.max_positions:
     raise InputError(
-      f"max_tokens={max_tokens}: the prompt's {longest} tokens and these exceed the model's "
+      f"max_tokens={max_tokens}: the longest prompt has {longest} tokens, and both together exceed the model's "
       f"{decoder.config.max_positions} positions; lower max_tokens, or shorten the prompt"
     )
   tokens: list[list[int]] = [[] for _ in rows]

@@ -36,7 +36,7 @@ _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Calibration:
-  """Text on which importance and starting KL are measured.
+  """Text on which the importance of the teacher's parts and the KL of the untrained student are measured.
 
   Attributes:
     path: A text file: .jsonl in the format of training data, any other suffix plain text.
@@ -52,21 +52,21 @@ class Calibration:
   length: int = 128
 
   def __post_init__(self):
-    for name, value, least in (("rows", self.rows, 1), ("length", self.length, 2)):
-      if value < least:
-        raise InputError(f"calibration: {name}={value}; use at least {least}")
+    for name, value, minimum in (("rows", self.rows, 1), ("length", self.length, 2)):
+      if value < minimum:
+        raise InputError(f"calibration: {name}={value} is too small; use at least {minimum}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InitResult:
-  """Summary and KL of an initialised student.
+  """Description of an initialised student, and its KL from the teacher before any training.
 
   Attributes:
     summary: A table of the teacher layers that initialise each part of the student.
     rows: Number of rows of text on which both KLs are measured.
-    kl: KL(teacher ‖ initialised student), nats a token.
-    fresh_kl: KL(teacher ‖ student) of the same architecture with random parameters.
-    loader: Name of the library that can load the student's directory.
+    kl: KL(teacher ‖ initialised student), in nats per token.
+    fresh_kl: KL(teacher ‖ student of the same architecture with random parameters), in nats per token.
+    loader: Phrase that names the library which can load the student's directory.
   """
 
   summary: str
@@ -90,13 +90,16 @@ def init(
 
   Args:
     teacher: Directory of the base, or org/name[@revision] of the hub.
-    student: The keys of its config.json, or that file, or a directory that holds one.
+    student: The student's architecture: the keys of its config.json, the path of that file, or of a directory with it.
     calibration: Text on which importance and KL are measured.
     out: Directory to write; it is written atomically.
     adapters: PEFT directories or hub names, merged into the teacher in this order; or the JSON file of a stack.
     layers_from: Index of the teacher layer, from 0, for each student layer; 'importance' leaves out the layers that
       change their input least.
     seed: Random seed of fresh parameters and of the choice of rows.
+
+  Returns:
+    A table of the parts of the teacher that the student starts from, and its KL from the teacher.
 
   Raises:
     InputError: A model, an adapter, the text or the architecture is wrong, or `out` cannot be written.
@@ -138,8 +141,8 @@ def init(
 def _check_vocabulary(config: DecoderConfig, *, teacher: DecoderConfig, where: str) -> None:
   if teacher.vocab_size != config.vocab_size:
     raise InputError(
-      f"{where}: vocab_size {config.vocab_size}, the teacher's with its adapters is {teacher.vocab_size}; "
-      "they must share a vocabulary"
+      f"{where}: vocab_size is {config.vocab_size}, but that of the teacher with its adapters is {teacher.vocab_size}; "
+      "use the teacher's vocabulary"
     )
 
 
@@ -154,12 +157,12 @@ def _architecture(student: Path | Mapping[str, Any], *, teacher: DecoderConfig) 
   config = hf_config.config_from_dict(values, where=where)
   hf_config.check_writable(config, where=where)
   if config.width > teacher.width:
-    raise InputError(f"{where}: hidden_size {config.width} is above the teacher's {teacher.width}; use at most that")
+    raise InputError(f"{where}: hidden_size {config.width} is greater than the teacher's; use at most {teacher.width}")
   return config, where
 
 
 def _layers(layers: Sequence[int] | str, *, config: DecoderConfig, teacher: DecoderConfig) -> Sequence[int] | str:
-  """Checks `layers` and returns it; 'importance' is resolved later, once it is measured."""
+  """Returns a checked list of teacher layers; 'importance' is returned as it is, to be replaced once it is measured."""
   if layers == IMPORTANCE and len(config.layers) <= len(teacher.layers):
     return layers
   return choose_layers(layers, config=config, teacher=teacher, importance=None, key="layers_from")

@@ -28,7 +28,7 @@ def inspect(directory: Path, *, model: Path = "") -> Iterator[str]:
 
   Args:
     directory: The directory, or org/name[@revision] of the hub.
-    model: The base model to which an adapter's changes are compared, if any.
+    model: Base model (directory or hub name) to compare an adapter's changes with; empty to compare with none.
 
   Returns:
     Lines of text. They are computed lazily, so an error may follow correct lines.
@@ -42,7 +42,7 @@ def inspect(directory: Path, *, model: Path = "") -> Iterator[str]:
   if (path / "adapter_config.json").is_file():
     return _adapter(path, model)
   if model and not adapter_subfolders(path):
-    raise InputError(f"model={model}: applies only to an adapter, which {path} is not; leave it out")
+    raise InputError(f"model={model}: is used only for an adapter, but {path} is not an adapter; leave model out")
   if (path / "meta.json").is_file():
     return _store(path)
   if notes_path(path).is_file():
@@ -57,8 +57,8 @@ def inspect(directory: Path, *, model: Path = "") -> Iterator[str]:
   if any(path.glob(f"*/{MANIFEST}")):
     return itertools.chain.from_iterable(map(_section, open_sections(path)))
   raise InputError(
-    f"{path}: neither a model, an adapter, a run, a checkpoint, a token store nor a teacher cache "
-    "(no config.json or its like)"
+    f"{path}: is neither a model, an adapter, a run, a checkpoint, a token store nor a teacher cache, because it has "
+    "no config.json or other file that marks one; correct the path"
   )
 
 
@@ -124,7 +124,7 @@ def _checkpoint(directory: pathlib.Path) -> Iterator[str]:
     digests, extra = dict(notes["digests"]), dict(notes["extra"])
     shapes = {name: json.loads(text[text.index("[") : text.rindex(":")]) for name, text in digests.items()}
   except (KeyError, TypeError, ValueError, AttributeError) as error:
-    raise InputError(f"{where}: damaged ({error!r}); inspect another checkpoint of the run") from error
+    raise InputError(f"{where}: is damaged ({error!r}); inspect another checkpoint of the run") from error
   yield f"checkpoint: {', '.join(f'{key} {value}' for key, value in extra.items())}"
   sizes: collections.Counter[str] = collections.Counter()
   for name, shape in shapes.items():
@@ -140,7 +140,7 @@ def _run(directory: pathlib.Path, values: dict) -> Iterator[str]:
   try:
     stages = ", ".join(stage["name"] for stage in values["config"]["stages"])
   except (KeyError, TypeError) as error:
-    raise InputError(f"{run.config}: damaged ({error!r}); inspect a checkpoint of the run") from error
+    raise InputError(f"{run.config}: is damaged ({error!r}); inspect a checkpoint of the run instead") from error
   yield f"run: stages {stages}"
   yield f"fingerprint: {values['fingerprint']}"
   yield f"checkpoints: {', '.join(map(str, run.steps())) or 'none'}"

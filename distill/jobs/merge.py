@@ -27,10 +27,10 @@ def merge(
   Args:
     model: Directory of the base, or org/name[@revision] of the hub.
     adapters: PEFT directories or hub names, merged in this order; or the JSON file of an ordered stack.
-    out: Directory to write, whole or not at all.
-    method: 'sum', 'ties' or 'dare'.
+    out: Directory to write; it is written atomically.
+    method: How the adapters' changes are combined: 'sum', 'ties' or 'dare'.
     density: Share of each adapter's change that 'ties' and 'dare' retain, above 0 and at most 1.
-    seed: Random seed of 'dare'.
+    seed: Random seed of the parts that 'dare' drops.
 
   Raises:
     InputError: The model or an adapter is wrong, `out` cannot be written, or the merged model does not fit the base's
@@ -54,8 +54,8 @@ def merge(
   names = {entry.ours for entry in hf_config.name_table(merged_config)}
   if hf_config.config_from_dict(written, where=str(out)) != merged_config or names != set(cast):
     raise InputError(
-      f"{out}: the adapters make this a model that {config.family} checkpoints cannot hold, such as one with a bias "
-      "where the family has none; use the adapters as they are"
+      f"{out}: with these adapters merged, the model does not fit the checkpoint format of {config.family}, for "
+      "example because it has a bias where the format has none; use the adapters without merging them"
     )
   special = {key: value for key, value in read_json(source / "config.json").items() if key in _SPECIAL}
   hf.save(out, config=merged_config, params=cast, tokenizer_from=source, special=special)
@@ -69,14 +69,14 @@ def merge_adapters(
   Args:
     model: Directory of the base, or org/name[@revision] of the hub.
     adapters: PEFT directories or hub names, merged in this order; or the JSON file of an ordered stack.
-    out: Directory to write, whole or not at all.
-    rank: Rank to which each module's change is truncated; 0 truncates nothing.
-    method: 'sum', 'ties' or 'dare'; the last two need a rank.
+    out: Directory to write; it is written atomically.
+    rank: Rank to which the combined change of each module is truncated; 0 truncates nothing.
+    method: How the adapters' changes are combined: 'sum', 'ties' or 'dare'; the last two need a rank.
     density: Share of each adapter's change that 'ties' and 'dare' retain, above 0 and at most 1.
-    seed: Random seed of 'dare'.
+    seed: Random seed of the parts that 'dare' drops.
 
   Returns:
-    For each truncated module, the share of the norm ‖ΔW‖ that the rank retains.
+    For each truncated module, by its name, the share of the norm ‖ΔW‖ of its change that remains.
 
   Raises:
     InputError: The model or an adapter is wrong, `out` cannot be written, or LoRA cannot express the change.
@@ -103,21 +103,23 @@ def _inputs(model: Path, adapters: Adapters, out: Path, density: float) -> tuple
   source, target = locate(model), pathlib.Path(out)
   stack = adapter_stack(adapters)
   if not stack:
-    raise InputError("adapters: none given; name at least one")
+    raise InputError("adapters: the list is empty; name at least one adapter")
   if any(path.resolve().is_relative_to(target.resolve()) for path in (source, *(entry.path for entry in stack))):
-    raise InputError(f"out={out}: is or contains a directory that this command reads; name another")
+    raise InputError(f"out={out}: is or contains a directory that this command reads; name another directory")
   if not density:
-    raise InputError("density=0: would drop every change; give a share above 0")
+    raise InputError("density=0: would drop every change of the adapters; give a share above 0 and at most 1")
   return source, target, stack
 
 
 def _cast(merged: Mapping[str, Any], *, base: Mapping[str, Any], out: pathlib.Path) -> dict[str, np.ndarray]:
-  """Casts parameters to the base's dtypes; one that the base lacks gets the dtype of the base's embedding."""
+  """Casts each parameter to its dtype in the base; a parameter that the base lacks gets the embedding's dtype."""
   fallback = np.asarray(base["embed.table"]).dtype
   cast = {}
   for name, x in merged.items():
     with np.errstate(over="ignore"):
       cast[name] = np.asarray(x).astype(base[name].dtype if name in base else fallback)
     if not finite(cast[name]):
-      raise InputError(f"{out}: {name} has values that {cast[name].dtype} cannot hold; convert the base to float32")
+      raise InputError(
+        f"{out}: merged values of {name} exceed the range of the base's {cast[name].dtype}; convert the base to float32"
+      )
   return cast

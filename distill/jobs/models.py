@@ -1,4 +1,4 @@
-"""Models of a run: the teacher with its stack of adapters, and the student with its initial parameters."""
+"""Loads or creates the models of a run: the teacher with its adapters, and the student with initial parameters."""
 
 import dataclasses
 
@@ -33,10 +33,10 @@ class Models:
 
   Attributes:
     student: The student's decoder.
-    params: The student's parameters before the first step: `student.…` and `adapters.…`, stacked.
+    params: Stacked parameters before the first step: `student.…` of the student, `adapters.…` of its trained adapter.
     teacher: The teacher, live or cached, if there is one.
-    adapter_scale: alpha / rank of the adapter that trains.
-    layers_from: Index of the teacher layer that each student layer starts from; empty for a student without one.
+    adapter_scale: alpha / rank of the adapter that is trained.
+    layers_from: Index of the teacher layer that each student layer starts from; empty if they start from none.
   """
 
   student: Decoder
@@ -59,8 +59,9 @@ def build(
   Args:
     config: Configuration of the run.
     mesh: The devices.
-    batches: The run's text, on whose first rows importance is measured; None where there is none.
-    cached: A cached teacher in place of the live one, which is then loaded only for the student's initial parameters.
+    batches: Batches of the first stage, on whose first rows importance is measured; None if the run has no text.
+    cached: Teacher whose signal comes from a teacher cache; the live teacher is then loaded only to initialise the
+      student. None to use the live teacher.
     resumes: True if a checkpoint will replace the parameters, so that they need no initial values from the teacher.
 
   Raises:
@@ -72,7 +73,10 @@ def build(
   if config.teacher.model and (cached is None or starts):
     teacher = live_teacher(config, mesh=mesh)
   elif not config.teacher.model and any(source.adapters is not None for source in config.data.sources):
-    raise InputError("config.data.sources: adapters are the teacher's; set config.teacher.model")
+    raise InputError(
+      "config.data.sources: a source names adapters of the teacher, but there is no teacher; set config.teacher.model, "
+      "or leave out adapters"
+    )
   student, params, layers = _student(config, teacher=teacher, mesh=mesh, batches=batches, resumes=resumes)
   flat = {f"student.{name}": x for name, x in params.items()}
   adapters = config.student.adapters
@@ -90,7 +94,7 @@ def build(
 
 
 def live_teacher(config: RunConfig, *, mesh: Mesh) -> LiveTeacher:
-  """Loads the teacher: adapters merged where all rows have one route, else routed by row."""
+  """Loads the teacher into memory: its adapters are merged if all rows have one route, else applied row by row."""
   spec = config.teacher
   with fail_together("config.teacher"):
     directory = locate(spec.model)
@@ -118,10 +122,12 @@ def _start(spec: TeacherConfig, *, teacher, mesh) -> tuple[Decoder, Params]:
 
 
 def _student(run: RunConfig, *, teacher, mesh, batches, resumes) -> tuple[Decoder, Params, tuple[int, ...]]:
-  """Returns the student, its stacked parameters, and the index of the teacher layer behind each of its layers."""
+  """Returns the student, its stacked parameters, and the indices of the teacher layers that its layers start from."""
   spec = run.student
   if bool(spec.model) == bool(spec.config):
-    raise InputError("config.student: give either model (a directory) or config (the keys of an HF config.json)")
+    raise InputError(
+      "config.student: set exactly one of model (a directory or hub name) and config (the keys of an HF config.json)"
+    )
   if spec.model:
     if isinstance(spec.layers_from, str):
       raise InputError(
@@ -138,25 +144,26 @@ def _student(run: RunConfig, *, teacher, mesh, batches, resumes) -> tuple[Decode
   if teacher is None and resumes and isinstance(spec.layers_from, tuple):
     return decoder, fresh, spec.layers_from
   if teacher is None:
-    raise InputError("config.student.layers_from: there is no teacher to copy from; set config.teacher.model")
+    raise InputError("config.student.layers_from: there is no teacher to start from; set config.teacher.model")
   if decoder.config.vocab_size != teacher.decoder.config.vocab_size:
     raise InputError(
-      f"config.student.config.vocab_size: {decoder.config.vocab_size}, the teacher has "
-      f"{teacher.decoder.config.vocab_size}; they must share a vocabulary"
+      f"config.student.config.vocab_size: {decoder.config.vocab_size} is not the teacher's; use "
+      f"{teacher.decoder.config.vocab_size}, because student and teacher must share a vocabulary"
     )
   source, start = _start(run.teacher, teacher=teacher, mesh=mesh)
   if decoder.config.vocab_size != source.config.vocab_size:
     raise InputError(
-      f"config.student.config.vocab_size: {decoder.config.vocab_size}, the teacher with all its adapters has "
-      f"{source.config.vocab_size}; they must share a vocabulary"
+      f"config.student.config.vocab_size: {decoder.config.vocab_size} is not the {source.config.vocab_size} of the "
+      "teacher with all its adapters merged, from which the student starts; use adapters that keep the vocabulary"
     )
   layers = spec.layers_from
   importance = None
   if needs_importance(config, teacher=source.config, layers=layers):
     if batches is None:
       raise InputError(
-        "config.student: importance is measured on the text of config.data.sources, and the run has none; add a "
-        "source, or list the teacher's layers in layers_from"
+        "config.student: importance, which selects the teacher's parts, is measured on the text of "
+        "config.data.sources, but this run gets its batches from another source; train on the text, or list "
+        "layers_from and keep the teacher's sizes"
       )
     count = -(-spec.calibration_rows // batches.size)
     importance = measure(

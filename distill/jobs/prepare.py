@@ -31,7 +31,7 @@ class Run:
     models: Teacher and student.
     stages: Stages of the run, in order.
     batches: Batch source of each stage, by name.
-    resumes: True if the directory has checkpoints, which replace the parameters; they must still exist at the restore.
+    resumes: True if the run's directory had checkpoints when the run was prepared; training continues from the newest.
   """
 
   config: RunConfig
@@ -45,12 +45,15 @@ class Run:
 def prepare(
   config: RunConfig, *, directory: RunDirectory, batches: Mapping[str, BatchSource] | None = None
 ) -> tuple[Run, Params]:
-  """Returns a run, and its parameters before the first step.
+  """Reads the text, loads the models and builds the stages of a run.
 
   Args:
     config: The configuration.
     directory: The run's directory, already claimed.
     batches: Batch source of each stage, by name, in place of the configuration's text.
+
+  Returns:
+    The run, and its parameters before the first step.
 
   Raises:
     InputError: The configuration or a file it names is wrong.
@@ -78,19 +81,20 @@ def prepare(
   print(f"student: {student.family}; {hf_config.who_loads(student)}", file=sys.stderr, flush=True)
   sources: Mapping[str, BatchSource] = text if batches is None else batches  # type: ignore[assignment]
   if missing := [stage.name for stage in stages if stage.name not in sources]:
-    raise InputError(f"batches: no source for stage {missing[0]!r}; give one for every stage")
+    raise InputError(f"batches: there is no batch source for stage {missing[0]!r}; give one for every stage")
   run = Run(config=config, mesh=mesh, models=models, stages=stages, batches=sources, resumes=resumes)
   return run, params
 
 
 def _check_shapes(config: RunConfig, mesh: Mesh) -> None:
-  """Refuses batches whose rows do not divide among the devices."""
+  """Raises an InputError unless the rows of every micro-batch divide evenly among the devices."""
   row_devices = mesh.size // mesh.shape["tensor"]
   for stage in config.stages:
-    rows, _ = config.stage_shape(stage)
-    if rows // config.training.micro_batches % row_devices:
+    rows = config.stage_shape(stage)[0] // config.training.micro_batches
+    if rows % row_devices:
       raise InputError(
-        "config.training.batch_size: the rows of a micro-batch must be a multiple of the data and fsdp devices"
+        f"config.training.batch_size: {rows} rows of a micro-batch in stage {stage.name!r} do not divide evenly among "
+        f"the {row_devices} devices of the mesh axes data and fsdp; change batch_size, micro_batches or mesh"
       )
 
 
@@ -98,21 +102,25 @@ def _cache_index(config: RunConfig, text: Mapping[str, Batches] | None) -> Cache
   if not config.teacher.cache:
     return None
   if text is None:
-    raise InputError("config.teacher.cache: it holds rows of data.sources, not those of another batch source")
+    raise InputError(
+      "config.teacher.cache: a teacher cache has no signal for the rows of another batch source; read "
+      "config.data.sources instead, or set config.teacher.model alone"
+    )
   return open_index(config, text)
 
 
 def _check_vocabulary(models: Models, *, tokens: int) -> None:
-  """Refuses a tokenizer with more tokens than the student has."""
+  """Raises an InputError if the tokenizer has more tokens than the student's vocabulary."""
   vocab = models.student.config.vocab_size
   if tokens > vocab:
     raise InputError(
-      f"config.tokenizer: {tokens} tokens, the student's vocabulary has {vocab}; name the teacher's tokenizer"
+      f"config.tokenizer: has {tokens} tokens, but the student's vocabulary has {vocab}; use a tokenizer with at most "
+      "as many, such as the teacher's"
     )
 
 
 def _check_lengths(config: RunConfig, models: Models) -> None:
-  """Refuses rows longer than a model's positions."""
+  """Raises an InputError if rows have more tokens than the student or the teacher has positions."""
   length = max(config.stage_shape(stage)[1] for stage in config.stages)
   for architecture in (models.student.config, models.teacher.config if models.teacher else None):
     if architecture is not None:

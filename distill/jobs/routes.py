@@ -1,4 +1,4 @@
-"""The teacher's stack, and the adapters in it that teach the rows of each data source."""
+"""Reads the teacher's stack of adapters, and which of them teach the rows of each data source."""
 
 import pathlib
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ Route = tuple[str, ...] | None
 
 
 def routes(sources: Sequence[SourceConfig]) -> tuple[list[Route], list[int]]:
-  """Returns the different routes of the data sources, and the index of each source's route in them.
+  """Returns (the different routes of the data sources, the index in that list of each source's route).
 
-  The whole stack teaches a source without `adapters`; the base alone teaches one with an empty list.
+  A source without `adapters` has the route None: the whole stack teaches it. An empty route is the base alone.
   """
   found: list[Route] = []
   places = []
@@ -34,12 +34,12 @@ def stack(teacher: TeacherConfig) -> Stack:
     InputError: Both a list and a stack file are given, or the file is wrong.
   """
   if teacher.adapters and teacher.adapter_stack:
-    raise InputError("config.teacher: adapters and adapter_stack: give one of them")
+    raise InputError("config.teacher: adapters and adapter_stack are both set; set only one of them")
   return read_stack(pathlib.Path(teacher.adapter_stack)) if teacher.adapter_stack else stack_of(teacher.adapters)
 
 
 def chosen(stack: Stack, route: Route) -> list[int]:
-  """Returns the indices of a route's adapters in the stack.
+  """Returns the ascending indices of a route's adapters in the stack; of all adapters if the route is None.
 
   Raises:
     InputError: The route names an adapter that is missing or ambiguous.
@@ -50,9 +50,12 @@ def chosen(stack: Stack, route: Route) -> list[int]:
   for name in route:
     if names.count(name) != 1:
       problem = (
-        "names two adapters" if name in names else f"is not in the teacher's stack ({', '.join(names) or 'empty'})"
+        "belongs to several adapters"
+        if name in names
+        else f"is not in the teacher's stack ({', '.join(names) or 'empty'})"
       )
       raise InputError(
-        f"config.data.sources: adapters: {name!r} {problem}; a name is the path's last part, or name in the stack file"
+        f"config.data.sources: the adapter name {name!r} {problem}; name an adapter by the last part of its path, or "
+        "by its 'name' in the stack file"
       )
   return [place for place, name in enumerate(names) if name in route]

@@ -60,7 +60,7 @@ class RunDirectory:
     return self.path / "metrics.jsonl"
 
   def metrics_writer(self, *, step: int) -> MetricsWriter:
-    """Returns a writer that continues the metrics after `step`."""
+    """Returns a writer that continues the run's metrics after `step`; lines of later steps are deleted."""
     return MetricsWriter(self._metrics, tensorboard=self.path / "tensorboard", step=step)
 
   def metrics(self) -> list[dict[str, Any]]:
@@ -72,10 +72,12 @@ class RunDirectory:
     return summary(self._metrics)
 
   def claim(self, config: RunConfig) -> None:
-    """Creates the directory for this run; refuses it if another run has trained there.
+    """Creates the directory for the run of `config`, or checks that it belongs to that run.
+
+    Another run's directory is taken over as long as it has no checkpoints.
 
     Raises:
-      InputError: The directory is another run's, or cannot be written.
+      InputError: Another run has checkpoints there, the directory holds a model, or it cannot be written.
     """
     identity = fingerprint(config)
     try:
@@ -86,7 +88,9 @@ class RunDirectory:
           return
         if self.steps() or "fingerprint" not in earlier:
           key = difference(earlier.get("config", {}), config) or "config"
-          raise InputError(f"{self.config}: is of a run with another {key}; use another --workdir, or delete this one")
+          raise InputError(
+            f"{self.config}: belongs to a run with another {key}; use another --workdir, or delete this directory"
+          )
       values = {"fingerprint": identity, "config": dataclasses.asdict(config)}
       with replace_file(self.config) as work:
         work.write_text(json.dumps(values, indent=1, default=str) + "\n")

@@ -43,10 +43,15 @@ def score(
   decoder, params = load(model, stack=adapter_stack(adapters))
   config = decoder.config
   if ids.min() < 0 or ids.max() >= config.vocab_size:
-    raise InputError(f"{where}: token ids must be from 0 to {config.vocab_size - 1}, the model's vocabulary")
+    raise InputError(
+      f"{where}: holds token ids outside the model's vocabulary; use ids from 0 to {config.vocab_size - 1}"
+    )
   config.check_length(ids.shape[1], what=where)
   if not all(0 <= layer < len(config.layers) for layer in hidden):
-    raise InputError(f"hidden={','.join(map(str, hidden))}: the model has layers 0 to {len(config.layers) - 1}")
+    raise InputError(
+      f"hidden={','.join(map(str, hidden))}: names a layer that the model lacks; use layers from 0 to "
+      f"{len(config.layers) - 1}"
+    )
 
   @jax.jit
   def forward(params, tokens):
@@ -72,20 +77,25 @@ def _read(path: Path) -> np.ndarray:
   try:
     tokens = np.load(path, allow_pickle=False)
   except (OSError, ValueError, EOFError) as error:
-    raise InputError(f"{path}: cannot be read as .npy ({error}); write tokens as an int32 array [B, T]") from error
+    raise InputError(
+      f"{path}: cannot be read as a .npy file ({error}); write the token ids as one int32 array of shape [B, T]"
+    ) from error
   if not isinstance(tokens, np.ndarray):
-    raise InputError(f"{path}: holds several arrays; write tokens as an int32 array [B, T]")
+    raise InputError(f"{path}: holds several arrays; write the token ids as one int32 array of shape [B, T]")
   return tokens
 
 
 def _checked(tokens: np.ndarray, *, where: str) -> np.ndarray:
   if tokens.ndim != 2 or tokens.dtype != np.int32 or not tokens.size:
-    raise InputError(f"{where}: {tokens.dtype} {list(tokens.shape)}; write tokens as an int32 array [B, T]")
+    raise InputError(
+      f"{where}: is an array of dtype {tokens.dtype} and shape {list(tokens.shape)}; write the token ids as one int32 "
+      "array of shape [B, T], not empty"
+    )
   return tokens
 
 
 def check_writable(out: Path) -> None:
-  """Checks, before anything is computed, that a file can be written.
+  """Checks that the output file can be written, before the scores are computed.
 
   Raises:
     InputError: The file's directory is missing or not writable.

@@ -31,7 +31,7 @@ def begin(
     stage: One of its stages.
     params: All current parameters, trained and frozen.
     done: Number of the stage's steps already done.
-    carried: States of the optimizer and the terms, from a checkpoint's arrays; fresh by default.
+    carried: States of the optimizer and the terms, as `from_arrays` returns them; by default both start fresh.
 
   Raises:
     InputError: The stage trains nothing, or no rule of its optimizer matches a parameter.
@@ -56,7 +56,7 @@ def begin(
 
 
 def to_arrays(state: TrainState) -> Params:
-  """Returns a training state as a checkpoint's arrays by name."""
+  """Returns the arrays of a training state under their names in a checkpoint: `params.…` and `optimizer.…`."""
   carried = flatten_state((state.optimizer, state.terms))
   params = {f"params.{name}": x for name, x in state.params.items()}
   return params | {f"optimizer.{name}": x for name, x in carried.items()}
@@ -115,7 +115,9 @@ def _optimizer(run: Run, stage: Stage, params: Mapping[str, Any]) -> tuple[Param
     if np.any(factor) and (not name.startswith(f"{TERM_PARAMS}.") or name in used)
   }
   if not trained:
-    raise InputError(f"{key}.train: nothing trains; add a rule with a regex that matches a parameter")
+    raise InputError(
+      f"{key}.train: no parameter trains; add a rule (regex, factor) that gives a parameter a factor above 0"
+    )
   optimizer = make_optimizer(
     stage.config.optimizer,
     trained=trained,

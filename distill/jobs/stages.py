@@ -39,14 +39,14 @@ class Stage:
   config: StageConfig
 
   def term_params(self, seed: int) -> Params:
-    """Returns the initial values of the terms' own parameters; can be traced by jax."""
+    """Returns initial values of the parameters that the terms own, such as projectors; jax can trace the method."""
     # One key for all stages: a projector that two of them train is the same, whichever comes first.
     key = jax.random.fold_in(jax.random.key(seed), 2)
     return {f"{TERM_PARAMS}.{name}": value for name, value in init_params(self.terms, self.setting, key=key).items()}
 
 
 def read_stages(configs: Sequence[StageConfig], models: Models) -> tuple[Stage, ...]:
-  """Returns the stages of a run, in order.
+  """Returns the stages of a run in order, with their terms checked against the models.
 
   Raises:
     InputError: A term is wrong, or does not fit these models.
@@ -57,7 +57,9 @@ def read_stages(configs: Sequence[StageConfig], models: Models) -> tuple[Stage, 
     key = f"config.stages.{config.name}.terms"
     terms = read_terms(config.terms, key=key)
     if needs_teacher(terms) and teacher is None:
-      raise InputError(f"{key}: the terms need a teacher; set config.teacher.model")
+      raise InputError(
+        f"{key}: a term needs a teacher, but there is none; set config.teacher.model or config.teacher.cache"
+      )
     setting = Setting(steps=config.steps, student=models.student.config, layers_from=models.layers_from)
     if teacher is not None:
       setting = dataclasses.replace(

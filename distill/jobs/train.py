@@ -48,7 +48,7 @@ def train(
     batches: Batch source of each stage, by name, in place of the recipe's text.
 
   Returns:
-    The exit code: 0, or `EXIT_INTERRUPTED` after a signal.
+    The exit code: 0, or `EXIT_INTERRUPTED` if SIGTERM or SIGINT stopped the run.
 
   Raises:
     InputError: The configuration, a file it names, or the workdir is wrong.
@@ -101,13 +101,16 @@ def _restore(run: Run, params: Params, *, checkpoints: Checkpoints) -> tuple[Par
   restored = checkpoints.restore(lambda extra: stage_state.array_shapes(run, params, stage=extra["stage"]))
   if restored is None:
     if run.resumes:
-      raise InputError(f"{checkpoints.directory}: its checkpoints were deleted since the start; run the command again")
+      raise InputError(
+        f"{checkpoints.directory}: the checkpoints were deleted after this command started; run it again to train from "
+        "the first step"
+      )
     return params, None, 0
   arrays, extra = restored
   if extra.get("cache", "") != _cache_identity(run):
     raise InputError(
-      f"{checkpoints.directory}: the run has learnt from another teacher cache; name that one in "
-      "config.teacher.cache, or use another --workdir"
+      f"{checkpoints.directory}: the run has learnt from another teacher cache until now; set config.teacher.cache to "
+      "that one, or use another --workdir"
     )
   return *stage_state.from_arrays(arrays), extra["step"]
 
@@ -182,7 +185,13 @@ class _StageReporter:
     self.close = self._progress.close
 
   def log(self, done: int, values: dict[str, float]) -> None:
-    """Receives a step's metrics; every `log_every` steps it writes them, with the tokens since the last line."""
+    """Shows the metrics of step `done`; every `log_every` steps it also writes them to metrics.jsonl.
+
+    A written line has the tokens since the line before.
+
+    Raises:
+      InputError: The loss is not finite.
+    """
     self._tokens += values["tokens"]
     finite = np.isfinite(values["loss"])
     if done % self._run.config.training.log_every == 0 or done == self._stage.steps or not finite:

@@ -46,11 +46,11 @@ def test_a_section_that_the_recipe_leaves_out_may_be_overridden(recipe):
 @pytest.mark.parametrize(
   ("key", "message"),
   [
-    ("stages.destill.steps", "--config.stages.destill.steps: no 'destill' in the list; did you mean distill?"),
-    ("stages.2.steps", "--config.stages.2.steps: no '2' in the list; use one of align, distill"),
+    ("stages.destill.steps", "--config.stages.destill.steps: the list has no element 'destill'; did you mean distill?"),
+    ("stages.2.steps", "--config.stages.2.steps: the list has no element '2'; use one of align, distill"),
     ("stages.align.step", "config.stages.align.step: unknown key; did you mean config.stages.align.steps?"),
     ("sead", "config.sead: unknown key; did you mean config.seed?"),
-    ("training.batch_size.x", "--config.training.batch_size.x: there is no 'x' in 16"),
+    ("training.batch_size.x", "--config.training.batch_size.x: 16 is neither a dict nor a list, so it has no 'x'"),
   ],
 )
 def test_an_override_of_an_unknown_key_is_refused_with_the_nearest_key(recipe, key, message):

@@ -23,18 +23,18 @@ def test_flags_get_their_values_and_positional_arguments_are_returned(values):
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
-    (["--count=5"], "--model: missing; --help lists the flags"),
-    (["--model=a", "x"], "'x': unexpected argument; flags are written --flag=value, --help lists them"),
+    (["--count=5"], "--model: missing, but required; --help lists the flags"),
+    (["--model=a", "x"], "'x': unexpected argument; write flags as --flag=value (--help lists them)"),
   ],
 )
-def test_a_missing_flag_and_an_extra_argument_are_named(values, arguments, message):
+def test_a_missing_flag_or_an_extra_argument_is_refused_with_its_name(values, arguments, message):
   with pytest.raises(InputError) as error:
     parse(values, arguments)
   assert str(error.value) == message
 
 
-def test_a_missing_positional_argument_is_named(values):
-  with pytest.raises(InputError, match="DIR: missing"):
+def test_a_missing_positional_argument_is_refused_with_its_name(values):
+  with pytest.raises(InputError, match="DIR: this argument is missing"):
     parse(values, ["--model=a"], positional=["DIR"])
 
 

@@ -1,4 +1,4 @@
-"""A student in the directory of its run is compared with its teacher, or refused."""
+"""A student in its run's directory is compared with its teacher; wrong models and settings are refused."""
 
 import json
 import shutil
@@ -45,5 +45,5 @@ def test_a_student_of_another_vocabulary_than_its_teachers_is_refused(llama_dir,
     vocab_size=20, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
   )
   transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "student")
-  with pytest.raises(InputError, match="student/config.json: vocab_size 20, the teacher's is 304"):
+  with pytest.raises(InputError, match="student/config.json: vocab_size is 20, but the teacher's is 304"):
     compare(tmp_path / "student", teacher=llama_dir, evaluation={"skills": [skill]}, out=tmp_path / "out")

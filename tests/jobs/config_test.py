@@ -18,12 +18,12 @@ def stages(*names):
   return {**RECIPE, "stages": [{**STAGE, "name": name} for name in names]}
 
 
-def test_ten_stages_keep_the_order_of_the_list():
+def test_stages_keep_the_order_of_the_recipes_list():
   names = [f"{number}_stage" for number in (1, 2, 9, 10, 3)]
   assert [stage.name for stage in resolve(ConfigDict(stages(*names))).stages] == names
 
 
-def test_defaults_are_filled_in_and_a_resolved_configuration_stays_as_it_is():
+def test_resolve_fills_in_defaults_and_returns_a_resolved_configuration_unchanged():
   config = resolve(RECIPE)
   assert config.training.micro_batches == 1 and config.stages[0].optimizer.b2 == 0.95
   assert config.data.sources[0].weight == 1.0 and config.stage_shape(config.stages[0]) == (8, 256)
@@ -53,8 +53,8 @@ def optimizer(**options):
   ("change", "key"),
   [
     (stages("a", "a"), "config.stages[1].name: 'a' is already the name of another element; choose a different name"),
-    (stages("1"), "config.stages: '1' is no valid stage name"),
-    (stages("a.b"), "config.stages: 'a.b' is no valid stage name"),
+    (stages("1"), "config.stages: '1' is not a valid stage name"),
+    (stages("a.b"), "config.stages: 'a.b' is not a valid stage name"),
     (stages(), "config.stages: empty; give at least one stage"),
     (stage(steps=0), "config.stages.only.steps: 0"),
     (stage(steps=2.0), "config.stages.only.steps: 2.0"),
@@ -103,7 +103,7 @@ def optimizer(**options):
     ({"data": {"sources": [{**RECIPE["data"]["sources"][0], "adapters": 3}]}}, "config.data.sources[0].adapters: 3"),
     ({"data": {"sources": [], "store": 3}}, "config.data.store: 3"),
     ({"training": {"batch_size": True}}, "config.training.batch_size: True"),
-    ({"training": {"micro_batches": 3}}, "config.training.micro_batches: 3 must divide batch_size 8"),
+    ({"training": {"micro_batches": 3}}, "config.training.micro_batches: 3 does not divide the 8 rows of a batch"),
     ({"training": {"dtype": "float16"}}, "config.training.dtype: 'float16'"),
     ({"training": {"checkpoint_every": 0}}, "config.training.checkpoint_every: 0"),
     ({"training": {"checkpoint_every": "2"}}, "config.training.checkpoint_every: '2'"),

@@ -1,4 +1,4 @@
-"""An export is the model bit by bit, and never writes over anything else."""
+"""An exported model is bit-equal to the original, and never replaces files of another kind."""
 
 import shutil
 
@@ -14,7 +14,7 @@ def test_an_exported_model_is_bit_equal_to_the_original(llama_dir, tmp_path):
     assert (tmp_path / "copy" / name).read_bytes() == (llama_dir / name).read_bytes()
 
 
-def test_export_does_not_replace_a_directory_with_other_files(llama_dir, tmp_path):
+def test_export_refuses_to_replace_a_directory_that_holds_other_files(llama_dir, tmp_path):
   (tmp_path / "letter.txt").write_text("dear")
   with pytest.raises(InputError, match="holds other files"):
     export(llama_dir, out=tmp_path)
@@ -35,5 +35,5 @@ def test_exporting_a_model_over_itself_is_refused(llama_dir, tmp_path):
 
 
 def test_a_run_directory_without_a_student_is_refused_as_unfinished(tmp_path):
-  with pytest.raises(InputError, match="student: no such directory; the run has not finished"):
+  with pytest.raises(InputError, match="student: no such directory, because the run has not finished"):
     finished_student(tmp_path)

@@ -1,4 +1,4 @@
-"""Continuations equal those of transformers; prompts and lengths that cannot be are refused."""
+"""Continuations equal those of transformers; empty prompts and too many tokens are refused."""
 
 import shutil
 
@@ -11,7 +11,7 @@ from distill.jobs import generate as job
 from distill.jobs.generate import generate, generate_pieces
 
 
-def test_continuations_equal_transformers(llama_dir):
+def test_generate_returns_the_continuations_of_transformers(llama_dir):
   tokenizer = transformers.AutoTokenizer.from_pretrained(llama_dir)
   model = transformers.AutoModelForCausalLM.from_pretrained(llama_dir, dtype=torch.float32)
   prompts, expected = ["the old model", "here"], []
@@ -44,7 +44,7 @@ def test_no_streamed_piece_ends_within_a_character(llama_dir, tokenizer_dir, mon
 
 @pytest.mark.parametrize("prompts", [[""], ["old", ""]])
 def test_an_empty_prompt_is_refused(llama_dir, prompts):
-  with pytest.raises(InputError, match="prompt: is empty"):
+  with pytest.raises(InputError, match="prompt: one of the prompts is empty"):
     generate(llama_dir, prompts=prompts)
 
 

@@ -1,4 +1,4 @@
-"""An initialised student starts nearer to its teacher than a fresh one; what cannot be initialised is refused."""
+"""A student initialised from its teacher has a lower KL than a random one; unsuitable architectures are refused."""
 
 import json
 
@@ -34,7 +34,7 @@ def test_an_initialised_student_has_a_lower_kl_than_a_random_one(llama_dir, adap
 
 @pytest.fixture
 def refused(llama_dir, student, text_file, tmp_path):
-  """Runs `init` with arguments that are right but for the changes, and expects an error."""
+  """Returns a function that runs `init` with valid arguments except `changes`, and expects an InputError."""
 
   def run(match, **changes):
     arguments = {"student": student, "calibration": Calibration(path=text_file), "out": tmp_path / "out", **changes}
@@ -48,8 +48,8 @@ def refused(llama_dir, student, text_file, tmp_path):
   "changes, match",
   [
     ({"model_type": "mystery"}, "student: .*mystery"),
-    ({"hidden_size": 64}, "student: hidden_size 64 is above the teacher's 32"),
-    ({"vocab_size": 77}, "student: vocab_size 77.*304"),
+    ({"hidden_size": 64}, "student: hidden_size 64 is greater than the teacher's; use at most 32"),
+    ({"vocab_size": 77}, "student: vocab_size is 77.*304"),
     ({"num_hidden_layers": 5}, "layers_from: importance .*5"),
   ],
 )

@@ -1,4 +1,4 @@
-"""Inspect tells the kinds of directories apart."""
+"""`distill inspect` recognises the kind of a directory, and refuses directories of no known kind."""
 
 import shutil
 
@@ -21,11 +21,11 @@ def test_adapters_in_subdirectories_are_listed_by_name(adapter_dirs, tmp_path):
 
 
 def test_inspect_refuses_an_empty_directory(tmp_path):
-  with pytest.raises(InputError, match="neither a model"):
+  with pytest.raises(InputError, match="is neither a model"):
     inspect(tmp_path)
 
 
-def test_a_damaged_model_is_refused_with_its_file(llama_dir, tmp_path):
+def test_a_damaged_model_is_refused_with_the_name_of_the_file(llama_dir, tmp_path):
   model = shutil.copytree(llama_dir, tmp_path / "model")
   path = model / "model.safetensors"
   path.write_bytes(path.read_bytes()[:50])
@@ -33,6 +33,6 @@ def test_a_damaged_model_is_refused_with_its_file(llama_dir, tmp_path):
     list(inspect(model))
 
 
-def test_a_base_model_is_refused_unless_the_directory_is_an_adapter(llama_dir):
+def test_inspect_refuses_a_base_model_for_a_directory_that_is_not_an_adapter(llama_dir):
   with pytest.raises(InputError, match="model=base: "):
     inspect(llama_dir, model="base")

@@ -1,4 +1,4 @@
-"""A merged model and a combined adapter give the logits of peft; what neither can hold is refused."""
+"""A merged model and a combined adapter give the logits of peft; changes that they cannot hold are refused."""
 
 import json
 
@@ -63,12 +63,12 @@ def test_values_that_the_dtype_of_the_base_cannot_hold_are_refused(tmp_path):
   model = peft.get_peft_model(load(base), peft.LoraConfig(r=2, lora_alpha=1e6, target_modules=["q_proj"]))
   torch.nn.init.ones_(model.base_model.model.model.layers[0].self_attn.q_proj.lora_B["default"].weight)
   model.save_pretrained(tmp_path / "adapter")
-  with pytest.raises(InputError, match="float16 cannot hold"):
+  with pytest.raises(InputError, match="exceed the range of the base's float16"):
     merge(base, adapters=[tmp_path / "adapter"], out=tmp_path / "out")
   assert not (tmp_path / "out").exists()
 
 
-def test_the_share_that_a_rank_retains_is_returned_and_fused_kernels_share_their_factor(tmp_path):
+def test_truncation_to_a_rank_returns_the_retained_share_and_fused_kernels_share_a_factor(tmp_path):
   torch.manual_seed(0)
   sizes = dict(vocab_size=304, n_embd=16, n_layer=1, n_head=2, n_positions=16)
   config = transformers.GPT2Config(tie_word_embeddings=False, **sizes)
@@ -93,11 +93,13 @@ def test_the_share_that_a_rank_retains_is_returned_and_fused_kernels_share_their
     combined("no", paths, rank=2)
 
 
-def test_a_wrong_output_density_or_adapter_list_is_refused(llama_dir, adapter_dirs, tmp_path):
+def test_merge_refuses_an_output_that_it_reads_no_adapters_zero_density_and_ties_without_rank(
+  llama_dir, adapter_dirs, tmp_path
+):
   for out in (adapter_dirs[0], adapter_dirs[0].parent):
     with pytest.raises(InputError, match="is or contains a directory"):
       merge(llama_dir, adapters=adapter_dirs[:1], out=out)
-  with pytest.raises(InputError, match="adapters: none"):
+  with pytest.raises(InputError, match="adapters: the list is empty"):
     merge(llama_dir, adapters=[], out=tmp_path / "out")
   with pytest.raises(InputError, match="density=0"):
     merge(llama_dir, adapters=adapter_dirs, out=tmp_path / "out", method="ties", density=0.0)

@@ -1,4 +1,4 @@
-"""Rows of different sources taught by different adapters, through a whole run."""
+"""Different adapters of the teacher teach the rows of different data sources in one run."""
 
 import json
 
@@ -47,7 +47,7 @@ def files(tmp_path_factory):
 
 
 def logprobs(llama_dir, paths, batch):
-  """Returns the log-probabilities of the base with some adapters merged, for each row."""
+  """Returns the log-probabilities [B, T, V] that the base with the adapters in `paths` merged gives a batch."""
   base, params = hf.load(llama_dir)
   merged_config, params = merge(params, stack=stack_of(paths), config=base)
   decoder = Decoder(merged_config)
@@ -81,7 +81,7 @@ def test_each_source_is_taught_by_its_own_adapters(llama_dir, adapter_dirs, file
   np.testing.assert_allclose(json.loads(line)["0_forward_kl"], total / batch.loss_mask.sum(), rtol=1e-5)
 
 
-def test_sources_with_the_same_adapters_share_a_route_and_none_means_the_whole_stack():
+def test_sources_with_the_same_adapters_share_a_route_and_adapters_none_is_the_whole_stack():
   named = [None, ("b", "a"), (), ("a", "b"), None]
   assert routes([SourceConfig(adapters=names) for names in named]) == ([None, ("a", "b"), ()], [0, 1, 2, 1, 0])
 
@@ -94,14 +94,14 @@ def test_sources_with_the_same_adapters_share_a_route_and_none_means_the_whole_s
     ([[1], []], r"config\.data\.sources\[0\]\.adapters\[0\]: 1; use a text"),
   ],
 )
-def test_adapters_of_a_source_that_the_teacher_lacks_are_refused(llama_dir, adapter_dirs, files, sets, says, tmp_path):
+def test_a_source_that_names_adapters_wrongly_is_refused(llama_dir, adapter_dirs, files, sets, says, tmp_path):
   with pytest.raises(InputError, match=says):
     train(config(llama_dir, adapter_dirs, files, sets), workdir=tmp_path)
 
 
-def test_adapters_of_a_source_without_a_teacher_are_refused(llama_dir, files, tmp_path):
+def test_a_source_that_names_adapters_is_refused_if_there_is_no_teacher(llama_dir, files, tmp_path):
   settings = config(llama_dir, [], files, [["a"], []])
   settings["teacher"] = {}
   settings["stages"][0]["terms"] = [{"kind": "cross_entropy"}]
-  with pytest.raises(InputError, match="adapters are the teacher's"):
+  with pytest.raises(InputError, match="a source names adapters of the teacher, but there is no teacher"):
     train(settings, workdir=tmp_path)

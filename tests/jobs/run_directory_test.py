@@ -1,4 +1,4 @@
-"""A run's directory belongs to one configuration once something was trained there."""
+"""A directory with checkpoints belongs to one configuration, and refuses runs of others."""
 
 import json
 
@@ -26,13 +26,13 @@ def test_a_directory_with_checkpoints_refuses_another_run_and_names_the_differin
   directory.claim(other)
   (tmp_path / "checkpoints" / "4").mkdir(parents=True)
   assert directory.steps() == [4]
-  with pytest.raises(InputError, match=r"config\.json: is of a run with another config\.seed"):
+  with pytest.raises(InputError, match=r"config\.json: belongs to a run with another config\.seed"):
     directory.claim(resolve(RECIPE))
 
 
 def test_a_model_directory_is_refused_as_a_workdir(tmp_path):
   (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-  with pytest.raises(InputError, match="of a run with another config"):
+  with pytest.raises(InputError, match="belongs to a run with another config"):
     RunDirectory(tmp_path).claim(resolve(RECIPE))
 
 

@@ -14,7 +14,7 @@ from distill.jobs.score import check_writable, score, write_scores
 TOKENS = np.zeros((1, 4), np.int32)
 
 
-def test_scores_of_a_base_with_its_stack_equal_transformers_with_peft(llama_dir, adapter_dirs, tmp_path):
+def test_scores_of_a_base_with_adapters_equal_those_of_transformers_with_peft(llama_dir, adapter_dirs, tmp_path):
   tokens = np.random.default_rng(0).integers(0, 300, (2, 33)).astype(np.int32)
   stack = tmp_path / "stack.json"
   stack.write_text(json.dumps({"adapters": [{"path": str(path)} for path in adapter_dirs]}))
@@ -48,7 +48,9 @@ def test_an_unwritable_output_file_is_refused():
 )
 def test_score_refuses_tokens_that_are_not_a_nonempty_int32_array_of_two_axes(llama_dir, tmp_path, tokens):
   np.save(tmp_path / "other.npy", tokens)
-  with pytest.raises(InputError, match=rf"other.npy: {tokens.dtype} .*int32 array \[B, T\]"):
+  with pytest.raises(
+    InputError, match=rf"other.npy: is an array of dtype {tokens.dtype} .*int32 array of shape \[B, T\]"
+  ):
     score(llama_dir, tokens=tmp_path / "other.npy")
 
 
@@ -62,11 +64,11 @@ def test_a_token_file_that_is_not_one_array_is_refused(llama_dir, tmp_path):
 
 @pytest.mark.parametrize("token", [-1, 304])
 def test_tokens_outside_the_vocabulary_are_refused(llama_dir, token):
-  with pytest.raises(InputError, match="tokens: token ids must be from 0 to 303"):
+  with pytest.raises(InputError, match="tokens: holds token ids outside the model's vocabulary; use ids from 0 to 303"):
     score(llama_dir, tokens=TOKENS + np.int32(token))
 
 
 @pytest.mark.parametrize("layer", [4, -1])
 def test_hidden_layers_that_the_model_lacks_are_refused(llama_dir, layer):
-  with pytest.raises(InputError, match=f"hidden={layer}: the model has layers 0 to 3"):
+  with pytest.raises(InputError, match=f"hidden={layer}: names a layer that the model lacks; use layers from 0 to 3"):
     score(llama_dir, tokens=TOKENS, hidden=[layer])
