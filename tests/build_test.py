@@ -1,4 +1,4 @@
-"""The BUILD files name the imports of their sources, no more and no fewer, and show packages only to higher floors."""
+"""The deps in BUILD files are exactly the imports of their sources, and packages are visible only to higher floors."""
 
 import ast
 import dataclasses
@@ -67,7 +67,7 @@ GROUPS = {fields["name"]: fields for function, fields in calls(ROOT / "distill/B
 
 
 def members(group):
-  """Returns the package patterns of a group and of those it includes."""
+  """Returns the package patterns of a package group and of the groups that it includes."""
   fields = GROUPS[group]
   return {*fields["packages"], *(one for name in fields.get("includes", ()) for one in members(name[1:]))}
 
@@ -81,7 +81,7 @@ def sees(package, target):
 
 
 def imported(path):
-  """Returns the names of the modules that a file imports, and of what it imports from them."""
+  """Returns the names of the modules that a file imports, and `module.name` of each name imported from a module."""
   found = set()
   for node in ast.walk(ast.parse(path.read_text())):
     if isinstance(node, ast.ImportFrom):

@@ -1,4 +1,4 @@
-"""How annotations are checked while the tests run."""
+"""Checks type annotations of the library at run time while the tests run."""
 
 from beartype import BeartypeConf, beartype
 
@@ -6,5 +6,8 @@ _check = beartype(conf=BeartypeConf(is_pep484_tower=True))
 
 
 def checked(function):
-  """Wraps a function to check its arguments and results; constructors are left out: JAX rebuilds with placeholders."""
+  """Wraps a function to check its arguments and results by their annotations.
+
+  Constructors are not checked, because JAX rebuilds pytrees with placeholders.
+  """
   return function if function.__qualname__.endswith(".__init__") else _check(function)

@@ -1,4 +1,4 @@
-"""A configuration is read whole and typed, or refused by one line that names the key and says what to use."""
+"""A configuration is read into typed options, or refused in one line that names the key and says what to use."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -26,13 +26,13 @@ WORDS = TEXT.split()
 
 
 def pytest_collection_modifyitems(items):
-  """Orders tests of whole runs first: they take longest, and at the end would leave other workers idle."""
+  """Moves tests of whole runs to the front: they take longest, and at the end other workers would idle."""
   items.sort(key=lambda item: "jobs/train_test.py" not in item.nodeid)
 
 
 @pytest.fixture(scope="session")
 def tokenizer_dir(tmp_path_factory) -> pathlib.Path:
-  """A byte-level BPE of a few hundred tokens."""
+  """Directory of a byte-level BPE tokenizer of a few hundred tokens."""
   from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
   from transformers import PreTrainedTokenizerFast
 
@@ -51,7 +51,7 @@ def tokenizer_dir(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def llama_dir(tmp_path_factory, tokenizer_dir) -> pathlib.Path:
-  """A random Llama of four layers, saved by transformers, with the tokenizer beside it."""
+  """Directory of a random Llama of four layers, saved by transformers, with the tokenizer."""
   import shutil
 
   import torch
@@ -77,7 +77,7 @@ def llama_dir(tmp_path_factory, tokenizer_dir) -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def adapter_dirs(tmp_path_factory, llama_dir) -> list[pathlib.Path]:
-  """Two random adapters for the model of `llama_dir`, saved by peft."""
+  """Directories of two random adapters for the model of `llama_dir`, saved by peft."""
   import peft
   import torch
   import transformers
@@ -100,7 +100,7 @@ def adapter_dirs(tmp_path_factory, llama_dir) -> list[pathlib.Path]:
 
 @pytest.fixture(scope="session")
 def text_file(tmp_path_factory) -> pathlib.Path:
-  """Sixty documents of words in random order."""
+  """A text file of sixty documents, each of words in random order."""
   import random
 
   rng = random.Random(0)
@@ -120,7 +120,7 @@ def shared_compilation(tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture
 def distill():
-  """Runs the command line in its own process, as users do: distill(*arguments, devices=1) -> CompletedProcess."""
+  """Function that runs distill in its own process, as users do: distill(*arguments, devices=1) -> CompletedProcess."""
 
   def run(*arguments, devices: int = 1, check: int | None = 0, **kwargs) -> subprocess.CompletedProcess:
     environment = {**os.environ, **processes.environment(devices=devices, cheap=False)}
@@ -134,7 +134,7 @@ def distill():
 
 @pytest.fixture
 def command(capfd):
-  """Runs the command line within this process: command(*arguments, check=0) -> (output, errors)."""
+  """Function that runs distill within this process: command(*arguments, check=exit code) -> (stdout, stderr)."""
   import importlib
 
   from absl.testing import flagsaver
@@ -158,7 +158,7 @@ def command(capfd):
 
 @pytest.fixture
 def refused(command, tmp_path):
-  """Runs a command that must refuse its arguments: exit code 2, one line with all words of `says`, nothing written."""
+  """Function that runs distill, and expects exit code 2, one line with all words of `says`, and nothing written."""
 
   def run(*arguments, says):
     before = {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*")}

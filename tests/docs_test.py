@@ -76,7 +76,7 @@ def test_the_example_term_in_the_documents_is_accepted(tmp_path, monkeypatch):
   np.testing.assert_allclose(entropy, np.log(8), rtol=1e-6)
 
 
-def test_functions_that_the_design_names_exist():
+def test_functions_that_the_design_document_names_exist():
   found = re.findall(r"`(distill/[\w/]+\.py)` `([\w.]+)`", (ROOT / "docs" / "design.md").read_text())
   assert len(found) > 20
   for path, names in found:

@@ -1,6 +1,6 @@
-"""Faults that public distillation frameworks have had, and checks that find them.
+"""Faults that public distillation frameworks have had, and checks that detect them.
 
-Each check passes on the code as it is and fails once the fault is put in. Faults of whole runs have tests of their own:
+Each check passes on the code as it is, and fails once the fault is injected. Faults of whole runs have their own tests:
 resuming bit-equal after a kill (tests/jobs/train_test.py), teachers over two processes and an export that fails
 (tests/jobs/jobs_test.py), and a teacher with adapters for a student without (tests/jobs/routes_test.py).
 """
@@ -31,7 +31,7 @@ def array(*shape, seed=0, scale=1.0):
 
 
 def batch(mask=None):
-  """Three rows; the last two positions are padding, the prediction over the end of a document does not count."""
+  """Returns three rows of two documents and two positions of padding; the last token of a document predicts nothing."""
   segments = jnp.asarray(np.repeat([[1, 2, 0]], [3, 3, 2], axis=1).repeat(ROWS, 0))
   weights = jnp.asarray(np.asarray([[1, 1, 0, 1, 1, 0, 0, 0]], np.float32).repeat(ROWS, 0))
   tokens = jnp.asarray(np.random.default_rng(1).integers(0, V, (ROWS, T)))
@@ -43,7 +43,7 @@ def readout(seed, *, width=D, vocab=V, padded=0, **settings):
 
 
 def loss(spec, given, *, student=None, teacher=None, rows=slice(None), totals=None):
-  """The loss of one term on some rows, normalised by `totals`."""
+  """Returns the loss of one term on `rows`, divided by the counts in `totals`; by default by those of all rows."""
   terms = bound(spec, student=1, teacher=1)
   part = jax.tree.map(lambda x: x[rows], given)
   hidden, others = array(*given.tokens.shape, D), array(*given.tokens.shape, D, seed=3)
@@ -212,7 +212,7 @@ def nothing_starts_from_scratch_where_there_are_checkpoints(directory):
     again.close()
 
 
-def test_a_run_never_starts_from_scratch_if_its_checkpoints_are_damaged(tmp_path, monkeypatch):
+def test_a_run_with_damaged_checkpoints_is_refused_instead_of_started_from_scratch(tmp_path, monkeypatch):
   nothing_starts_from_scratch_where_there_are_checkpoints(tmp_path / "right")
   monkeypatch.setattr(checkpoint.Checkpoints, "restore", lambda self, abstract, log: None)
   with pytest.raises(pytest.fail.Exception):
@@ -220,7 +220,7 @@ def test_a_run_never_starts_from_scratch_if_its_checkpoints_are_damaged(tmp_path
 
 
 def wrapped(function, **changes):
-  """`function` with keywords changed on the way in, or with all positional arguments changed."""
+  """Returns `function` with some of its keyword arguments changed: `changes` has a function for each name."""
 
   def changed(*arguments, **keywords):
     for name, change in changes.items():
@@ -318,23 +318,23 @@ FAULTS = {
   "the mask is off by one": (masked_positions_count_for_nothing, _mask_off_by_one),
   "labels are not shifted": (labels_are_the_next_tokens, _labels_not_shifted),
   "a projection contracts every axis": (projections_are_of_the_width_alone, _every_axis),
-  "sums in bfloat16": (small_divergences_survive_bfloat16, _logits_in_bfloat16),
-  "beta means the other direction": (a_beta_of_zero_is_forward_kl, _the_other_direction),
+  "logits are rounded to bfloat16": (small_divergences_survive_bfloat16, _logits_in_bfloat16),
+  "beta weights the wrong distribution": (a_beta_of_zero_is_forward_kl, _the_other_direction),
   "a distance grows with the width": (distances_do_not_grow_with_the_width, _summed_squares),
-  "logits of all tokens": (logits_of_all_tokens_never_exist, _all_at_once),
-  "each micro-batch by its own count": (micro_batches_add_up, _each_by_itself),
+  "logits of all tokens exist at once": (logits_of_all_tokens_never_exist, _all_at_once),
+  "each micro-batch is divided by its own count": (micro_batches_add_up, _each_by_itself),
   "the softcap is forgotten": (heads_keep_their_softcap_scale_and_bias, _plain_product(bias=True, scale=True)),
   "the scale is forgotten": (heads_keep_their_softcap_scale_and_bias, _plain_product(bias=True, softcap=True)),
   "the bias is forgotten": (heads_keep_their_softcap_scale_and_bias, _plain_product(scale=True, softcap=True)),
-  "padding with zeros": (padding_of_a_vocabulary_has_no_probability, _padding_of_zeros),
-  "vocabularies must be as wide": (vocabularies_may_be_padded_differently, _same_width),
+  "padding of the vocabulary has logits of zero": (padding_of_a_vocabulary_has_no_probability, _padding_of_zeros),
+  "vocabularies must be padded to one width": (vocabularies_may_be_padded_differently, _same_width),
 }
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_each_check_passes_without_and_fails_with_its_injected_fault(name, monkeypatch):
+def test_each_check_passes_and_fails_once_its_fault_is_injected(name, monkeypatch):
   check, inject = FAULTS[name]
   check()
   inject(monkeypatch)
-  with pytest.raises((AssertionError, TypeError) if "as wide" in name else AssertionError):
+  with pytest.raises((AssertionError, TypeError) if "one width" in name else AssertionError):
     check()

@@ -1,4 +1,4 @@
-"""A file imports from its own folder and from lower floors only, and never in a circle."""
+"""Files import only from their own package and from packages on lower floors, without cycles."""
 
 import ast
 import graphlib
@@ -13,7 +13,7 @@ FILES = {".".join(path.relative_to(ROOT.parent).with_suffix("").parts): path for
 
 
 def imported(path):
-  """Returns the names of the library's modules that a file imports or imports from."""
+  """Returns the modules of distill that a file imports, or from which it imports a name."""
   modules = set()
   for node in ast.walk(ast.parse(path.read_text())):
     if isinstance(node, ast.ImportFrom):

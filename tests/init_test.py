@@ -1,4 +1,4 @@
-"""`import distill` offers every command as a function, and is cheap."""
+"""`import distill` offers every command as a function, and does not import jax."""
 
 import inspect
 import subprocess
@@ -21,7 +21,7 @@ def test_every_command_is_a_documented_function_of_distill(name):
   assert text and "Args:" in text and "Raises:" in text
 
 
-def test_every_public_name_exists():
+def test_every_name_that_dir_of_distill_lists_exists():
   assert all(getattr(distill, name) for name in dir(distill))
 
 

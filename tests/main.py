@@ -1,4 +1,4 @@
-"""Main program of every py_test: runs pytest on the files that its arguments name."""
+"""Main program of every Bazel py_test: runs pytest with the arguments of the program."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Every source file has a test file of its name, or one that is named here."""
+"""Every source file has a test file of the same name, or one that `ELSEWHERE` lists."""
 
 import fnmatch
 import pathlib

@@ -1,4 +1,4 @@
-"""Environments of processes that run jax on the CPU, and two processes of one jax program."""
+"""Starts processes that run jax on the CPU, alone or as two processes of one distributed program."""
 
 import os
 import socket
@@ -21,9 +21,9 @@ jax.distributed.initialize(sys.argv[1], 2, RANK, initialization_timeout=60)
 
 
 def environment(*, devices: int = 1, cheap: bool = True) -> dict[str, str]:
-  """Returns variables for a process with virtual CPU devices; a `cheap` one compiles quickly and runs slowly.
+  """Returns environment variables for a process with virtual CPU devices.
 
-  Flags in the caller's XLA_FLAGS stay.
+  A `cheap` process compiles quickly and runs slowly. The caller's XLA_FLAGS are retained.
   """
   flags = [
     GIVEN_FLAGS,
@@ -36,7 +36,10 @@ def environment(*, devices: int = 1, cheap: bool = True) -> dict[str, str]:
 
 
 def two(program: str, *arguments: object, devices: int = 1) -> list[tuple[int, str, str]]:
-  """Returns (exit code, output, errors) of each process; the program has RANK, and its arguments in sys.argv[3:]."""
+  """Runs a program as two jax processes; returns (exit code, stdout, stderr) of each.
+
+  The program finds its number, 0 or 1, in RANK, and `arguments` in sys.argv[3:].
+  """
   with socket.socket() as free:
     free.bind(("localhost", 0))
     address = f"localhost:{free.getsockname()[1]}"

@@ -12,7 +12,7 @@ PAGE = pathlib.Path(__file__).parent.parent / "docs/python.md"
 
 
 def assigned(code):
-  """Names that a block assigns."""
+  """Returns the names that a block of code assigns."""
   return {
     name.id for name in ast.walk(ast.parse(code)) if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)
   }

@@ -44,6 +44,6 @@ def test_a_wrong_schedule_is_refused_with_its_key(spec, message):
     schedule(spec, key="rate", steps=10, least=0)
 
 
-def test_a_schedule_of_a_positive_number_may_not_end_at_zero():
+def test_a_schedule_that_must_be_positive_may_not_end_at_zero():
   with pytest.raises(InputError, match="temperature: .* use numbers above 0 at every step"):
     schedule({"kind": "linear", "start": 4, "end": 0}, key="temperature", steps=10, above=0)

@@ -4,7 +4,7 @@ from distill.cli import init
 from distill.jobs.init import InitResult
 
 
-def test_init_prints_the_summary_and_both_kls(command, monkeypatch):
+def test_init_prints_the_summary_and_the_kl_of_the_initialised_and_a_fresh_student(command, monkeypatch):
   calls = []
   result = InitResult(summary="part  layers", rows=12, kl=0.25, fresh_kl=5.0, loader="transformers loads it")
   monkeypatch.setattr(init, "init", lambda teacher, **given: calls.append(given) or result)

@@ -12,12 +12,12 @@ def test_distill_without_arguments_lists_the_commands(distill):
     assert f"\n  {name} " in shown
 
 
-def test_an_unknown_command_gets_a_suggestion(capsys):
+def test_an_unknown_command_is_refused_with_the_nearest_command(capsys):
   assert main(["scroe"]) == 2
   assert "did you mean score?" in capsys.readouterr().err
 
 
-def test_the_debug_flag_shows_the_traceback():
+def test_the_debug_flag_lets_an_input_error_through_with_its_traceback():
   with pytest.raises(InputError, match="nowhere"):
     main(["inspect", "nowhere", "--debug"])
 

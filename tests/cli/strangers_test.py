@@ -21,7 +21,7 @@ def model(llama_dir, tmp_path):
 
 @pytest.fixture
 def refused_score(refused, tmp_path, model):
-  """Scores with the damaged model, and checks that it is refused in one line with all of these words."""
+  """Returns a function that scores with the model and checks that a one-line error has all the given words."""
   np.save(tmp_path / "tokens.npy", np.zeros((1, 4), np.int32))
 
   def run(*says, **changes):
@@ -113,7 +113,7 @@ def assemble(header, data):
 
 
 def change(key, value):
-  """Returns a function that damages a safetensors header: it sets one tensor's `key` to `value`."""
+  """Returns a function that damages a safetensors header: it sets `key` of one tensor's entry to `value`."""
 
   def apply(header, data):
     return {**header, "model.norm.weight": {**header["model.norm.weight"], key: value}}, data
@@ -265,7 +265,7 @@ def test_pipes_directories_and_devices_in_place_of_files_are_refused(model, refu
   refused_score(name, "not a plain file")
 
 
-def test_pickled_weights_are_refused_unopened(model, tmp_path, refused_score):
+def test_pickled_weights_are_refused_without_unpickling_them(model, tmp_path, refused_score):
   class Harm:
     def __reduce__(self):
       return (os.mkdir, (str(tmp_path / "harm"),))

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 @pytest.fixture
 def train(command, recipe, tmp_path):
-  """Runs the dense variant of the recipe, with changes to its text and overrides, and returns the error message."""
+  """Returns a function that trains the recipe's dense variant, and returns its one-line error message."""
 
   def run(*overrides, text=lambda text: text, workdir=tmp_path / "run"):
     changed = tmp_path / "changed.py"

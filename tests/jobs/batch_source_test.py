@@ -1,4 +1,4 @@
-"""A batch source that is defined outside the package trains a student through the public job."""
+"""A batch source that is defined outside the package trains a student through `distill.jobs.train`."""
 
 import json
 
@@ -26,7 +26,7 @@ class Counting:
     )
 
 
-def test_an_outside_batch_source_trains_a_student(tokenizer_dir, tmp_path):
+def test_a_batch_source_defined_outside_the_package_trains_a_student(tokenizer_dir, tmp_path):
   source = Counting(rows=8, length=8, vocab=300)
   config = {
     "model_type": "llama",

@@ -1,4 +1,4 @@
-"""Teacher caches are written, learnt from, resumed after a kill, and refused if damaged or mismatched."""
+"""Teacher caches are written, train a student, resume after a kill, and are refused if damaged or mismatched."""
 
 import copy
 import json
@@ -71,7 +71,7 @@ def losses(workdir):
   return [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_cache_of_whole_distributions_gives_the_losses_of_the_live_teacher(cached, config, tmp_path):
+def test_training_from_a_cache_of_whole_distributions_has_the_losses_of_the_live_teacher(cached, config, tmp_path):
   for name, directory in (("live", ""), ("cached", str(cached))):
     assert train(changed(config, teacher={"cache": directory}), workdir=tmp_path / name) == 0
   # bfloat16 states, float16 log-probabilities.
@@ -87,7 +87,7 @@ def test_inspect_describes_a_teacher_cache(cached, capsys):
 
 @pytest.fixture
 def command(config, cached, shared_compilation, tmp_path):
-  """A command line in one process with one device and small shards: command(name, workdir, **teacher) -> for Popen."""
+  """Returns a function (command name, workdir, *overrides) -> arguments of Popen for distill with small shards."""
   text = f"from ml_collections import ConfigDict\n\ndef get_config():\n  return ConfigDict({config!r})\n"
   (tmp_path / "recipe.py").write_text(text)
   program = f"import sys, distill.teachers.row_format as row_format; row_format._SHARD_BYTES = {SHARD}; "
@@ -101,7 +101,7 @@ def command(config, cached, shared_compilation, tmp_path):
   return build
 
 
-def test_caching_that_was_killed_resumes_to_the_same_bytes(command, tmp_path):
+def test_a_cache_whose_writing_was_killed_resumes_to_the_same_bytes(command, tmp_path):
   straight, often = tmp_path / "straight", tmp_path / "often"
   subprocess.run(**command("cache", straight), check=True)
   expected = shards(straight)
@@ -118,7 +118,7 @@ def test_caching_that_was_killed_resumes_to_the_same_bytes(command, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_killed_while_learning_from_a_cache_ends_bit_equal(cached, command, tmp_path):
+def test_a_run_from_a_cache_that_was_killed_and_resumed_ends_bit_equal(cached, command, tmp_path):
   straight, cut = tmp_path / "straight", tmp_path / "cut"
   compiled = tmp_path / "compiled"
   cache_flag = f"--compilation_cache={compiled}"
@@ -137,7 +137,7 @@ def test_a_run_killed_while_learning_from_a_cache_ends_bit_equal(cached, command
     assert np.array_equal(value, expected[name]), name
 
 
-def test_a_flipped_bit_in_a_cache_ends_the_run_with_the_name_of_the_shard(cached, config, tmp_path):
+def test_a_flipped_bit_in_a_cache_stops_the_run_with_the_name_of_the_shard(cached, config, tmp_path):
   directory = tmp_path / "cache"
   shutil.copytree(cached, directory)
   path = next(iter(sorted(directory.glob("*/00001.safetensors"))))
@@ -159,7 +159,7 @@ def test_a_resumed_run_with_a_cache_loads_no_teacher(cached, config, tmp_path, m
   assert all(np.array_equal(value, before[name]) for name, value in after.items())
 
 
-def test_a_resumed_run_refuses_another_teacher_cache_than_it_started_with(cached, config, tmp_path):
+def test_a_resumed_run_refuses_a_different_teacher_cache_than_it_started_with(cached, config, tmp_path):
   run = changed(config, teacher={"cache": str(cached)})
   assert train(run, workdir=tmp_path / "run") == 0
   other = changed(config, teacher_cache={"size": 250})
@@ -194,7 +194,9 @@ def other_teacher(llama_dir, tmp_path_factory):
     ({"terms": [{"kind": "cross_entropy"}]}, "no term of any stage needs a teacher"),
   ],
 )
-def test_a_recipe_that_does_not_match_the_cache_is_refused(change, says, cached, config, other_teacher, tmp_path):
+def test_training_is_refused_if_the_recipe_does_not_match_its_teacher_cache(
+  change, says, cached, config, other_teacher, tmp_path
+):
   other = changed(changed(config, teacher={"cache": str(cached)}), **change)
   if other["teacher"]["model"] == "other":
     other["teacher"]["model"] = other_teacher
@@ -203,7 +205,7 @@ def test_a_recipe_that_does_not_match_the_cache_is_refused(change, says, cached,
   assert not (tmp_path / "checkpoints").exists()
 
 
-def test_sampled_targets_train_by_forward_kl_without_a_teacher_and_refuse_reverse_kl(config, llama_dir, tmp_path):
+def test_a_cache_of_sampled_targets_trains_by_forward_kl_and_refuses_reverse_kl(config, llama_dir, tmp_path):
   sampled = changed(config, teacher_cache={"targets": "sampled", "size": 20}, terms=[{"kind": "forward_kl"}])
   sampled["stages"][0]["optimizer"] = {"learning_rate": 1e-2}
   assert cache_teacher(sampled, workdir=tmp_path / "cache") == 0
@@ -216,17 +218,17 @@ def test_sampled_targets_train_by_forward_kl_without_a_teacher_and_refuse_revers
 
 
 @pytest.mark.parametrize(("name", "value"), [("layers", (4,)), ("mixers", (-1,)), ("layers", 3), ("size", 304)])
-def test_layers_and_sizes_that_the_teacher_lacks_are_refused_for_a_cache(name, value, config, tmp_path):
+def test_caching_layers_or_target_sizes_beyond_the_teachers_is_refused(name, value, config, tmp_path):
   with pytest.raises(InputError, match=rf"config\.teacher_cache\.{name}"):
     cache_teacher(changed(config, teacher_cache={name: value}), workdir=tmp_path)
 
 
-def test_a_recipe_without_teacher_terms_is_refused_for_a_cache(config, tmp_path):
+def test_caching_a_recipe_without_a_term_that_needs_a_teacher_is_refused(config, tmp_path):
   with pytest.raises(InputError, match="nothing to cache"):
     cache_teacher(changed(config, terms=[{"kind": "cross_entropy"}]), workdir=tmp_path)
 
 
-def test_a_relations_term_is_refused_with_a_cache(config, cached, tmp_path):
+def test_training_a_relations_term_from_a_cache_is_refused(config, cached, tmp_path):
   terms = [{"kind": "forward_kl"}, {"kind": "relations", "pairs": ((0, 0),)}]
   run = changed(config, teacher={"cache": str(cached)}, terms=terms)
   with pytest.raises(InputError, match=r"terms: a cache holds no queries, keys and values"):

@@ -1,4 +1,4 @@
-"""The batches of a run's stages."""
+"""The stages of a run read different rows, and invalid data sources are refused with their key."""
 
 import numpy as np
 import pytest

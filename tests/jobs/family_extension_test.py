@@ -22,7 +22,7 @@ CONFIG = {"model_type": "toy", "dim": 16, "depth": 2, "heads": 2, "vocab": 304}
 
 
 def _read(values, *, where):
-  """One attention layer after another, without rope, and MLPs as wide as the model."""
+  """Returns a decoder of attention layers without rope, with MLPs as wide as the model."""
   have = Attributes(values, where=where)
   width, heads = have.integer("dim"), have.integer("heads")
   mixer = AttentionConfig(num_heads=heads, num_kv_heads=heads, head_dim=width // heads, rope=None)
@@ -44,7 +44,7 @@ def toy(monkeypatch):
   monkeypatch.setitem(FAMILIES, "toy", family)
 
 
-def test_an_outside_family_trains_is_exported_and_read_back(toy, llama_dir, text_file, tmp_path):
+def test_a_family_defined_outside_the_package_trains_is_exported_and_read_back(toy, llama_dir, text_file, tmp_path):
   recipe = {
     "teacher": {"model": str(llama_dir)},
     "student": {"config": CONFIG},

@@ -1,4 +1,4 @@
-"""The quick start's resolved configuration, in full: no key, default or order changes unnoticed."""
+"""Compares the quick start's resolved configuration with a committed file, so that every change of it is seen."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ and say in the commit what changed for runs that exist.
 
 
 def resolved() -> str:
-  """The quick start's configuration as JSON, with the demonstration's place left out."""
+  """Returns the quick start's configuration as JSON, with the demonstration's directory written as DEMO."""
   values = dataclasses.asdict(resolve(get_config()))
   return json.dumps(values, indent=1).replace(str(ROOT), "DEMO") + "\n"
 

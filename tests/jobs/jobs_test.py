@@ -1,4 +1,4 @@
-"""Faults of whole jobs that public distillation frameworks have had; those of a step are in tests/faults_test.py."""
+"""Faults of whole runs that public distillation frameworks have had; tests/faults_test.py has those of one step."""
 
 import json
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 @pytest.fixture(scope="module")
 def config(llama_dir, text_file):
-  """Three steps of a tiny teacher into a copy of itself."""
+  """A configuration that distils a tiny teacher into a copy of itself in three steps."""
   terms = [{"kind": "reverse_kl"}, {"kind": "cross_entropy"}]
   return {
     "teacher": {"model": str(llama_dir)},
@@ -99,7 +99,7 @@ def _no_space(directory, **kept):
   raise InputError(f"{directory}: cannot be written (No space left on device)")
 
 
-def test_a_run_whose_export_failed_repeats_no_step(config, tmp_path, monkeypatch):
+def test_a_run_whose_export_failed_is_resumed_without_repeating_a_step(config, tmp_path, monkeypatch):
   an_export_that_fails_costs_no_step(config, tmp_path / "right")
   monkeypatch.setattr(Checkpoints, "save", lambda self, step, **kept: None)  # It would come after the export.
   with pytest.raises(AssertionError):

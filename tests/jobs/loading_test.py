@@ -1,4 +1,4 @@
-"""Adapters are named one by one or by the file of their stack."""
+"""Adapters are given as a list of directories or as the JSON file of a stack."""
 
 import json
 

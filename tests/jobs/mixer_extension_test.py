@@ -1,4 +1,4 @@
-"""A mixer that is defined outside the package trains in a family, decodes as it trains, and is exported."""
+"""A mixer and its family, defined outside the package, train, decode and are exported like built-in ones."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ CONFIG = {"model_type": "averages", "hidden_size": 32, "num_hidden_layers": 2, "
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AverageConfig:
-  """A mixer whose output is the running mean over a document's projected positions."""
+  """Options of a mixer whose output is the running mean of the document's projected inputs."""
 
   kind: ClassVar[str] = "running average"
   exact_dtype: ClassVar[bool] = False
@@ -100,19 +100,21 @@ def _table(config):
 
 @pytest.fixture
 def averages(monkeypatch):
-  """Registers a family of the mixer for one test."""
+  """Registers, for one test, a family whose layers have this mixer."""
   family = Family(name="averages", architecture="AverageForCausalLM", read=_read, write=_write, table=_table)
   monkeypatch.setitem(FAMILIES, "averages", family)
 
 
-def test_the_outside_mixer_passes_the_mixer_contract_checks():
+def test_a_mixer_defined_outside_the_package_passes_the_checks_of_the_mixer_contract():
   config = AverageConfig(size=8)
   assert isinstance(config, MixerConfig)
   module = config.build(Init(jax.random.key(0)), width=4, norm_eps=1e-6, norm_offset=0.0)
   assert isinstance(module, Mixer)
 
 
-def test_an_outside_mixer_trains_from_a_teacher_and_decodes(averages, llama_dir, text_file, tmp_path):
+def test_a_mixer_defined_outside_the_package_trains_from_a_teacher_and_decodes(
+  averages, llama_dir, text_file, tmp_path
+):
   recipe = {
     "teacher": {"model": str(llama_dir)},
     "student": {"config": CONFIG, "layers_from": [0, 3]},

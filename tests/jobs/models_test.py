@@ -1,4 +1,4 @@
-"""Models as a run makes them: the teacher read once, straight onto the mesh."""
+"""A run loads its teacher onto the mesh, and initialises its student from the teacher."""
 
 import jax
 import numpy as np
@@ -23,7 +23,7 @@ REST = {"data": {"sources": ()}, "stages": [{"name": "only", "steps": 1, "terms"
 
 
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-6), ("bfloat16", 2e-2)])
-def test_a_teacher_on_the_mesh_is_the_base_with_its_stack_merged(llama_dir, adapter_dirs, dtype, tolerance):
+def test_the_teacher_loaded_onto_the_mesh_is_the_base_with_its_stack_merged(llama_dir, adapter_dirs, dtype, tolerance):
   mesh = make_mesh((2, 2, 2))
   config, base = hf.load(llama_dir)
   adapters = read_adapters(stack_of(adapter_dirs), config=config)
@@ -54,7 +54,9 @@ def test_invalid_layers_from_and_calibration_rows_are_refused(student, says):
     resolve({"student": student, **REST})
 
 
-def test_a_student_started_by_importance_has_a_lower_kl_than_a_random_one(llama_dir, adapter_dirs, text_file, tmp_path):
+def test_a_student_initialised_by_importance_has_a_lower_kl_than_a_random_one(
+  llama_dir, adapter_dirs, text_file, tmp_path
+):
   values = {
     "model_type": "llama",
     "vocab_size": 304,

@@ -1,4 +1,4 @@
-"""A run that stops between two stages goes on as if it had not stopped."""
+"""A run that was stopped between two stages and resumed has the losses of an uninterrupted run."""
 
 import json
 
@@ -40,7 +40,7 @@ class Rows:
 
 @pytest.fixture
 def run(tokenizer_dir, tmp_path):
-  """Trains three steps in each of two stages under `workdir`; returns the losses that it has logged."""
+  """Returns a function that trains two stages of three steps under `workdir`, and returns the logged losses."""
   stages = [
     {"name": name, "steps": 3, "terms": [{"kind": "cross_entropy"}], "optimizer": {"learning_rate": 1e-2}}
     for name in ("first", "second")

@@ -1,4 +1,4 @@
-"""Whole runs of the command line on a tiny teacher."""
+"""`distill train` on a tiny teacher: losses, meshes, kills, signals, and the exported student."""
 
 import json
 import random
@@ -30,7 +30,7 @@ def straight(tmp_path_factory, recipe, shared_compilation):
   return workdir
 
 
-def test_a_run_lowers_its_losses_and_logs_every_step_once(straight):
+def test_training_lowers_the_losses_and_logs_every_step_once(straight):
   lines = [json.loads(line) for line in (straight / "metrics.jsonl").read_text().splitlines()]
   assert [line["step"] for line in lines] == list(range(1, 21))
   assert [line["stage"] for line in lines] == ["align"] * 6 + ["distill"] * 14
@@ -51,7 +51,7 @@ HYBRID = (
 
 
 @pytest.mark.slow
-def test_a_mesh_and_micro_batches_give_the_same_losses(distill, tmp_path):
+def test_a_mesh_and_micro_batches_give_the_losses_of_one_device_and_whole_batches(distill, tmp_path):
   for name, devices, change in (
     ("one", 1, ()),
     ("mesh", 8, ("--config.training.mesh=(2,2,2)",)),
@@ -91,7 +91,9 @@ def _grown(workdir, before):
   return path.exists() and path.read_text() != before
 
 
-def test_sigterm_saves_and_exits_with_75_and_the_same_command_resumes(straight, recipe, shared_compilation, tmp_path):
+def test_sigterm_saves_a_checkpoint_and_exits_with_75_and_the_same_command_resumes(
+  straight, recipe, shared_compilation, tmp_path
+):
   command = [sys.executable, "-m", "distill", "train", f"--config={recipe}", f"--workdir={tmp_path}"]
   process = subprocess.Popen(
     command, env=shared_compilation, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -121,7 +123,7 @@ def test_repeating_the_command_of_a_finished_run_changes_nothing(straight, recip
   assert (straight / "metrics.jsonl").read_text() == before
 
 
-def test_the_export_loads_in_transformers_and_gives_the_scored_logits(straight, command, tmp_path):
+def test_the_exported_student_gives_in_transformers_the_logits_of_distill_score(straight, command, tmp_path):
   import torch
   import transformers
 
