@@ -32,15 +32,16 @@ def attention(
   weights of each block.
 
   Args:
-    q: Queries, G for each key head.
+    q: Queries; G query heads share each of the K key heads.
     k: Keys.
     v: Values.
-    segments: Segment number of each position. Positions attend only within their segment, and the positions of a
-      segment are neighbours.
+    segments: Segment number of each position. Positions attend only within their segment, whose positions must be
+      contiguous.
     scale: Multiplies the products of queries and keys.
     softcap: Scores become softcap * tanh(score / softcap); None for no cap.
     window: A position attends to itself and the window − 1 positions before it; None for all positions before it.
-    sinks: One logit per query head that takes part in the softmax and contributes no value; None for no sinks.
+    sinks: One more logit in the softmax of each query head; it takes a part of the weight, but has no value. None for
+      no sinks.
 
   Returns:
     The weighted values, float32.
@@ -92,7 +93,7 @@ class _Scoring:
 
 @dataclasses.dataclass(frozen=True)
 class _QueryBlock:
-  """Queries start … stop − 1, which see the keys first_key … stop − 1."""
+  """Queries from `start` to `stop`, exclusive; they attend at most to the keys from `first_key` to `stop`."""
 
   start: int
   stop: int
@@ -127,7 +128,11 @@ def _einsum(formula, *operands):
 
 
 def _weights(scoring, block, q, k, segments, sinks):
-  """Returns weights [B,K,G,C,S], weights of the sinks [B,K,G,C,1] or None, derivative of the softcap or None."""
+  """Returns (attention weights, weights of the sinks, derivative of the softcap) of one block of queries.
+
+  The first and the last are [B,K,G,C,S], the second [B,K,G,C,1]. The second is None without sinks, the last without a
+  softcap.
+  """
   scores = _einsum("bkgth,bksh->bkgts", q, k[:, :, block.keys]) * scoring.scale
   softcap_slope = None
   if scoring.softcap is not None:

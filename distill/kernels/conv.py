@@ -8,12 +8,12 @@ from jaxtyping import Array, Float, Int
 def causal_conv(
   x: Float[Array, "B T I"], kernel: Float[Array, "W I"], *, segments: Int[Array, "B T"]
 ) -> Float[Array, "B T I"]:
-  """Computes y[t] = Σ_w kernel[w] * x[t − (W − 1) + w] over the taps in t's own segment.
+  """Computes y[t] = Σ_w kernel[w] * x[t − (W − 1) + w], where positions outside t's segment count as zero.
 
   Args:
-    x: Inputs, one channel for each I.
-    kernel: W taps per channel; the last tap multiplies the current position.
-    segments: Segment number of each position; the positions of a segment are neighbours.
+    x: Inputs of I channels.
+    kernel: W taps per channel; the last one multiplies the current position.
+    segments: Segment number of each position; the positions of a segment must be contiguous.
 
   Returns:
     The outputs, float32.
@@ -24,7 +24,7 @@ def causal_conv(
 def causal_conv_reference(
   x: Float[Array, "B T I"], kernel: Float[Array, "W I"], *, segments: Int[Array, "B T"]
 ) -> Float[Array, "B T I"]:
-  """Computes `causal_conv` by its definition, with a tap for every pair of positions in memory.
+  """Computes `causal_conv` by its definition, with an array [B,T,T,I] of taps in memory.
 
   Args: as `causal_conv`.
   """

@@ -19,7 +19,7 @@ def gated_delta_rule(
   segments: Int[Array, "B T"],
   chunk: int = _CHUNK,
 ) -> tuple[Float[Array, "B T N P"], Float[Array, "B N H P"]]:
-  """Computes out_t = S_tᵀ q_t with S_t = e^g_t S_{t−1} + β_t k_t (v_t − e^g_t S_{t−1}ᵀ k_t)ᵀ.
+  """Computes out_t = S_tᵀ q_t with S_t = exp(g_t) S_{t−1} + β_t k_t (v_t − exp(g_t) S_{t−1}ᵀ k_t)ᵀ.
 
   S is zero before each segment. Within a chunk the recurrence is one unit-triangular solve; a scan carries the state
   from chunk to chunk. The backward pass keeps only the state before each block of chunks and recomputes the rest, which
@@ -29,13 +29,13 @@ def gated_delta_rule(
     q: Queries, already scaled.
     k: Keys of norm at most one.
     v: Values.
-    log_decay: g, at most 0.
+    log_decay: Logarithm g of the decay, at most 0.
     beta: Write strengths β, 0 to 1.
-    segments: Segment number of each position; the positions of a segment are neighbours.
-    chunk: Positions per chunk, a power of two. T need not be a multiple.
+    segments: Segment number of each position; the positions of a segment must be contiguous.
+    chunk: Positions per chunk, a power of two. T need not be a multiple of it.
 
   Returns:
-    The outputs, and the state S after the last position. A position with β = g = 0 leaves S as it is.
+    (outputs, state S after the last position). A position with β = g = 0 does not change S.
 
   References:
     Yang et al. 2024, 2412.06464, section 3.3.
@@ -48,7 +48,7 @@ def gated_delta_rule(
   pad = blocks * size * chunk - length
 
   def cut(x):
-    """[B,T,N,…] -> [blocks,chunks,B,N,C,…]"""
+    """Pads x, casts it to float32 and rearranges it from [B,T,N,…] to [blocks,chunks,B,N,C,…]."""
     x = jnp.pad(x.astype(jnp.float32), [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
     return jnp.moveaxis(x.reshape(x.shape[0], blocks, size, chunk, *x.shape[2:]), (1, 2, 4), (0, 1, 3))
 
@@ -93,7 +93,10 @@ def gated_delta_rule_reference(
 
 
 def _block(state, xs):
-  """Returns the state after a block of chunks [chunks,B,N,C,…], and the outputs of the chunks."""
+  """Returns (state after a block of chunks, outputs of its chunks [chunks,B,N,C,P]).
+
+  Shapes: q, k, v, g and beta [chunks,B,N,C,…], docs [chunks,B,C], previous [chunks,B], state [B,N,H,P].
+  """
   q, k, v, g, beta, docs, previous = xs
   last = docs[..., -1]
   from_before = (docs == previous[..., None]).astype(jnp.float32)[:, :, None]
@@ -130,8 +133,9 @@ def _block(state, xs):
 def unit_lower_inverse(a: Float[Array, "*B C C"]) -> Float[Array, "*B C C"]:
   """Returns (I + a)⁻¹ for strictly lower triangular `a` whose size is a power of two.
 
-  Diagonal blocks double in size: [[P, 0], [A, Q]]⁻¹ = [[P⁻¹, 0], [−Q⁻¹ A P⁻¹, Q⁻¹]]. This block substitution uses
-  nothing but matmuls and is stable, unlike a product of powers of `a` where keys repeat.
+  The inverse is built from diagonal blocks, which double in size at every step by the identity
+  [[P, 0], [A, Q]]⁻¹ = [[P⁻¹, 0], [−Q⁻¹ A P⁻¹, Q⁻¹]]. This takes only matmuls. It is also numerically stable when keys
+  repeat, where a product of powers of `a` is not.
 
   Workaround: LAPACK's batched triangular solve has been seen to hang in XLA's CPU thread pool (jaxlib 0.10.2).
   """

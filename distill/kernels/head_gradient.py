@@ -21,12 +21,12 @@ def add_head_gradient(
   On a CPU the columns are added in blocks of about 8 MiB, each of which stays in the CPU's cache until it is added.
 
   Args:
-    total: Sum over the chunks before, float32.
+    total: Sum of the head gradients of the previous chunks, float32.
     hidden: Hidden states of the chunk, in the dtype of the matmul.
     logits_grad: Gradient of the chunk's logits; rounded to the dtype of `hidden`.
 
   Returns:
-    The new sum, float32.
+    The sum including this chunk, float32.
   """
   operands = total, transposed(hidden, left=True), logits_grad.astype(hidden.dtype)
   return jax.lax.platform_dependent(*operands, cpu=_in_blocks, default=_at_once)

@@ -10,13 +10,13 @@ _HALVES = 2
 
 @jax.custom_vjp
 def matmul(x: Float[Array, "*B I"], matrix: Float[Array, "I O"]) -> Float[Array, "*B O"]:
-  """Computes x @ matrix with operands in x's dtype and a float32 sum, in the forward and the backward pass.
+  """Computes x @ matrix with operands in x's dtype and float32 sums, in the forward and the backward pass.
 
   The backward pass rounds the cotangent to x's dtype before it multiplies. A float32 cotangent would turn bfloat16
   products into float32 ones, which are slower.
 
   Returns:
-    The product, float32. The gradient of `matrix` is a float32 sum in the dtype of `matrix`.
+    The product, float32. The gradient of `matrix` is summed in float32 and has the dtype of `matrix`.
   """
   return jnp.matmul(x, matrix.astype(x.dtype), preferred_element_type=jnp.float32)
 
@@ -60,15 +60,15 @@ def _in_halves(x, matrix):
 
 
 def transposed(matrix: Float[Array, "I O"], *, left: bool = False) -> Float[Array, "O I"]:
-  """Returns the transpose as an operand of a matmul, materialised where that is faster on a CPU.
+  """Returns the transpose, to be used as an operand of a matmul; it is materialised where that is faster on a CPU.
 
-  Workaround: the CPU code of XLA (jaxlib 0.10.2) transposes inside the matmul otherwise. It converts bfloat16 operands
-  to float32 for that, at half the speed (180 instead of 350 GFLOP/s on two cores), and loses 15 % on float32 operands
-  on the left. On several devices the transpose is never materialised.
+  Workaround: the CPU code of XLA (jaxlib 0.10.2) would otherwise transpose inside the matmul. It converts bfloat16
+  operands to float32 for that, at half the speed (180 instead of 350 GFLOP/s on two cores), and loses 15 % on float32
+  operands on the left. On several devices the transpose is never materialised.
 
   Args:
     matrix: The matrix to transpose.
-    left: The transpose is the left operand of the matmul; else the right one.
+    left: True if the transpose will be the left operand of the matmul, False if the right one.
   """
   # XLA does not partition an array of fixed layout: every device would receive the whole matrix.
   if jax.device_count() > 1 or (matrix.dtype == jnp.float32 and not left):

@@ -1,4 +1,4 @@
-"""bfloat16 arrays stored as their bits, so that a CPU does not store them as float32."""
+"""Saves bfloat16 arrays for the backward pass as their bits, because a CPU would convert them to float32."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""State-space duality: a selective state space, computed in parallel within chunks of positions."""
+"""State-space duality (SSD): the recurrence of Mamba-2, computed in parallel within chunks of positions."""
 
 import jax
 import jax.numpy as jnp
@@ -20,22 +20,22 @@ def ssd(
   segments: Int[Array, "B T"],
   chunk: int = _CHUNK,
 ) -> tuple[Float[Array, "B T N P"], Float[Array, "B N H P"]]:
-  """Computes out_t = S_tᵀ c_t with S_t = e^g_t S_{t−1} + b_t x_tᵀ.
+  """Computes out_t = S_tᵀ c_t with S_t = exp(g_t) S_{t−1} + b_t x_tᵀ.
 
   S is zero before each segment. Within a chunk the recurrence is masked attention without a softmax; a scan carries the
   state from chunk to chunk. The backward pass recomputes each chunk from the state before it: memory is linear in T,
   and on a CPU this is faster than saving the chunk's [C, C] arrays. All arithmetic is float32.
 
   Args:
-    x: Inputs, multiplied by their time steps.
-    log_decay: g, at most 0.
-    b: Write vectors, one for each of K groups of neighbouring heads.
-    c: Read vectors, one for each group.
-    segments: Segment number of each position; the positions of a segment are neighbours.
-    chunk: Positions per chunk. T need not be a multiple.
+    x: Inputs, already multiplied by their time steps.
+    log_decay: Logarithm g of the decay, at most 0.
+    b: Vectors that write to the state, one for each of K groups of neighbouring heads.
+    c: Vectors that read the state, one for each group.
+    segments: Segment number of each position; the positions of a segment must be contiguous.
+    chunk: Positions per chunk. T need not be a multiple of it.
 
   Returns:
-    The outputs, and the state S after the last position. A position with x = g = 0 leaves S as it is.
+    (outputs, state S after the last position). A position with x = g = 0 does not change S.
 
   References:
     Dao & Gu 2024, 2405.21060, section 6.
@@ -46,7 +46,7 @@ def ssd(
   count = -(-length // chunk)
 
   def cut(y):
-    """[B,T,…] -> [chunks,B,C,K,…]"""
+    """Pads y, casts it to float32 and rearranges it from [B,T,…] to [chunks,B,C,K,…]."""
     y = jnp.pad(y.astype(jnp.float32), [(0, 0), (0, count * chunk - length)] + [(0, 0)] * (y.ndim - 2))
     return jnp.moveaxis(y.reshape(batch, count, chunk, groups, -1), 1, 0)
 
@@ -91,7 +91,7 @@ def ssd_reference(
 
 
 def _one_chunk(state, xs):
-  """Returns the state after a chunk, and the chunk's outputs.
+  """Returns (state after a chunk, outputs of the chunk).
 
   Shapes: x [B,K,C,G*P], b and c [B,K,C,H], g [B,K,G,C], state [B,K,H,G*P], with G heads in each of K groups.
   """

@@ -1,4 +1,4 @@
-"""Sums of token losses from hidden states, one chunk of tokens at a time: logits of a whole batch never exist."""
+"""Sums token losses chunk by chunk from hidden states, so that the logits of a whole batch are never in memory."""
 
 import dataclasses
 import functools
@@ -22,13 +22,13 @@ _LANES = 16
 
 
 def chunk_tokens(vocab: int, *, tokens: int, width: int = 0) -> int:
-  """Returns the number of tokens per chunk: float32 logits of about 8 MiB, at least 128 tokens, at most all.
+  """Returns the number of tokens per chunk: those of 8 MiB of float32 logits, at least 128 and at most `tokens`.
 
   Args:
     vocab: Width of the head V.
     tokens: Number of tokens M in the batch.
-    width: Model width D if the head's gradient is summed over chunks, else 0. A chunk then has at least 7/16 D tokens:
-      with fewer, reading and writing the [D, V] gradient takes more memory traffic than the logits.
+    width: Model width D if the head's gradient is summed over chunks, which then have at least 7/16 D tokens: with
+      fewer, reading and writing the [D, V] gradient takes more memory traffic than the logits. 0 without a gradient.
   """
   return min(tokens, max(_MIN_CHUNK, 7 * width // 16, _CHUNK_BYTES // (4 * vocab)))
 
@@ -44,25 +44,26 @@ def chunked_losses(
   mask: Float[Array, " M"],
   shards: int = 1,
 ) -> tuple[Float[Array, ""], Float[Array, " losses"]]:
-  """Computes the weighted total of several token losses that share the logits, and the sum of each.
+  """Computes the weighted total of several token losses of the same logits, and the unweighted sum of each loss.
 
-  Gradients flow into `hidden` and `readout`, from the total only. They are computed in the forward pass, chunk by
-  chunk, so that no chunk is computed twice. The caller divides by the token count of the global batch.
+  Only the total has gradients, with respect to `hidden` and `readout`. They are computed in the forward pass, chunk by
+  chunk, so that no chunk is computed twice. The results are sums; the caller divides them by a token count.
 
   Args:
     losses: The token losses.
     hidden: The student's final hidden states.
     readout: The student's readout.
     target: The teacher's hidden states or sparse target; None if no loss needs a teacher.
-    teacher_readout: The teacher's readout, for hidden states. Vocabularies may differ in size; the ids that both have
-      are compared.
-    labels: Target ids; None if no loss needs them.
+    teacher_readout: Turns the teacher's hidden states into logits; None without hidden states. If the vocabularies
+      differ in size, the ids that both have are compared.
+    labels: Label of each token, a token id; None if no loss needs labels.
     mask: Weight of each token, 0 or 1.
-    shards: Number of equal parts of the mesh that the tokens are spread over, in order. Each part walks over its own
-      chunks, and the gradients of the readout are summed over parts once, after the walk.
+    shards: Number of equal parts that the tokens are divided into, in order, one for each part of the mesh. Each part
+      goes through its own chunks; the gradients of the readout are summed over the parts once, at the end. If the
+      tokens cannot be divided equally, there is only one part.
 
   Returns:
-    The total Σ weight · sum, and each loss's sum over tokens of mask * loss.
+    (total, sums): the sum over tokens of mask * loss for each loss, and the total Σ weight · sum over the losses.
   """
   count = hidden.shape[0]
   labels = jnp.zeros(count, jnp.int32) if labels is None else labels
@@ -84,7 +85,7 @@ def chunked_divergence(
 ) -> Float[Array, ""]:
   """Computes the sum over tokens of mask * divergence at temperature 1.
 
-  Args: as `chunked_losses`, with one divergence for its losses.
+  Args: as `chunked_losses`, with one function of `divergences` in place of `losses`.
   """
   return chunked_losses(
     [divergence_loss(divergence)],
@@ -97,7 +98,7 @@ def chunked_divergence(
 
 
 class _Tokens(NamedTuple):
-  """Arrays with one entry per token, besides the hidden states."""
+  """Arrays with one entry per token, except the hidden states."""
 
   target: Any
   labels: Any
@@ -117,7 +118,10 @@ class _Chunks:
 
   @classmethod
   def of(cls, tokens: int, *, shards: int, vocab: int, width: int) -> "_Chunks":
-    """Returns chunks of near-equal size: the last overlaps its predecessor, and the overlap is wasted work."""
+    """Chooses the chunk size that spreads each shard's tokens most evenly.
+
+    All chunks have this size. The last one may therefore overlap its predecessor, and the overlap is wasted work.
+    """
     shard_tokens = tokens // shards
     size = chunk_tokens(vocab, tokens=shard_tokens, width=width)
     even = -(-shard_tokens // -(-shard_tokens // size))
@@ -125,7 +129,7 @@ class _Chunks:
 
   @property
   def axis(self) -> int:
-    """The dimension of tokens."""
+    """Index of the dimension of tokens in an array that is split into shards."""
     return 0 if self.shards == 1 else 1
 
   @property
@@ -133,22 +137,25 @@ class _Chunks:
     return () if self.shards == 1 else (self.shards,)
 
   def starts(self) -> Int[Array, " chunks"]:
-    """Returns the index of each chunk's first token, before the last chunk moves back to end with the tokens."""
+    """Returns the index of each chunk's first token; `take` moves the last chunk back to end with the last token."""
     return jnp.arange(-(-self.shard_tokens // self.size)) * self.size
 
   def split(self, tree: Any) -> Any:
-    """[M,…] -> [shards,M / shards,…]"""
+    """Reshapes arrays [M,…] to [shards,M / shards,…]; one shard has no dimension of its own."""
     return jax.tree.map(lambda x: x.reshape(*self.lead, self.shard_tokens, *x.shape[1:]), tree)
 
   def each_shard(self, function: Callable[..., Any], *axes: int | None) -> Callable[..., Any]:
-    """Returns `function`, mapped over the shards of its arguments."""
+    """Returns `function`, mapped over the shards of its arguments; `axes` are the `in_axes` of `jax.vmap`."""
     return function if self.shards == 1 else jax.vmap(function, in_axes=axes)
 
   def sum_shards(self, tree: Any) -> Any:
     return tree if self.shards == 1 else jax.tree.map(lambda x: jnp.sum(x, axis=0), tree)
 
   def take(self, start, hidden, tokens: _Tokens):
-    """Returns (index of the first token, hidden states, tokens) of a chunk."""
+    """Returns (index of the first token, hidden states, other token arrays) of the chunk that begins at `start`.
+
+    Tokens that the previous chunk has too are masked.
+    """
     # The last chunk ends with the tokens; those that the chunk before has too are masked.
     begin = jnp.minimum(start, self.shard_tokens - self.size)
     cut = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=begin, slice_size=self.size, axis=self.axis)
@@ -174,7 +181,7 @@ def _total(static, hidden, readout, tokens, shared):
 
 
 def _forward(static, hidden, readout, tokens, shared):
-  """Returns (total, sums), and the gradients of the total by `hidden` and `readout` to be saved."""
+  """Returns ((total, sums), gradients of the total with respect to `hidden` and `readout`)."""
   functions, shards = static
   shape, width = hidden.shape, hidden.shape[1]
   chunks = _Chunks.of(len(hidden), shards=shards, vocab=readout.kernel.shape[-1], width=width)
@@ -223,7 +230,7 @@ def _zero_sums(chunks, functions):
 
 
 def _chunk_losses(functions, shared, products, readout, tokens):
-  """Returns (total, sums) of one chunk, from products = hidden @ kernel [C,V]."""
+  """Returns (weighted total, sum of each loss) of one chunk, from products = hidden @ kernel [C,V]."""
   numbers, teacher_readout = shared
   target, labels, mask = tokens
   logits = readout.finish(products)[:, : readout.vocab_size]

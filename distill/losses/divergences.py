@@ -2,7 +2,7 @@
 
 Both distributions are over the same buckets, given as log-probabilities [M, buckets]. The buckets are the ids of the
 vocabulary, or the ids of a sparse target and one bucket for the rest (see `partitions`), so that one formula serves
-both. A bucket without mass has the log-probability `LOG_ZERO`: on the teacher's side, or on both for unused buckets.
+both. A bucket without probability has the log-probability `LOG_ZERO`. Unused buckets have it in both distributions.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,10 +25,10 @@ PerTokenColumn = Float[Array, "M 1"]
 
 @jax.custom_vjp
 def forward_kl(log_p: LogProbs, log_q: LogProbs) -> PerToken:
-  """Computes KL(p ‖ q) = Σ p log(p/q): 0 when equal, about 10⁴ times the mass of p where q has none.
+  """Computes KL(p ‖ q) = Σ p log(p/q). It is 0 if p = q; a bucket with q = 0 adds about 10⁴ p.
 
-  Summed as p log(p/q) − p + q, which has the same sum because p and q sum to one. No summand is negative, so none
-  cancel.
+  The computed summands are p log(p/q) − p + q. Their sum is the same, because p and q each sum to one. None of them is
+  negative, so they cannot cancel each other, which would lose precision.
   """
   log_ratio = log_p - log_q
   near = jnp.exp(log_p) * (log_ratio + jnp.expm1(-jnp.maximum(log_ratio, _FAR)))
@@ -47,7 +47,7 @@ def _kl_backward(saved, cotangent):
 
 
 def _excess(log_p, log_q):
-  """Returns q − p, precise where they are close: the derivative of KL(p ‖ q) in log q, and in the logits of q."""
+  """Returns q − p, precise even where p and q are close. It is the gradient of KL(p ‖ q) in the logits of q."""
   log_ratio, p = log_p - log_q, jnp.exp(log_p)
   return jnp.where(log_ratio > _FAR, p * jnp.expm1(-jnp.maximum(log_ratio, _FAR)), jnp.exp(log_q) - p)
 
@@ -58,8 +58,8 @@ forward_kl.defvjp(_kl_forward, _kl_backward)
 def log_normaliser_parts(logits: Logits) -> tuple[PerTokenColumn, PerTokenColumn]:
   """Returns (max logit, log Σ exp(logit − max logit)), whose sum is logsumexp(logits).
 
-  Subtract one after the other from logits to get log-probabilities: subtracted as one number, they would be rounded
-  to the size of the max logit.
+  To get log-probabilities, subtract first the one and then the other from the logits. Their sum as one number would be
+  rounded to the precision of the max logit, which may be large.
   """
   max_logit = jnp.max(logits, axis=-1, keepdims=True)
   # Barrier: XLA would share `logits - max_logit` with the log-probabilities and keep another array [M, V] alive.
@@ -71,8 +71,8 @@ def log_normaliser_parts(logits: Logits) -> tuple[PerTokenColumn, PerTokenColumn
 def forward_kl_of_logits(teacher: Logits, student: Logits) -> PerToken:
   """Computes `forward_kl` of two softmaxes over the same ids, differentiable in the student's logits only.
 
-  The gradient is q − p. It needs neither a sum over the vocabulary nor a third array [M, V]. It also holds where q is
-  below exp(LOG_ZERO), where the gradient of `forward_kl` is zero.
+  The gradient is q − p. It needs neither a sum over the vocabulary nor a third array [M, V]. It is right even for
+  probabilities q below exp(LOG_ZERO); log-probabilities are cut off there, so that `forward_kl` has no gradient.
 
   Args:
     teacher: The teacher's logits, divided by the temperature.
@@ -155,8 +155,8 @@ def alpha_beta(log_p: LogProbs, log_q: LogProbs, *, alpha: float, beta: float) -
   Args:
     log_p: The teacher's log-probabilities.
     log_q: The student's log-probabilities.
-    alpha: α; where it is 0, the divergence is its limit. (1, 0) gives the forward KL divergence.
-    beta: β, likewise; (0, 1) gives the reverse KL divergence. α + β must not be 0.
+    alpha: α. At 0 the result is the limit for α → 0. (α, β) = (1, 0) gives the forward KL divergence.
+    beta: β. At 0 the result is the limit for β → 0. (α, β) = (0, 1) gives the reverse one. α + β must not be 0.
 
   References:
     Cichocki et al. 2011; Wang et al. 2025 (ABKD), 2505.04560.
@@ -175,7 +175,7 @@ def alpha_beta(log_p: LogProbs, log_q: LogProbs, *, alpha: float, beta: float) -
 
 
 def taid(log_p: LogProbs, log_q: LogProbs, *, t: float | Float[Array, ""]) -> PerToken:
-  """Computes KL(r ‖ q) with the interpolated teacher r ∝ q^(1 − t) p^t, in which q is held constant.
+  """Computes KL(r ‖ q) with the interpolated teacher r ∝ q^(1 − t) p^t, through which no gradient flows.
 
   Args:
     log_p: The teacher's log-probabilities.
@@ -190,14 +190,17 @@ def taid(log_p: LogProbs, log_q: LogProbs, *, t: float | Float[Array, ""]) -> Pe
 
 
 def decoupled_kl(log_p: LogProbs, log_q: LogProbs, labels: Int[Array, " M"], *, alpha: float, beta: float) -> PerToken:
-  """Computes α KL of (label, rest) + β KL among the rest, where each side is renormalised over the rest.
+  """Computes the decoupled KL divergence, α · KL_label + β · KL_others.
+
+  KL_label compares two buckets, the label and all others together. KL_others compares the other buckets, after p and q
+  are renormalised over them.
 
   Args:
     log_p: The teacher's log-probabilities.
     log_q: The student's log-probabilities.
     labels: The bucket that holds each token's label.
-    alpha: Weight of the divergence between the label and everything else.
-    beta: Weight of the divergence among everything else.
+    alpha: α, the weight of KL_label.
+    beta: β, the weight of KL_others.
 
   References:
     Zhao et al. 2022 (DKD), 2203.08679.
@@ -216,4 +219,4 @@ def decoupled_kl(log_p: LogProbs, log_q: LogProbs, labels: Int[Array, " M"], *, 
 Divergence = Callable[..., PerToken]
 
 LOGIT_DIVERGENCES: Mapping[Divergence, Callable[[Logits, Logits], PerToken]] = {forward_kl: forward_kl_of_logits}
-"""Divergence -> the same of dense (teacher, student) logits, for those with a cheaper gradient there."""
+"""Maps a divergence of log-probabilities to the same divergence of logits (teacher, student), if that is cheaper."""

@@ -1,4 +1,4 @@
-"""Distances between hidden states of student and teacher."""
+"""Distances between layers of student and teacher: of hidden states, and of queries, keys or values."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ _BLOCK_QUERIES = 128
 
 
 def relative_mse(student: Float[Array, "*B D"], teacher: Float[Array, "*B D"]) -> Float[Array, "*B"]:
-  """Computes ‖student − teacher‖² / ‖teacher‖² per token: 0 when equal, 1 for a zero student at any width."""
+  """Computes ‖student − teacher‖² / ‖teacher‖² per token: 0 if equal, 1 if the student is all zeros."""
   student, teacher = student.astype(jnp.float32), teacher.astype(jnp.float32)
   error = jnp.sum(jnp.square(student - teacher), axis=-1)
   return error / (jnp.sum(jnp.square(teacher), axis=-1) + _EPS)
@@ -29,13 +29,13 @@ def relation_kl(
 ) -> Float[Array, "B T"]:
   """Computes KL(teacher ‖ student) between the relations of each position, averaged over relation heads.
 
-  The relations of a layer are softmax(a aᵀ / √H), causal and within each segment, where a is the queries, keys or
-  values of all its heads side by side, divided anew into N relation heads of width H. Student and teacher may
+  The relations of a layer are softmax(a aᵀ / √H), causal and within each segment. Here a is the queries, keys or values
+  of the layer, concatenated over its heads and split again into N relation heads of width H. Student and teacher may
   therefore have different numbers and widths of heads.
 
   Args:
     student: The student's queries, keys or values; their width I is a multiple of `heads`.
-    teacher: The teacher's; their width is a multiple of `heads` too.
+    teacher: The teacher's queries, keys or values; their width is a multiple of `heads` too.
     segments: Segment number of each position.
     heads: Number of relation heads N.
 
@@ -51,7 +51,7 @@ def relation_kl(
   student_BNTH, teacher_BNTH = _relation_heads(student, heads), _relation_heads(teacher, heads)
 
   def block(start):
-    """Returns the divergences [B,C] of the positions from `start` on."""
+    """Returns the divergences [B,C] of the C = `size` positions from `start` on."""
     here = jax.lax.dynamic_slice_in_dim(segments, start, size, axis=1)
     causal = (start + jnp.arange(size))[None, :, None] >= jnp.arange(length)[None, None, :]
     mask = (causal & (here[:, :, None] == segments[:, None, :]))[:, None]
@@ -74,6 +74,6 @@ def relation_kl(
 
 
 def _relation_heads(x, heads):
-  """[B,T,I] -> [B,N,T,H], scaled so that products are scores."""
+  """Reshapes x [B,T,I] to [B,N,T,H] and multiplies it by H^−¼, so that products of positions are divided by √H."""
   x = x.astype(jnp.float32).reshape(*x.shape[:2], heads, -1)
   return jnp.moveaxis(x, 2, 1) * x.shape[-1] ** -0.25

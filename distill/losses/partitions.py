@@ -11,12 +11,12 @@ from distill.types import SparseTarget
 def shared_logits(
   student: Float[Array, "M V"], teacher: Float[Array, "M teacher_V"], *, temperature: float | Float[Array, ""]
 ) -> tuple[Float[Array, "M buckets"], Float[Array, "M buckets"]]:
-  """Returns logits (teacher, student) of the ids that both vocabularies have, divided by the temperature.
+  """Returns (teacher, student) logits of the ids that both vocabularies have, divided by the temperature.
 
   Args:
     student: Logits over the student's vocabulary.
-    teacher: Logits over the teacher's vocabulary; the first ids, as many as the smaller one has, are the same.
-    temperature: Divides both.
+    teacher: Logits over the teacher's vocabulary. An id that both vocabularies have must mean the same token in both.
+    temperature: Divides the logits of both models.
   """
   shared = min(student.shape[-1], teacher.shape[-1])
   return teacher[:, :shared] / temperature, student[:, :shared] / temperature
@@ -25,7 +25,7 @@ def shared_logits(
 def dense_log_probs(
   student: Float[Array, "M V"], teacher: Float[Array, "M teacher_V"], *, temperature: float | Float[Array, ""]
 ) -> tuple[Float[Array, "M buckets"], Float[Array, "M buckets"]]:
-  """Returns log-probabilities (teacher, student) over the ids that both vocabularies have.
+  """Returns (teacher, student) log-probabilities over the ids that both vocabularies have, renormalised over them.
 
   Args: as `shared_logits`.
   """
@@ -37,11 +37,11 @@ def dense_log_probs(
 def sparse_log_probs(
   student: Float[Array, "M V"], target: SparseTarget, *, temperature: float | Float[Array, ""]
 ) -> tuple[Float[Array, "M buckets"], Float[Array, "M buckets"]]:
-  """Returns log-probabilities (teacher, student) of the target's ids, followed by one bucket for all other ids.
+  """Returns (teacher, student) log-probabilities of the target's ids, then of one bucket for all other ids together.
 
-  The student's come from its full softmax; nothing is renormalised over the target's ids. Target ids beyond the
-  student's vocabulary are dropped and the teacher's distribution is renormalised over what remains. Where nothing
-  remains, the teacher has no mass and the token no loss.
+  The student's log-probabilities come from the softmax over its whole vocabulary. Target ids beyond the student's
+  vocabulary are dropped, and the teacher's distribution is renormalised over the rest. If no probability is left, all
+  of the teacher's log-probabilities are `LOG_ZERO`.
 
   Args:
     student: Logits over the student's vocabulary.
@@ -59,7 +59,7 @@ def sparse_log_probs(
 
 @jax.custom_vjp
 def bucket_log_probs(logits: Float[Array, "M V"], ids: Int[Array, "M k"]) -> Float[Array, "M k+1"]:
-  """Returns log-probabilities of `ids`, then in the last column that of all other ids together.
+  """Returns the log-probabilities of `ids` and, in the last column, that of all other ids together.
 
   Args:
     logits: Logits over the vocabulary.
@@ -70,7 +70,7 @@ def bucket_log_probs(logits: Float[Array, "M V"], ids: Int[Array, "M k"]) -> Flo
 
 
 def _without_ids(logits, ids):
-  """Returns `logits` with those of `ids` at -inf."""
+  """Returns `logits` with the logits of `ids` set to -inf; an id of -1 is ignored."""
   rows = jnp.arange(logits.shape[0])[:, None]
   return logits.at[rows, jnp.where(ids >= 0, ids, logits.shape[-1])].set(-jnp.inf, mode="drop")
 

@@ -42,7 +42,7 @@ cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
 
 
 def squared_log_normaliser(logits: Float[Array, "M V"]) -> Float[Array, " M"]:
-  """Computes logsumexp(logits)² per token, the z-loss, which keeps the softmax normaliser near one.
+  """Computes logsumexp(logits)² per token. As a loss (z-loss), it keeps the softmax normaliser near one.
 
   References:
     Chowdhery et al. 2022 (PaLM), 2204.02311.
@@ -52,12 +52,12 @@ def squared_log_normaliser(logits: Float[Array, "M V"]) -> Float[Array, " M"]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenLoss:
-  """One weighted summand of the loss of a token.
+  """A loss per token, and its weight in the total loss.
 
   Attributes:
     per_token: (student logits [M, V], teacher, labels [M], temperature, extra) -> [M]. `teacher` is the teacher's
       logits over its own vocabulary, a `SparseTarget`, or None.
-    weight: Factor in the total.
+    weight: Factor of this loss in the total.
     temperature: Divides logits in a divergence.
     extra: Further scalars, such as the t of TAID.
   """
@@ -86,12 +86,12 @@ def divergence_loss(
   temperature: Scalar = 1.0,
   extra: tuple[Scalar, ...] = (),
 ) -> TokenLoss:
-  """Makes a `TokenLoss` of a divergence of student from teacher, not multiplied by the squared temperature.
+  """Makes a `TokenLoss` of a divergence of student from teacher; the squared temperature is not a factor of it.
 
   Args:
     divergence: A function (log_p, log_q, *extra) as in `divergences`, or (log_p, log_q, labels, *extra) if `labelled`.
-    labelled: The divergence needs the bucket that holds each token's label.
-    weight: Factor in the total.
+    labelled: True if `divergence` takes the index of the bucket that holds each token's label.
+    weight: Factor of this loss in the total.
     temperature: Divides both logits; a sparse target must be made at the same temperature.
     extra: Further scalars for the divergence, which may change from step to step.
   """
@@ -110,7 +110,11 @@ def divergence_loss(
 
 
 def _label_buckets(labels, teacher):
-  """Returns the bucket that holds each label: its id, or its index in a sparse target's ids, or the tail."""
+  """Returns the index of the bucket that holds each label.
+
+  With dense logits it is the label's id. With a sparse target it is the label's index among the target's ids, or that
+  of the last bucket, the tail.
+  """
   if not isinstance(teacher, SparseTarget):
     return labels
   inside = teacher.ids == labels[:, None]

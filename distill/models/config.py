@@ -15,7 +15,7 @@ from distill.nn.rope import RopeConfig as RopeConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerConfig:
-  """One layer: a sequence mixer, then an MLP or a mixture of experts; `mlp` is None for a mixer alone."""
+  """Configuration of one layer: a mixer, then an MLP or a mixture of experts; `mlp` is None for a mixer alone."""
 
   mixer: MixerConfig
   mlp: MlpConfig | MoeConfig | None
@@ -23,21 +23,21 @@ class LayerConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-  """A decoder-only language model.
+  """Architecture of a decoder-only language model.
 
   Attributes:
-    family: Name of the HF family that its checkpoints are read from and written to.
+    family: Hugging Face `model_type` whose checkpoint format the model is read from and written to.
     vocab_size: Number of tokens V.
     width: Model width D.
-    layers: Its layers, first to last.
+    layers: Configurations of the layers, first to last.
     norm: 'rms', or 'layer' for LayerNorm with mean and bias.
     norms: Position of the norms of mixers and MLPs: 'pre' on the input, 'post' on the output, or 'both'.
     norm_eps: Epsilon of all norms.
     norm_offset: Added to stored norm scales: 1.0 in families that store them as differences from one (Gemma, Qwen 3.5).
-    tie_embeddings: The head is the embedding transposed.
-    learned_positions: Adds a trainable embedding of each of `max_positions` positions to that of the token.
+    tie_embeddings: Uses the transposed embedding table as the head.
+    learned_positions: Adds a trainable position embedding, one for each of `max_positions`, to the token embedding.
     embed_scale: Multiplies embeddings.
-    round_embed_scale: Rounds `embed_scale` to the dtype of the computation first, as in the training of Gemma.
+    round_embed_scale: Rounds `embed_scale` to the dtype of the computation before its use, as in the training of Gemma.
     residual_scale: Multiplies the output of each mixer and MLP before it is added to the residual stream.
     logit_scale: Multiplies logits.
     logit_softcap: Logits become cap * tanh(logits / cap); None for no cap.
@@ -63,28 +63,29 @@ class DecoderConfig:
 
   @property
   def bound_to_length(self) -> bool:
-    """True if an output depends on the length of its document, or if positions have trainable embeddings."""
+    """True if the output at a position depends on its document's length, or if there are learned positions."""
     return self.learned_positions or any(layer.mixer.bound_to_length for layer in self.layers)
 
   def check_length(self, length: int, *, what: str) -> None:
-    """Refuses documents that are longer than the model has position embeddings for.
+    """Raises an error if documents of `length` tokens need more learned positions than the model has.
 
     Args:
-      length: Tokens of the longest document.
-      what: The key or flag that asks for them; the message begins with it.
+      length: Number of tokens of the longest document.
+      what: The key, flag or input that determines `length`; the error message begins with it.
 
     Raises:
       InputError: The model has learned positions, but fewer than `length`.
     """
     if self.learned_positions and length > self.max_positions:
       raise InputError(
-        f"{what}: {length} tokens, but the model has learned embeddings of {self.max_positions} positions; give fewer"
+        f"{what}: {length} tokens are too many, because the model has learned embeddings for {self.max_positions} "
+        f"positions; use at most {self.max_positions} tokens"
       )
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-  """Consecutive layers that repeat a pattern; the layers at one position of the pattern are stacked and scanned.
+  """Consecutive layers that repeat a pattern; the layers at the same position of the pattern are stacked and scanned.
 
   Attributes:
     start: Index of the first layer in the decoder.
@@ -97,24 +98,27 @@ class Group:
   repeats: int
 
   def layer(self, repeat: int, position: int) -> int:
-    """Returns the index in the decoder of the layer at `position` of the pattern, in repeat number `repeat`, from 0."""
+    """Returns the index in the decoder of the layer at `position` in repeat `repeat` of the pattern, from 0."""
     return self.start + repeat * len(self.pattern) + position
 
 
 def singles(layers: Sequence[LayerConfig]) -> tuple[Group, ...]:
-  """Returns one group for each layer, without repeats."""
+  """Puts each layer into a group of its own, which occurs once."""
   return tuple(Group(i, (layer,), 1) for i, layer in enumerate(layers))
 
 
 def groups(layers: Sequence[LayerConfig]) -> tuple[Group, ...]:
-  """Groups layers into repeated patterns: the shortest that repeats from the first layer on, then the rest likewise.
+  """Groups layers into repeated patterns, so that each pattern compiles once.
+
+  The first group has the shortest pattern whose repeats leave fewer layers than one pattern at the end. If there is
+  none, the group has all layers once. The layers that are left are grouped in the same way.
 
   Raises:
     InputError: There are no layers.
   """
   layers = tuple(layers)
   if not layers:
-    raise InputError("layers: a decoder needs at least one layer")
+    raise InputError("layers: the decoder has no layers; give the configuration of at least one layer")
   best = (layers, 1)
   for period in range(1, len(layers) // 2 + 1):
     repeats = len(layers) // period

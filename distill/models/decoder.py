@@ -24,13 +24,14 @@ from distill.types import NO_CAPTURE, Capture, ModelOutput
 class Decoder:
   """A decoder-only language model as pure functions of flat, named parameters.
 
-  Parameters are *stacked* inside: `groups.{g}.{j}.…` with a leading dimension of repeats. `unstack` gives the
-  canonical names `layers.{i}.…`, which do not depend on how layers are grouped, and `stack` takes them back.
+  The methods take *stacked* parameters: `groups.{g}.{j}.…` holds those of all layers at position j of the repeated
+  pattern of group g, with a leading dimension of repeats. `unstack` converts them to canonical names `layers.{i}.…`,
+  which do not depend on how layers are grouped, and `stack` converts them back.
 
   Args:
     config: Architecture.
-    scanned: True puts a repeated pattern of layers into one group, which compiles once. False puts every layer into a
-      group of its own, which decodes faster: a scan copies every layer's parameters before it computes with them.
+    scanned: True puts a repeated pattern of layers into one group, which is scanned and compiles once. False puts
+      every layer into a group of its own. That decodes faster, because a scan copies the parameters of every layer.
   """
 
   def __init__(self, config: DecoderConfig, *, scanned: bool = True):
@@ -61,11 +62,14 @@ class Decoder:
     return {name: sharding(mesh, x.shape, axes[name]) for name, x in self.abstract().items()}
 
   def init(self, key: Key[Array, ""]) -> Params:
-    """Returns fresh stacked parameters; jit it with `out_shardings=shardings(mesh)` to make them in place."""
+    """Returns fresh stacked parameters.
+
+    Jit this method with `out_shardings=shardings(mesh)` to create each shard on its own device.
+    """
     return flatten(nnx.state(self._fresh(key)))
 
   def module(self, params: Mapping[str, Any]) -> DecoderModule:
-    """Returns the modules with `params` in them, for one pure computation."""
+    """Returns the flax module with the stacked parameters `params`, for use inside one pure function."""
     return nnx.merge(self.graph, unflatten(self._state, params))
 
   def apply(
@@ -84,11 +88,11 @@ class Decoder:
     Args:
       params: Stacked parameters.
       tokens: Token ids.
-      segments: Document of each position; positions see only their own document.
-      positions: Position within the document.
-      capture: Activations to return beside the final hidden state.
+      segments: Number of each position's document within its row; positions see only their own document.
+      positions: Position within the document, from 0.
+      capture: Activations to return in addition to the final hidden state.
       dtype: Dtype of the operands of projections; sums and the residual stream are float32.
-      remat: One of `REMAT_POLICIES`: what the backward pass recomputes.
+      remat: One of `REMAT_POLICIES`, which decides what the backward pass recomputes.
 
     Returns:
       The final hidden state [B,T,D], the readout and the captured activations.
@@ -113,15 +117,15 @@ class Decoder:
     positions: Int[Array, "B T"],
     dtype: Any = jnp.bfloat16,
   ) -> tuple[Any, ...]:
-    """Runs single layers, each on an input of its own, in one scan for each stack of layers.
+    """Runs single layers, each on an input of its own; layers that are stacked run in one scan.
 
     Args:
       params: Stacked parameters.
-      run: A method of `Layer`: `Layer.mix`, or `Layer.__call__` for the whole layer.
+      run: The method of `Layer` to run: `Layer.mix`, or `Layer.__call__` for the whole layer.
       inputs: One input for each of `layers`.
       layers: Indices of the layers to run.
-      segments: Document of each position.
-      positions: Position within the document.
+      segments: Number of each position's document within its row.
+      positions: Position within the document, from 0.
       dtype: Dtype of the operands of projections.
 
     Returns:
@@ -131,16 +135,16 @@ class Decoder:
     return self.module(params).run_isolated(inputs, layers=layers, run=run)
 
   def init_state(self, params: Mapping[str, Any], *, batch: int, length: int, dtype: Any = jnp.bfloat16) -> Any:
-    """Returns the decoding state of `batch` empty rows that grow to `length` positions.
+    """Returns the decoding state of `batch` empty rows that may grow to `length` positions.
 
     Args:
       params: Stacked parameters.
       batch: Number of rows.
-      length: Positions that each row grows to.
+      length: Number of positions that each row may grow to.
       dtype: Dtype of KV caches.
 
     Raises:
-      InputError: The model has no embedding for so many positions.
+      InputError: The model has learned positions, but fewer than `length`.
     """
     self.config.check_length(length, what="prompt and text to draw")
     return self.module(params).init_state(batch, length=length, dtype=dtype)
@@ -154,17 +158,17 @@ class Decoder:
     length: int,
     dtype: Any = jnp.bfloat16,
   ) -> tuple[ModelOutput, Any]:
-    """Runs prompts and returns the output at the last token of each, hidden [B,D], and the decoding state after it.
+    """Runs prompts; returns (output at the last token of each, with `hidden` [B,D], decoding state after it).
 
     Args:
       params: Stacked parameters.
-      tokens: Rows padded on the right.
-      lengths: Tokens of each row, at least one.
-      length: Positions that each row grows to, at least T.
-      dtype: Dtype of the operands and of KV caches.
+      tokens: Token ids of the prompts, padded on the right.
+      lengths: Number of tokens of each prompt, at least one.
+      length: Number of positions that each row may grow to, at least T.
+      dtype: Dtype of the operands of projections and of KV caches.
 
     Raises:
-      InputError: The model has no embedding for so many positions.
+      InputError: The model has learned positions, but fewer than `length`.
     """
     self.config.check_length(length, what="prompt and text to draw")
     return self.module(params).prefill(tokens, lengths=lengths, length=length, dtype=dtype)
@@ -178,22 +182,22 @@ class Decoder:
     positions: Int[Array, " B"],
     dtype: Any = jnp.bfloat16,
   ) -> tuple[ModelOutput, Any]:
-    """Runs the next token of each row; equals `apply` on the whole prefix.
+    """Runs the next token of each row. The output equals that of `apply` on the whole row at this token.
 
     Args:
       params: Stacked parameters.
       state: The decoding state before the token, stacked like `params`.
-      tokens: The next token of each row.
-      positions: Position of that token in its document.
-      dtype: Dtype of the operands.
+      tokens: Id of the next token of each row.
+      positions: Position of that token in its document, from 0.
+      dtype: Dtype of the operands of projections.
 
     Returns:
-      The output, hidden [B,D], and the new decoding state.
+      (output with `hidden` [B,D], new decoding state).
     """
     return self.module(params).step(tokens, state=state, positions=positions, dtype=dtype)
 
   def unroll(self, params: Mapping[str, Any]) -> Params:
-    """Converts stacked parameters to those of `unrolled`; call it jitted and once, outside the loop that decodes."""
+    """Converts stacked parameters to those of `unrolled`; call this once under jit, outside the decoding loop."""
     return self.unrolled.stack(self.unstack(params)) if self._scanned else dict(params)
 
   def unroll_state(self, state: Any) -> list[list[Any]]:
@@ -205,7 +209,10 @@ class Decoder:
     return [[layers[i]] for i in range(len(layers))]
 
   def canonical(self, name: str) -> list[str]:
-    """Returns the canonical names of a stacked parameter in the order of its layers; other names stay as they are."""
+    """Returns the canonical names of a stacked parameter, in the order of its layers.
+
+    A parameter that is not stacked, such as `embed.table`, has one canonical name: its own.
+    """
     match = re.match(r"groups\.(\d+)\.(\d+)\.(.*)", name)
     if not match:
       return [name]
@@ -213,7 +220,7 @@ class Decoder:
     return [f"layers.{group.layer(repeat, int(match[2]))}.{match[3]}" for repeat in range(group.repeats)]
 
   def unstack(self, params: Mapping[str, Any]) -> Params:
-    """Returns stacked parameters under canonical names; suffixes such as `.lora_a` stay."""
+    """Splits stacked parameters into layers under canonical names; a suffix such as `.lora_a` stays in the name."""
     flat: Params = {}
     for name, value in params.items():
       stacked = name.startswith("groups.")
@@ -221,7 +228,7 @@ class Decoder:
     return flat
 
   def stack(self, canonical: Mapping[str, Any]) -> Params:
-    """Returns canonical parameters under stacked names; layers of one stack must have the same parameters."""
+    """Stacks parameters with canonical names; layers of one stack must have parameters of the same names."""
     slots = {
       group.layer(repeat, j): (f"groups.{g}.{j}", repeat)
       for g, group in enumerate(self._groups)

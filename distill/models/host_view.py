@@ -21,7 +21,7 @@ class HostView(Mapping[str, np.ndarray]):
   Args:
     decoder: The model, which knows how its layers are stacked.
     params: Stacked parameters on the mesh.
-    mesh: The mesh they are on.
+    mesh: The mesh that the parameters are on.
   """
 
   def __init__(self, decoder: Decoder, params: Mapping[str, Any], *, mesh: Mesh):
@@ -54,8 +54,8 @@ def place(decoder: Decoder, params: Mapping[str, Any], *, mesh: Mesh) -> Params:
   """Stacks canonical parameters and copies them to the mesh.
 
   Args:
-    decoder: The model.
-    params: Canonical parameters on the host, of any floating dtype.
+    decoder: The model, which knows how its layers are stacked.
+    params: Parameters on the host under canonical names, of any floating dtype.
     mesh: The mesh to place them on.
 
   Returns:

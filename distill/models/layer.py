@@ -9,19 +9,19 @@ from distill.nn.param import Init
 
 
 def block_norm(init: Init, *, config: DecoderConfig) -> RMSNorm | LayerNorm:
-  """Makes a norm over the model width, of the kind that `config.norm` names."""
+  """Makes a norm over the model width: a `LayerNorm` if `config.norm` is 'layer', else an `RMSNorm`."""
   if config.norm == "layer":
     return LayerNorm(init, width=config.width, eps=config.norm_eps)
   return RMSNorm(init, width=config.width, eps=config.norm_eps, offset=config.norm_offset)
 
 
 class Layer(nnx.Module):
-  """One layer: x + mixer(x), then x + mlp(x) if it has an MLP; the residual stream x is float32.
+  """One layer: x + mixer(x), then x + mlp(x) if the layer has an MLP; the residual stream x is float32.
 
   Norms are applied to the inputs of mixer and MLP, to their outputs, or to both (`DecoderConfig.norms`).
 
   Args:
-    init: Maker of the parameters.
+    init: Creates the parameters of the module.
     layer: The mixer and the MLP.
     config: The decoder that the layer is part of; if any of its MLPs is a mixture of experts, all operands are float32.
   """
@@ -47,7 +47,7 @@ class Layer(nnx.Module):
     self.mlp_post_norm = norm("mlp_post_norm", "post", "both")
 
   def mixer_dtype(self, dtype):
-    """Returns the dtype of the mixer's operands and decoding state in a computation of `dtype`."""
+    """Returns the dtype of the mixer's operands and decoding state: `dtype`, or float32 if the mixer needs it."""
     return jnp.float32 if self.exact_mixer else dtype
 
   def _scaled(self, y, norm):
@@ -75,20 +75,27 @@ class Layer(nnx.Module):
   def qkv(self, x, *, segments, positions, dtype):
     """Returns queries, keys and values of the mixer from the layer's input, float32.
 
-    Args: as `mix`; segments and positions are ignored, so that `Decoder.run_isolated` can run it.
+    Args: as `mix`. `segments` and `positions` are ignored; `Decoder.run_isolated` passes them to every method.
     """
     del segments, positions
     return self.mixer.qkv(self._mixer_input(x), dtype=self.mixer_dtype(dtype))
 
   def feed(self, x, *, dtype):
-    """Returns x plus the output of the MLP; x is the residual stream after the mixer."""
+    """Returns the residual stream after the MLP, or x itself without an MLP; x is the stream after the mixer."""
     if self.mlp is None:
       return x
     dtype = jnp.float32 if self.routed else dtype
     return x + self._scaled(self.mlp(self._mlp_input(x), dtype=dtype), self.mlp_post_norm)
 
   def balance(self, x, *, segments):
-    """Returns the load imbalance over experts of each row [B], 1 if even; None without MoE. x is as for `feed`."""
+    """Returns the load imbalance over experts of each row [B], or None if the layer has no experts.
+
+    The value is 1 if tokens spread evenly over the experts, and larger if not.
+
+    Args:
+      x: Residual stream after the mixer [B,T,D].
+      segments: Number of each position's document [B,T]; padding, 0, does not count.
+    """
     return None if self.mlp is None else self.mlp.balance(self._mlp_input(x), valid=segments > 0)
 
   def __call__(self, x, *, segments, positions, dtype):
@@ -97,7 +104,7 @@ class Layer(nnx.Module):
     return self.feed(x, dtype=dtype)
 
   def prefill(self, x, *, lengths, length, dtype):
-    """Runs prompts of `lengths` positions; returns the residual stream and the mixer's decoding state.
+    """Runs prompts of `lengths` positions; returns (residual stream after the layer, mixer's decoding state).
 
     Args: as `Mixer.prefill`, with the residual stream for `x`.
     """
@@ -107,7 +114,7 @@ class Layer(nnx.Module):
     return self.feed(x + self._scaled(mixed, self.mixer_post_norm), dtype=dtype), state
 
   def step(self, x, *, state, positions, dtype):
-    """Runs the next position of each row; returns the residual stream and the mixer's decoding state.
+    """Runs the next position of each row; returns (residual stream after the layer, mixer's decoding state).
 
     Args: as `Mixer.step`, with the residual stream for `x`.
     """

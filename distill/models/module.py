@@ -50,7 +50,7 @@ class DecoderModule(nnx.Module):
     self.head = None if config.tie_embeddings else Linear(init.child("head"), shape=shape, axes=("embed", "vocab"))
 
   def readout(self, dtype) -> Readout:
-    """Returns the head, or the transposed embedding if they are tied, with operands in `dtype`."""
+    """Returns the readout with a kernel in `dtype`: the head's, or the transposed embedding table if they are tied."""
     kernel = self.embed.table[...].T if self.head is None else self.head.kernel[...]
     return Readout(
       kernel=kernel.astype(dtype),
@@ -152,7 +152,7 @@ class DecoderModule(nnx.Module):
     return tuple(outputs[place] for place in range(len(layers)))
 
   def init_state(self, batch: int, *, length: int, dtype) -> list[list[Any]]:
-    """Returns an empty decoding state for every layer, stacked like the parameters where a group repeats.
+    """Returns an empty decoding state for every layer; the states of stacked layers are stacked too.
 
     Args: as `Decoder.init_state`.
     """
@@ -167,7 +167,7 @@ class DecoderModule(nnx.Module):
     return [[stacked(layer, group.repeats) for layer in layers] for group, layers in pairs]
 
   def _advance_layers(self, x, states, advance):
-    """Runs (x, state) = advance(layer, x, state) for every layer in turn; returns x and the new states, stacked."""
+    """Runs x, state = advance(layer, x, state) for every layer in turn; returns (x, new states)."""
     after = []
     for group, layers, group_states in zip(self.plan, self.groups, states, strict=True):
       graph, params = nnx.split(layers)
@@ -188,7 +188,7 @@ class DecoderModule(nnx.Module):
     return x, after
 
   def prefill(self, tokens, *, lengths, length, dtype) -> tuple[ModelOutput, list[list[Any]]]:
-    """Runs prompts of `lengths` tokens; returns the output at their last tokens, hidden [B,D], and decoding states.
+    """Runs prompts of `lengths` tokens; returns (output at each last token, with `hidden` [B,D], decoding states).
 
     Args: as `Decoder.prefill`.
     """
@@ -203,7 +203,7 @@ class DecoderModule(nnx.Module):
     return ModelOutput(hidden=self.norm(last), readout=self.readout(dtype)), states
 
   def step(self, tokens, *, state, positions, dtype) -> tuple[ModelOutput, list[list[Any]]]:
-    """Runs the next token of each row; returns the output, hidden [B,D], and the new decoding states.
+    """Runs the next token of each row; returns (output with `hidden` [B,D], new decoding states).
 
     Args: as `Decoder.step`.
     """

@@ -20,21 +20,21 @@ from distill.nn.rope import RopeConfig, document_lengths, frequencies, rotate
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AttentionConfig:
-  """Causal softmax attention with grouped key/value heads.
+  """Configuration of causal softmax attention with grouped key/value heads.
 
   Attributes:
-    num_heads: Query heads N.
-    num_kv_heads: Key/value heads K, a divisor of the query heads.
+    num_heads: Number of query heads N.
+    num_kv_heads: Number of key/value heads K, a divisor of `num_heads`.
     head_dim: Head width H.
-    rope: Rotary position embedding; None for none (NoPE).
+    rope: Rotary position embedding; None for no position embedding (NoPE).
     window: A position attends to itself and the window − 1 positions before it; None for all positions before it.
     scale: Multiplies query-key products; None for head_dim ** −0.5.
     softcap: Scores become softcap * tanh(score / softcap); None for no cap.
-    sinks: One trainable logit per head takes part in the softmax and contributes no value (gpt-oss).
-    gated: The output is multiplied by the sigmoid of a second projection (Qwen 3.5).
+    sinks: Adds one trainable logit per head to the softmax; it takes a part of the weight, but has no value (gpt-oss).
+    gated: Multiplies the output by the sigmoid of a second projection (Qwen 3.5).
     qk_norm: RMS norm of queries and keys: 'head' for each head alone, 'full' across all heads (not if gated), or None.
-    use_bias: Biases on the projections q, k, v.
-    use_out_bias: Bias on the output projection.
+    use_bias: Adds biases to the projections q, k and v.
+    use_out_bias: Adds a bias to the output projection.
 
   Raises:
     InputError: The attention is gated and `qk_norm` is 'full'.
@@ -59,24 +59,27 @@ class AttentionConfig:
   def __post_init__(self):
     # The projection q holds queries and gates head by head: a norm across all of it would normalise the gates too.
     if self.gated and self.qk_norm == "full":
-      raise InputError("qk_norm='full': not supported with gated=True; use qk_norm='head' or None, or gated=False")
+      raise InputError(
+        "AttentionConfig: qk_norm='full' cannot be combined with gated=True; set qk_norm to 'head' or None, or set "
+        "gated=False"
+      )
 
   @property
   def head_shape(self) -> HeadShape:
-    """Numbers of query heads and key/value heads, and their width."""
+    """Numbers of query heads and of key/value heads, and their width."""
     return HeadShape(
       heads=self.num_heads, key_heads=self.num_kv_heads, key_width=self.head_dim, value_width=self.head_dim
     )
 
   @property
   def qkv_widths(self) -> tuple[int, int, int]:
-    """Widths of all queries, all keys and all values."""
+    """Widths of the queries, keys and values of all heads."""
     keys = self.num_kv_heads * self.head_dim
     return self.num_heads * self.head_dim, keys, keys
 
   @property
   def bound_to_length(self) -> bool:
-    """True if rotary frequencies depend on the length of a document."""
+    """True if the rotary frequencies depend on the length of the document."""
     return self.rope is not None and self.rope.by_length
 
   def build(self, init: Init, *, width: int, norm_eps: float, norm_offset: float) -> "Attention":
@@ -87,15 +90,15 @@ class AttentionConfig:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KvCache:
-  """Keys and values of the latest S positions, a ring: slot s holds the latest position that is s modulo S.
+  """The KV cache of one attention layer: a ring buffer of the keys and values of the latest S positions.
 
-  Rows and heads share one dimension B·K. With a batch of one, the CPU code of XLA would otherwise drop that dimension
-  before each product, and copy the whole ring to do so.
+  Slot s holds the latest position p with p % S = s. Rows and heads share one dimension B·K: with a separate dimension
+  for a batch of one, the CPU code of XLA would remove it before each matmul and copy the whole buffer to do so.
 
   Attributes:
     k: Keys.
     v: Values.
-    length: Number of positions that a row can grow to; S is less where a window bounds it.
+    length: Number of positions that a row may grow to. S is this number, or the attention window if that is smaller.
   """
 
   k: Float[Array, "BK S H"]
@@ -104,7 +107,12 @@ class KvCache:
 
 
 def ring_positions(latest: Int[Array, " B"], *, size: int) -> Int[Array, "B S"]:
-  """Returns the position in each slot of a ring after the latest position; negative in slots that are empty."""
+  """Returns the position that each of the `size` slots of a ring buffer holds, negative for an empty slot.
+
+  Args:
+    latest: The last position that was written in each row; −1 if there is none.
+    size: Number of slots S.
+  """
   return latest[:, None] - (latest[:, None] - jnp.arange(size)[None, :]) % size
 
 
@@ -112,7 +120,7 @@ class Attention(nnx.Module):
   """Softmax attention within each document of a packed row (Vaswani et al. 2017; Ainslie et al. 2023, 2305.13245).
 
   Args:
-    init: Maker of the parameters.
+    init: Creates the parameters of the module.
     config: Architecture.
     width: Model width D.
     norm_eps: Epsilon of the norms of queries and keys.
@@ -138,7 +146,10 @@ class Attention(nnx.Module):
     self.sinks = init.param("sinks", shape=(config.num_heads,), axes=("heads",), init=zeros) if config.sinks else None
 
   def _project(self, x, positions, inverse):
-    """Returns rotated q [*B,K,G,H] and k [*B,K,H], v [*B,K,H], and gate [*B,N,H] or None, in x's dtype."""
+    """Returns (q [*B,K,G,H], k [*B,K,H], v [*B,K,H], gate [*B,N,H] or None).
+
+    q and k are normalised and rotated. q, k and v have x's dtype; the gate is float32.
+    """
     config = self.config
     q, k, gate = self.q(x, out=jnp.float32), self.k(x, out=jnp.float32), None
     v = self.v(x).reshape(*x.shape[:-1], config.num_kv_heads, config.head_dim)
@@ -156,7 +167,10 @@ class Attention(nnx.Module):
     return q.astype(x.dtype), k.astype(x.dtype), v, gate
 
   def _inverse(self, segments, positions):
-    """Returns rotary frequencies for whole rows: one set, or [B,T,Half] where they depend on a document's length."""
+    """Returns the rotary frequencies of whole rows [Half], or [B,T,Half] if they depend on a document's length.
+
+    Without RoPE, returns None.
+    """
     if self.config.rope is None:
       return None
     inverse, first = frequencies(self.config.head_dim, rope=self.config.rope, length=segments.shape[1])
@@ -170,7 +184,13 @@ class Attention(nnx.Module):
     return self.config.head_dim**-0.5 if self.config.scale is None else self.config.scale
 
   def _weights(self, scores, mask, dtype):
-    """Returns the masked softmax of float32 query-key products [B,K,G,…,S], scaled and capped."""
+    """Returns the attention weights: scales, caps and masks `scores`, then applies the softmax.
+
+    Args:
+      scores: Query-key products [B,K,G,…,S], float32.
+      mask: True where a query sees a key; broadcast to `scores`.
+      dtype: Dtype of the weights.
+    """
     scores = scores * self._scale
     if self.config.softcap is not None:
       scores = self.config.softcap * jnp.tanh(scores / self.config.softcap)
@@ -188,7 +208,7 @@ class Attention(nnx.Module):
     return self.o(y_BTNH.astype(dtype).reshape(*y_BTNH.shape[:-2], -1), out=jnp.float32)
 
   def _mix(self, x, *, segments, positions, inverse, dtype):
-    """Returns the output of attention [B,T,D], its keys [B,K,T,H] and its values [B,K,T,H]."""
+    """Returns (output [B,T,D], keys [B,K,T,H], values [B,K,T,H]) of whole rows."""
     config = self.config
     q_BTKGH, k_BSKH, v_BSKH, gate = self._project(x.astype(dtype), positions, inverse)
     q_BKGTH = q_BTKGH.transpose(0, 2, 3, 1, 4)
@@ -210,12 +230,15 @@ class Attention(nnx.Module):
   def __call__(
     self, x: Float[Array, "B T D"], *, segments: Int[Array, "B T"], positions: Int[Array, "B T"], dtype: DTypeLike
   ) -> Float[Array, "B T D"]:
-    """Mixes packed rows; operands are `dtype`, scores, softmax and result float32."""
+    """Attends within each document of packed rows.
+
+    Operands of matmuls are `dtype`; scores, softmax and the result are float32.
+    """
     inverse = self._inverse(segments, positions)
     return self._mix(x, segments=segments, positions=positions, inverse=inverse, dtype=dtype)[0]
 
   def qkv(self, x: Float[Array, "B T D"], *, dtype: DTypeLike) -> tuple[Float[Array, "B T I"], ...]:
-    """Returns queries, keys and values of all heads side by side, float32, neither normalised nor rotated."""
+    """Returns queries, keys and values, each concatenated over heads, float32, neither normalised nor rotated."""
     x = x.astype(dtype)
     q, k, v = (project(x, out=jnp.float32) for project in (self.q, self.k, self.v))
     if self.config.gated:
@@ -226,22 +249,23 @@ class Attention(nnx.Module):
     return length if self.config.window is None else min(length, self.config.window)
 
   def _decoding_inverse(self, length: int):
-    """Returns the rotary frequencies of a document of `length` positions."""
+    """Returns the rotary frequencies [Half] of a document of `length` positions; None without RoPE."""
     rope = self.config.rope
     return None if rope is None else frequencies(self.config.head_dim, rope=rope, length=length)[0][-1]
 
   def init_state(self, batch: int, *, length: int, dtype: DTypeLike) -> KvCache:
-    """Returns an empty KV cache for rows that grow to `length` positions."""
+    """Returns an empty KV cache for `batch` rows that may grow to `length` positions."""
     shape = (batch * self.config.num_kv_heads, self._slots(length), self.config.head_dim)
     return KvCache(k=jnp.zeros(shape, dtype), v=jnp.zeros(shape, dtype), length=length)
 
   def prefill(
     self, x: Float[Array, "B T D"], *, lengths: Int[Array, " B"], length: int, dtype: DTypeLike
   ) -> tuple[Float[Array, "B T D"], KvCache]:
-    """Mixes prompts of `lengths` positions and returns the KV cache that `lengths` steps would leave.
+    """Mixes prompts of `lengths` positions.
 
-    Outputs past a row's length are undefined. Rotary frequencies that depend on a document's length are those of a
-    document of `length` positions, as in `step`.
+    Returns (outputs, KV cache). The KV cache is the one that `lengths` calls of `step` would leave. Outputs past a
+    row's length are undefined. If rotary frequencies depend on the document's length, they are those for `length`
+    positions.
     """
     positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
     segments = (positions < lengths[:, None]).astype(jnp.int32)
@@ -260,7 +284,8 @@ class Attention(nnx.Module):
   ) -> tuple[Float[Array, "B D"], KvCache]:
     """Mixes the next position of each row, which attends to itself and the positions before it in its window.
 
-    Rotary frequencies that depend on a document's length are those of a document that fills the KV cache.
+    Returns (output, new KV cache). If rotary frequencies depend on the document's length, they are those for
+    `state.length` positions.
     """
     config, size, heads = self.config, state.k.shape[1], self.config.num_kv_heads
     q_BKGH, k_BKH, v_BKH, gate = self._project(x.astype(dtype), positions, self._decoding_inverse(state.length))

@@ -10,13 +10,13 @@ from distill.nn.param import Init, zeros
 
 
 class ShortConv(nnx.Module):
-  """A causal depthwise convolution, and the window of inputs that decoding carries from step to step.
+  """A causal depthwise convolution. Decoding carries its last W − 1 inputs, the window, from step to step.
 
   Args:
-    init: Maker of the parameters.
-    width: Taps W.
+    init: Creates the parameters of the module.
+    width: Number of taps W.
     channels: Number of channels I.
-    axis: Logical axis of the channels.
+    axis: Logical axis of the channels, which decides how they are sharded; None replicates them.
     use_bias: Adds a bias.
   """
 
@@ -34,16 +34,19 @@ class ShortConv(nnx.Module):
     return y if self.bias is None else y + jnp.broadcast_to(self.bias[...], y.shape)
 
   def __call__(self, x: Float[Array, "B T I"], *, segments: Int[Array, "B T"]) -> Float[Array, "B T I"]:
-    """Convolves each document, float32."""
+    """Convolves each document separately; the result is float32."""
     return self._biased(causal_conv(x, self.kernel[...], segments=segments))
 
   def empty_window(self, batch: int) -> Float[Array, "B W I"]:
-    """Returns the W − 1 inputs before a document's first: zeros."""
+    """Returns the window before the first position of a document: W − 1 inputs of zeros, float32."""
     width, channels = self.kernel.shape[-2:]
     return jnp.zeros((batch, width - 1, channels), jnp.float32)
 
   def window(self, x: Float[Array, "B T I"], *, lengths: Int[Array, " B"]) -> Float[Array, "B W I"]:
-    """Returns the last W − 1 inputs of the first `lengths` positions of each row."""
+    """Returns the window after the first `lengths` positions of each row: their last W − 1 inputs, float32.
+
+    Inputs before the row count as zeros.
+    """
     x = jnp.concatenate([self.empty_window(x.shape[0]), x.astype(jnp.float32)], axis=1)
     rows = lengths[:, None] + jnp.arange(self.kernel.shape[-2] - 1)[None, :]
     return jnp.take_along_axis(x, rows[..., None], axis=1)
@@ -51,6 +54,6 @@ class ShortConv(nnx.Module):
   def step(
     self, x: Float[Array, "B I"], *, window: Float[Array, "B W I"]
   ) -> tuple[Float[Array, "B I"], Float[Array, "B W I"]]:
-    """Convolves the next position, float32, and returns the window after it."""
+    """Returns (output at the next position of each row, window after it), float32."""
     window = jnp.concatenate([window, x.astype(jnp.float32)[:, None]], axis=1)
     return self._biased(jnp.einsum("bwi,wi->bi", window, self.kernel[...])), window[:, 1:]

@@ -11,7 +11,7 @@ class Embedding(nnx.Module):
   """A table with one row [D] for each token id, or for each position.
 
   Args:
-    init: Maker of the parameters.
+    init: Creates the parameters of the module.
     vocab_size: Number of rows V.
     width: Model width D.
   """
@@ -20,5 +20,5 @@ class Embedding(nnx.Module):
     self.table = init.param("table", shape=(vocab_size, width), axes=("vocab", "embed"), init=normal(0.02))
 
   def __call__(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
-    """Returns the table's rows of `tokens`, float32."""
+    """Returns the table row of each token id or position, float32."""
     return as_matrix(self.table.get_value()).take(tokens)

@@ -1,4 +1,4 @@
-"""Gated-delta-rule linear attention, chunk-parallel in training and recurrent in decoding."""
+"""Gated-delta-rule linear attention, computed in parallel chunks in training and step by step in decoding."""
 
 import dataclasses
 from typing import ClassVar
@@ -21,14 +21,15 @@ _EPS = 1e-6
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GatedDeltaConfig:
-  """Gated-delta-rule linear attention (Yang et al. 2024, 2412.06464), as in Qwen 3 Next and 3.5.
+  """Configuration of gated-delta-rule linear attention (Yang et al. 2024, 2412.06464), as in Qwen 3 Next and 3.5.
 
   Attributes:
-    num_key_heads: Heads of queries and keys, a divisor of the value heads; each serves neighbouring value heads.
-    num_value_heads: Heads of values N.
-    key_head_dim: Width of a query or key H.
-    value_head_dim: Width of a value P; the state of a head is [H, P].
-    conv_width: Taps of the convolution W.
+    num_key_heads: Number of query and key heads, a divisor of `num_value_heads`. Each is shared by an equal number of
+      neighbouring value heads.
+    num_value_heads: Number of value heads N.
+    key_head_dim: Width H of a query or key.
+    value_head_dim: Width P of a value; the state of a head is [H, P].
+    conv_width: Number of taps W of the short convolutions.
   """
 
   num_key_heads: int
@@ -45,7 +46,7 @@ class GatedDeltaConfig:
 
   @property
   def head_shape(self) -> HeadShape:
-    """Numbers and widths of the value heads and of the key heads that serve them."""
+    """Numbers and widths of the value heads and of the key heads that they share."""
     return HeadShape(
       heads=self.num_value_heads,
       key_heads=self.num_key_heads,
@@ -55,7 +56,7 @@ class GatedDeltaConfig:
 
   @property
   def qkv_widths(self) -> tuple[int, int, int]:
-    """Widths of all queries, all keys and all values."""
+    """Widths of the queries, keys and values of all heads."""
     keys = self.num_key_heads * self.key_head_dim
     return keys, keys, self.num_value_heads * self.value_head_dim
 
@@ -68,17 +69,17 @@ class GatedDeltaConfig:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GatedDeltaState:
-  """Decoding state: the last W − 1 inputs of the convolutions of q, k and v, and the recurrent state."""
+  """Decoding state of a gated delta mixer: the last W − 1 inputs of each convolution, and the recurrent state."""
 
   windows: dict[str, Float[Array, "B W _"]]
   recurrent: Float[Array, "B N H P"]
 
 
 class GatedDelta(nnx.Module):
-  """A short convolution, the gated delta rule and a gated norm, as in Qwen 3 Next and 3.5.
+  """A gated delta mixer: short convolutions, the gated delta rule and a gated norm, as in Qwen 3 Next and 3.5.
 
   Args:
-    init: Maker of the parameters.
+    init: Creates the parameters of the module.
     config: Architecture.
     width: Model width D.
     norm_eps: Epsilon of the gated norm.
@@ -110,12 +111,15 @@ class GatedDelta(nnx.Module):
     self.o = Linear(init.child("o"), shape=(values, width), axes=("heads", "embed"))
 
   def _inputs(self, x, dtype):
-    """Returns a dictionary from names to the inputs of the convolutions, [*B, channels], float32."""
+    """Returns the inputs of the convolutions, [*B, channels] float32, in a dictionary with the keys q, k and v."""
     x = x.astype(dtype)
     return {name: getattr(self, name)(x, out=jnp.float32) for name in self.conv}
 
   def _heads(self, convolved):
-    """Splits convolved inputs into q, k [*B,N,H] of unit norm, q scaled, and v [*B,N,P], float32."""
+    """Applies SiLU to the convolved inputs; returns q [*B,N,H], k [*B,N,H] and v [*B,N,P], float32.
+
+    Each query and key is divided by its norm, and queries are then multiplied by H^−½.
+    """
     config = self.config
     heads = {"q": config.num_key_heads, "k": config.num_key_heads, "v": config.num_value_heads}
     q, k, v = (jax.nn.silu(convolved[name]).reshape(*convolved[name].shape[:-1], heads[name], -1) for name in heads)
@@ -124,7 +128,7 @@ class GatedDelta(nnx.Module):
     return q * config.key_head_dim**-0.5, k, v
 
   def _gates(self, x):
-    """Returns log decay and beta [*B,N], float32."""
+    """Returns (log decay, write strength beta), [*B,N] float32 each, from the input x of the mixer."""
     # The input is not rounded: decays multiply over whole documents.
     x = x.astype(jnp.float32)
     a = self.a(x)
@@ -137,9 +141,9 @@ class GatedDelta(nnx.Module):
     return self.o(y.reshape(*x.shape[:-1], -1), out=jnp.float32)
 
   def _mix(self, x, *, segments, real, dtype):
-    """Returns the mixed sequence, the inputs of the convolutions and the last recurrent state.
+    """Returns (outputs [B,T,D], inputs of the convolutions, recurrent state after the last position).
 
-    Positions that are not `real` [B,T] leave the recurrent state as it is.
+    A position with `real` [B,T] False does not change the recurrent state; None means that all are True.
     """
     inputs = self._inputs(x, dtype)
     q, k, v = self._heads({name: self.conv[name](y, segments=segments) for name, y in inputs.items()})
@@ -150,18 +154,21 @@ class GatedDelta(nnx.Module):
     return self._output(y, x, dtype), inputs, state
 
   def qkv(self, x: Float[Array, "B T D"], *, dtype: DTypeLike) -> tuple[Float[Array, "B T I"], ...]:
-    """Returns queries, keys and values of all heads side by side, float32, before the convolutions."""
+    """Returns queries, keys and values, each concatenated over heads, float32, before the convolutions."""
     return tuple(self._inputs(x, dtype)[name] for name in "qkv")
 
   def __call__(
     self, x: Float[Array, "B T D"], *, segments: Int[Array, "B T"], positions: Int[Array, "B T"], dtype: DTypeLike
   ) -> Float[Array, "B T D"]:
-    """Mixes packed rows, float32; operands of projections are `dtype`. Each document starts from an empty state."""
+    """Mixes the positions of packed rows; each document starts from an empty state.
+
+    Operands of projections are `dtype`; the result is float32.
+    """
     del positions
     return self._mix(x, segments=segments, real=None, dtype=dtype)[0]
 
   def init_state(self, batch: int, *, length: int, dtype: DTypeLike) -> GatedDeltaState:
-    """Returns an empty decoding state, float32; its size does not depend on `length`."""
+    """Returns the decoding state of `batch` empty rows, float32; `length` and `dtype` are ignored."""
     del length, dtype
     config = self.config
     return GatedDeltaState(
@@ -172,9 +179,10 @@ class GatedDelta(nnx.Module):
   def prefill(
     self, x: Float[Array, "B T D"], *, lengths: Int[Array, " B"], length: int, dtype: DTypeLike
   ) -> tuple[Float[Array, "B T D"], GatedDeltaState]:
-    """Mixes prompts of `lengths` positions and returns the decoding state that `lengths` steps would leave.
+    """Mixes prompts of `lengths` positions.
 
-    Outputs past a row's length are undefined; `length` is ignored.
+    Returns (outputs, decoding state). The state is the one that `lengths` calls of `step` would leave. Outputs past a
+    row's length are undefined. `length` is ignored.
     """
     del length
     real = jnp.arange(x.shape[1])[None, :] < lengths[:, None]
@@ -185,7 +193,10 @@ class GatedDelta(nnx.Module):
   def step(
     self, x: Float[Array, "B D"], *, state: GatedDeltaState, positions: Int[Array, " B"], dtype: DTypeLike
   ) -> tuple[Float[Array, "B D"], GatedDeltaState]:
-    """Mixes the next position of each row by one step of the recurrence, float32."""
+    """Mixes the next position of each row by one step of the recurrence.
+
+    Returns (output, new decoding state), float32. `positions` is ignored.
+    """
     del positions
     convolved, windows = {}, {}
     for name, inputs in self._inputs(x, dtype).items():

@@ -1,4 +1,4 @@
-"""The projection that all layers are made of."""
+"""The linear projection that all layers use."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -14,12 +14,12 @@ PROJECTION = "projection"
 
 
 class Linear(nnx.Module):
-  """x @ kernel (+ bias), with operands in x's dtype and a float32 sum.
+  """A linear projection: x @ kernel (+ bias), with operands in x's dtype and float32 sums.
 
   Args:
-    init: Maker of the parameters.
+    init: Creates the parameters of the module.
     shape: Input and output width (I, O).
-    axes: Logical axes of both.
+    axes: Logical axes of the input and the output, which decide how the kernel is sharded.
     use_bias: Adds a bias.
     kernel_init: Initialiser of the kernel; by default a normal distribution of standard deviation 1 / sqrt(I).
   """
@@ -38,7 +38,7 @@ class Linear(nnx.Module):
     self.bias = init.param("bias", shape=shape[1:], axes=axes[1:], init=zeros) if use_bias else None
 
   def __call__(self, x: Float[Array, "*B I"], *, out: DTypeLike | None = None) -> Float[Array, "*B O"]:
-    """Projects x; the result has x's dtype, or `out`."""
+    """Projects x; the result has the dtype `out`, or that of x if `out` is None."""
     # Flattened to two dimensions: the backward pass over [B, T, I] takes 2.5 times as long in XLA's CPU code (jaxlib
     # 0.10.2).
     rows = x.reshape(-1, x.shape[-1])

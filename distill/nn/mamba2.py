@@ -1,4 +1,4 @@
-"""Mamba-2: a selective state space, chunk-parallel in training and recurrent in decoding."""
+"""Mamba-2: a selective state space model, computed in parallel chunks in training and step by step in decoding."""
 
 import dataclasses
 from typing import ClassVar
@@ -19,17 +19,20 @@ from distill.nn.param import Init, Initializer, log_rate, ones, time_step
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mamba2Config:
-  """A selective state space whose decays are scalars (Dao & Gu 2024, 2405.21060), as in Mamba-2, Bamba and Granite 4.
+  """Configuration of a Mamba-2 mixer (Dao & Gu 2024, 2405.21060), as in Mamba-2, Bamba and Granite 4.
+
+  Mamba-2 is a selective state space model: each head has a state matrix that decays by one scalar per position.
 
   Attributes:
-    num_heads: Heads N.
-    head_dim: Width of a head's values P.
-    state_size: Width of b and c H; the state of a head is [H, P].
-    num_groups: Groups of neighbouring heads, a divisor of the heads. A group shares b and c and is normalised as one.
-    conv_width: Taps of the convolution W.
-    conv_bias: Bias on the convolution.
-    use_bias: Biases on the projections.
-    min_step: Smallest time step.
+    num_heads: Number of heads N.
+    head_dim: Width P of a head's values.
+    state_size: Width H of b, the vector that writes to the state, and c, which reads it. A head's state is [H, P].
+    num_groups: Number of groups of neighbouring heads, a divisor of `num_heads`. The heads of a group share b and c and
+      are normalised together.
+    conv_width: Number of taps W of the short convolutions.
+    conv_bias: Adds biases to the convolutions.
+    use_bias: Adds biases to the projections.
+    min_step: Smallest time step; a larger one decays the state more.
     max_step: Largest time step; None for no limit.
   """
 
@@ -49,14 +52,14 @@ class Mamba2Config:
 
   @property
   def head_shape(self) -> HeadShape:
-    """Numbers and widths of the heads and of the groups that share b and c, which stand for keys and queries."""
+    """Numbers and widths of the heads. Each group that shares b and c counts as one key head, with b as its key."""
     return HeadShape(
       heads=self.num_heads, key_heads=self.num_groups, key_width=self.state_size, value_width=self.head_dim
     )
 
   @property
   def qkv_widths(self) -> tuple[int, int, int]:
-    """Widths of c, b and x."""
+    """Widths of c, b and x of all heads, which take the roles of queries, keys and values."""
     shared = self.num_groups * self.state_size
     return shared, shared, self.num_heads * self.head_dim
 
@@ -69,17 +72,17 @@ class Mamba2Config:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mamba2State:
-  """Decoding state: the last W − 1 inputs of each convolution, and the recurrent state."""
+  """Decoding state of a Mamba-2 mixer: the last W − 1 inputs of each convolution, and the recurrent state."""
 
   windows: dict[str, Float[Array, "B W _"]]
   recurrent: Float[Array, "B N H P"]
 
 
 class Mamba2(nnx.Module):
-  """Short convolutions, a selective state space and a gated norm (Dao & Gu 2024, 2405.21060).
+  """A Mamba-2 mixer: short convolutions, a selective state space model and a gated norm (Dao & Gu 2024, 2405.21060).
 
   Args:
-    init: Maker of the parameters.
+    init: Creates the parameters of the module.
     config: Architecture.
     width: Model width D.
     norm_eps: Epsilon of the gated norm.
@@ -114,33 +117,33 @@ class Mamba2(nnx.Module):
     self.o = Linear(init.child("o"), shape=(inner, width), axes=("heads", "embed"), use_bias=config.use_bias)
 
   def _project(self, x, dtype):
-    """Returns a dictionary from names to the input projections of x, float32."""
+    """Returns the input projections of x, float32, in a dictionary with the keys z, x, b, c and dt."""
     rounded = x.astype(dtype)
     projected = {name: getattr(self, name)(rounded, out=jnp.float32) for name in "zxbc"}
     # The input of time steps is not rounded: decays multiply over whole documents.
     return {**projected, "dt": self.dt(x.astype(jnp.float32))}
 
   def _split(self, convolved):
-    """Splits convolved inputs into x [*B,N,P], b [*B,K,H] and c [*B,K,H]."""
+    """Applies SiLU to the convolved inputs and reshapes them to x [*B,N,P], b [*B,K,H] and c [*B,K,H] for K groups."""
     lead, groups = convolved["x"].shape[:-1], self.config.num_groups
     x, b, c = (jax.nn.silu(convolved[name]) for name in "xbc")
     return x.reshape(*lead, self.config.num_heads, -1), b.reshape(*lead, groups, -1), c.reshape(*lead, groups, -1)
 
   def _steps(self, dt):
-    """Returns time steps and log decay [*B,N]."""
+    """Returns (time steps, log decays), [*B,N] each, from the projection `dt` [*B,N]."""
     dt_bias, decay = (jnp.broadcast_to(x, dt.shape) for x in (self.dt_bias[...], jnp.exp(self.a_log[...])))
     steps = jnp.clip(jax.nn.softplus(dt + dt_bias), self.config.min_step, self.config.max_step)
     return steps, -decay * steps
 
   def _gate(self, y, inputs, z):
-    """Adds the skip of the inputs to y, gates by z and normalises; returns the input of the output projection."""
+    """Returns norm((y + skip * inputs) * silu(z)), the input of the output projection."""
     y = (y + jnp.broadcast_to(self.skip[...][:, None], inputs.shape) * inputs).reshape(z.shape)
     return self.norm(y * jax.nn.silu(z))
 
   def _whole(self, projected, segments, real):
-    """Returns the input of the output projection and the last recurrent state of whole rows.
+    """Returns (input of the output projection, recurrent state after the last position) of whole rows.
 
-    Positions that are not `real` [B,T] leave the recurrent state as it is.
+    A position with `real` [B,T] False does not change the recurrent state; None means that all are True.
     """
     inputs, b, c = self._split({name: self.conv[name](projected[name], segments=segments) for name in "xbc"})
     steps, log_decay = self._steps(projected["dt"])
@@ -150,21 +153,24 @@ class Mamba2(nnx.Module):
     return self._gate(y, inputs, projected["z"]), recurrent
 
   def qkv(self, x: Float[Array, "B T D"], *, dtype: DTypeLike) -> tuple[Float[Array, "B T I"], ...]:
-    """Returns c, b and x, which stand for queries, keys and values, float32, before the convolutions."""
+    """Returns c, b and x, which take the roles of queries, keys and values, float32, before the convolutions."""
     x = x.astype(dtype)
     return tuple(project(x, out=jnp.float32) for project in (self.c, self.b, self.x))
 
   def __call__(
     self, x: Float[Array, "B T D"], *, segments: Int[Array, "B T"], positions: Int[Array, "B T"], dtype: DTypeLike
   ) -> Float[Array, "B T D"]:
-    """Mixes packed rows, float32; operands of projections are `dtype`. Each document starts from an empty state."""
+    """Mixes the positions of packed rows; each document starts from an empty state.
+
+    Operands of projections are `dtype`; the result is float32.
+    """
     del positions
     # Save only the projections for the backward pass; recompute everything between them.
     y, _ = jax.checkpoint(self._whole)(self._project(x, dtype), segments, None)
     return self.o(y.astype(dtype), out=jnp.float32)
 
   def init_state(self, batch: int, *, length: int, dtype: DTypeLike) -> Mamba2State:
-    """Returns an empty decoding state, float32; its size does not depend on `length`."""
+    """Returns the decoding state of `batch` empty rows, float32; `length` and `dtype` are ignored."""
     del length, dtype
     config = self.config
     return Mamba2State(
@@ -175,9 +181,10 @@ class Mamba2(nnx.Module):
   def prefill(
     self, x: Float[Array, "B T D"], *, lengths: Int[Array, " B"], length: int, dtype: DTypeLike
   ) -> tuple[Float[Array, "B T D"], Mamba2State]:
-    """Mixes prompts of `lengths` positions and returns the decoding state that `lengths` steps would leave.
+    """Mixes prompts of `lengths` positions.
 
-    Outputs past a row's length are undefined; `length` is ignored.
+    Returns (outputs, decoding state). The state is the one that `lengths` calls of `step` would leave. Outputs past a
+    row's length are undefined. `length` is ignored.
     """
     del length
     projected, real = self._project(x, dtype), jnp.arange(x.shape[1])[None, :] < lengths[:, None]
@@ -188,7 +195,10 @@ class Mamba2(nnx.Module):
   def step(
     self, x: Float[Array, "B D"], *, state: Mamba2State, positions: Int[Array, " B"], dtype: DTypeLike
   ) -> tuple[Float[Array, "B D"], Mamba2State]:
-    """Mixes the next position of each row by one step of the recurrence, float32."""
+    """Mixes the next position of each row by one step of the recurrence.
+
+    Returns (output, new decoding state), float32. `positions` is ignored.
+    """
     del positions
     projected, convolved, windows = self._project(x, dtype), {}, {}
     for name in "xbc":

@@ -1,4 +1,4 @@
-"""Weights as `Matrix` values: a dense kernel, or one with routed adapters; layers do not know which they hold."""
+"""Weights behind one interface, `Matrix`: layers use a dense kernel and one with unmerged adapters in the same way."""
 
 import dataclasses
 from typing import Protocol, runtime_checkable
@@ -15,13 +15,16 @@ ArrayLike = jax.Array | np.ndarray
 
 @runtime_checkable
 class Matrix(Protocol):
-  """A weight [I, O] in some stored form: a pytree in the place of a `Linear`'s kernel or an `Embedding`'s table."""
+  """A weight of shape [I, O], whatever its stored form: a `Linear`'s kernel or an `Embedding`'s table.
+
+  An implementation is a pytree, so that it can replace the array of a parameter.
+  """
 
   def project(self, x: Float[Array, "M I"]) -> Float[Array, "M O"]:
-    """Computes x @ matrix with operands in x's dtype and a float32 sum."""
+    """Computes x @ matrix with operands in x's dtype and float32 sums."""
 
   def take(self, rows: Int[Array, "*B"]) -> Float[Array, "*B O"]:
-    """Returns rows of the matrix, in float32."""
+    """Returns the rows of the matrix with the indices `rows`, in float32."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,24 +34,26 @@ class DenseMatrix:
   value: Float[Array | np.ndarray, "I O"]
 
   def project(self, x: Float[Array, "M I"]) -> Float[Array, "M O"]:
-    """Computes x @ value with operands in x's dtype and a float32 sum."""
+    """Computes x @ value with operands in x's dtype and float32 sums."""
     return matmul_rows(x, jnp.asarray(self.value))
 
   def take(self, rows: Int[Array, "*B"]) -> Float[Array, "*B O"]:
-    """Returns rows of the array, in float32."""
+    """Returns the rows of `value` with the indices `rows`, in float32."""
     return jnp.take(self.value, rows, axis=0).astype(jnp.float32)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RoutedMatrix:
-  """A matrix with unmerged adapters: matrix * column[route] + a[route] @ b[route], whose sum is never formed.
+  """A weight with unmerged adapters: matrix * column[route] + a[route] @ b[route], used without forming this sum.
+
+  A route is one set of adapters.
 
   Attributes:
-    matrix: The base's kernel.
+    matrix: Kernel of the base model.
     a: Left low-rank factor of each route.
     b: Right low-rank factor of each route.
-    column: Multiplier of each output column of each route (DoRA), or None for ones.
+    column: Multiplier of each output column of each route (DoRA), or None if all are one.
     route: Index of the route that is applied.
   """
 
@@ -64,7 +69,7 @@ class RoutedMatrix:
     return self._add(DenseMatrix(self.matrix).project(x), low.astype(x.dtype))
 
   def take(self, rows: Int[Array, "*B"]) -> Float[Array, "*B O"]:
-    """Returns rows of matrix * column + a @ b, in float32."""
+    """Returns the rows of matrix * column + a @ b with the indices `rows`, in float32."""
     return self._add(DenseMatrix(self.matrix).take(rows), jnp.take(self.a[self.route], rows, axis=0))
 
   def _add(self, y, low):
@@ -74,5 +79,5 @@ class RoutedMatrix:
 
 
 def as_matrix(value: Matrix | ArrayLike) -> Matrix:
-  """Returns a parameter's value as a `Matrix`; parameters hold dense matrices as plain arrays."""
+  """Wraps an array in a `DenseMatrix`; returns a value that already is a `Matrix` as it is."""
   return DenseMatrix(value) if isinstance(value, ArrayLike) else value

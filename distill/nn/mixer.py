@@ -1,4 +1,4 @@
-"""The contract of a sequence mixer: softmax attention, a linear recurrence, or one of your own."""
+"""The interface of a sequence mixer: softmax attention, a linear recurrence, or one that you add."""
 
 import dataclasses
 from typing import Any, Protocol, runtime_checkable
@@ -11,11 +11,11 @@ from distill.nn.param import Init
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeadShape:
-  """Numbers and widths of a mixer's heads, which decide whether heads of another mixer fit into it.
+  """Numbers and widths of a mixer's heads.
 
   Attributes:
-    heads: Number of heads N, whose outputs stand side by side before the output projection.
-    key_heads: Number of key heads K; each serves N / K neighbouring heads.
+    heads: Number of heads N, whose outputs are concatenated before the output projection.
+    key_heads: Number of key heads K; each is shared by N / K neighbouring heads.
     key_width: Width of one query or key.
     value_width: Width of one value.
   """
@@ -28,16 +28,17 @@ class HeadShape:
 
 @runtime_checkable
 class Mixer(Protocol):
-  """A module that mixes a sequence: each position reads its own document up to itself, and nothing else.
+  """A flax `nnx.Module` that mixes the positions of a sequence, such as attention.
 
-  A flax `nnx.Module`. If its heads' outputs stand side by side before one output projection, that projection is called
-  `o`: importance of heads is measured at its input. All results are float32.
+  The output at a position depends on that position and on those before it in the same document, and on nothing else.
+  All results are float32. If the outputs of the heads are concatenated before one output projection, that projection
+  must be called `o`: the importance of heads is measured at its input.
   """
 
   def __call__(
     self, x: Float[Array, "B T D"], *, segments: Int[Array, "B T"], positions: Int[Array, "B T"], dtype: DTypeLike
   ) -> Float[Array, "B T D"]:
-    """Mixes packed rows.
+    """Returns the mixed sequences of packed rows, float32.
 
     Args:
       x: Normalised residual stream, float32.
@@ -47,42 +48,49 @@ class Mixer(Protocol):
     """
 
   def qkv(self, x: Float[Array, "B T D"], *, dtype: DTypeLike) -> tuple[Float[Array, "B T I"], ...]:
-    """Returns queries, keys and values, or the mixer's counterparts, as projected; all heads are side by side."""
+    """Returns the projections of x to queries, keys and values, each concatenated over heads.
+
+    A mixer without them returns the three projections that take their roles.
+    """
 
   def init_state(self, batch: int, *, length: int, dtype: DTypeLike) -> Any:
-    """Returns the decoding state of `batch` empty rows that grow to `length` positions: a pytree of arrays."""
+    """Returns the decoding state, a pytree of arrays, of `batch` empty rows that may grow to `length` positions."""
 
   def prefill(
     self, x: Float[Array, "B T D"], *, lengths: Int[Array, " B"], length: int, dtype: DTypeLike
   ) -> tuple[Float[Array, "B T D"], Any]:
-    """Mixes prompts and returns the decoding state that `lengths` calls of `step` would leave.
+    """Mixes prompts; returns (outputs, decoding state).
+
+    The state is the one that `lengths` calls of `step` would leave.
 
     Args:
-      x: Rows of one document each, padded on the right.
-      lengths: Positions of each row that are not padding; outputs past them are undefined.
-      length: Positions that each row grows to.
+      x: Normalised residual stream of rows of one document each, padded on the right.
+      lengths: Number of positions of each row that are not padding; outputs past them are undefined.
+      length: Number of positions that each row may grow to.
       dtype: Dtype of the projections' operands.
     """
 
   def step(
     self, x: Float[Array, "B D"], *, state: Any, positions: Int[Array, " B"], dtype: DTypeLike
   ) -> tuple[Float[Array, "B D"], Any]:
-    """Mixes the next position of each row and returns the new decoding state; equals a call on the whole row.
+    """Mixes the next position of each row; returns (output, new decoding state).
+
+    The output equals that of `__call__` on the whole row at this position.
 
     Args:
-      x: Normalised residual stream at that position.
-      state: The decoding state before it.
-      positions: Index of this position within the document of each row, from 0.
+      x: Normalised residual stream at the next position.
+      state: The decoding state before that position.
+      positions: Index of that position within the document of each row, from 0.
       dtype: Dtype of the projections' operands.
     """
 
 
 @runtime_checkable
 class MixerConfig(Protocol):
-  """The configuration of a mixer. To add a mixer, write this class and its module; nothing else has to change.
+  """The configuration of a mixer. To add a mixer, write a configuration with these members, and its module.
 
-  The configuration is a frozen dataclass: layers with equal ones are stacked and scanned, and compilations are looked
-  up by them. Attributes that are the same for every instance can be a `ClassVar`:
+  The configuration must be a frozen dataclass. Layers with equal configurations are stacked and scanned, and jit uses
+  the configuration as a part of its cache key. Attributes that are the same for every instance can be a `ClassVar`:
 
       @dataclasses.dataclass(frozen=True, kw_only=True)
       class AverageConfig:
@@ -97,10 +105,12 @@ class MixerConfig(Protocol):
 
         def build(self, init, *, width, norm_eps, norm_offset): return Average(init, config=self, width=width)
 
-  `LayerConfig(mixer=AverageConfig(size=8), …)` then gives a decoder that trains and generates. For recipes and model
-  directories a family in `checkpoints/families` reads and writes its Hugging Face form. Two steps are optional: a row
-  in `initialise.mixers.CONVERSIONS` says what the mixer takes from a teacher's (without one it stays fresh, or is
-  copied from an equal one); a colour in `evaluation/html.py` tells it apart in reports.
+  A decoder with the layer `LayerConfig(mixer=AverageConfig(size=8), …)` then trains and generates. To use the mixer in
+  recipes and model directories, add a family to `checkpoints/families` that reads and writes its Hugging Face form.
+
+  Two more steps are optional. An entry in `initialise.mixers.CONVERSIONS` makes the mixer of a student start from a
+  mixer of a given type in its teacher. Without it, the student's mixer is a copy if both configurations are equal, and
+  random if not. A colour in `evaluation/html.py` distinguishes the mixer in reports.
   """
 
   @property
@@ -113,22 +123,22 @@ class MixerConfig(Protocol):
 
   @property
   def qkv_widths(self) -> tuple[int, int, int]:
-    """Widths of what `Mixer.qkv` returns."""
+    """Widths of the three arrays that `Mixer.qkv` returns."""
 
   @property
   def exact_dtype(self) -> bool:
-    """True if operands must stay float32 whatever the dtype of the computation, as rounding changes the output much."""
+    """True if the mixer computes with float32 operands in any model, because rounding changes its output too much."""
 
   @property
   def bound_to_length(self) -> bool:
-    """True if a position's output depends on the length of its document, or on that of the decoding state."""
+    """True if the output at a position depends on the total length of its document or of the decoding state."""
 
   def build(self, init: Init, *, width: int, norm_eps: float, norm_offset: float) -> Mixer:
-    """Makes the module with fresh parameters.
+    """Returns the mixer, an `nnx.Module` with fresh parameters.
 
     Args:
-      init: Maker of the parameters; every parameter comes from it, so that layers stack.
+      init: Creates the parameters; every parameter must come from it, so that layers can be stacked.
       width: Model width D.
       norm_eps: Epsilon of norms inside the mixer.
-      norm_offset: Added to stored scales of norms inside the mixer, in families that store scales minus an offset.
+      norm_offset: Added to the stored scales of norms inside the mixer: 1.0 in families that store scales minus one.
     """

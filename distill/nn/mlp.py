@@ -43,13 +43,13 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MlpConfig:
-  """down(act(gate(x)) * up(x)), or down(act(up(x))) without a gate.
+  """Configuration of an MLP: down(act(gate(x)) * up(x)), or down(act(up(x))) without a gate.
 
   Attributes:
     width: Number of neurons F.
     act: Activation, one of `ACTIVATIONS`.
-    gated: Multiplies by the activated projection `gate`.
-    use_bias: Biases on all projections.
+    gated: True for the form with the projection `gate`.
+    use_bias: Adds biases to all projections.
   """
 
   width: int
@@ -78,11 +78,11 @@ class Mlp(nnx.Module):
     self.down = Linear(init.child("down"), shape=(config.width, width), axes=narrow, use_bias=bias)
 
   def __call__(self, x: Float[Array, "*B D"], *, dtype: DTypeLike) -> Float[Array, "*B D"]:
-    """Applies the MLP; operands of projections are `dtype`, the result is float32."""
+    """Applies the MLP; operands of projections are `dtype`, and the result is float32."""
     x = x.astype(dtype)
     act, up = ACTIVATIONS[self.config.act], self.up(x).astype(jnp.float32)
     hidden = act(up) if self.gate is None else act(self.gate(x).astype(jnp.float32)) * up
     return self.down(hidden.astype(dtype), out=jnp.float32)
 
   def balance(self, x: Float[Array, "B T D"], *, valid: Bool[Array, "B T"]) -> None:
-    """Returns None: only a mixture of experts has a balance."""
+    """Returns None: an MLP has no experts whose load could be unbalanced."""

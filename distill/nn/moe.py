@@ -17,20 +17,23 @@ from distill.nn.param import Init, normal, zeros
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MoeConfig:
-  """A router chooses `top_k` of `num_experts` gated MLPs for each token and weights their outputs.
+  """Configuration of a mixture of experts (MoE).
+
+  A router chooses `top_k` of `num_experts` gated MLPs for each token; their outputs are added up with weights.
 
   Attributes:
-    width: Neurons of one expert F.
-    num_experts: Experts E.
-    top_k: Experts per token.
+    width: Number of neurons F of one expert.
+    num_experts: Number of experts E.
+    top_k: Number of experts per token.
     act: Activation, one of `ACTIVATIONS`.
-    renormalise: Weights of the chosen experts are rescaled to sum to one; otherwise they are the router's softmax over
-      all experts.
-    use_bias: Biases on the router and on all projections.
-    shared: Neurons of the shared expert, which serves every token in addition to the chosen ones; None for none.
-    shared_gated: The shared expert is weighted by the sigmoid of a projection (Qwen 3 Next).
-    clamp: (alpha, limit) of gpt-oss: (1 + up) * gate * sigmoid(alpha * gate), with gate and up clamped to the limit,
-      in place of act(gate) * up; None for none.
+    renormalise: Rescales the weights of a token's chosen experts to sum to one. If False, a weight is the router's
+      softmax over all experts.
+    use_bias: Adds biases to the router and to all projections.
+    shared: Number of neurons of the shared expert, which every token uses in addition to the chosen ones; None for no
+      shared expert.
+    shared_gated: Multiplies the shared expert's output by the sigmoid of a projection (Qwen 3 Next).
+    clamp: (alpha, limit) of gpt-oss: replaces act(gate) * up by (1 + up) * gate * sigmoid(alpha * gate), after gate is
+      limited to at most `limit` and up to ±`limit`. None for act(gate) * up.
   """
 
   width: int
@@ -52,7 +55,7 @@ class MoeConfig:
 
 
 class Experts(nnx.Module):
-  """One projection of all experts: a kernel [E, I, O], with or without a bias [E, O]."""
+  """The same projection in all E experts: a kernel [E, I, O] and, if `use_bias`, a bias [E, O]."""
 
   def __init__(self, init: Init, *, shape: tuple[int, int, int], use_bias: bool):
     # Sharded over experts, not over their widths: each device holds whole experts.
@@ -67,11 +70,12 @@ class Experts(nnx.Module):
 
 
 class Moe(nnx.Module):
-  """Σ_e weight_e(x) * expert_e(x), plus the shared expert if there is one.
+  """A mixture of experts: Σ_e weight_e(x) * expert_e(x), plus the shared expert if there is one.
 
   All experts are computed for all tokens, and those that are not chosen get weight zero. This is one dense product per
-  projection, num_experts / top_k times the work of a grouped matmul, but no token is dropped or sorted. Routing is
-  float32 from an unrounded input: rounding flips choices, and a flipped choice is an error of order one.
+  projection, num_experts / top_k times the work of a grouped matmul, but no token is dropped or sorted. The router
+  computes in float32 from an unrounded input: rounding would change which experts it chooses for some tokens, and each
+  such change is a relative error of order one.
   """
 
   def __init__(self, init: Init, *, config: MoeConfig, width: int):
@@ -95,7 +99,7 @@ class Moe(nnx.Module):
     self.shared_gate = Linear(init.child("shared_gate"), shape=(width, 1), axes=("embed", None)) if gated else None
 
   def _route(self, x_MD):
-    """Returns the probability of each expert and a mask of the chosen ones, [M,E] each."""
+    """Returns (the router's probability of each expert, mask of the chosen experts), [M,E] each."""
     with jax.default_matmul_precision("highest"):
       logits_ME = as_matrix(self.router["kernel"].get_value()).project(x_MD.astype(jnp.float32))
     if self.config.use_bias:
@@ -111,10 +115,15 @@ class Moe(nnx.Module):
     return weights / jnp.sum(weights, axis=-1, keepdims=True) if self.config.renormalise else weights
 
   def balance(self, x: Float[Array, "B T D"], *, valid: Bool[Array, "B T"]) -> Float[Array, " B"]:
-    """Returns E/k · Σ_e f_e · P_e of each row: 1 if its tokens use all experts equally, E/k if all choose the same k.
+    """Returns the load imbalance over experts of each row, E/k · Σ_e f_e · P_e, where k is `top_k`.
 
-    f_e is the fraction of the row's valid tokens that choose expert e, P_e the mean probability of e (DeepSeek-AI 2024,
-    2412.19437, section 2.1.2). Only P has gradients. A row without valid tokens has balance 0.
+    f_e is the fraction of the row's tokens that choose expert e, and P_e the mean probability that the router gives e
+    (DeepSeek-AI 2024, 2412.19437, section 2.1.2). The value is 1 if tokens spread evenly over the experts, and up to
+    E/k if all choose the same k. Gradients flow through P_e only.
+
+    Args:
+      x: Input of the mixture of experts.
+      valid: False for tokens that do not count, such as padding. A row without valid tokens gets 0.
     """
     routed = self._route(x.reshape(-1, x.shape[-1]))
     probs_BE, chosen_BE = (
@@ -136,7 +145,7 @@ class Moe(nnx.Module):
     return (up + 1) * gate * jax.nn.sigmoid(alpha * gate)
 
   def __call__(self, x: Float[Array, "*B D"], *, dtype: DTypeLike) -> Float[Array, "*B D"]:
-    """Applies the mixture; operands of the experts are `dtype`, the result is float32."""
+    """Applies the mixture of experts; operands of the experts are `dtype`, and the result is float32."""
     rows = x.reshape(-1, x.shape[-1])
     weights_ME = self.weights(rows)
 

@@ -9,14 +9,14 @@ from distill.nn.param import Init, ones, zeros
 
 
 class RMSNorm(nnx.Module):
-  """x / rms(x) times a trainable scale (Zhang & Sennrich 2019, 1910.07467).
+  """RMS norm: x / rms(x) times a trainable scale (Zhang & Sennrich 2019, 1910.07467).
 
   Args:
-    init: Maker of the parameters.
+    init: Creates the parameters of the module.
     width: Size of the normalised last axis.
     eps: Added to the mean square.
-    offset: Added to the stored scale: 1.0 when the scale is stored as its difference from one, else 0.0.
-    groups: Equal parts of the axis, each divided by its own root mean square.
+    offset: Added to the stored scale: 1.0 if the model stores the scale as its difference from one, else 0.0.
+    groups: Number of equal parts that the axis is cut into; each part is divided by its own root mean square.
   """
 
   def __init__(self, init: Init, *, width: int, eps: float, offset: float = 0.0, groups: int = 1):
@@ -32,10 +32,10 @@ class RMSNorm(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-  """(x − mean) / standard deviation, times a trainable scale, plus a bias (Ba et al. 2016, 1607.06450).
+  """Layer norm: (x − mean) / standard deviation, times a trainable scale, plus a bias (Ba et al. 2016, 1607.06450).
 
   Args:
-    init: Maker of the parameters.
+    init: Creates the parameters of the module.
     width: Size of the normalised last axis.
     eps: Added to the variance.
   """

@@ -10,14 +10,18 @@ from jaxtyping import Array, Float, Int
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Interpolation:
-  """Divides every frequency by `factor` (Chen et al. 2023, 2306.15595)."""
+  """Linear interpolation: divides every frequency by `factor` (Chen et al. 2023, 2306.15595)."""
 
   factor: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DynamicNtk:
-  """Raises the base of the frequencies for documents longer than `max_positions`, the more the longer they are."""
+  """Dynamic NTK scaling: raises the base of the frequencies for documents longer than `max_positions`.
+
+  A document of n tokens multiplies the base by (factor · n / max_positions − factor + 1) ** (d / (d − 2)), where d is
+  the number of rotated channels.
+  """
 
   factor: float
   max_positions: int
@@ -25,7 +29,14 @@ class DynamicNtk:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Llama3:
-  """Divides low frequencies by `factor`, keeps high ones and blends those between (Llama 3.1)."""
+  """Llama 3.1 scaling: divides low frequencies by `factor`, leaves high ones unchanged and interpolates in between.
+
+  Attributes:
+    factor: Divisor of the low frequencies.
+    low_freq_factor: Frequencies with fewer turns than this in the original context are divided.
+    high_freq_factor: Frequencies with more turns than this in the original context are unchanged.
+    original_max_positions: Length of the original context, before scaling.
+  """
 
   factor: float
   low_freq_factor: float
@@ -35,15 +46,17 @@ class Llama3:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Yarn:
-  """Divides low frequencies by `factor` and keeps high ones, with a ramp between (Peng et al. 2023, 2309.00071).
+  """YaRN scaling: divides low frequencies by `factor`, leaves high ones unchanged and has a linear ramp in between.
+
+  The method is that of Peng et al. 2023, 2309.00071.
 
   Attributes:
     factor: Divisor of the low frequencies.
-    original_max_positions: Context length before scaling.
+    original_max_positions: Length of the original context, before scaling.
     attention_factor: Multiplies the rotated queries and keys.
-    beta_fast: Frequencies with more turns than this in the original context are kept.
+    beta_fast: Frequencies with more turns than this in the original context are unchanged.
     beta_slow: Frequencies with fewer turns than this in the original context are divided.
-    truncate: The ramp begins and ends at whole channels.
+    truncate: Rounds the start and the end of the ramp to whole channel numbers.
   """
 
   factor: float
@@ -56,12 +69,12 @@ class Yarn:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LongRope:
-  """Divides each frequency by its own factor (Ding et al. 2024, 2402.13753).
+  """LongRoPE scaling: divides each frequency by its own factor (Ding et al. 2024, 2402.13753).
 
   Attributes:
-    short: Divisors for documents up to the original context length.
-    long: Divisors for longer documents.
-    original_max_positions: Context length before scaling.
+    short: Divisor of each frequency, for documents up to the original context length.
+    long: Divisor of each frequency, for longer documents.
+    original_max_positions: Length of the original context, before scaling.
     attention_factor: Multiplies the rotated queries and keys.
   """
 
@@ -76,12 +89,12 @@ Scaling = Interpolation | DynamicNtk | Llama3 | Yarn | LongRope
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RopeConfig:
-  """Rotary position embedding (Su et al. 2021, 2104.09864).
+  """Configuration of the rotary position embedding (Su et al. 2021, 2104.09864).
 
   Attributes:
     theta: Base of the frequencies.
     fraction: Fraction of the head width that is rotated, from the first channel on.
-    scaling: Scaling of the frequencies for long contexts; None for none.
+    scaling: Scaling of the frequencies for long contexts; None leaves them unchanged.
   """
 
   theta: float = 10_000.0
@@ -90,26 +103,27 @@ class RopeConfig:
 
   @property
   def attention_factor(self) -> float:
-    """Multiplier of rotated queries and keys."""
+    """Multiplier of the rotated queries and keys; 1.0 unless the scaling has one."""
     return self.scaling.attention_factor if isinstance(self.scaling, Yarn | LongRope) else 1.0
 
   @property
   def by_length(self) -> bool:
-    """True if frequencies depend on the length of a document."""
+    """True if the frequencies depend on the length of the document."""
     return isinstance(self.scaling, DynamicNtk | LongRope)
 
 
 def frequencies(head_dim: int, *, rope: RopeConfig, length: int) -> tuple[Float[np.ndarray, "Rows Half"], int]:
-  """Returns the angle per position of each rotated pair.
+  """Returns the rotary frequencies: the angle per position of each rotated pair of channels.
 
   Args:
     head_dim: Head width.
-    rope: The embedding.
+    rope: Configuration of the rotary position embedding.
     length: Length of the longest document.
 
   Returns:
-    Frequencies in radians, float32, and a length `first`. A document of n positions uses row clip(n − first, 0, last
-    row). There are several rows only if frequencies depend on the length of a document.
+    (frequencies, first): frequencies in radians per position, float32, and the document length that row 0 is for. A
+    document of n positions uses row n − first, or the nearest row that exists. There is only one row unless the
+    frequencies depend on the length of the document.
   """
   rotated = int(head_dim * rope.fraction)
   exponent = np.arange(0, rotated, 2, dtype=np.float32) / np.float32(rotated)
@@ -140,7 +154,7 @@ def frequencies(head_dim: int, *, rope: RopeConfig, length: int) -> tuple[Float[
 
 
 def _yarn_ramp(yarn: Yarn, *, rotated: int, theta: float) -> np.ndarray:
-  """Returns, for each frequency, a weight from 0, the frequency is kept, to 1, it is divided by `yarn.factor`."""
+  """Returns a weight for each frequency: 0 leaves the frequency unchanged, 1 divides it by `yarn.factor`."""
 
   def channel(turns: float) -> float:
     return rotated * math.log(yarn.original_max_positions / (turns * 2 * math.pi)) / (2 * math.log(theta))
@@ -173,12 +187,12 @@ def rotate(
   Args:
     x_BTNH: Queries or keys.
     positions: Position of each token within its document.
-    inverse: Angle per position of each pair, from `frequencies`: for all tokens, or for each.
+    inverse: Rotary frequencies from `frequencies`: one set for all tokens, or one for each token.
     factor: Multiplies the rotated channels.
 
   Returns:
-    x with the pairs (i, i + Half) of its first 2 · Half channels rotated, in x's dtype; float32 inside. Channels past
-    them are unchanged.
+    x_BTNH with the channels i and i + Half rotated as a pair, for each i < Half, in its own dtype; the computation is
+    float32. Channels from 2 · Half on are unchanged.
   """
   half = inverse.shape[-1]
   inverse = jnp.broadcast_to(inverse, (*positions.shape, half))

@@ -54,7 +54,7 @@ def test_attention_of_bfloat16_operands_is_exact_up_to_bfloat16_rounding(monkeyp
   assert_equal_up_to_rounding(got, in_float64(run(attention_reference), *given), roundings=6, dtype=jnp.bfloat16)
 
 
-def test_long_rows_have_few_blocks_which_cover_every_query():
+def test_attention_cuts_long_rows_into_few_blocks_that_cover_every_query():
   for length in (1, 128, 129, 1024, 1025, 5000):
     blocks = list(module._blocks(length, 100))
     assert len(blocks) <= 8

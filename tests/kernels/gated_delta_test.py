@@ -20,7 +20,7 @@ def operands(length, *, heads=3, key=5, value=7):
 
 
 def rule(function, segments, **options):
-  """Returns `function` with these segments, as a function of q, k, v, log_decay and beta."""
+  """Binds `segments` and `options`; returns a function of q, k, v, log_decay and beta."""
   return lambda *given: function(*given[:3], log_decay=given[3], beta=given[4], segments=segments, **options)
 
 
@@ -46,7 +46,7 @@ def test_gated_delta_reference_equals_the_recurrence_of_each_document():
   np.testing.assert_allclose(last[0, 0], state, atol=1e-5)
 
 
-def test_positions_that_neither_write_nor_decay_leave_the_state_as_it_was():
+def test_positions_that_neither_write_nor_decay_do_not_change_the_gated_delta_state():
   q, k, v, log_decay, beta = map(jnp.asarray, operands(90))
   real = (jnp.arange(90) < 50).astype(jnp.float32)[None, :, None]
   _, expected = rule(gated_delta_rule, jnp.ones((2, 50), int))(*(x[:, :50] for x in (q, k, v, log_decay, beta)))
@@ -54,7 +54,7 @@ def test_positions_that_neither_write_nor_decay_leave_the_state_as_it_was():
   np.testing.assert_allclose(state, expected, atol=1e-6)
 
 
-def test_training_takes_memory_linear_in_length_and_no_scan_over_positions():
+def test_gated_delta_training_needs_memory_linear_in_length_and_no_scan_over_positions():
   def compiled(length):
     given = [jnp.asarray(x[:1]) for x in operands(length, key=16, value=16)]
     run = rule(gated_delta_rule, jnp.ones((1, length), int))
@@ -67,7 +67,7 @@ def test_training_takes_memory_linear_in_length_and_no_scan_over_positions():
   assert loop <= 8192 // 64
 
 
-def test_strong_decay_and_long_rows_stay_finite_with_finite_gradients():
+def test_gated_delta_values_and_gradients_are_finite_for_strong_decay_and_long_rows():
   q, k, v, log_decay, beta = map(jnp.asarray, operands(512))
   run = rule(gated_delta_rule, jnp.ones((2, 512), int))
   found = value_and_gradients(run, q, k, v, log_decay * 100, beta)

@@ -59,7 +59,7 @@ def test_gradient_matmuls_on_a_cpu_have_the_operand_dtypes_of_the_forward_pass(o
 
 
 def dot_dtypes(function, *args):
-  """Dtypes of the operands of the compiled matmuls."""
+  """Returns the dtypes of the operands of all matmuls in the compiled function."""
   text = jax.jit(function).lower(*args).compile().as_text()
   dtypes = dict(re.findall(r"(%[\w.\-]+) = (\w+)\[", text))
   return [dtypes[name] for pair in re.findall(r" dot\((%[\w.\-]+), (%[\w.\-]+)\)", text) for name in pair]
@@ -67,7 +67,7 @@ def dot_dtypes(function, *args):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("left", [False, True])
-def test_transposed_equals_the_transpose_where_it_is_materialised(one_device, dtype, left):
+def test_transposed_equals_the_plain_transpose_where_it_materialises_it(one_device, dtype, left):
   matrices = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 6)), dtype)
   run = jax.jit(jax.vmap(lambda x: transposed(x, left=left)))
   np.testing.assert_array_equal(run(matrices), matrices.swapaxes(1, 2))

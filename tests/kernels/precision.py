@@ -1,4 +1,4 @@
-"""A bound on rounding errors, by which kernels are compared with their definitions."""
+"""Helpers of the tests that compare kernels with their definitions, up to rounding errors."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +24,7 @@ def assert_equal_up_to_rounding(got: Any, expected: Any, *, roundings: float, dt
 
 
 def value_and_gradients(function: Callable[..., Any], *arguments: Any) -> tuple[Any, Any]:
-  """Returns what `function` returns, and the gradients of a sum in which every number weighs differently."""
+  """Returns (result of `function`, gradients of a sum of the result in which every number has its own weight)."""
 
   def loss(*arguments):
     out = function(*arguments)

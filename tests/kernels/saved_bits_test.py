@@ -17,7 +17,7 @@ def test_saved_as_bits_changes_neither_the_value_nor_its_gradient(dtype):
 
 
 @pytest.mark.parametrize(("dtype", "bits"), [("float32", "float32"), ("bfloat16", "uint16")])
-def test_a_policy_that_saves_the_name_saves_one_value_as_bits(dtype, bits):
+def test_a_remat_policy_saves_a_tagged_value_once_and_a_bfloat16_one_as_bits(dtype, bits):
   def loss(x):
     return jnp.sum(jnp.sin(saved_as_bits(2 * jnp.cos(x), "name").astype(jnp.float32)))
 

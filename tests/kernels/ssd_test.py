@@ -15,7 +15,7 @@ def operands(length, *, heads=6, groups=2, state=5, width=7):
 
 
 def rule(function, segments, **options):
-  """Returns `function` with these segments, as a function of x, log_decay, b and c."""
+  """Binds `segments` and `options`; returns a function of x, log_decay, b and c."""
   return lambda x, log_decay, b, c: function(x, log_decay=log_decay, b=b, c=c, segments=segments, **options)
 
 
@@ -39,7 +39,7 @@ def test_ssd_reference_equals_the_recurrence_of_each_document():
   np.testing.assert_allclose(last[0, 4], state, atol=1e-5)
 
 
-def test_weak_decays_stay_precise_among_strong_ones():
+def test_ssd_keeps_weak_decays_precise_next_to_strong_ones():
   x, log_decay, b, c = operands(64)
   strong = np.random.default_rng(2).random((2, 64, 6)) < 0.5
   given = [x, np.where(strong, -90.0, 1e-3 * log_decay).astype(np.float32), b, c]
@@ -49,7 +49,7 @@ def test_weak_decays_stay_precise_among_strong_ones():
   assert np.linalg.norm(got - expected) <= 1e-6 * np.linalg.norm(expected)
 
 
-def test_strong_decay_and_long_rows_stay_finite_with_finite_gradients():
+def test_ssd_values_and_gradients_are_finite_for_strong_decay_and_long_rows():
   x, log_decay, b, c = map(jnp.asarray, operands(1024))
   found = value_and_gradients(rule(ssd, jnp.ones((2, 1024), int)), x, log_decay * 1e4, b, c)
   assert all(jnp.isfinite(y).all() for y in jax.tree.leaves(found))

@@ -49,7 +49,7 @@ def plain(hidden, readout, teacher_hidden, teacher_readout, mask, temperature=1.
 
 
 def assert_same_value_and_gradients(ours, expected, *args):
-  """Compares two functions, and their gradients by the first two arguments."""
+  """Asserts that two functions have the same value and the same gradients for their first two arguments."""
   (value, grads), (expected_value, expected_grads) = (
     jax.jit(jax.value_and_grad(function, argnums=(0, 1)))(*args) for function in (ours, expected)
   )
@@ -68,12 +68,12 @@ def test_chunked_losses_and_gradients_equal_the_plain_formula(vocab, temperature
   assert_same_value_and_gradients(chunked, plain, *args)
 
 
-def test_equal_distributions_have_zero_divergence():
+def test_chunked_divergence_of_equal_distributions_is_zero():
   hidden, readout, _, _, mask = problem(257)
   assert abs(float(chunked(hidden, readout, hidden, readout, mask))) < 1e-5
 
 
-def test_masked_positions_and_appended_padding_change_nothing():
+def test_masked_positions_and_appended_padding_do_not_change_the_chunked_loss():
   hidden, readout, teacher_hidden, teacher_readout, mask = problem(257)
   rest = (teacher_readout, mask)
   value = chunked(hidden, readout, teacher_hidden, *rest)
@@ -90,7 +90,7 @@ def test_masked_positions_and_appended_padding_change_nothing():
   np.testing.assert_allclose(padded, value, rtol=1e-6)
 
 
-def test_compiled_temporaries_stay_far_below_the_plain_loss():
+def test_chunked_losses_need_far_less_temporary_memory_than_the_plain_formula():
   def temporaries(loss, tokens=8 * 512):
     def of_kernels(hidden, kernel, teacher_hidden, teacher_kernel, mask):
       readout, teacher = (Readout(kernel=one, vocab_size=32_768) for one in (kernel, teacher_kernel))
@@ -132,7 +132,7 @@ def test_losses_without_a_teacher_equal_the_plain_formula(loss, plain_loss, voca
   assert_same_value_and_gradients(ours, expected, hidden, readout)
 
 
-def test_losses_that_share_the_logits_add_up_with_their_weights():
+def test_the_total_of_several_losses_is_their_weighted_sum():
   hidden, readout, teacher_hidden, teacher_readout, mask = problem(257, tokens=90, pad=(3, 9))
   labels = jnp.asarray(np.random.default_rng(2).integers(0, 257, 90))
   losses = [
@@ -166,7 +166,7 @@ COLLECTIVE = r"= (\(?\w+\[.*?) (?:all-reduce|all-gather|all-to-all|collective-pe
 
 
 def collectives_in_loops(text):
-  """The result shapes of the collectives inside loops of a compiled program, as lists of dimensions."""
+  """Returns the result shapes of all collectives inside loops of a compiled program, as lists of dimensions."""
   computations = dict(re.findall(r"^(?:ENTRY )?%?([\w.\-]+) \(.*?\{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL))
   bodies = re.findall(r"body=%?([\w.\-]+)", text)
   assert bodies
@@ -175,7 +175,7 @@ def collectives_in_loops(text):
 
 
 @pytest.mark.parametrize("shape", [(-1, 1, 1), (2, 2, 2)])
-def test_shards_sum_their_gradients_and_gather_the_head_outside_the_loop(monkeypatch, shape):
+def test_shards_sum_gradients_and_gather_the_head_outside_the_loop_over_chunks(monkeypatch, shape):
   monkeypatch.setattr(module, "chunk_tokens", lambda vocab, *, tokens, width: 50)
   mesh = make_mesh(shape)
   shards = batch_shards(mesh)

@@ -1,4 +1,4 @@
-"""Every divergence, dense and sparse, against plain float64 numpy: value and gradients."""
+"""Compares values and gradients of every divergence, dense and sparse, with plain float64 numpy."""
 
 import functools
 
@@ -105,7 +105,7 @@ def softmax(x):
 
 @functools.cache
 def problem(vocab, kind, temperature):
-  """(hidden, kernel, teacher hidden, teacher kernel, labels, mask, sparse target or None), numpy float64."""
+  """Returns float64 (hidden, kernel, teacher hidden, teacher kernel, labels, mask, sparse target or None)."""
   rng, tokens = np.random.default_rng(vocab[0]), 5 if vocab[0] < 10_000 else 2
   hidden, theirs = rng.normal(size=(2, tokens, WIDTH))
   kernels = [rng.normal(size=(WIDTH, size)) for size in vocab]
@@ -131,7 +131,7 @@ def problem(vocab, kind, temperature):
 
 
 def buckets(q, ids):
-  """Returns the mass of the ids and of everything else."""
+  """Returns the probabilities of `ids` and, last, that of all other ids together."""
   inside = np.take_along_axis(q, np.maximum(ids, 0), -1) * (ids >= 0)
   outside = q.copy()
   for row, found in enumerate(ids):

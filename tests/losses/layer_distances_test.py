@@ -38,7 +38,7 @@ def relations(x, segments, heads):
 
 
 @pytest.mark.parametrize("block", [4, 5, 128])
-def test_relations_equal_float64_numpy_whatever_the_widths(block, monkeypatch):
+def test_relation_kl_of_models_with_different_widths_equals_float64_numpy(block, monkeypatch):
   monkeypatch.setattr(module, "_BLOCK_QUERIES", block)
   rng = np.random.default_rng(0)
   student, teacher = rng.normal(size=(2, 11, 12)), rng.normal(size=(2, 11, 20))
@@ -64,7 +64,7 @@ def test_relations_equal_float64_numpy_whatever_the_widths(block, monkeypatch):
   np.testing.assert_allclose(got, slope, rtol=1e-4)
 
 
-def test_a_rotated_student_has_the_relations_of_its_teacher():
+def test_rotating_each_head_of_the_student_does_not_change_its_relations():
   rng = np.random.default_rng(0)
   teacher = rng.normal(size=(1, 9, 8))
   turn = np.linalg.qr(rng.normal(size=(4, 4)))[0]

@@ -21,7 +21,7 @@ def balance(layers, tokens, lengths):
 
 
 @pytest.mark.parametrize("layers", [(SPARSE,), (DENSE, SPARSE, DENSE, SPARSE, SPARSE)], ids=["one", "some"])
-def test_the_balance_of_a_row_does_not_depend_on_the_rest_of_the_batch(layers):
+def test_the_expert_balance_of_a_row_does_not_depend_on_the_other_rows(layers):
   tokens = np.random.default_rng(0).integers(0, 31, (3, 12))
   together = balance(layers, tokens, [12, 7, 0])
   assert together.shape == (3,) and together[2] == 0.0
@@ -30,5 +30,5 @@ def test_the_balance_of_a_row_does_not_depend_on_the_rest_of_the_batch(layers):
   assert 0.5 < together[0] < 2.0
 
 
-def test_a_decoder_without_experts_has_no_balance():
+def test_the_expert_balance_of_a_decoder_without_experts_is_none():
   assert balance((DENSE,), np.zeros((1, 4), int), [4]) is None

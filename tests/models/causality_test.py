@@ -1,4 +1,4 @@
-"""Causality by gradients: a position depends on its own document up to itself."""
+"""Tests of causality by gradients: a position depends only on its document up to itself."""
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ LAYERS = {
 
 
 def influence(layer):
-  """Returns [T,S]: the largest gradient of the output at position t by the embedding at position s."""
+  """Returns [T,S]: the largest gradient of the output at position t with respect to the embedding at s."""
   decoder = Decoder(DecoderConfig(family="toy", vocab_size=LENGTH, width=8, layers=(layer,)))
   params = decoder.init(jax.random.key(0))
   # Every position has a token of its own, so that a row of the table is the input of one position.
@@ -58,7 +58,7 @@ def influence(layer):
 
 
 @pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
-def test_a_position_depends_on_its_own_document_up_to_itself_and_on_nothing_else(layer):
+def test_a_position_depends_only_on_itself_and_earlier_positions_of_its_own_document(layer):
   found, order = influence(layer)[SEGMENTS > 0], np.arange(LENGTH)
   back = (order[:, None] - order)[SEGMENTS > 0]
   same = (SEGMENTS[:, None] == SEGMENTS)[SEGMENTS > 0]

@@ -12,7 +12,7 @@ KINDS = tuple(
 
 
 @given(st.lists(st.sampled_from(KINDS), min_size=1, max_size=24))
-def test_expanded_groups_give_the_layers_in_order(layers):
+def test_expanding_the_groups_of_layers_gives_back_the_layers_in_order(layers):
   repeated = {}
   for group in groups(layers):
     for repeat in range(group.repeats):
@@ -21,7 +21,7 @@ def test_expanded_groups_give_the_layers_in_order(layers):
   assert [repeated[index] for index in range(len(layers))] == layers
 
 
-def test_a_pattern_of_three_to_one_repeats_and_a_remainder_is_grouped_alone():
+def test_a_repeated_pattern_of_layers_is_one_group_and_the_remaining_layers_another():
   a, d, _ = KINDS
   head, rest = groups([d, d, d, a] * 3 + [d])
   assert (head.start, head.pattern, head.repeats) == (0, (d, d, d, a), 3)

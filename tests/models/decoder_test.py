@@ -1,4 +1,4 @@
-"""Names, shapes and readout of a decoder's parameters."""
+"""Tests of the names, shapes and readout of a decoder's parameters."""
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ def test_stack_undoes_unstack_bit_for_bit(repeated):
   jax.tree.map(np.testing.assert_array_equal, repeated.stack(canonical), stacked)
 
 
-def test_canonical_names_number_the_layers_of_a_stack_and_keep_suffixes(repeated):
+def test_canonical_names_of_a_stacked_parameter_contain_its_layer_numbers_and_its_suffix(repeated):
   assert repeated.canonical("groups.0.1.mlp.up.kernel") == ["layers.1.mlp.up.kernel", "layers.3.mlp.up.kernel"]
   assert repeated.canonical("groups.1.0.mixer.q.kernel.lora_a") == ["layers.4.mixer.q.kernel.lora_a"]
   assert repeated.canonical("embed.table") == ["embed.table"]
@@ -50,7 +50,7 @@ def test_canonical_parameters_do_not_depend_on_how_layers_are_grouped(repeated):
   jax.tree.map(np.testing.assert_array_equal, repeated.unrolled.unstack(unrolled), repeated.unstack(params))
 
 
-def test_every_dimension_of_a_parameter_has_a_logical_axis_and_stacks_lead_with_layers(repeated):
+def test_every_dimension_of_a_parameter_has_a_logical_axis_and_the_first_of_stacks_is_layers(repeated):
   axes = repeated.axes()
   assert {name: len(one) for name, one in axes.items()} == {name: x.ndim for name, x in repeated.abstract().items()}
   assert {name for name, one in axes.items() if one[0] == "layers"} == {
@@ -58,7 +58,7 @@ def test_every_dimension_of_a_parameter_has_a_logical_axis_and_stacks_lead_with_
   }
 
 
-def test_a_tied_readout_is_the_transposed_table_and_another_one_is_the_head():
+def test_the_readout_is_the_transposed_embedding_table_if_tied_and_otherwise_the_head():
   tied, untied = (decoder(NARROW, tie_embeddings=tie, logit_scale=0.5, logit_softcap=3.0) for tie in (True, False))
   params, others = random(tied), random(untied)
   assert set(others) - set(params) == {"head.kernel"}
@@ -68,7 +68,7 @@ def test_a_tied_readout_is_the_transposed_table_and_another_one_is_the_head():
   assert (readout.scale, readout.softcap, readout.vocab_size) == (0.5, 3.0, 7)
 
 
-def test_texts_beyond_the_learned_positions_are_refused():
+def test_decoding_more_tokens_than_learned_positions_is_refused():
   model = decoder(NARROW, learned_positions=True, max_positions=4)
-  with pytest.raises(InputError, match="prompt and text to draw: 5 tokens.*4 positions"):
+  with pytest.raises(InputError, match="prompt and text to draw: 5 tokens are too many.*4 positions"):
     model.init_state(random(model), batch=1, length=5)

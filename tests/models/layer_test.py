@@ -16,13 +16,13 @@ X = jax.random.normal(jax.random.key(1), (1, 5, 8))
 
 
 def build(layer=DENSE, beside=(), **changes):
-  """`layer` in a decoder that also has the layers `beside` it."""
+  """Returns the module of `layer`, the first of a decoder whose other layers are `beside`."""
   config = DecoderConfig(family="toy", vocab_size=5, width=8, layers=(layer, *beside), norm_eps=1e-12, **changes)
   return Layer(Init(jax.random.key(0)), layer=layer, config=config)
 
 
 def parts(module, x):
-  """(what the mixer adds, what the MLP adds), both for input x."""
+  """Returns what (mixer, MLP) add to the residual stream, each for the input x."""
   segments, positions = jnp.ones(x.shape[:2], int), jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
   mix = jax.jit(lambda x: module.mix(x, segments=segments, positions=positions, dtype=jnp.float32))
   return mix(x), jax.jit(lambda x: module.feed(x, dtype=jnp.float32) - x)(x)
@@ -31,19 +31,19 @@ def parts(module, x):
 @pytest.mark.parametrize(
   ("norms", "on_input", "on_output"), [("pre", True, False), ("post", False, True), ("both", True, True)]
 )
-def test_norms_are_applied_to_the_input_the_output_or_both(norms, on_input, on_output):
+def test_norms_are_applied_to_inputs_outputs_or_both_as_configured(norms, on_input, on_output):
   for added in parts(build(norms=norms), jnp.concatenate([X, 3.0 * X])):
     # An RMS norm of the input removes a factor of the input; one of the output makes its root mean square one.
     assert np.allclose(added[0], added[1], atol=1e-3) == on_input
     assert np.allclose(jnp.sqrt(jnp.mean(added**2, axis=-1)), 1.0, atol=1e-3) == on_output
 
 
-def test_the_residual_scale_multiplies_what_mixer_and_mlp_add():
+def test_the_residual_scale_multiplies_the_outputs_of_mixer_and_mlp():
   for plain, scaled in zip(parts(build(), X), parts(build(residual_scale=0.25), X), strict=True):
     np.testing.assert_allclose(scaled, 0.25 * plain, atol=1e-6)
 
 
-def test_a_layer_without_an_mlp_has_no_norm_for_it_and_leaves_its_input_as_it_is():
+def test_a_layer_without_an_mlp_has_no_mlp_norm_and_its_feed_returns_the_input():
   module = build(LayerConfig(mixer=ATTENTION, mlp=None), norms="both")
   assert module.feed(X, dtype=jnp.float32) is X
   assert set(nnx.to_pure_dict(nnx.state(module))) == {"mixer", "mixer_norm", "mixer_post_norm"}
@@ -54,7 +54,7 @@ def test_a_layer_uses_the_kind_of_norm_that_its_configuration_names():
   assert isinstance(module.mixer_norm, LayerNorm) and isinstance(module.mlp_norm, LayerNorm)
 
 
-def test_mixer_operands_are_float32_in_moe_decoders_and_for_a_delta_rule():
+def test_mixer_operands_are_float32_in_moe_decoders_and_in_gated_delta_mixers():
   delta = LayerConfig(
     mixer=GatedDeltaConfig(num_key_heads=1, num_value_heads=1, key_head_dim=4, value_head_dim=4), mlp=None
   )

@@ -1,4 +1,4 @@
-"""Activations that a decoder captures, and layers that run in isolation."""
+"""Tests of the activations that a decoder captures, and of layers that run in isolation."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ def run(given):
   return {"tokens": given.tokens, "segments": given.segments, "positions": given.positions, "dtype": jnp.float32}
 
 
-def test_an_isolated_layer_computes_what_it_computes_inside_the_decoder():
+def test_an_isolated_layer_gives_the_same_output_as_inside_the_decoder():
   model = decoder(DELTA, SOFT, DELTA, SOFT, DELTA, residual_scale=0.7, norms="both")
   params, given = model.init(jax.random.key(0)), batch()
   every = tuple(range(5))
@@ -47,7 +47,7 @@ def test_only_requested_activations_are_captured():
   assert (set(output.layers), set(output.mixers), set(output.qkv)) == (set(), set(), {1})
 
 
-def test_the_first_layers_input_is_the_scaled_table_plus_learned_positions():
+def test_the_input_of_the_first_layer_is_scaled_token_embeddings_plus_position_embeddings():
   model = decoder(SOFT, embed_scale=2.6457513, round_embed_scale=True, learned_positions=True, max_positions=8)
   params, given = model.init(jax.random.key(0)), batch()
   x = model.module(params).embedded(given.tokens, given.positions, jnp.bfloat16)

@@ -6,7 +6,7 @@ from distill.nn.attention import AttentionConfig, ring_positions
 from distill.nn.rope import DynamicNtk, Interpolation, RopeConfig
 
 
-def test_ring_positions_are_the_latest_of_each_slot_and_negative_in_empty_slots():
+def test_each_ring_slot_holds_its_latest_position_and_an_empty_slot_is_negative():
   assert ring_positions(jnp.asarray([6, 1]), size=4).tolist() == [[4, 5, 6, 3], [0, 1, -2, -1]]
 
 
@@ -19,10 +19,10 @@ def test_ring_positions_are_the_latest_of_each_slot_and_negative_in_empty_slots(
   ],
   ids=["none", "interpolated", "dynamic"],
 )
-def test_attention_is_bound_to_length_only_if_its_rope_frequencies_are(rope, bound):
+def test_attention_depends_on_document_length_only_if_its_rope_frequencies_do(rope, bound):
   assert AttentionConfig(num_heads=1, num_kv_heads=1, head_dim=4, rope=rope).bound_to_length is bound
 
 
 def test_gated_attention_with_a_norm_across_all_heads_is_refused():
-  with pytest.raises(InputError, match="qk_norm='full'.*gated=True; use qk_norm='head'"):
+  with pytest.raises(InputError, match="qk_norm='full' cannot be combined with gated=True; set qk_norm to 'head'"):
     AttentionConfig(num_heads=2, num_kv_heads=1, head_dim=4, rope=None, gated=True, qk_norm="full")

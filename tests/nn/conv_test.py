@@ -7,7 +7,7 @@ from distill.nn.param import Init
 from tests.kernels.precision import assert_equal_up_to_rounding
 
 
-def test_short_conv_steps_after_a_prompt_of_any_length_equal_the_whole_convolution():
+def test_short_conv_steps_after_a_prompt_of_any_length_equal_one_convolution_of_the_whole_row():
   conv = ShortConv(Init(jax.random.key(0)), width=4, channels=3, axis=None, use_bias=True)
   conv.bias[...] = jnp.arange(3.0)
   x, lengths = jax.random.normal(jax.random.key(1), (3, 9, 3)), jnp.asarray([0, 2, 6])

@@ -19,7 +19,7 @@ def prefill(module):
   return run(X)
 
 
-def test_zero_write_strength_gives_zero_output_and_a_zero_state():
+def test_gated_delta_with_zero_write_strength_has_zero_output_and_a_zero_state():
   module = mixer()
   module.b.kernel.set_value(jnp.full_like(module.b.kernel[...], -1e3))
   y, state = prefill(module)
@@ -27,14 +27,14 @@ def test_zero_write_strength_gives_zero_output_and_a_zero_state():
   np.testing.assert_array_equal(state.recurrent, 0.0)
 
 
-def test_a_key_head_serves_neighbouring_value_heads():
+def test_neighbouring_value_heads_of_gated_delta_share_a_key_head():
   module = mixer()
   module.k.kernel.set_value(module.k.kernel[...].at[:, 3:].set(0.0))
   written = jnp.abs(prefill(module)[1].recurrent[0]).max(axis=(1, 2))
   assert (written > 0).tolist() == [True, True, False, False]
 
 
-def test_the_decoding_state_is_float32_and_does_not_grow_with_the_text():
+def test_the_gated_delta_decoding_state_is_float32_and_does_not_grow_with_the_text():
   short, long = (mixer().init_state(2, length=length, dtype=jnp.bfloat16) for length in (4, 4000))
   assert jax.tree.map(jnp.shape, short) == jax.tree.map(jnp.shape, long)
   assert {x.dtype for x in jax.tree.leaves(short)} == {jnp.dtype("float32")}

@@ -18,7 +18,7 @@ def test_linear_equals_the_float64_matmul(rows):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_remat_saves_the_output_of_a_projection_once_and_in_its_dtype(dtype):
+def test_remat_saves_the_output_of_a_linear_projection_once_and_in_its_own_dtype(dtype):
   linear = Linear(Init(jax.random.key(0)), shape=(6, 8), axes=("embed", "mlp"))
   x = jax.random.normal(jax.random.key(1), (2, 3, 6)).astype(dtype)
 

@@ -16,7 +16,7 @@ ROUNDINGS = 4 * (16 + 6 * 8 + 150)
 
 @pytest.fixture(scope="module")
 def mixer():
-  """(graph, parameters) of a mixer whose every parameter is perturbed."""
+  """Returns (graph, parameters) of a Mamba-2 mixer, with noise added to every parameter."""
   graph, state = nnx.split(Mamba2(Init(jax.random.key(0)), config=CONFIG, width=16, norm_eps=1e-5))
   leaves, tree = jax.tree.flatten(state)
   keys = jax.random.split(jax.random.key(1), len(leaves))
@@ -29,7 +29,7 @@ def mixed(mixer, state, x, segments):
   return nnx.merge(mixer[0], state)(x, segments=segments, positions=segments, dtype=jnp.float32)
 
 
-def test_packed_documents_equal_rows_of_their_own_with_their_gradients(mixer):
+def test_packed_documents_have_the_mamba_2_outputs_and_gradients_of_separate_rows(mixer):
   x = jax.random.normal(jax.random.key(2), (1, 150, 16))
   borders = (0, 3, 70, 128, 150)
 
@@ -53,7 +53,7 @@ def test_packed_documents_equal_rows_of_their_own_with_their_gradients(mixer):
     assert jnp.linalg.norm(one - other) <= limit * jnp.linalg.norm(other)
 
 
-def test_prefill_over_several_chunks_and_the_steps_after_it_equal_whole_rows(mixer):
+def test_mamba_2_prefill_over_several_chunks_and_decoding_steps_equal_a_call_on_whole_rows(mixer):
   module = nnx.merge(*mixer)
   step = jax.jit(lambda x, state: module.step(x, state=state, positions=jnp.zeros(len(x), int), dtype=jnp.float32))
   lengths, length = jnp.asarray([70, 2, 1, 0, 33]), 76

@@ -1,4 +1,4 @@
-"""Every mixer of the package, by the contract of `Mixer` and `MixerConfig` alone."""
+"""Tests every mixer of the package through the interfaces `Mixer` and `MixerConfig` alone."""
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ ROUNDINGS = 8 * (WIDTH + 32 + LENGTH)
 
 @pytest.fixture(scope="module", params=MIXERS.values(), ids=MIXERS)
 def built(request):
-  """(configuration, module) with every parameter moved away from its initial value."""
+  """Returns (configuration, module) of a mixer whose parameters all differ from their initial values."""
   module = request.param.build(Init(jax.random.key(0)), width=WIDTH, norm_eps=1e-5, norm_offset=0.0)
   graph, state = nnx.split(module)
   leaves, tree = jax.tree.flatten(state)
@@ -52,7 +52,7 @@ def whole_rows(module, x):
   return jax.jit(lambda x: module(x, segments=ones, positions=positions, dtype=jnp.float32))(x)
 
 
-def test_a_mixer_configuration_states_the_widths_of_its_module(built):
+def test_a_mixer_configuration_states_the_widths_that_its_module_has(built):
   config, module = built
   assert isinstance(config, MixerConfig) and isinstance(module, Mixer)
   q, k, v = module.qkv(jnp.ones((1, 3, WIDTH)), dtype=jnp.float32)
@@ -64,7 +64,7 @@ def test_a_mixer_configuration_states_the_widths_of_its_module(built):
     )
 
 
-def test_prefill_and_the_steps_after_it_equal_whole_rows(built):
+def test_mixer_prefill_and_decoding_steps_equal_a_call_on_whole_rows(built):
   _, module = built
   x = jax.random.normal(jax.random.key(2), (3, LENGTH, WIDTH))
   lengths, ahead = jnp.asarray([6, 2, 1]), LENGTH - 6
@@ -78,7 +78,7 @@ def test_prefill_and_the_steps_after_it_equal_whole_rows(built):
     assert_equal_up_to_rounding(y, expected[jnp.arange(3), lengths + i], roundings=ROUNDINGS)
 
 
-def test_steps_from_an_empty_state_equal_whole_rows(built):
+def test_mixer_decoding_steps_from_an_empty_state_equal_a_call_on_whole_rows(built):
   _, module = built
   x = jax.random.normal(jax.random.key(3), (2, LENGTH, WIDTH))
   expected, state = whole_rows(module, x), module.init_state(2, length=LENGTH, dtype=jnp.float32)

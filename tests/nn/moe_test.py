@@ -12,7 +12,7 @@ CONFIG = MoeConfig(width=7, num_experts=4, top_k=2, use_bias=True, renormalise=F
 
 
 def module(config):
-  """A mixture whose every parameter is random, biases too."""
+  """Returns a mixture of experts whose parameters are all random, biases too."""
   made = Moe(Init(jax.random.key(0)), config=config, width=6)
   graph, state = nnx.split(made)
   leaves, tree = jax.tree.flatten(state)
@@ -22,7 +22,7 @@ def module(config):
 
 
 def one_by_one(moe, x_TD):
-  """Computes the mixture by a loop over tokens and their experts, in float64."""
+  """Computes the output of the mixture of experts by a loop over tokens and their experts, in float64."""
   get = {name: (np.asarray(e.kernel[...], np.float64), np.asarray(e.bias[...])) for name, e in moe.experts.items()}
   logits = x_TD @ np.asarray(moe.router["kernel"][...], np.float64) + np.asarray(moe.router["bias"][...])
   probs = np.exp(logits - logits.max(-1, keepdims=True))
@@ -44,7 +44,7 @@ def one_by_one(moe, x_TD):
 
 
 @pytest.mark.parametrize("change", [{}, {"renormalise": True}, {"clamp": (1.7, 0.5)}, {"top_k": 1}])
-def test_a_mixture_equals_a_loop_over_the_chosen_experts(change):
+def test_a_mixture_of_experts_equals_a_loop_over_the_chosen_experts(change):
   moe = module(MoeConfig(**{**vars(CONFIG), **change}))
   x = np.random.default_rng(0).normal(size=(11, 6))
   got = moe(jnp.asarray(x, jnp.float32), dtype=jnp.float32)
@@ -52,7 +52,7 @@ def test_a_mixture_equals_a_loop_over_the_chosen_experts(change):
   np.testing.assert_allclose(got, expected, atol=1e-5 * np.abs(expected).max())
 
 
-def test_balance_of_a_row_is_the_mean_over_its_valid_tokens_and_its_gradient_spreads_them():
+def test_moe_balance_averages_over_valid_tokens_and_its_gradient_spreads_them_over_experts():
   moe = module(MoeConfig(**{**vars(CONFIG), "top_k": 3, "num_experts": 5}))
   x = np.random.default_rng(0).normal(size=(3, 8, 6))
   valid = np.arange(8) < np.asarray([[8], [5], [0]])
@@ -84,7 +84,7 @@ def test_balance_of_a_row_is_the_mean_over_its_valid_tokens_and_its_gradient_spr
   assert values[0] > 2.2 and abs(values[-1] - 2.0) < 0.1  # Two rows that have tokens.
 
 
-def test_experts_sharded_over_devices_compute_the_same_with_the_same_gradients():
+def test_experts_sharded_over_devices_have_the_outputs_and_gradients_of_unsharded_ones():
   graph, state = nnx.split(module(CONFIG))
   x = jax.random.normal(jax.random.key(2), (2, 8, 6))
   mesh = make_mesh((2, 2, 2))
