@@ -32,19 +32,21 @@ class _StoreRows:
 
 
 class Batches:
-  """Endless batches of a weighted mixture of token stores; they depend on nothing but seed and step.
+  """Endless batches of a weighted mixture of token stores; a batch depends only on the seed and the step.
 
   Args:
-    stores: Token stores with rows of one length.
-    weights: Share of each store in the rows drawn; a store is shuffled again for every epoch.
-    batch_size: Rows of the global batch, B.
+    stores: Token stores whose rows all have the same length.
+    weights: Relative share of each store in the rows drawn; a store is shuffled again for every epoch.
+    batch_size: Number of rows B of the global batch.
     seed: Seed of the shuffling.
     routes: For each store, the index of the adapter set that teaches its rows; by default set 0 for every store.
     first: Number of rows that earlier stages took from these stores; the batches continue after them.
-    process: (index, count) of this process, which gets an equal run of consecutive rows of each batch.
+    process: (index of this process, number of processes). Each process gets an equal share of consecutive rows of
+      every batch.
 
   Raises:
-    InputError: Lengths differ, a weight is not positive, or the batch does not divide among the processes.
+    InputError: The stores' row lengths differ, a weight is not positive and finite, or the rows of a batch cannot be
+      divided equally among the processes.
   """
 
   def __init__(
@@ -60,13 +62,17 @@ class Batches:
   ):
     if len({store.length for store in stores}) != 1:
       lengths = sorted({store.length for store in stores})
-      raise InputError(f"data: stores have rows of different lengths {lengths}; use one length")
+      raise InputError(f"data: the token stores have rows of different lengths {lengths}; use stores of one row length")
     if len(weights) != len(stores) or not all(0 < weight < math.inf for weight in weights):
-      raise InputError(f"data: weights {tuple(weights)}; each of the {len(stores)} sources needs a positive one")
-    if batch_size % process[1]:
       raise InputError(
-        f"training.batch_size: {batch_size} does not divide among {process[1]} processes; "
-        f"use a multiple of {process[1]}"
+        f"data: the weights {tuple(weights)} are invalid; give a positive, finite weight for each of the {len(stores)} "
+        "sources"
+      )
+    _, process_count = process
+    if batch_size % process_count:
+      raise InputError(
+        f"training.batch_size: {batch_size} rows cannot be divided equally among {process_count} processes; use a "
+        f"multiple of {process_count}"
       )
     self._routes = np.asarray(routes or [0] * len(stores), np.int32)
     self._stores, self._size, self._first, self._process = tuple(stores), batch_size, first, process
@@ -81,14 +87,15 @@ class Batches:
 
   @property
   def stores(self) -> tuple[TokenStore, ...]:
-    """Token stores, in the order of the sources."""
+    """The token stores, in the order in which they were given."""
     return self._stores
 
   def with_signals(self, signals: Sequence[Callable[[Int[np.ndarray, " B"]], SparseSignal]]) -> "Batches":
-    """Returns the same batches with a teacher cache's signal for their rows.
+    """Returns the same batches, each with the teacher's signal for its rows.
 
     Args:
-      signals: For each store a function from row indices [B] to the cached signal of these rows, [B, T, …].
+      signals: One function for each store, which reads the signal [B, T, …] of rows from a teacher cache by their row
+        indices [B].
     """
     copied = copy.copy(self)
     copied._ahead = {}
@@ -97,7 +104,7 @@ class Batches:
 
   @property
   def size(self) -> int:
-    """Rows of the global batch."""
+    """Number of rows of the global batch."""
     return self._size
 
   def __getitem__(self, step: int) -> Batch:
@@ -125,7 +132,10 @@ class Batches:
     return Batch(**jax.tree.map(joined, *parts))
 
   def batch(self, step: int, params: Params) -> Batch:
-    """Returns this process's rows of the global batch of `step`, and starts reading those of the next steps."""
+    """Returns this process's rows of the global batch of `step`, and starts a thread that reads the next batches.
+
+    `params` are ignored, because text does not depend on the student.
+    """
     del params  # Text does not depend on the student.
     for ahead in range(step, step + 1 + _AHEAD):
       if ahead not in self._ahead:

@@ -1,4 +1,4 @@
-"""Samples rows of a token store, on which a model is measured."""
+"""Samples rows of a token store, for measurements of a model."""
 
 import numpy as np
 
@@ -10,10 +10,10 @@ def sample(store: TokenStore, *, rows: int, batch_size: int, seed: int) -> list[
   """Returns `rows` distinct rows of a store, drawn at random, in batches; padding completes the last batch.
 
   Args:
-    store: The store.
-    rows: Number of rows to draw; a store with fewer gives all of its rows.
-    batch_size: Rows of a batch, B.
-    seed: Seed of the choice.
+    store: Token store to draw from.
+    rows: Number of rows to draw; all rows are drawn if the store has fewer.
+    batch_size: Number of rows B of a batch.
+    seed: Seed of the random choice.
   """
   chosen = np.random.default_rng(seed).permutation(store.rows)[:rows]
   batches = []

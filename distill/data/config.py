@@ -72,7 +72,7 @@ SOURCES: Mapping[str, type[SourceConfig]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-  """The text of a run, and how it is cut into rows."""
+  """The data sources of a run, and the rows that their text is packed into."""
 
   sources: tuple[SourceConfig, ...] = option(help="Data sources; rows are drawn from them by weight.", kinds=SOURCES)
   length: int = option(256, help="Tokens a row.", least=2)

@@ -14,16 +14,16 @@ _OPEN_ROWS = 32
 def pack(documents: Iterable[Tokenised], *, length: int) -> Iterator[Row]:
   """Packs documents into rows by best fit.
 
-  No token is lost. A document goes into the fullest open row with room for it, or starts a new row. A document longer
-  than a row is cut into pieces of `length`, each a segment of its own. The rows depend only on the order of the
-  documents.
+  No token is lost. A document goes into the fullest unfinished row that has room for it, or else into a new row. One
+  that is longer than a row is cut into pieces of `length`, each a segment of its own. The rows depend only on the
+  documents and their order.
 
   Args:
-    documents: (tokens, in_loss) of each; in_loss[t] tells whether predicting tokens[t] counts in the loss.
-    length: Tokens a row, T.
+    documents: (tokens, in_loss) of each document; in_loss[t] is True if predicting tokens[t] counts in the loss.
+    length: Number of tokens T in a row.
 
   Yields:
-    (tokens, segments, in_loss) [T]: segments count from 1 and are 0 in padding.
+    (tokens, segments, in_loss) of each row, arrays [T]. Segments number the row's documents from 1; padding has 0.
   """
   rows: list[_OpenRow] = []
   for tokens, in_loss in documents:
@@ -43,14 +43,14 @@ def pack(documents: Iterable[Tokenised], *, length: int) -> Iterator[Row]:
 
 
 class _OpenRow:
-  """A row with `room` for more tokens."""
+  """A row that is being filled; `room` is the number of tokens that still fit."""
 
   def __init__(self, length: int):
     self.arrays: Row = (np.zeros(length, np.int32), np.zeros(length, np.int32), np.zeros(length, bool))
     self.room, self._documents = length, 0
 
   def add(self, tokens: Int32[np.ndarray, " tokens"], in_loss: Bool[np.ndarray, " tokens"]) -> None:
-    """Appends a document, or a piece of one."""
+    """Appends a document, or a piece of one, as a new segment."""
     start = len(self.arrays[0]) - self.room
     place = slice(start, start + len(tokens))
     self._documents += 1
@@ -70,7 +70,7 @@ def positions(segments: Int[np.ndarray, "rows T"]) -> Int32[np.ndarray, "rows T"
 def loss_mask(
   segments: Int[np.ndarray, "rows T"], *, in_loss: Bool[np.ndarray, "rows T"]
 ) -> Float32[np.ndarray, "rows T"]:
-  """Returns [rows,T]: 1.0 where the NEXT token is of the same document and counts in the loss, else 0.0."""
+  """Returns the mask [rows,T]: 1.0 where the NEXT token is of the same document and counts in the loss, else 0.0."""
   mask = np.zeros(segments.shape, np.float32)
   same = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
   mask[:, :-1] = same & in_loss[:, 1:]

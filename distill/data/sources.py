@@ -24,7 +24,7 @@ from distill.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-  """A text, and the prompt before it that is read but not trained on."""
+  """A text, and a prompt before it. The model reads the prompt, but is not trained to predict it."""
 
   text: str
   prompt: str = ""
@@ -32,11 +32,11 @@ class Document:
 
 @dataclasses.dataclass(frozen=True)
 class DocumentSource:
-  """Documents in a fixed order.
+  """A source of documents, which are always in the same order.
 
   Attributes:
     spec: Options that determine which documents the source yields.
-    digest: Digest of the content.
+    digest: Digest of the content, which changes if the documents change.
     documents: Returns a new iterator over all documents.
   """
 
@@ -52,11 +52,12 @@ def open_source(spec: SourceConfig | Mapping[str, Any], *, key: str) -> Document
   """Opens the source that a configuration describes.
 
   Args:
-    spec: One of `SOURCES`, or a dict that is read into one.
-    key: Where it stands in the configuration, for messages.
+    spec: An instance of one of the classes in `SOURCES`, or a dict of its fields.
+    key: Key of the source in the configuration, for error messages.
 
   Raises:
-    InputError: The kind or a field is unknown or wrong, a file is missing, or a record has no text.
+    InputError: The kind or a field is unknown or wrong, or a file is missing. Reading the documents raises it for a
+      record without text.
   """
   match read_kind(SOURCES, spec, key=key):
     case TextSourceConfig() as config:
@@ -80,10 +81,10 @@ def _reason(error: Exception) -> str:
   return " ".join(str(error).split("\n")[0].split()) or type(error).__name__
 
 
-def _files(pattern: str, where: str) -> list[pathlib.Path]:
+def _files(pattern: str, key: str) -> list[pathlib.Path]:
   paths = [pathlib.Path(path) for path in sorted(glob.glob(pattern, recursive=True)) if pathlib.Path(path).is_file()]
   if not paths:
-    raise InputError(f"{where}: no file at {pattern!r}; give a file or a glob")
+    raise InputError(f"{key}: no file matches {pattern!r}; give the path of a file, or a glob")
   return paths
 
 
@@ -104,7 +105,9 @@ def _text(config: TextSourceConfig, key: str) -> DocumentSource:
         with path.open(encoding="utf-8") as file:
           yield from _paragraphs(file) if config.blank_lines else [Document(file.read())]
       except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); convert it first") from error
+        raise InputError(
+          f"{path}: the file is not UTF-8 text ({error.reason} at byte {error.start}); convert it to UTF-8"
+        ) from error
 
   return DocumentSource(_spec(config), _digest(paths), documents)
 
@@ -115,23 +118,28 @@ def _paragraphs(lines: Iterable[str]) -> Iterator[Document]:
       yield Document("".join(group).removesuffix("\n"))
 
 
-def _document(record: Any, *, config: RecordSourceConfig, where: str) -> Document:
+def _document(record: Any, *, config: RecordSourceConfig, record_name: str) -> Document:
   text_key = config.text_key
   if isinstance(record, Mapping):
-    prompt, completion, text = (_string(record.get(name), where) for name in ("prompt", "completion", text_key))
+    prompt, completion, text = (_string(record.get(name), record_name) for name in ("prompt", "completion", text_key))
     if prompt is not None and completion is not None:
       return Document(prompt + completion) if config.learn_prompt else Document(completion, prompt)
     if text is not None:
       return Document(text)
-  raise InputError(f"{where}: no string {text_key!r}, nor prompt and completion; set text_key to the field of the text")
+  raise InputError(
+    f"{record_name}: the record has neither a string in the field {text_key!r} nor strings in the fields 'prompt' and "
+    "'completion'; set text_key to the field that holds the text"
+  )
 
 
-def _string(value: Any, where: str) -> str | None:
+def _string(value: Any, record_name: str) -> str | None:
   if isinstance(value, bytes):
     try:
       return value.decode("utf-8")
     except UnicodeDecodeError as error:
-      raise InputError(f"{where}: not UTF-8 at byte {error.start}; convert the data first") from error
+      raise InputError(
+        f"{record_name}: the record has text that is not UTF-8 at byte {error.start}; convert the data to UTF-8"
+      ) from error
   return value if isinstance(value, str) else None
 
 
@@ -144,12 +152,13 @@ def _jsonl(config: JsonlSourceConfig, key: str) -> DocumentSource:
         for number, line in enumerate(file, 1):
           if not line.strip():
             continue
-          where = f"{path}:{number}"
           try:
             record = json.loads(line.decode("utf-8-sig"))
           except ValueError as error:
-            raise InputError(f"{where}: not JSON in UTF-8 ({error}); each line must be one object") from error
-          yield _document(record, config=config, where=where)
+            raise InputError(
+              f"{path}:{number}: the line is not JSON in UTF-8 ({error}); write one JSON object per line"
+            ) from error
+          yield _document(record, config=config, record_name=f"{path}:{number}")
 
   return DocumentSource(_spec(config), _digest(paths), documents)
 
@@ -165,13 +174,16 @@ def _hf(config: HfSourceConfig, key: str) -> DocumentSource:
   try:
     dataset = datasets.load_dataset(config.name, config.subset or None, split=config.split, data_files=files)
   except Exception as error:
-    raise InputError(f"{key}.name: cannot load dataset {config.name!r}: {_reason(error)}") from error
+    reason = _reason(error)
+    raise InputError(
+      f"{key}.name: the dataset {config.name!r} cannot be loaded ({reason}); check name, subset, split and data_files"
+    ) from error
   used = {"prompt", "completion", config.text_key} & set(dataset.column_names)
   # Other columns, such as images, may be costly to decode.
   rows = dataset.select_columns(sorted(used)) if used else dataset
 
   def documents() -> Iterator[Document]:
-    return (_document(record, config=config, where=f"{key} record {i}") for i, record in enumerate(rows))
+    return (_document(record, config=config, record_name=f"{key} record {i}") for i, record in enumerate(rows))
 
   return DocumentSource(_spec(config), _digest(paths) if paths else dataset._fingerprint, documents)
 
@@ -180,7 +192,10 @@ def _tfds(config: TfdsSourceConfig, key: str) -> DocumentSource:
   import tensorflow_datasets as tfds
 
   if bool(config.name) == bool(config.directory):
-    raise InputError(f"{key}: a tfds source needs either name or directory (a prepared dataset with its version)")
+    raise InputError(
+      f"{key}: a source of kind 'tfds' needs exactly one of name and directory; set name to download a dataset, or "
+      "directory to read a prepared one"
+    )
   try:
     if config.directory:
       builder = tfds.builder_from_directory(config.directory)
@@ -190,10 +205,12 @@ def _tfds(config: TfdsSourceConfig, key: str) -> DocumentSource:
     data = builder.as_data_source(split=config.split)
     digest = _digest(map(pathlib.Path, builder.info.splits[config.split].filepaths))
   except Exception as error:
-    what = config.directory or config.name
-    raise InputError(f"{key}: cannot read TFDS {what!r}: {_reason(error)}") from error
+    dataset, reason = config.directory or config.name, _reason(error)
+    raise InputError(
+      f"{key}: the TFDS dataset {dataset!r} cannot be read ({reason}); check name, directory and split"
+    ) from error
 
   def documents() -> Iterator[Document]:
-    return (_document(data[i], config=config, where=f"{key} record {i}") for i in range(len(data)))
+    return (_document(data[i], config=config, record_name=f"{key} record {i}") for i in range(len(data)))
 
   return DocumentSource(_spec(config), digest, documents)

@@ -1,4 +1,4 @@
-"""Token stores: text tokenised and packed once, with a fingerprint of everything that decides the rows."""
+"""Token stores: text that is tokenised and packed once, with a fingerprint of everything that affects the rows."""
 
 import contextlib
 import hashlib
@@ -27,14 +27,17 @@ _GROUP_DOCUMENTS, _GROUP_CHARACTERS = 1000, 1 << 22
 
 
 class TokenStore:
-  """Fixed-length rows of tokens in a directory.
+  """Rows of tokens of a fixed length, stored in a directory and read by memory-mapping.
 
   Attributes:
     rows: Number of rows.
-    length: Tokens a row, T.
-    fingerprint: Digest of everything that decides the rows.
-    meta: Content of meta.json: fingerprint, rows, length, tokens, documents, bytes (UTF-8, of text in the loss),
-      source, and the digest of the tokenizer.
+    length: Number of tokens T in a row.
+    fingerprint: Digest of everything that affects the rows.
+    meta: Content of meta.json: the fingerprint, the numbers of rows, tokens and documents, the row length, the number
+      of UTF-8 bytes of the text that counts in the loss, the source's options, and the digest of the tokenizer.
+
+  Raises:
+    InputError: The directory is not a complete token store.
   """
 
   def __init__(self, directory: str | os.PathLike[str]):
@@ -46,14 +49,22 @@ class TokenStore:
       self._arrays = {name: np.load(self.directory / f"{name}.npy", mmap_mode="r") for name in _NAMES}
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
       reason = " ".join(str(error).split()) or type(error).__name__
-      raise InputError(f"{directory}: not a complete token store ({reason}); delete it to rebuild it") from error
+      raise InputError(
+        f"{directory}: the directory is not a complete token store ({reason}); delete it, and the next run rebuilds it"
+      ) from error
     for name, array in self._arrays.items():
       kind = "b" if name == "in_loss" else "iu"
       if array.shape != (self.rows, self.length) or array.dtype.kind not in kind:
-        raise InputError(f"{self.directory}/{name}.npy: does not agree with meta.json; delete the store to rebuild it")
+        raise InputError(
+          f"{self.directory}/{name}.npy: the array does not have the shape and dtype that meta.json requires; delete "
+          f"{self.directory}, and the next run rebuilds it"
+        )
 
   def read(self, rows: Int[np.ndarray, " rows"]) -> dict[str, Any]:
-    """Returns tokens, segments, positions (int32) and loss_mask (float32) [rows,T] of these rows."""
+    """Returns the arrays [rows,T] of the rows with the indices `rows`, in a dictionary.
+
+    Its keys are tokens, segments and positions, int32, and loss_mask, float32.
+    """
     tokens, segments, in_loss = (np.asarray(self._arrays[name][rows]) for name in _NAMES)
     segments = segments.astype(np.int32)
     return {
@@ -64,7 +75,7 @@ class TokenStore:
     }
 
   def teaches(self) -> bool:
-    """Returns True if any row has a token that counts in the loss; reads rows up to the first such one."""
+    """Returns True if any row has a token that counts in the loss; stops reading after it has found one."""
     chunks = (np.arange(start, min(start + _SCANNED_ROWS, self.rows)) for start in range(0, self.rows, _SCANNED_ROWS))
     return any(bool(self.read(rows)["loss_mask"].any()) for rows in chunks)
 
@@ -72,29 +83,34 @@ class TokenStore:
 def build(
   source: DocumentSource, *, tokenizer: PreTrainedTokenizerBase, length: int, directory: str | os.PathLike[str]
 ) -> TokenStore:
-  """Returns the token store of a source; builds it unless `directory` already holds it.
+  """Returns the token store of a source; builds the store unless `directory` already has it.
 
   Args:
-    source: The documents.
-    tokenizer: Tokenizer of the rows.
-    length: Tokens a row, T.
-    directory: Directory of stores, each in a directory named by its fingerprint.
+    source: Source of the documents.
+    tokenizer: Turns the documents into tokens.
+    length: Number of tokens T in a row.
+    directory: Parent directory of token stores; each store is a subdirectory named by its fingerprint.
 
   Raises:
-    InputError: The source has no documents, the tokenizer no end-of-text token, the rows are too short, or the store
+    InputError: The source has no documents, the tokenizer has no end-of-text token, `length` is below 2, or the store
       is damaged.
   """
   if length < 2:
-    raise InputError(f"config.data.length: {length}; a row needs at least 2 tokens, one to read and one to predict")
+    raise InputError(f"config.data.length: {length} is too short; use at least 2, one token to read and one to predict")
   if tokenizer.eos_token_id is None:
-    raise InputError("tokenizer: no end-of-text token, which separates documents; set eos_token")
+    raise InputError(
+      "tokenizer: it has no end-of-text token to separate documents; set eos_token in the tokenizer's configuration"
+    )
   fingerprint = _fingerprint(source, tokenizer=tokenizer, length=length)
   target = pathlib.Path(directory) / fingerprint[:16]
   if not target.exists():
     _build(target, source=source, tokenizer=tokenizer, length=length, fingerprint=fingerprint)
   store = TokenStore(target)
   if store.fingerprint != fingerprint:
-    raise InputError(f"{target}/meta.json: has the fingerprint of another store; delete the directory to rebuild it")
+    raise InputError(
+      f"{target}/meta.json: the fingerprint is that of another token store; delete {target}, and the next run rebuilds "
+      "it"
+    )
   return store
 
 
@@ -106,7 +122,9 @@ def _build(
   with new_directory(target) as work:
     meta = _write(work, source=source, tokenizer=tokenizer, length=length)
     if not meta["rows"]:
-      raise InputError(f"{source.spec}: it has no documents; give another source")
+      raise InputError(
+        f"data source {source.spec}: the source has no documents; give a source with at least one document"
+      )
     (work / "meta.json").write_text(json.dumps({"fingerprint": fingerprint, **meta}, indent=1))
 
 
@@ -122,7 +140,10 @@ def _digest(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _words(tokenizer: PreTrainedTokenizerBase) -> Any:
-  """Returns all settings that affect how text becomes tokens, without truncation and padding, which each call sets."""
+  """Returns all settings of the tokenizer that affect which tokens a text becomes.
+
+  Truncation and padding are left out, because every call of the tokenizer sets them.
+  """
   backend = getattr(tokenizer, "backend_tokenizer", None)
   if backend is None:
     return tokenizer.get_vocab()
@@ -152,7 +173,10 @@ def _write(
 
 
 def _header(file: BinaryIO, *, dtype: np.dtype, shape: tuple[int, int]) -> None:
-  """Writes the header of a .npy file; NumPy reserves space for more rows, so that a later header has the same size."""
+  """Writes the header of a .npy file.
+
+  The header can be overwritten later with another number of rows: NumPy reserves space for it, so its size is the same.
+  """
   fields = {"shape": shape, "fortran_order": False, "descr": dtype.str}
   np.lib.format.write_array_header_1_0(file, fields)
 
@@ -160,7 +184,10 @@ def _header(file: BinaryIO, *, dtype: np.dtype, shape: tuple[int, int]) -> None:
 def _encode(
   documents: Iterator[Document], tokenizer: PreTrainedTokenizerBase, counts: dict[str, int]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Yields (tokens, in_loss) of each document, with an end-of-text token and without a start token."""
+  """Yields (tokens, in_loss) of each document, and adds the document to `counts`.
+
+  The tokens end with the end-of-text token; no start token is added.
+  """
   for group in _groups(documents):
     prompts = tokenizer([one.prompt for one in group], add_special_tokens=False, verbose=False)["input_ids"]
     texts = tokenizer([one.text for one in group], add_special_tokens=False, verbose=False)["input_ids"]
@@ -173,7 +200,7 @@ def _encode(
 
 
 def _groups(documents: Iterable[Document]) -> Iterator[list[Document]]:
-  """Yields groups of documents that fit into memory."""
+  """Yields lists of consecutive documents that are small enough to be tokenised at once."""
   group: list[Document] = []
   size = 0
   for document in documents:

@@ -1,4 +1,4 @@
-"""Tokenizers from local directories and from the hub."""
+"""Loads tokenizers from local directories and from the Hugging Face hub."""
 
 import os
 
@@ -11,10 +11,10 @@ from distill.files.json_file import regular
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
-  """Loads the tokenizer of a directory in the Hugging Face format.
+  """Loads the tokenizer of a directory in the Hugging Face format, or of a model on the hub.
 
   Raises:
-    InputError: There is none, or it cannot be read.
+    InputError: The directory has no tokenizer, or the tokenizer cannot be read.
   """
   path = locate(path)
   for name in TOKENIZER_FILES:
@@ -23,4 +23,8 @@ def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
   try:
     return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
   except Exception as error:
-    raise InputError(f"{path}: its tokenizer cannot be read ({str(error).splitlines()[0]})") from error
+    reason = str(error).splitlines()[0]
+    raise InputError(
+      f"{path}: the tokenizer in this directory cannot be read ({reason}); name a directory with a tokenizer that "
+      "transformers can load"
+    ) from error

@@ -1,4 +1,4 @@
-"""Generates tokens after prompts: one prefill, then blocks of tokens; a compiled loop samples each block."""
+"""Generates tokens after prompts: a prefill runs the prompts, then a compiled loop samples one block after another."""
 
 import dataclasses
 import functools
@@ -46,7 +46,10 @@ class _Texts:
 
 @functools.partial(jax.jit, static_argnames=("decoder", "length", "sampling", "dtype"))
 def _start(params, prompts, stop, seed, *, decoder, length, sampling, dtype):
-  """Runs the prefill on `prompts`: (padded tokens, lengths). Returns unrolled parameters, and texts of one token."""
+  """Runs the prefill on `prompts`, (padded tokens [B,T], lengths [B]), and draws the first token of each text.
+
+  Returns (parameters of `decoder.unrolled`, `_Texts` after the first token).
+  """
   tokens, lengths = prompts
   output, state = decoder.prefill(params, tokens=tokens, lengths=lengths, length=length, dtype=dtype)
   first = _sample(output, positions=lengths, seed=seed, sampling=sampling)
@@ -56,7 +59,10 @@ def _start(params, prompts, stop, seed, *, decoder, length, sampling, dtype):
 
 @functools.partial(jax.jit, static_argnames=("decoder", "sampling", "dtype"), donate_argnames=("texts",))
 def _block(params, texts, count, stop, seed, *, decoder, sampling, dtype):
-  """Draws `count` tokens for each text, or fewer if all end: returns tokens [B, _BLOCK], their number and the texts."""
+  """Draws `count` tokens for each text, or fewer if all texts end before.
+
+  Returns (tokens [B, _BLOCK], number of tokens drawn for each text, `_Texts` after them).
+  """
 
   def goes_on(carry):
     step, texts, _ = carry
@@ -86,14 +92,17 @@ def stream(
   stop: Collection[int] = (),
   dtype: Any = jnp.float32,
 ) -> Iterator[list[list[int]]]:
-  """Yields `generate`'s tokens as they are drawn: a list of new tokens for each prompt, empty once its text has ended.
+  """Yields the tokens of `generate` as they are drawn.
 
-  Args and errors are those of `generate`.
+  Each item is a list of the new tokens of every prompt, empty for a prompt whose text has ended. Arguments and errors
+  are those of `generate`.
   """
   if max_tokens < 1:
-    raise InputError(f"max_tokens={max_tokens}: expected at least 1")
+    raise InputError(f"max_tokens={max_tokens}: the number of tokens to draw is too small; give at least 1")
   if not prompts or not all(map(len, prompts)):
-    raise InputError("prompts: expected at least one, of at least one token each")
+    raise InputError(
+      "prompts: a prompt is empty, or there is none; give at least one prompt of at least one token each"
+    )
   longest = max(map(len, prompts))
   decoder.config.check_length(longest + max_tokens, what="prompt and text to draw")
   padded = max(_MIN_PROMPT, 1 << (longest - 1).bit_length())
@@ -137,8 +146,8 @@ def generate(
 ) -> list[list[int]]:
   """Continues prompts with tokens drawn from a model; returns the new tokens of each prompt.
 
-  A text depends only on the seed, on its index and on its own prompt. Exception: where rotary frequencies depend on a
-  text's length (dynamic, longrope), all texts use those of the longest.
+  A text depends only on the seed, on the index of its prompt and on the prompt itself. Exception: if the model's rotary
+  frequencies depend on the length of a text (dynamic, longrope), all texts use the frequencies of the longest.
 
   Args:
     decoder: Architecture. Repeated calls are faster with `decoder.unrolled` and unrolled parameters.

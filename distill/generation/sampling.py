@@ -14,7 +14,7 @@ _ONE = 0x3F800000  # The bits of 1.0 in float32.
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
-  """Sampling settings for the next token: temperature, then top-k, then top-p (nucleus).
+  """Sampling settings for the next token. Temperature is applied first, then top-k, then top-p (nucleus).
 
   Attributes:
     temperature: Divides the logits; 0 takes the most likely token.
@@ -31,18 +31,22 @@ class Sampling:
 
   def __post_init__(self):
     if not 0 <= self.temperature < math.inf:
-      raise InputError(f"temperature={self.temperature}: expected a finite number, at least 0")
+      raise InputError(f"temperature={self.temperature}: the temperature must be a finite number of at least 0")
     if self.top_k < 0:
-      raise InputError(f"top_k={self.top_k}: expected the number of tokens to draw from, or 0 for all")
+      raise InputError(
+        f"top_k={self.top_k}: top_k must not be negative; give the number of most likely tokens to draw from, or 0 for "
+        "all tokens"
+      )
     if not 0 < self.top_p <= 1:
-      raise InputError(f"top_p={self.top_p}: expected a probability above 0, at most 1")
+      raise InputError(f"top_p={self.top_p}: top_p must be a probability above 0 and at most 1")
 
 
 def nucleus(logits: Float[Array, "*B V"], top_p: float) -> Bool[Array, "*B V"]:
-  """Masks the smallest set of most likely tokens that reaches probability `top_p` (Holtzman et al. 2019, 1904.09751).
+  """Returns a mask of the nucleus: the smallest set of most likely tokens whose probability reaches `top_p`.
 
-  Ties with the least likely token of the set are included. The least probability is found by bisection over the bits of
-  a float32, which sort like the floats, in 30 sums over the vocabulary. Sorting the vocabulary takes far longer.
+  Tokens as likely as the least likely token of the set are included (Holtzman et al. 2019, 1904.09751). The probability
+  of that token is found by bisection over the bits of a float32, which sort like the floats. The bisection takes 30
+  sums over the vocabulary; sorting the vocabulary takes far longer.
   """
   probs = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
 
@@ -61,7 +65,7 @@ def nucleus(logits: Float[Array, "*B V"], top_p: float) -> Bool[Array, "*B V"]:
 
 
 def draw(logits: Float[Array, "B V"], *, keys: Key[Array, " B"], sampling: Sampling) -> Int[Array, " B"]:
-  """Draws one token id for each row, from that row's logits and random key alone."""
+  """Draws one token id for each row; it depends only on the logits and the random key of that row."""
   if sampling.temperature == 0:
     return jnp.argmax(logits, axis=-1)
   logits, ids = logits / sampling.temperature, None

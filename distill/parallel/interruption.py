@@ -9,7 +9,10 @@ EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: run the same command again.
 
 
 class Interruption:
-  """A context in which SIGTERM or SIGINT asks the run to stop; a second SIGINT ends the process at once."""
+  """A context manager in which SIGTERM or SIGINT only requests a stop, which the run reads from `requested`.
+
+  A SIGINT after such a request raises KeyboardInterrupt at once.
+  """
 
   def __init__(self) -> None:
     self._requested = False
@@ -30,5 +33,8 @@ class Interruption:
     self._requested = True
 
   def requested(self) -> bool:
-    """Returns True if any process of the run was asked to stop; all processes must call it at the same step."""
+    """Returns True if any process of the run was asked to stop.
+
+    All processes must call this method at the same step, because they exchange their answers.
+    """
     return bool(gather_flags(self._requested).any())

@@ -29,26 +29,27 @@ def make_mesh(shape: Sequence[int] = (-1, 1, 1)) -> Mesh:
   """Returns a mesh over all devices with the axes (data, fsdp, tensor).
 
   Args:
-    shape: Size of each axis; one of them may be -1 and takes the devices that are left.
+    shape: Size of each axis. One size may be -1; it becomes the number of devices divided by the other sizes.
 
   Raises:
-    InputError: The shape does not cover the devices exactly.
+    InputError: The product of the sizes is not the number of devices.
   """
   count = jax.device_count()
   known = math.prod(size for size in shape if size != -1)
   full = tuple(count // known if size == -1 else size for size in shape)
   if len(full) != len(MESH_AXES) or math.prod(full) != count:
     raise InputError(
-      f"mesh: {tuple(shape)} does not cover {count} devices; the product of its sizes {MESH_AXES} must be {count}"
+      f"mesh: the shape {tuple(shape)} does not fit {count} devices; give one size for each axis {MESH_AXES}, with a "
+      f"product of {count} (one size may be -1 for the rest)"
     )
   return jax.make_mesh(full, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 def sharding(mesh: Mesh, shape: Sequence[int], axes: Sequence[str | None]) -> NamedSharding:
-  """Returns the sharding of an array; a dimension that does not divide evenly is replicated.
+  """Returns the sharding of an array; a dimension that cannot be divided evenly over its mesh axes is replicated.
 
   Args:
-    mesh: The mesh.
+    mesh: The mesh of devices.
     shape: Shape of the array.
     axes: Logical axis of each dimension, a key of `LOGICAL_TO_MESH`, or None for a replicated dimension.
   """
@@ -72,11 +73,16 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def batch_shards(mesh: Mesh) -> int:
-  """Returns the number of parts that `batch_sharding` divides a batch into: the data times the fsdp axis."""
+  """Returns the number of parts that `batch_sharding` divides a batch into: the size of data times that of fsdp."""
   return math.prod(mesh.shape[name] for name in LOGICAL_TO_MESH["batch"] or ())
 
 
 def to_global_batch(batch: Any, *, mesh: Mesh) -> Any:
-  """Returns global arrays [B,…] from each process's own rows, concatenated in the order of the processes."""
+  """Builds global arrays from the arrays of rows that each process passes.
+
+  Args:
+    batch: A pytree of this process's rows. The global arrays hold the rows of all processes, in process order.
+    mesh: The mesh that the global arrays are sharded over, as `batch_sharding` says.
+  """
   rows = batch_sharding(mesh)
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, x), batch)

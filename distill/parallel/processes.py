@@ -1,4 +1,4 @@
-"""Agreement between the processes of a computation: who writes, and how all fail together."""
+"""Coordination of the processes of one computation: which one writes files, and how an error in one stops all."""
 
 from collections.abc import Sequence
 from types import TracebackType
@@ -11,19 +11,19 @@ from distill.errors import InputError
 
 
 def is_writer() -> bool:
-  """Returns True on the one process that prints and writes files which belong to the whole run."""
+  """Returns True on process 0, which alone prints and writes the files of the whole run."""
   return jax.process_index() == 0
 
 
 def gather_flags(flag: bool) -> np.ndarray:
-  """Returns the `flag` of every process, in process order; all processes must call it at the same time."""
+  """Returns the `flag` of every process, in process order; all processes must call this at the same point."""
   if jax.process_count() == 1:
     return np.asarray([flag])
   return np.asarray(multihost_utils.process_allgather(np.asarray(flag)))
 
 
 def broadcast_numbers(numbers: Sequence[int]) -> list[int]:
-  """Returns, on every process, the `numbers` that the writer passed; all processes must call it at the same time."""
+  """Returns, on every process, the `numbers` that process 0 passed; all processes must call this at the same point."""
   if jax.process_count() == 1:
     return list(numbers)
   # The length goes first: a broadcast needs arrays of one shape on all processes.
@@ -35,22 +35,22 @@ def broadcast_numbers(numbers: Sequence[int]) -> list[int]:
 
 
 def local_rows(x: jax.Array) -> np.ndarray:
-  """Returns the rows of a row-sharded array that this process's devices hold, in order."""
+  """Returns the rows of an array sharded over its rows that this process's devices hold, in row order."""
   parts = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
   return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
 
 
 class fail_together:
-  """A context for work that each process does on its own: if it fails on one process, it fails on all.
+  """A context manager for work that each process does on its own: an error on one process raises an error on all.
 
-  Without it, the other processes would wait forever at their next collective. Contexts may be nested; only the
-  outermost one synchronises, so there must be no collective inside it.
+  Without this context, the processes without an error would wait forever at their next collective. Contexts may be
+  nested. Only the outermost one synchronises the processes, so the work inside it must not use collectives.
 
   Args:
-    what: Start of the error message on the other processes, such as a file or key.
+    what: A file or key, which begins the error message on the processes that did not fail themselves.
 
   Raises:
-    InputError: On exit, on the processes that did not fail themselves.
+    InputError: Another process failed. Raised on exit.
   """
 
   _depth = 0
@@ -68,4 +68,8 @@ class fail_together:
       return
     failed = gather_flags(kind is not None)
     if kind is None and failed.any():
-      raise InputError(f"{self._what}: process {int(np.argmax(failed))} failed; its own error message says why")
+      failed_process = int(np.argmax(failed))
+      raise InputError(
+        f"{self._what}: process {failed_process} failed, so this process stops too; fix the error that process "
+        f"{failed_process} printed"
+      )

@@ -19,7 +19,7 @@ ROWS = (23, 11)
 
 @pytest.fixture(scope="module")
 def stores(tokenizer_dir, tmp_path_factory):
-  """Two stores with `ROWS` rows each, all of them different."""
+  """Returns two token stores with as many rows as `ROWS` says; no two rows are equal."""
   directory, tokenizer = tmp_path_factory.mktemp("stores"), load_tokenizer(str(tokenizer_dir))
   made = []
   for name, rows in zip("ab", ROWS, strict=True):
@@ -41,7 +41,7 @@ def rows(batch):
 
 @settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 2**31 - 1), step=st.integers(0, 10**6), hosts=st.sampled_from([1, 2, 4]))
-def test_a_batch_depends_on_seed_and_step_alone_and_hosts_share_it(seed, step, hosts, stores):
+def test_a_batch_depends_only_on_seed_and_step_and_is_divided_among_hosts(seed, step, hosts, stores):
   def batches(process=(0, 1)):
     return Batches(stores, weights=[3.0, 1.0], batch_size=8, seed=seed, process=process)
 
@@ -87,13 +87,13 @@ def test_stores_are_mixed_by_their_weights_and_each_is_shuffled_separately(weigh
     assert len(set(second[start : start + ROWS[1]])) == ROWS[1]
 
 
-def test_first_makes_a_stage_continue_after_the_rows_of_earlier_stages(stores):
+def test_the_argument_first_makes_batches_continue_after_the_rows_of_earlier_stages(stores):
   common = {"weights": [3.0, 1.0], "seed": 7}
   whole, later = Batches(stores, batch_size=4, **common), Batches(stores, batch_size=2, first=12, **common)
   assert rows(whole[3]) == rows(later[0]) + rows(later[1])
 
 
-def test_each_row_gets_its_own_signal_from_a_teacher_cache(stores):
+def test_each_row_of_a_batch_gets_its_own_signal_from_a_teacher_cache(stores):
   def known(number):
     return lambda rows: SparseSignal(
       target=SparseTarget(
@@ -109,7 +109,7 @@ def test_each_row_gets_its_own_signal_from_a_teacher_cache(stores):
   assert {0, 1} == set(batch.signal.target.ids[:, 0, 1])
 
 
-def test_batches_read_ahead_are_those_of_their_step_and_the_thread_ends(stores):
+def test_batches_read_ahead_equal_those_read_directly_and_the_reading_thread_ends(stores):
   batches = Batches(stores, weights=[3.0, 1.0], batch_size=4, seed=7)
   before = threading.active_count()
   for step in (9, 10, 11, 15, 14):  # Also one that nobody expected.
@@ -139,10 +139,10 @@ def test_an_error_in_the_reading_thread_is_raised_by_batch(stores, monkeypatch):
     ({"weights": [1.0]}, "weights"),
     ({"weights": [1.0, 0.0]}, "weights"),
     ({"weights": [1.0, float("nan")]}, "weights"),
-    ({"batch_size": 6, "process": (0, 4)}, "batch_size: 6 does not divide among 4 processes"),
+    ({"batch_size": 6, "process": (0, 4)}, "batch_size: 6 rows cannot be divided equally among 4 processes"),
   ],
 )
-def test_invalid_weights_and_batch_sizes_are_refused_by_key(changed, says, stores):
+def test_errors_for_invalid_weights_and_batch_sizes_name_the_key(changed, says, stores):
   with pytest.raises(InputError, match=says):
     Batches(stores, **{"weights": [1.0, 1.0], "batch_size": 4, "seed": 0, **changed})
 

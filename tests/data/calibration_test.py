@@ -1,4 +1,4 @@
-"""Rows on which a model is measured: different ones, in whole batches."""
+"""Tests of the rows that are sampled to measure a model: distinct rows, in whole batches."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def store(tokenizer_dir, tmp_path_factory):
   return build(source, tokenizer=tokenizer, length=8, directory=tmp_path_factory.mktemp("stores"))
 
 
-def test_sampled_rows_are_different_and_the_last_batch_is_padded(store):
+def test_sampled_rows_are_distinct_and_the_last_batch_is_padded(store):
   batches = sample(store, rows=6, batch_size=4, seed=0)
   assert [batch.tokens.shape for batch in batches] == [(4, 8), (4, 8)]
   real = [np.asarray(batch.segments).any(axis=1) for batch in batches]
@@ -28,6 +28,6 @@ def test_sampled_rows_are_different_and_the_last_batch_is_padded(store):
   assert len(np.unique(rows, axis=0)) == 6
 
 
-def test_a_small_store_gives_all_of_its_rows(store):
+def test_sampling_more_rows_than_a_store_has_returns_all_of_its_rows(store):
   batches = sample(store, rows=10**6, batch_size=4, seed=1)
   assert sum(int(np.asarray(batch.segments).any(axis=1).sum()) for batch in batches) == store.rows

@@ -7,7 +7,7 @@ from distill.data.packing import loss_mask, pack, positions
 
 @st.composite
 def documents(draw):
-  """Documents of unlike tokens, some of which count in the loss, and a row length."""
+  """Draws (documents of different tokens, some of which count in the loss, and a row length)."""
   sizes = draw(st.lists(st.integers(1, 23), min_size=1, max_size=20))
   starts = np.cumsum([1, *sizes])
   in_loss = [np.array(draw(st.lists(st.booleans(), min_size=size, max_size=size))) for size in sizes]
@@ -21,7 +21,7 @@ def packed(given_documents, length):
 
 
 @given(documents())
-def test_packing_loses_nothing_and_cuts_only_documents_longer_than_a_row(drawn):
+def test_packing_loses_no_token_and_cuts_only_documents_longer_than_a_row(drawn):
   given_documents, length = drawn
   tokens, segments, in_loss = packed(given_documents, length)
   pieces = []
@@ -39,7 +39,7 @@ def test_packing_loses_nothing_and_cuts_only_documents_longer_than_a_row(drawn):
   assert not tokens[segments == 0].any() and not in_loss[segments == 0].any()
 
 
-def test_short_documents_fill_the_room_that_longer_ones_leave():
+def test_packing_fills_the_room_after_long_documents_with_short_ones():
   sizes = [70, 90, 30, 60, 10, 40]
   _, segments, _ = packed([(np.ones(size, np.int32), np.ones(size, bool)) for size in sizes], 100)
   assert len(segments) == 3 and (segments > 0).all()

@@ -13,7 +13,7 @@ def texts(spec):
   return [one.text for one in open_source(spec, key="data").documents()]
 
 
-def test_a_text_file_is_one_document_or_one_for_each_paragraph(tmp_path):
+def test_a_text_file_is_one_document_or_with_blank_lines_one_for_each_paragraph(tmp_path):
   (tmp_path / "a.txt").write_text("\none\ntwo\n\n \n\nthree")
   (tmp_path / "b.txt").write_text("four\n")
   pattern = str(tmp_path / "*.txt")
@@ -21,7 +21,7 @@ def test_a_text_file_is_one_document_or_one_for_each_paragraph(tmp_path):
   assert texts({"kind": "text", "path": pattern, "blank_lines": True}) == ["one\ntwo", "three", "four"]
 
 
-def test_jsonl_records_are_texts_or_prompts_with_completions(tmp_path):
+def test_jsonl_records_are_read_as_texts_or_as_prompts_with_completions(tmp_path):
   path = tmp_path / "data.jsonl"
   path.write_text(
     json.dumps({"body": "old \u2028 text"}, ensure_ascii=False) + "\n\n" + json.dumps(PAIR) + "\n", "utf-8"
@@ -55,16 +55,16 @@ def test_hf_datasets_reads_local_files_in_order(kind, tmp_path, monkeypatch):
   assert texts(spec) == ["one old text", "another", "a third"]
   if kind != "text":
     wrong = open_source({**spec, "text_key": "body"}, key="data")
-    with pytest.raises(InputError, match="data record 0: no string 'body'"):
+    with pytest.raises(InputError, match="data record 0: the record has neither a string in the field 'body'"):
       list(wrong.documents())
 
 
-def test_a_file_that_hf_datasets_cannot_read_is_refused_by_key(tmp_path, monkeypatch):
+def test_the_error_for_a_file_that_hf_datasets_cannot_read_names_the_key(tmp_path, monkeypatch):
   import datasets
 
   monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
   (tmp_path / "bad.json").write_text("{not json")
-  with pytest.raises(InputError, match=r"data\.name: cannot load dataset 'json'"):
+  with pytest.raises(InputError, match=r"data\.name: the dataset 'json' cannot be loaded"):
     open_source({"kind": "hf", "name": "json", "data_files": str(tmp_path / "bad.json")}, key="data")
 
 
@@ -105,7 +105,7 @@ def test_tfds_is_read_without_tensorflow(tfds_maker):
   assert "tensorflow" not in sys.modules
 
 
-def test_the_digest_of_tfds_is_that_of_its_content(tfds_maker):
+def test_the_digest_of_a_tfds_source_depends_only_on_its_content(tfds_maker):
   # The same version, split and number of examples: only the text tells them apart.
   directories = [tfds_maker(name, [text]) for name, text in (("a", "old"), ("b", "old"), ("c", "new"))]
   one, same, other = (open_source({"kind": "tfds", "directory": d}, key="data").digest for d in directories)
@@ -122,21 +122,21 @@ def test_the_digest_of_tfds_is_that_of_its_content(tfds_maker):
     ({"kind": "jsonl"}, r"\.path: missing"),
     ({"kind": "jsonl", "path": 3}, r"\.path: 3; use a text"),
     ({"kind": "text", "path": "x", "blank_lines": "yes"}, r"\.blank_lines: 'yes'; use True or False"),
-    ({"kind": "jsonl", "path": "nowhere.jsonl"}, r"\.path: no file at 'nowhere.jsonl'"),
-    ({"kind": "hf", "name": "json", "data_files": "nowhere.json"}, r"\.data_files: no file at 'nowhere.json'"),
-    ({"kind": "hf", "name": "parquet"}, r"\.data_files: no file at ''"),
-    ({"kind": "tfds"}, "name or directory"),
-    ({"kind": "tfds", "directory": "nowhere"}, "cannot read TFDS 'nowhere'"),
+    ({"kind": "jsonl", "path": "nowhere.jsonl"}, r"\.path: no file matches 'nowhere.jsonl'"),
+    ({"kind": "hf", "name": "json", "data_files": "nowhere.json"}, r"\.data_files: no file matches 'nowhere.json'"),
+    ({"kind": "hf", "name": "parquet"}, r"\.data_files: no file matches ''"),
+    ({"kind": "tfds"}, "exactly one of name and directory"),
+    ({"kind": "tfds", "directory": "nowhere"}, "the TFDS dataset 'nowhere' cannot be read"),
   ],
 )
-def test_an_invalid_source_is_refused_by_its_key(spec, says):
+def test_the_error_for_an_invalid_data_source_names_its_key_on_one_line(spec, says):
   with pytest.raises(InputError, match=r"config\.data\.sources\[0\].*" + says) as error:
     open_source(spec, key="config.data.sources[0]")
   assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("line", [b'{"txt": "no"}', b"[1]", b"{", b'{"text": "\xff"}', b'{"text": 3}'])
-def test_an_invalid_jsonl_line_is_refused_by_file_and_line_number(line, tmp_path):
+def test_the_error_for_an_invalid_jsonl_line_names_the_file_and_the_line_number(line, tmp_path):
   path = tmp_path / "bad.jsonl"
   path.write_bytes(b'{"text": "fine"}\n' + line + b"\n")
   source = open_source({"kind": "jsonl", "path": str(path)}, key="data")
@@ -145,9 +145,9 @@ def test_an_invalid_jsonl_line_is_refused_by_file_and_line_number(line, tmp_path
 
 
 @pytest.mark.parametrize("blank_lines", [False, True])
-def test_text_that_is_not_utf8_is_refused_by_its_file(blank_lines, tmp_path):
+def test_the_error_for_text_that_is_not_utf8_names_its_file(blank_lines, tmp_path):
   path = tmp_path / "latin.txt"
   path.write_bytes("früher".encode("latin-1"))
   source = open_source({"kind": "text", "path": str(path), "blank_lines": blank_lines}, key="data")
-  with pytest.raises(InputError, match="latin.txt: not UTF-8"):
+  with pytest.raises(InputError, match="latin.txt: the file is not UTF-8 text"):
     list(source.documents())

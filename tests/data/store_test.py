@@ -19,7 +19,7 @@ def tokenizer(tokenizer_dir):
 
 @pytest.fixture
 def make(text_file, tokenizer, tmp_path):
-  """Builds a store of `text_file`; arguments replace the text, the tokenizer or the length."""
+  """Returns a function that builds a token store of `text_file`, or of another text, tokenizer or length."""
 
   def built(path=text_file, *, tokenizer=tokenizer, length=32, **spec):
     source = open_source({"kind": "jsonl", "path": str(path), **spec}, key="data")
@@ -32,7 +32,7 @@ def source_of(*documents, digest="0"):
   return DocumentSource({"kind": "here"}, digest, lambda: iter(documents))
 
 
-def test_a_store_holds_all_tokens_and_counts_of_its_source(make, text_file, tokenizer):
+def test_a_token_store_holds_all_tokens_of_its_source_and_their_counts(make, text_file, tokenizer):
   store = make()
   fields = store.read(np.arange(store.rows))
   texts = [json.loads(line)["text"] for line in text_file.read_text().splitlines()]
@@ -50,20 +50,22 @@ def test_a_store_holds_all_tokens_and_counts_of_its_source(make, text_file, toke
 
 
 @pytest.mark.parametrize("text", ["old " * 300, "tä\n\t\x00 😀 " * 40, ""])
-def test_decoding_a_store_gives_back_the_whole_text(text, tokenizer, tmp_path):
+def test_decoding_the_tokens_of_a_store_gives_back_the_whole_text(text, tokenizer, tmp_path):
   store = build(source_of(Document(text)), tokenizer=tokenizer, length=16, directory=tmp_path)
   fields = store.read(np.arange(store.rows))
   assert tokenizer.decode(fields["tokens"][fields["segments"] > 0]) == f"{text}<end>"
 
 
-def test_a_truncating_tokenizer_drops_nothing(tokenizer_dir, tmp_path):
+def test_a_tokenizer_with_truncation_drops_no_tokens_of_a_store(tokenizer_dir, tmp_path):
   short = load_tokenizer(str(tokenizer_dir))
   short.backend_tokenizer.enable_truncation(3)
   store = build(source_of(Document("the old model teaches")), tokenizer=short, length=32, directory=tmp_path)
   assert short.decode(store.read(np.arange(1))["tokens"][0][: store.meta["tokens"]]) == "the old model teaches<end>"
 
 
-def test_rows_do_not_depend_on_how_documents_are_grouped(make, tokenizer, text_file, tmp_path, monkeypatch):
+def test_stored_rows_do_not_depend_on_how_documents_are_grouped_for_tokenisation(
+  make, tokenizer, text_file, tmp_path, monkeypatch
+):
   whole = make()
   monkeypatch.setattr(store_module, "_GROUP_CHARACTERS", 150)
   source = open_source({"kind": "jsonl", "path": str(text_file)}, key="data")
@@ -87,7 +89,7 @@ def test_teaches_is_true_only_if_some_token_counts_in_the_loss(tokenizer, tmp_pa
   assert build(source_of(empty, empty, pair), tokenizer=tokenizer, length=8, directory=tmp_path).teaches()
 
 
-def test_building_a_store_again_reuses_the_stored_one(make, text_file, tmp_path):
+def test_building_a_token_store_again_reuses_the_files_on_disk(make, text_file, tmp_path):
   store = make()
   before = os.stat(store.directory / "tokens.npy").st_mtime_ns
   moved = tmp_path / "elsewhere.jsonl"
@@ -97,7 +99,7 @@ def test_building_a_store_again_reuses_the_stored_one(make, text_file, tmp_path)
   assert [path.name for path in store.directory.parent.iterdir()] == [store.directory.name]
 
 
-def test_text_tokenizer_length_and_version_change_the_fingerprint(
+def test_changes_of_text_tokenizer_length_or_version_change_the_fingerprint_of_a_store(
   make, text_file, tokenizer_dir, tmp_path, monkeypatch
 ):
   more = tmp_path / "more.jsonl"
@@ -118,7 +120,7 @@ def test_text_tokenizer_length_and_version_change_the_fingerprint(
   assert len({store.fingerprint for store in made}) == len({store.directory for store in made}) == len(made)
 
 
-def test_an_earlier_call_of_the_tokenizer_does_not_change_the_fingerprint(make, tokenizer_dir):
+def test_earlier_calls_of_the_tokenizer_do_not_change_the_fingerprint_of_a_store(make, tokenizer_dir):
   used = load_tokenizer(str(tokenizer_dir))
   used(["the old model", "the"], padding=True, truncation=True, max_length=2)
   assert make(tokenizer=used).fingerprint == make().fingerprint
@@ -131,7 +133,7 @@ def test_token_ids_are_stored_in_the_smallest_dtype_that_fits(make, tokenizer_di
     assert np.load(store.directory / "tokens.npy", mmap_mode="r").dtype == dtype
 
 
-def test_a_build_that_fails_leaves_nothing(tokenizer, tmp_path):
+def test_a_failed_build_of_a_token_store_leaves_no_files(tokenizer, tmp_path):
   def documents():
     yield Document("the old model")
     raise InputError("the source: ends here")
@@ -180,7 +182,7 @@ def test_a_damaged_meta_json_is_refused_with_the_advice_to_delete_the_store(meta
 def test_a_store_with_another_fingerprint_is_refused(make):
   path = make().directory / "meta.json"
   path.write_text(json.dumps({**json.loads(path.read_text()), "fingerprint": "0" * 64}))
-  with pytest.raises(InputError, match="meta.json: has the fingerprint of another store"):
+  with pytest.raises(InputError, match="meta.json: the fingerprint is that of another token store"):
     make()
 
 
@@ -189,7 +191,7 @@ def test_a_missing_end_token_a_short_row_and_an_empty_source_are_refused(make, t
   endless.eos_token = None
   with pytest.raises(InputError, match="eos_token"):
     make(tokenizer=endless)
-  with pytest.raises(InputError, match=r"data\.length: 1;"):
+  with pytest.raises(InputError, match=r"data\.length: 1 is too short"):
     make(length=1)
   with pytest.raises(InputError, match="no documents"):
     build(source_of(), tokenizer=tokenizer, length=8, directory=tmp_path)

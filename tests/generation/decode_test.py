@@ -30,7 +30,7 @@ def hybrid():
   return decoder, {n: x + 0.2 * jax.random.normal(key, x.shape) for n, x in decoder.init(key).items()}
 
 
-def test_greedy_texts_are_the_most_likely_tokens_after_each_whole_prefix(hybrid):
+def test_greedy_texts_consist_of_the_most_likely_token_after_each_prefix(hybrid):
   decoder, params = hybrid
   texts = generate(decoder, params=params, prompts=PROMPTS, max_tokens=37)
   length = max(map(len, PROMPTS)) + 37
@@ -76,7 +76,7 @@ def test_a_stop_token_ends_only_its_own_text_and_the_stream_ends_with_the_last_t
   assert [token for (row,) in blocks for token in row] == cut[0] and len(blocks) <= 4
 
 
-def test_the_first_streamed_piece_is_short_and_all_pieces_have_max_tokens_in_all(hybrid):
+def test_the_first_streamed_block_has_one_token_and_all_blocks_together_have_max_tokens(hybrid):
   decoder, params = hybrid
   how = dict(params=params, prompts=PROMPTS, sampling=Sampling())
   blocks = [[len(row) for row in news] for news in stream(decoder, max_tokens=50, **how)]
@@ -84,7 +84,7 @@ def test_the_first_streamed_piece_is_short_and_all_pieces_have_max_tokens_in_all
   assert sum(row[0] for row in blocks) == 50
 
 
-def test_an_attention_window_bounds_the_length_of_the_kv_cache():
+def test_the_kv_cache_is_no_longer_than_the_attention_window():
   layer = LayerConfig(
     mixer=AttentionConfig(num_heads=2, num_kv_heads=1, head_dim=8, rope=RopeConfig(), window=5), mlp=None
   )
@@ -117,7 +117,7 @@ def test_max_tokens_below_one_is_refused(hybrid):
     generate(decoder, params=params, prompts=PROMPTS, max_tokens=0)
 
 
-def test_decoding_may_use_the_last_learned_position_but_none_beyond(hybrid):
+def test_generation_may_use_the_last_learned_position_and_refuses_to_go_beyond_it(hybrid):
   layer = LayerConfig(mixer=AttentionConfig(num_heads=2, num_kv_heads=1, head_dim=8, rope=None), mlp=None)
   config = DecoderConfig(
     family="gpt2", vocab_size=61, width=16, layers=(layer,), learned_positions=True, max_positions=20

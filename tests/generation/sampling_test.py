@@ -70,7 +70,7 @@ def test_top_k_draws_only_from_the_k_most_likely_tokens(logits, top_k):
   assert set(np.asarray(found).tolist()) <= set(np.argsort(logits)[::-1][:top_k].tolist())
 
 
-def test_at_temperature_zero_the_most_likely_token_is_taken():
+def test_draw_takes_the_most_likely_token_at_temperature_zero():
   assert counts(FALLING, Sampling(top_k=2, top_p=0.5)).tolist() == [0, DRAWS, 0, 0, 0, 0, 0]
 
 

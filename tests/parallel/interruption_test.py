@@ -16,7 +16,7 @@ def test_one_signal_requests_a_stop_without_ending_the_process(number):
   assert signal.getsignal(number) is before
 
 
-def test_a_second_interrupt_ends_the_process_and_a_second_termination_does_not():
+def test_a_second_sigterm_does_not_end_the_process_but_a_later_sigint_does():
   with Interruption() as interruption:
     os.kill(os.getpid(), signal.SIGTERM)
     os.kill(os.getpid(), signal.SIGTERM)

@@ -6,7 +6,7 @@ from distill.errors import InputError
 from distill.parallel.mesh import batch_sharding, batch_shards, make_mesh, replicated, sharding, to_global_batch
 
 
-def test_dimensions_are_sharded_where_they_divide_and_replicated_elsewhere():
+def test_a_dimension_is_sharded_if_the_mesh_axis_divides_it_and_otherwise_replicated():
   mesh = make_mesh((2, 2, 2))
   assert sharding(mesh, (6, 8), ("embed", "mlp")).spec == PartitionSpec("fsdp", "tensor")
   assert sharding(mesh, (7, 8), ("embed", "mlp")).spec == PartitionSpec(None, "tensor")
@@ -29,6 +29,6 @@ def test_a_mesh_size_of_minus_one_takes_the_remaining_devices():
 
 
 @pytest.mark.parametrize("shape", [(3, 1, 1), (8, 1), (-1, 3, 1)])
-def test_a_shape_that_does_not_cover_the_devices_is_refused(shape):
-  with pytest.raises(InputError, match="does not cover 8 devices"):
+def test_a_mesh_shape_whose_product_is_not_the_number_of_devices_is_refused(shape):
+  with pytest.raises(InputError, match="does not fit 8 devices"):
     make_mesh(shape)

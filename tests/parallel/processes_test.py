@@ -34,13 +34,13 @@ print(x.shape, local_rows(x).tolist(), asked)
 """
 
 
-def test_an_adapter_that_one_process_lacks_stops_both(llama_dir, adapter_dirs):
+def test_an_adapter_that_is_missing_on_one_process_stops_both_processes(llama_dir, adapter_dirs):
   (code0, out0, _), (code1, out1, _) = processes.two(LOAD, llama_dir, adapter_dirs[0])
   assert (code0, code1) == (2, 2)
   assert "process 1 failed" in out0 and "/nowhere/adapter" in out1
 
 
-def test_two_processes_agree_on_flags_numbers_and_rows():
+def test_two_processes_exchange_flags_numbers_and_rows_and_stop_together():
   for rank, (code, out, errors) in enumerate(processes.two(AGREE, devices=2)):
     assert code == 0, errors
     first, second = out.splitlines()[-2:]
