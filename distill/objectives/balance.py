@@ -12,7 +12,10 @@ from distill.objectives.term import Term
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Balance(Term):
-  """Load imbalance of the student's experts, 1 if balanced: mean over MoE layers, rows weighted by token count."""
+  """Load imbalance of the student's experts, averaged over MoE layers and rows; 1, the minimum, for an even load.
+
+  Each row is weighted by its number of tokens.
+  """
 
   kind: ClassVar[str] = "balance"
 
@@ -23,7 +26,9 @@ class Balance(Term):
     return self
 
   def loss(self, inputs: LossInputs, context: LossContext) -> Scalar:
-    """Returns the mean load imbalance of the micro-batch's rows, each weighted by its number of tokens."""
-    assert inputs.output is not None and inputs.output.balance is not None, "a student without MoE layers"
+    """Returns the micro-batch's share of the mean load imbalance over rows, each weighted by its number of tokens."""
+    assert inputs.output is not None and inputs.output.balance is not None, (
+      "the balance term needs a student with MoE layers"
+    )
     lengths = jnp.sum(inputs.batch.segments > 0, axis=1).astype(jnp.float32)
     return jnp.sum(inputs.output.balance * lengths) / context.totals["present"]

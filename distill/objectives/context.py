@@ -1,4 +1,4 @@
-"""The arguments of terms: `Setting` to check options, `LossContext` and `LossInputs` to compute the loss."""
+"""The arguments of loss terms: `Setting` to check their options, `LossContext` and `LossInputs` to compute the loss."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ TermState = dict[str, Scalar]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setting:
-  """The stage and the two models that a term is used with.
+  """The stage and the two models that a term is checked against (`Term.bind`).
 
   Attributes:
     steps: Length of the stage in optimizer steps.
@@ -25,7 +25,8 @@ class Setting:
     teacher_depth: Number of the teacher's layers.
     teacher_width: Width D of the teacher's hidden states.
     teacher: Architecture of the teacher; None for a teacher cache, which knows only depth and width.
-    layers_from: Index of the teacher layer that each student layer starts from; None if it is not measured yet.
+    layers_from: Index of the teacher layer that each student layer starts from; empty for a student that starts from no
+      teacher, None if the layers are not chosen yet.
     has_reference: True if any term of the stage is a reference for balanced terms (`Term.reference`).
   """
 
@@ -48,7 +49,7 @@ class LossContext:
     totals: Counts of the GLOBAL batch, so that the shares of micro-batches, devices and hosts simply add up:
       `predicted`, tokens with a target, and `present`, tokens that are not padding.
     states: State of each term that has one, by its index in the stage.
-    shards: Number of mesh parts that the rows are spread over.
+    shards: Number of parts of the mesh that the batch's rows are spread over.
   """
 
   step: Scalar | Int[Array, ""]
@@ -68,8 +69,8 @@ class LossInputs:
 
   Attributes:
     batch: The micro-batch.
-    output: The student's output end to end, with the activations that terms capture; None if no term runs the student.
-    signal: The teacher's outputs, with the activations that terms capture; None if no term runs the teacher.
+    output: Output of the student run end to end, with the activations that terms need; None if no term needs that run.
+    signal: The teacher's output, with the activations that terms need; None if no term needs a teacher.
     params: Trained parameters of the terms (`Term.init_params`).
     run_isolated: run_isolated(method, inputs=…, layers=…) runs single student layers, each on an input [B,T,D] of its
       own, and returns their outputs in the order of `layers`; `method` is a method of `models.layer.Layer`.

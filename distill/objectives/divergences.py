@@ -22,9 +22,10 @@ class DivergenceTerm(Term):
   """Base class of terms that compare the student's next-token distribution with the teacher's.
 
   Attributes:
-    labelled: True if the divergence takes the buckets of the labels as a third argument.
-    linear_in_teacher: True if the gradient is linear in the teacher's distribution, so that
-      its mean over sampled targets is the gradient for the whole distribution.
+    labelled: True if the function that `divergence` returns takes, as third argument, the column of each token's label
+      in the log-probabilities.
+    linear_in_teacher: True if the gradient is linear in the teacher's probabilities. Its mean over sampled targets then
+      equals the gradient for the teacher's full distribution.
   """
 
   runs_teacher: ClassVar[bool] = True
@@ -48,13 +49,13 @@ class DivergenceTerm(Term):
     """Raises InputError if sampled targets would bias the gradient, or the targets were made at another temperature."""
     if targets.sampled and not self.linear_in_teacher:
       raise InputError(
-        f"{key}.kind: the gradient of {self.kind} is biased under sampled targets; use {ForwardKl.kind}, or a cache of "
-        "top_k targets"
+        f"{key}.kind: the gradient of {self.kind} is biased if the teacher cache holds sampled targets; use "
+        f"{ForwardKl.kind}, or a cache of top_k targets"
       )
     if self.temperature != targets.temperature:
       raise InputError(
-        f"{key}.temperature: {self.temperature}, but the cache was made at {targets.temperature}; they must be the "
-        "same number"
+        f"{key}.temperature is {self.temperature}, but the teacher cache was made at temperature "
+        f"{targets.temperature}; use the same number for both"
       )
 
   def token_loss(self, context: LossContext, state: TermState) -> TokenLoss:
@@ -73,13 +74,13 @@ class DivergenceTerm(Term):
     raise NotImplementedError
 
   def extra(self, state: TermState) -> tuple[Scalar, ...]:
-    """Returns scalars from the term's state; they are passed to `divergence` as its last arguments."""
+    """Returns scalars from the state: the last arguments of the function that `divergence` returns; () by default."""
     return ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ForwardKl(DivergenceTerm):
-  """KL(teacher ‖ student)."""
+  """The forward KL divergence, KL(teacher ‖ student)."""
 
   kind: ClassVar[str] = "forward_kl"
   linear_in_teacher: ClassVar[bool] = True
@@ -91,7 +92,7 @@ class ForwardKl(DivergenceTerm):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReverseKl(DivergenceTerm):
-  """KL(student ‖ teacher)."""
+  """The reverse KL divergence, KL(student ‖ teacher)."""
 
   kind: ClassVar[str] = "reverse_kl"
 
@@ -109,7 +110,7 @@ class Jsd(DivergenceTerm):
   beta: float = option(0.5, least=0, most=1, help="Share of the teacher in the mixture; 0 is forward, 1 reverse KL.")
 
   def divergence(self) -> Divergence:
-    """Returns the JSD with the option `beta`."""
+    """Returns the Jensen-Shannon divergence with the option `beta` as the teacher's share of the mixture."""
     return functools.partial(divergences.jsd, beta=self.beta)
 
 
@@ -122,7 +123,7 @@ class _SkewTerm(DivergenceTerm):
   def bind(self, setting: Setting, *, key: str) -> Term:
     """Checks that alpha is below 1, so that the mixture contains both distributions."""
     if self.alpha == 1.0:
-      raise InputError(f"{key}.alpha: {self.alpha}; use a number below 1, at which {self.kind} is always 0")
+      raise InputError(f"{key}.alpha: got {self.alpha}, at which {self.kind} is always 0; use a number below 1")
     return super().bind(setting, key=key)
 
 
@@ -133,7 +134,7 @@ class SkewKl(_SkewTerm):
   kind: ClassVar[str] = "skew_kl"
 
   def divergence(self) -> Divergence:
-    """Returns the skew KL with the option `alpha`."""
+    """Returns the skew KL with the option `alpha` as the teacher's share of the mixture."""
     return functools.partial(divergences.skew_kl, alpha=self.alpha)
 
 
@@ -144,7 +145,7 @@ class SkewReverseKl(_SkewTerm):
   kind: ClassVar[str] = "skew_reverse_kl"
 
   def divergence(self) -> Divergence:
-    """Returns the skew reverse KL with the option `alpha`."""
+    """Returns the skew reverse KL with the option `alpha` as the student's share of the mixture."""
     return functools.partial(divergences.skew_reverse_kl, alpha=self.alpha)
 
 
@@ -171,7 +172,7 @@ class AlphaBeta(DivergenceTerm):
   def bind(self, setting: Setting, *, key: str) -> Term:
     """Checks that alpha + beta is not 0, where the divergence is undefined."""
     if self.alpha + self.beta == 0:
-      raise InputError(f"{key}: alpha {self.alpha} + beta {self.beta} must not be 0; change one of them")
+      raise InputError(f"{key}: alpha {self.alpha} + beta {self.beta} is 0, which is not allowed; change one of them")
     return super().bind(setting, key=key)
 
   def divergence(self) -> Divergence:
@@ -181,7 +182,10 @@ class AlphaBeta(DivergenceTerm):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecoupledKl(DivergenceTerm):
-  """Decoupled knowledge distillation: KL of (label, all others) plus KL among the others (DKD, 2203.08679)."""
+  """Decoupled knowledge distillation (DKD, 2203.08679): a weighted sum of two KL divergences.
+
+  One compares the pair of probabilities (label, all other tokens), the other the distribution among the other tokens.
+  """
 
   kind: ClassVar[str] = "dkd"
   labelled: ClassVar[bool] = True

@@ -24,19 +24,19 @@ class Hidden(DistanceTerm):
   kind: ClassVar[str] = "hidden"
 
   def pair(self, student: int, span: Span) -> tuple[int, ...]:
-    """Returns the pair (student layer, last teacher layer that it replaces)."""
+    """Returns the pair (student layer, last teacher layer of its span)."""
     return student, span.last
 
   def student_capture(self) -> Capture:
-    """Requests the outputs of the student's paired layers."""
+    """Returns a capture of the outputs of the student's paired layers."""
     return Capture(layers=tuple(i for i, _ in self.listed))
 
   def teacher_capture(self) -> Capture:
-    """Requests the outputs of the teacher's paired layers."""
+    """Returns a capture of the outputs of the teacher's paired layers."""
     return Capture(layers=tuple(j for _, j in self.listed))
 
   def init_params(self, setting: Setting, *, key: Key[Array, ""]) -> Params:
-    """Returns a projector for each pair: the identity where the widths agree, else Gaussian with unit gain."""
+    """Returns a projector for each pair: the identity for equal widths, else Gaussian of variance 1 / student D."""
     shape = (setting.student.width, setting.teacher_width)
 
     def projector():
@@ -45,7 +45,7 @@ class Hidden(DistanceTerm):
     return {_name(pair): projector() for pair in self.listed}
 
   def distances(self, inputs: LossInputs) -> Iterator[Float[Array, "B T"]]:
-    """Yields each token's distance, for one pair of layers after another."""
+    """Yields the distance at every token, for one pair of layers after another."""
     assert inputs.output is not None and inputs.signal is not None
     for i, j in self.listed:
       student = projected(inputs.output.layers[i], inputs.params.get(_name((i, j))))

@@ -1,6 +1,7 @@
 """Loss terms that run student layers on the teacher's inputs and compare their outputs with the teacher's.
 
-Each layer learns its part of the teacher without the errors of the layers below it: the first stages of a conversion.
+Each student layer then learns its part of the teacher without the errors of the student layers below it. The first
+stages of a conversion use these terms.
 """
 
 import dataclasses
@@ -27,13 +28,19 @@ class _IsolatedTerm(DistanceTerm):
     """Checks that student and teacher have the same width, so that student layers can run on the teacher's inputs."""
     if setting.student.width != setting.teacher_width:
       raise InputError(
-        f"{key}: {self.kind} gives the student's layers (width {setting.student.width}) the teacher's inputs (width "
-        f"{setting.teacher_width}); the widths must agree"
+        f"{key}: {self.kind} runs the student's layers (width {setting.student.width}) on the teacher's inputs (width "
+        f"{setting.teacher_width}), which needs equal widths; use a student of the teacher's width, or the term hidden"
       )
     return super().bind(setting, key=key)
 
   def run(self, inputs: LossInputs, method: Callable[..., Any]) -> dict[tuple[int, int], Float[Array, "B T D"]]:
-    """Runs `method` of each pair's student layer; returns its output by pair. Stacked layers run in one scan."""
+    """Runs `method` of each pair's student layer on the input of the pair's first teacher layer.
+
+    Stacked layers run in one scan.
+
+    Returns:
+      Output of the student layer [B,T,D], by (student layer, first teacher layer).
+    """
     assert inputs.signal is not None and inputs.run_isolated is not None
     pairs = sorted({(pair[0], pair[1]) for pair in self.listed})
     given = [jax.lax.stop_gradient(inputs.signal.layers[before(j)]) for _, j in pairs]
@@ -48,16 +55,16 @@ class MixerOutput(_IsolatedTerm):
   kind: ClassVar[str] = "mixer_output"
 
   def pair(self, student: int, span: Span) -> tuple[int, ...]:
-    """Returns the pair (student layer, teacher layer that it starts from)."""
+    """Returns the pair (student layer, teacher layer that it is initialised from)."""
     return student, span.source
 
   def teacher_capture(self) -> Capture:
-    """Requests the inputs of the teacher's paired layers and the outputs of their mixers."""
+    """Returns a capture of the inputs of the teacher's paired layers and the outputs of their mixers."""
     layers = tuple(j for _, j in self.listed)
     return Capture(layers=tuple(map(before, layers)), mixers=layers)
 
   def distances(self, inputs: LossInputs) -> Iterator[Float[Array, "B T"]]:
-    """Yields each token's distance, for one pair of layers after another."""
+    """Yields the distance at every token, for one pair of layers after another."""
     assert inputs.signal is not None
     outputs = self.run(inputs, Layer.mix)
     for i, j in self.listed:
@@ -68,7 +75,7 @@ class MixerOutput(_IsolatedTerm):
 class BlockOutput(_IsolatedTerm):
   """Distance between the outputs of a whole student layer and a teacher layer, both run on the teacher's input.
 
-  A pair (student, first, last) makes the student layer replace the teacher layers `first` to `last`.
+  A pair (student, first, last) compares one student layer with the teacher layers `first` to `last` together.
   """
 
   kind: ClassVar[str] = "block_output"
@@ -79,11 +86,11 @@ class BlockOutput(_IsolatedTerm):
     return student, span.first, span.last
 
   def teacher_capture(self) -> Capture:
-    """Requests the input of the first and the output of the last teacher layer of each pair."""
+    """Returns a capture of the input of the first and the output of the last teacher layer of each pair."""
     return Capture(layers=tuple(layer for pair in self.listed for layer in (before(pair[1]), pair[-1])))
 
   def distances(self, inputs: LossInputs) -> Iterator[Float[Array, "B T"]]:
-    """Yields each token's distance, for one pair of layers after another."""
+    """Yields the distance at every token, for one pair of layers after another."""
     assert inputs.signal is not None
     outputs = self.run(inputs, Layer.__call__)
     for pair in self.listed:

@@ -58,7 +58,7 @@ def next_states(terms: Sequence[Term], *, context: LossContext, parts: Mapping[s
   Args:
     terms: Terms of the stage.
     context: Step, counts and term states that the step's loss was computed with.
-    parts: Means of all terms over the global batch, from `loss_sums`.
+    parts: Mean of each term over the global batch, by the term's name in metrics (`loss_sums`).
   """
   names = _names(terms)
   reference = sum(
@@ -85,7 +85,8 @@ def loss_sums(terms: Sequence[Term], inputs: LossInputs, *, context: LossContext
     context: Step of the stage, counts of the global batch, and term states.
 
   Returns:
-    The loss, Σ weight · factor · mean, and each term's mean by its name in metrics: its index and kind.
+    The contribution to the loss, Σ weight · factor · mean, and the contribution to each term's mean. The latter is by
+    the term's name in metrics: its index and kind, such as `0_forward_kl`.
   """
   token_losses: dict[int, TokenLoss] = {}
   scales: dict[int, Scalar] = {}
@@ -111,14 +112,14 @@ def loss_sums(terms: Sequence[Term], inputs: LossInputs, *, context: LossContext
 
 
 def _names(terms: Sequence[Term]) -> list[str]:
-  """Returns the name of each term in metrics."""
+  """Returns the name of each term in metrics: its index and kind, such as `0_forward_kl`."""
   return [f"{index}_{term.kind}" for index, term in enumerate(terms)]
 
 
 def _shared_walk(losses, inputs: LossInputs, *, shards: int):
   """Returns the weighted sum of all token losses, and each loss's sum over tokens, in one pass over the logits."""
   output, batch = inputs.output, inputs.batch
-  assert output is not None, "a token loss needs the student's output"
+  assert output is not None, "a term that is a loss of logits needs the student's output"
   target, readout = (None, None) if inputs.signal is None else inputs.signal.target_rows()
   return chunked_losses(
     losses,

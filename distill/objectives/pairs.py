@@ -1,4 +1,4 @@
-"""Terms that compare layers of the student with layers of the teacher, pair by pair."""
+"""Base classes of loss terms that compare layers of the student with layers of the teacher, pair by pair."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ Pairs = tuple[tuple[int, ...], ...]
 
 
 class Span(NamedTuple):
-  """Indices of teacher layers: a student layer replaces `first` to `last`, and is initialised from `source`."""
+  """The teacher layers of one student layer, which replaces `first` to `last` and is initialised from `source`."""
 
   source: int
   first: int
@@ -30,8 +30,8 @@ class Span(NamedTuple):
 class PairTerm(Term):
   """Base class of terms that average a distance between paired layers' activations over pairs and non-padding tokens.
 
-  If `balanced` is set, the state holds a ratio that scales the weight so that the term counts as much as the
-  reference terms.
+  If `balanced` is set, the state holds a ratio that multiplies the weight, so that the term counts as much as the
+  reference terms of the stage (`Term.reference`), such as divergences.
   """
 
   runs_teacher: ClassVar[bool] = True
@@ -49,10 +49,11 @@ class PairTerm(Term):
   )
 
   def bind(self, setting: Setting, *, key: str) -> "PairTerm":
-    """Returns the term with its pairs listed; the list is empty if it depends on a layers_from not known yet."""
+    """Returns the term with its layer pairs listed, or with none if they depend on an unknown `layers_from`."""
     if self.balanced and not setting.has_reference:
       raise InputError(
-        f"{key}.balanced: the stage has no term of logits to balance it with; add one, or leave balanced out"
+        f"{key}.balanced: the stage has no divergence or cross-entropy to scale this term to; add one, or leave out "
+        "balanced"
       )
     pairs = self._spread(setting)
     if not pairs and setting.layers_from is None:
@@ -60,17 +61,17 @@ class PairTerm(Term):
     return dataclasses.replace(self, pairs=_checked(pairs, term=self, setting=setting, key=f"{key}.pairs"))
 
   def pair(self, student: int, span: Span) -> tuple[int, ...]:
-    """Returns the default pair of a student layer, from the teacher layers that it replaces."""
+    """Returns the default pair, (student layer, teacher layer or layers), of a student layer that replaces `span`."""
     raise NotImplementedError
 
   def distances(self, inputs: LossInputs) -> Iterator[Float[Array, "B T"]]:
-    """Yields each token's distance for every pair, in order; no gradient flows into the teacher's side."""
+    """Yields the distance at every token, for one pair after another; no gradient flows into the teacher."""
     raise NotImplementedError
 
   @property
   def listed(self) -> Pairs:
-    """Returns the layer pairs of a bound term, as `bind` listed them."""
-    assert isinstance(self.pairs, tuple), "bind comes first"
+    """Returns the layer pairs that `bind` listed; only for a term that `bind` returned."""
+    assert isinstance(self.pairs, tuple), "the pairs are listed by bind; call it first"
     return cast(Pairs, self.pairs)
 
   def loss(self, inputs: LossInputs, context: LossContext) -> Scalar:
@@ -82,11 +83,11 @@ class PairTerm(Term):
     return total / len(self.listed) / context.totals["present"]
 
   def initial_state(self) -> TermState:
-    """Returns a ratio of one if `balanced` is set, else an empty state."""
+    """Returns a state with the ratio 1 if `balanced` is set, else an empty state."""
     return {"ratio": jnp.float32(1.0)} if self.balanced else {}
 
   def next_state(self, state: TermState, *, value: Scalar, reference: Scalar, context: LossContext) -> TermState:
-    """Returns the ratio at which this step's term would have equalled the stage's reference terms."""
+    """Returns the state with the ratio (reference terms) / (this term's mean), or the old ratio if it is not finite."""
     ratio = reference / value
     return {"ratio": jnp.where(jnp.isfinite(ratio), ratio, state["ratio"])}
 
@@ -113,7 +114,7 @@ class PairTerm(Term):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistanceTerm(PairTerm):
-  """Base class of pair terms that compare vectors of the teacher's width by the distance of the `distance` option."""
+  """Base class of pair terms that compare vectors of the teacher's width; the option `distance` names the distance."""
 
   distance: str = option(
     "mse", choices=tuple(DISTANCES), help="'mse', relative to the teacher's norm, or 'cosine': 1 − cos."
@@ -125,7 +126,7 @@ class DistanceTerm(PairTerm):
 
 
 def _spans(layers_from: Sequence[int], *, depth: int) -> list[Span]:
-  """Returns the teacher layers that each student layer replaces: all before the next student layer's source.
+  """Divides the teacher's `depth` layers among the student's: each span ends before the next student layer's source.
 
   Returns an empty list if `layers_from` is not in ascending order, since no such division exists then.
   """
@@ -138,21 +139,21 @@ def _spans(layers_from: Sequence[int], *, depth: int) -> list[Span]:
 def _checked(given: Any, *, term: PairTerm, setting: Setting, key: str) -> Pairs:
   if not given:
     raise InputError(
-      f"{key}: a {term.kind} term needs ((student layer, teacher layer), …) unless student.layers_from names them in "
-      "order"
+      f"{key}: no layer pairs for a {term.kind} term; give ((student layer, teacher layer), …), or list "
+      "student.layers_from in ascending order"
     )
   if not isinstance(given, list | tuple):
-    raise InputError(f"{key}: {given!r}; give ((student layer, teacher layer), …), 'uniform' or {{'last': k}}")
+    raise InputError(f"{key}: got {given!r}; give ((student layer, teacher layer), …), 'uniform' or {{'last': k}}")
   pairs = tuple(map(tuple, given))
   depth = len(setting.student.layers)
   for pair in pairs:
     if len(pair) != 2 and not (term.spans and len(pair) == 3):
-      raise InputError(f"{key}: {pair}; give (student layer, teacher layer)")
+      raise InputError(f"{key}: {pair} is not a layer pair; give (student layer, teacher layer)")
     if pair[1] > pair[-1]:
-      raise InputError(f"{key}: {pair}; the last teacher layer comes before the first; swap them")
+      raise InputError(f"{key}: the last teacher layer of {pair} comes before the first; swap them")
     if not (0 <= pair[0] < depth and all(0 <= layer < setting.teacher_depth for layer in pair[1:])):
       raise InputError(
-        f"{key}: {pair} names a layer that does not exist; the student has layers 0 to {depth - 1}, "
-        f"the teacher 0 to {setting.teacher_depth - 1}"
+        f"{key}: {pair} names a layer that does not exist; choose from the student's layers 0 to {depth - 1} and the "
+        f"teacher's 0 to {setting.teacher_depth - 1}"
       )
   return pairs

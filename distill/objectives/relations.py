@@ -18,7 +18,10 @@ from distill.types import Capture
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Relations(PairTerm):
-  """KL between the self-attention relations of paired layers (`relation_kl`): mean over queries, keys and values."""
+  """KL between the self-attention relations of paired layers: the mean for queries, keys and values.
+
+  Relations are how positions relate to each other (`relation_kl`), so the widths of the models may differ.
+  """
 
   kind: ClassVar[str] = "relations"
 
@@ -28,29 +31,29 @@ class Relations(PairTerm):
     """Checks that `heads` divides the query, key and value widths of both models, where they are known."""
     bound = super().bind(setting, key=key)
     for pair in bound.listed:
-      for whose, config, layer in zip(("student", "teacher"), (setting.student, setting.teacher), pair, strict=True):
+      for model, config, layer in zip(("student", "teacher"), (setting.student, setting.teacher), pair, strict=True):
         widths = config.layers[layer].mixer.qkv_widths if config else ()
-        if bad := [width for width in widths if width % self.heads]:
+        if any(width % self.heads for width in widths):
           raise InputError(
-            f"{key}.heads: {self.heads} relation heads do not divide the {whose}'s queries, keys and values in layer "
-            f"{layer}, whose widths are {', '.join(map(str, widths))}; give a divisor of {bad[0]} and of the others"
+            f"{key}.heads: {self.heads} relation heads do not divide the {model}'s queries, keys and values in layer "
+            f"{layer}, whose widths are {', '.join(map(str, widths))}; give a number that divides all of them"
           )
     return bound
 
   def pair(self, student: int, span: Span) -> tuple[int, ...]:
-    """Returns the pair (student layer, teacher layer that it starts from)."""
+    """Returns the pair (student layer, teacher layer that it is initialised from)."""
     return student, span.source
 
   def student_capture(self) -> Capture:
-    """Requests the queries, keys and values of the student's paired layers."""
+    """Returns a capture of the queries, keys and values of the student's paired layers."""
     return Capture(qkv=tuple(i for i, _ in self.listed))
 
   def teacher_capture(self) -> Capture:
-    """Requests the queries, keys and values of the teacher's paired layers."""
+    """Returns a capture of the queries, keys and values of the teacher's paired layers."""
     return Capture(qkv=tuple(j for _, j in self.listed))
 
   def distances(self, inputs: LossInputs) -> Iterator[Float[Array, "B T"]]:
-    """Yields each token's divergence, for one pair of layers after another."""
+    """Yields the divergence at every token, for one pair of layers after another."""
     assert inputs.output is not None and inputs.signal is not None
     for i, j in self.listed:
       total = jnp.zeros(inputs.batch.segments.shape, jnp.float32)

@@ -15,9 +15,10 @@ from distill.objectives.divergences import DivergenceTerm
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Taid(DivergenceTerm):
-  """KL(r ‖ student), where r interpolates between the student (t = 0) and the teacher (t = 1).
+  """KL(r ‖ student), where the target r interpolates between the student (t = 0) and the teacher (t = 1).
 
-  The state holds the interpolation t, a momentum of the loss's relative decrease, and the previous loss.
+  t grows during the stage. The state holds t, a moving average of the loss's relative decrease (the momentum), and the
+  previous loss.
   """
 
   kind: ClassVar[str] = "taid"
@@ -27,15 +28,15 @@ class Taid(DivergenceTerm):
   alpha: float = option(5e-4, least=0, most=1, help="How far the share runs ahead of a line while the loss falls.")
 
   def divergence(self) -> Divergence:
-    """Returns the divergence as a function of both models' log-probabilities and the interpolation t."""
+    """Returns the divergence as a function of the teacher's and the student's log-probabilities and of t."""
     return lambda p, q, t: divergences.taid(p, q, t=t)
 
   def extra(self, state: TermState) -> tuple[Scalar, ...]:
-    """Returns the interpolation t from the state, for the last argument of `divergence`."""
+    """Returns (t,) from the state: the last argument of the function that `divergence` returns."""
     return (state["t"],)
 
   def initial_state(self) -> TermState:
-    """Returns the initial t, zero momentum and no previous loss."""
+    """Returns a state of `t_start` as t, zero momentum and an infinite previous loss, which stands for none."""
     return {"t": jnp.float32(self.t_start), "momentum": jnp.float32(0.0), "last": jnp.float32(jnp.inf)}
 
   def next_state(self, state: TermState, *, value: Scalar, reference: Scalar, context: LossContext) -> TermState:

@@ -28,7 +28,7 @@ class Term(Protocol):
     kind: Name of the term in metrics, and in recipes if it is listed in `TERMS`.
     runs_student: True if the term needs the student to run end to end.
     runs_teacher: True if the term needs a teacher.
-    reference: True if balanced terms of the same stage are scaled to the weighted sum that includes this term.
+    reference: True if this term is in the weighted sum to which balanced terms of the same stage are scaled.
     weight: Number or schedule that the term's mean is multiplied by in the loss.
   """
 
@@ -42,9 +42,9 @@ class Term(Protocol):
   )
 
   def bind(self, setting: Setting, *, key: str) -> "Term":
-    """Checks the options against a stage and its models, and returns the term with defaults that depend on them.
+    """Checks the options against a stage and its models, and returns the term with model-dependent defaults filled in.
 
-    All other methods are called on the term that this returns.
+    All other methods are called on the returned term.
 
     Raises:
       InputError: The options do not fit; the message begins with `key`, the term's place in the recipe.

@@ -59,7 +59,7 @@ def read_terms(specs: Sequence[Any], *, key: str) -> tuple[Term, ...]:
     InputError: A kind or option is unknown, or a value is wrong.
   """
   if not specs:
-    raise InputError(f"{key}: a stage needs at least one term")
+    raise InputError(f"{key}: the list is empty, but a stage needs at least one term; add a dict with a kind")
   return tuple(_read(spec, key=f"{key}[{index}]") for index, spec in enumerate(specs))
 
 
@@ -82,7 +82,7 @@ def bind_terms(terms: Sequence[Term], setting: Setting, *, key: str) -> tuple[Te
 
 def _read(spec: Any, *, key: str) -> Term:
   if not isinstance(spec, Mapping):
-    raise InputError(f"{key}: {spec!r}; a term is a dict with a kind")
+    raise InputError(f"{key}: {spec!r} is not a term; give a dict with a kind")
   kind, options = spec.get("kind"), {name: value for name, value in spec.items() if name != "kind"}
   if isinstance(kind, str) and ":" in kind:
     return read(_imported(kind, key=f"{key}.kind"), options, key=key)
@@ -100,13 +100,15 @@ def _imported(kind: str, *, key: str) -> type:
     found = getattr(importlib.import_module(module), name)
   except Exception as error:  # The module is the user's: it may fail in any way.
     reason = " ".join(f"{type(error).__name__}: {error}".split())
-    raise InputError(f"{key}: {kind!r} cannot be imported ({reason}); is its folder on PYTHONPATH?") from error
-  missing = [] if isinstance(found, type) else ["a class"]
-  missing += [] if dataclasses.is_dataclass(found) else ["a dataclass"]
-  missing += [name for name in _MEMBERS if not hasattr(found, name)]
-  if missing:
     raise InputError(
-      f"{key}: {kind!r} is no term, it lacks {missing[0]}; see the protocol in distill/objectives/term.py"
+      f"{key}: {kind!r} cannot be imported ({reason}); correct it, or put its folder on PYTHONPATH"
+    ) from error
+  faults = [] if isinstance(found, type) else ["is not a class"]
+  faults += [] if dataclasses.is_dataclass(found) else ["is not a dataclass"]
+  faults += [f"has no {name}" for name in _MEMBERS if not hasattr(found, name)]
+  if faults:
+    raise InputError(
+      f"{key}: {kind!r} cannot be used as a term: it {faults[0]}; implement Term of distill/objectives/term.py"
     )
   return found
 

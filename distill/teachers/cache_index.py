@@ -1,4 +1,7 @@
-"""Finds the sections of a teacher cache that a run reads in place of a live teacher."""
+"""Finds the sections of a teacher cache that a run reads in place of a live teacher.
+
+A section holds the teacher's signal for the rows of one token store (`distill/teachers/sections.py`).
+"""
 
 import functools
 import hashlib
@@ -17,20 +20,21 @@ from distill.types import Capture, SparseSignal
 
 
 class CacheIndex:
-  """Finds the section of every token store that stages with a teacher read, and checks that they fit together.
+  """Finds the cache section of each token store that the run reads, and checks that all sections are of one teacher.
 
   Args:
-    directory: The teacher cache.
-    subjects: Name of each stage with a teacher -> for each of its stores, the values that the manifest of the section
-      must have for keys of `sections.SUBJECT`.
-    settings: Key of a manifest -> (key of the recipe, the value it must have).
+    directory: Directory of the teacher cache.
+    subjects: For each stage with a teacher, by its name, one mapping for each of its token stores: the keys of
+      `sections.SUBJECT`, with the values that the manifest of the store's section must have.
+    settings: For each key that all manifests must agree on with the recipe: (key in the recipe, value in the recipe).
 
   Attributes:
-    teacher: The cached teacher, which replaces a live one.
-    targets: Kind of the sparse targets in all sections.
+    teacher: The `CachedTeacher` that the run uses in place of a live teacher.
+    targets: Kind, size and temperature of the cached sparse targets.
 
   Raises:
-    InputError: The cache lacks some rows, is damaged, or belongs to another teacher, tokenizer or text.
+    InputError: No stage needs a teacher, or the cache lacks rows, is damaged, has other settings, or was made from
+      another teacher, tokenizer or text.
   """
 
   def __init__(
@@ -50,17 +54,18 @@ class CacheIndex:
       raise InputError("config.teacher.cache: no term of any stage needs a teacher; leave this key out")
     first = next(iter(used.values()))
     for section in used.values():
-      where = section.directory / MANIFEST
+      manifest_path = section.directory / MANIFEST
       for key in ("teacher", "width", "depth", "vocab_size"):
         if section.manifest[key] != first.manifest[key]:
           raise InputError(
-            f"{where}: {key} is {section.manifest[key]!r}, but {first.manifest[key]!r} in another section of the "
-            "cache; set config.teacher.model to choose one teacher"
+            f"{manifest_path}: {key} is {section.manifest[key]!r}, but {first.manifest[key]!r} in another section of "
+            "the teacher cache; set config.teacher.model to choose one teacher"
           )
       for key, (recipe_key, value) in settings.items():
         if (found := section.manifest[key]) != value:
           raise InputError(
-            f"{where}: made with {recipe_key} {found!r}, config.{recipe_key} is {value!r}; make them agree"
+            f"{manifest_path}: the cache was made with {recipe_key} {found!r}, but config.{recipe_key} is {value!r}; "
+            "set the value of the cache, or make another cache"
           )
     self.targets = first.format.targets
     self.teacher = CachedTeacher(
@@ -69,26 +74,27 @@ class CacheIndex:
     )
 
   def readers(self, stage: str, capture: Capture, *, key: str) -> list[Callable[[Int[np.ndarray, " B"]], SparseSignal]]:
-    """Returns, for each store of a stage, a function from row indices [B] to the cached signal of these rows.
+    """Returns, for each token store of a stage, a function from row indices [B] to the cached signal of these rows.
 
     Args:
       stage: Name of a stage with a teacher.
-      capture: Activations that its terms need.
-      key: Where the terms stand in the recipe, for messages.
+      capture: Teacher activations that the stage's terms need.
+      key: Key of the terms in the recipe; error messages begin with it.
 
     Raises:
-      InputError: A section does not hold the activations.
+      InputError: A section does not hold the activations in `capture`.
     """
     if capture.qkv:
       raise InputError(
-        f"{key}: a cache holds no queries, keys and values; leave out the terms that compare them, or "
-        "config.teacher.cache"
+        f"{key}: a teacher cache holds no queries, keys and values; leave out the terms that compare them, or "
+        "leave out config.teacher.cache to run the teacher itself"
       )
     for section in self._sections[stage]:
-      for name, asked in (("layers", capture.layers), ("mixers", capture.mixers)):
-        if lacks := sorted(set(asked) - set(section.manifest[name])):
+      for kind, asked in (("layers", capture.layers), ("mixers", capture.mixers)):
+        if missing := sorted(set(asked) - set(section.manifest[kind])):
           raise InputError(
-            f"{key}: its terms need the teacher's {name} {lacks}, which {section.directory} lacks; run distill cache "
-            f"with --config.teacher_cache.{name} naming all of {list(asked)} into another --workdir"
+            f"{key}: these terms need the outputs of the teacher's {kind} {missing}, which {section.directory} does "
+            f"not hold; run distill cache with --config.teacher_cache.{kind} naming all of {list(asked)}, into another "
+            "--workdir"
           )
     return [functools.partial(section.read, capture=capture) for section in self._sections[stage]]

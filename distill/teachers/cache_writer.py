@@ -19,13 +19,13 @@ from distill.types import Batch
 
 
 class CacheWriter:
-  """Fills sections of a cache from a live teacher.
+  """Runs a live teacher over token stores and writes its signal into sections of a teacher cache.
 
   Args:
     teacher: The teacher, its parameters on `mesh`.
-    format: Encoding of the rows of all sections.
-    mesh: All devices.
-    dtype: Dtype of the operands.
+    format: Encoding of a row, the same in all sections.
+    mesh: Mesh of all devices.
+    dtype: Dtype of the operands of the teacher's matmuls.
   """
 
   def __init__(self, teacher: LiveTeacher, *, format: RowFormat, mesh: Mesh, dtype: Any):
@@ -55,13 +55,14 @@ class CacheWriter:
 
     Args:
       section: The section; all processes see its directory.
-      store: Token store of its rows.
-      route: Index of the adapter set that the teacher uses for them.
+      store: Token store whose rows the section is for.
+      route: Index of the adapter set that the teacher uses for these rows.
       stop: Returns True once the run is asked to stop; all processes call it at the same points.
-      report: Called after every batch with the number of rows that all processes did in it.
+      report: Called after every batch with the number of rows that all processes together computed in it.
 
     Returns:
-      True if the section is complete. False after a stop: finished shards stay, the others start again the next time.
+      True if the section is complete, False after a stop. After a stop, finished shards stay on disk, and the next call
+      writes the others from their beginning.
     """
     index, count = jax.process_index(), jax.process_count()
     missing = broadcast_numbers(section.missing())
@@ -82,7 +83,10 @@ class CacheWriter:
     return True
 
   def _packed(self, section, store, route, mine: range, *, steps: int) -> Iterator[tuple[int, list[bytes]]]:
-    """Yields (first row within the shard, packed rows) of each batch; the next one runs while one is packed."""
+    """Yields, for each batch of a shard, the position of its first row in the shard, and its packed rows.
+
+    The device computes the next batch while the host packs one.
+    """
     share = section.manifest["batch_size"] // jax.process_count()
     key = jax.random.fold_in(jax.random.key(section.manifest["seed"]), int(store.fingerprint[:8], 16))
     previous: Any = None

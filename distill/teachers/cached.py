@@ -1,4 +1,4 @@
-"""A teacher that is a cache on disk."""
+"""A teacher that reads its signal from a teacher cache on disk."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,13 +11,13 @@ from distill.types import Batch, Capture, SparseSignal
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CachedTeacher:
-  """A teacher with nothing in memory: its signal comes with each batch.
+  """A teacher without parameters: its signal was read from a teacher cache and comes with each batch (`Batch.signal`).
 
   Attributes:
-    width: D, width of its hidden states.
+    width: D, width of the teacher's hidden states.
     depth: Number of layers.
-    vocab_size: V, number of tokens that have a probability.
-    identity: Digest of the sections of the cache that the run reads.
+    vocab_size: V, vocabulary size without padding.
+    identity: Digest of the cache sections that the run reads.
   """
 
   width: int
@@ -37,9 +37,9 @@ class CachedTeacher:
     return {}
 
   def signal(self, params: Mapping[str, Any], *, batch: Batch, capture: Capture, dtype: Any) -> SparseSignal:
-    """Returns `batch.signal`, which was read from the cache with the same `capture`."""
+    """Returns `batch.signal`, which was read from the cache with the same `capture`; other arguments are ignored."""
     del params, dtype
-    assert batch.signal is not None, "a batch without the signal of the teacher cache"
+    assert batch.signal is not None, "the batch has no signal from the teacher cache"
     found = {name: tuple(getattr(batch.signal, name)) for name in ("layers", "mixers", "qkv")}
     assert Capture(**found) == capture, (found, capture)
     return batch.signal

@@ -1,4 +1,4 @@
-"""Configuration of a teacher, and of a cache of it."""
+"""Configuration of the teacher, and of what a teacher cache stores of it."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ from distill.configuration import option
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
-  """The teacher: a model with an ordered stack of adapters, or a cache of one."""
+  """The teacher: a model with an ordered stack of adapters, or a teacher cache in its place."""
 
   model: str = option("", help="Model directory, or org/name[@revision] of the hub; empty for no teacher.")
   adapters: tuple[str, ...] = option((), help="PEFT directories or hub names, applied in this order.")
@@ -18,7 +18,7 @@ class TeacherConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TeacherCacheConfig:
-  """Targets and activations of the teacher that `distill cache` stores."""
+  """Options of `distill cache`: the sparse targets and activations of the teacher that it stores."""
 
   targets: str = option(
     "top_k", help="The likeliest tokens (top_k), or tokens drawn from the teacher.", choices=("top_k", "sampled")

@@ -16,7 +16,10 @@ from distill.types import NO_CAPTURE, Batch, Capture, DenseSignal, ModelOutput
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LiveTeacher:
-  """A decoder and its stacked parameters; adapters are merged, or routed by row (`adapters.routed`)."""
+  """A teacher in memory: a decoder and its stacked parameters.
+
+  Its adapters are merged into the parameters, or each row of a batch uses its own set of them (`adapters.routed`).
+  """
 
   decoder: Decoder
   params: Mapping[str, Any]
@@ -40,7 +43,7 @@ class LiveTeacher:
 
   @property
   def vocab_size(self) -> int:
-    """V, number of tokens that have a probability."""
+    """V, vocabulary size without padding."""
     return self.config.vocab_size
 
   def shardings(self, mesh: Mesh) -> dict[str, NamedSharding]:
@@ -50,7 +53,7 @@ class LiveTeacher:
   def signal(
     self, params: Mapping[str, Any], *, batch: Batch, capture: Capture = NO_CAPTURE, dtype: Any = jnp.bfloat16
   ) -> DenseSignal:
-    """Returns the teacher's distributions for `batch`, each row under its route; see `Teacher.signal`."""
+    """Returns the next-token distributions for `batch`, each row with its route's adapters; see `Teacher.signal`."""
     params = jax.lax.stop_gradient(dict(params))
     if routed.is_routed(params):
       return self._routed(params, batch, capture, dtype)

@@ -1,4 +1,4 @@
-"""The bytes of one row in a teacher cache."""
+"""Packs one row of a teacher cache into bytes, and unpacks it."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ class RowFormat:
 
   @property
   def max_bytes(self) -> int:
-    """Largest size of one row in bytes; sampled targets may take less."""
+    """Returns the largest size of one row in bytes; rows of sampled targets may be smaller."""
     activations = 2 * self.width * (len(self.capture.layers) + len(self.capture.mixers))
     return int(self.length * (self.targets.bytes_a_token(self.id_bits) + activations)) + 2
 
@@ -42,14 +42,14 @@ class RowFormat:
 
     Args:
       targets: The row's arrays of `Targets.select`, without their batch axis.
-      activations: Outputs [T,D] of the layers in `capture`, then of its mixers.
+      activations: Outputs [T,D] of the layers in `self.capture`, then of the mixers in it.
     """
     rounded = [np.asarray(x, ml_dtypes.bfloat16).view(np.uint16) for x in activations]
     packed = self.targets.pack(tuple(targets), id_bits=self.id_bits)
     return b"".join(x.astype("<u2").tobytes() for x in rounded) + packed
 
   def unpack(self, data: bytes, capture: Capture) -> SparseSignal:
-    """Returns a row's target, and the activations in `capture`, all of which must be stored."""
+    """Returns a row's sparse target [T,k] and its activations [T,D] named in `capture`, all of which must be stored."""
     count = self.length * self.width
     layers, mixers = self.capture.layers, self.capture.mixers
 
@@ -73,8 +73,8 @@ def row_format(manifest: Mapping[str, Any], *, where: str) -> RowFormat:
   """Returns the format of the rows that a manifest describes.
 
   Args:
-    manifest: Manifest of a section.
-    where: File or key that it comes from, for messages.
+    manifest: Parsed manifest of a section.
+    where: File or key that the manifest comes from; error messages begin with it.
 
   Raises:
     InputError: The kind, size or temperature of the targets is invalid.

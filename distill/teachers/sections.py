@@ -1,8 +1,8 @@
-"""Sections of a teacher cache: a teacher's signal on disk for the rows of one token store, read at random.
+"""Sections of a teacher cache: each holds a teacher's signal for the rows of one token store, readable in any order.
 
-A teacher cache is a directory with a section for each pair of a token store and a teacher. A section has a manifest,
-which names everything that the rows depend on, and shards in the safetensors format with equally many rows. Each row
-has a checksum.
+A teacher cache is a directory with a section for each pair of a token store and a teacher. A section is a folder with
+a manifest, which names everything that the rows depend on, and with shards: safetensors files of equally many rows (the
+last may have fewer). Each row has a checksum.
 """
 
 import collections
@@ -29,9 +29,9 @@ from distill.types import NO_CAPTURE, Capture, SparseSignal
 FORMAT = 1
 MANIFEST = "manifest.json"
 _OPEN_SHARDS = 128
-_AGAIN = "delete it and run distill cache again"
-# Keys of a manifest that say what a section belongs to, and the words of a message about a section that differs there;
-# of several differences the first is reported.
+_DELETE_AND_RERUN = "delete it and run distill cache again"
+# Keys of a manifest that say what a section was made for. Each has the words with which an error message describes a
+# section that differs in this key; of several differences the first is reported.
 SUBJECT: Mapping[str, str] = {
   "teacher": "another teacher than config.teacher.model",
   "adapters": "other adapters, or in another order, than the teacher has for these rows",
@@ -48,18 +48,19 @@ _LISTS = ("adapters", "layers", "mixers")
 
 
 class Section:
-  """The rows of one token store under one teacher.
+  """A section on disk: one teacher's signal for the rows of one token store.
 
   Args:
     directory: Directory with the manifest.
-    open_shards: Open shards of this and other sections; the least recently used are closed.
+    open_shards: Shards that are open, shared with other sections to limit their number: the least recently used are
+      closed. None for a table of this section alone.
 
   Attributes:
-    manifest: Everything that the rows depend on.
+    manifest: The parsed manifest: everything that the rows depend on.
     identity: Digest of the manifest.
     format: Encoding of the rows.
-    shard_rows: Rows of a shard; the last one may have fewer.
-    count: Rows of the section.
+    shard_rows: Number of rows in a shard; the last one may have fewer.
+    count: Number of rows in the section.
 
   Raises:
     InputError: The manifest is missing, damaged or of another version.
@@ -69,15 +70,15 @@ class Section:
     self.directory = pathlib.Path(directory)
     path = self.directory / MANIFEST
     self.manifest = read_json(path, hint="give a directory that distill cache has written")
-    again = f"delete {self.directory} and run distill cache again"
+    delete_and_rerun = f"delete {self.directory} and run distill cache again"
     if self.manifest.get("format") != FORMAT or set(self.manifest) != _KEYS:
-      raise InputError(f"{path}: damaged, or of another version; {again}")
+      raise InputError(f"{path}: the manifest is damaged or of another version of distill; {delete_and_rerun}")
     for key in _KEYS:
       value = self.manifest[key]
       if key in _COUNTS and not (type(value) is int and 0 < value < 2**48):
-        raise InputError(f"{path}: {key}: {value!r} is not a positive whole number; {again}")
+        raise InputError(f"{path}: {key} is {value!r}, which is not a positive whole number; {delete_and_rerun}")
       if key in _LISTS and not isinstance(value, list):
-        raise InputError(f"{path}: {key}: {value!r} is not a list; {again}")
+        raise InputError(f"{path}: {key} is {value!r}, which is not a list; {delete_and_rerun}")
     self.identity = identity(self.manifest)
     self.format = row_format(self.manifest, where=str(path))
     self.shard_rows, self.count = self.manifest["shard_rows"], self.manifest["rows"]
@@ -88,15 +89,20 @@ class Section:
     return [n for n in range(-(-self.count // self.shard_rows)) if not self.path(n).is_file()]
 
   def path(self, shard: int) -> pathlib.Path:
-    """Returns the file of a shard."""
+    """Returns the path of a shard's file."""
     return self.directory / f"{shard:05}.safetensors"
 
   def bounds(self, shard: int) -> range:
-    """Returns the range of row indices that a shard holds."""
+    """Returns the range of token store rows that a shard holds."""
     return range(shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.count))
 
   def write(self, shard: int, rows: Sequence[bytes]) -> None:
-    """Writes a shard of packed rows; it exists whole or not at all."""
+    """Writes a shard of packed rows atomically: its file exists whole or not at all.
+
+    Args:
+      shard: Index of the shard.
+      rows: Bytes of all its rows in order, from `RowFormat.pack`.
+    """
     assert len(rows) == len(self.bounds(shard)), (shard, len(rows))
     tensors: dict[str, np.ndarray] = {
       "rows": np.frombuffer(b"".join(rows), np.uint8),
@@ -115,7 +121,11 @@ class Section:
       shutil.rmtree(begun, ignore_errors=True)
 
   def read(self, rows: Int[np.ndarray, " B"], capture: Capture = NO_CAPTURE) -> SparseSignal:
-    """Reads the targets of these rows and the captured activations, [B,T,…].
+    """Returns the sparse targets [B,T,k] and the captured activations [B,T,D] of token store rows.
+
+    Args:
+      rows: Indices of the rows, in any order.
+      capture: Activations to return, all of which the section must hold.
 
     Raises:
       InputError: A shard is missing, damaged, or of another cache.
@@ -136,7 +146,7 @@ class Section:
 
 
 class _Shard:
-  """A file of a section, mapped into memory."""
+  """A shard file of a section, memory-mapped; its structure and identity are checked when it is opened."""
 
   def __init__(self, path: pathlib.Path, *, identity: str, rows: int):
     self._path = path
@@ -149,7 +159,7 @@ class _Shard:
       "identity": (np.dtype(np.uint8), (32,)),
     }
     if shapes != expected:
-      raise InputError(f"{path}: not a shard of {rows} rows; {_AGAIN}")
+      raise InputError(f"{path}: this file is not a shard of {rows} rows; {_DELETE_AND_RERUN}")
     mapped = np.memmap(path, np.uint8, "r")
 
     def tensor(name: str) -> np.ndarray:
@@ -157,15 +167,21 @@ class _Shard:
       return mapped[one.offset : one.offset + one.nbytes].view(one.dtype)
 
     if tensor("identity").tobytes().hex() != identity:
-      raise InputError(f"{path}: belongs to another cache than the {MANIFEST} beside it, or is damaged; {_AGAIN}")
+      raise InputError(
+        f"{path}: this shard is damaged, or belongs to another cache than the {MANIFEST} in its folder; "
+        f"{_DELETE_AND_RERUN}"
+      )
     self._rows, self._ends, self._sums = tensor("rows"), np.array(tensor("ends")), np.array(tensor("sums"))
 
   def read(self, place: int, row: int) -> bytes:
-    """Returns the bytes of the row at `place` in the shard, which is row `row` of the store."""
+    """Returns the bytes of the row at index `place` in the shard, which is row `row` of the token store."""
     begin, end = int(self._ends[place - 1]) if place else 0, int(self._ends[place])
     data = self._rows[begin:end].tobytes() if begin <= end <= len(self._rows) else b""
     if _sum(data, row) != int(self._sums[place]):
-      raise InputError(f"{self._path}: row {row} of the store is damaged, its checksum differs; {_AGAIN}")
+      raise InputError(
+        f"{self._path}: row {row} of the token store is damaged: its checksum differs from the recorded one; "
+        f"{_DELETE_AND_RERUN}"
+      )
     return data
 
 
@@ -173,7 +189,7 @@ OpenShards = collections.OrderedDict[pathlib.Path, _Shard]
 
 
 def _sum(data: bytes, row: int) -> int:
-  """Returns a checksum over a row's bytes and its index in the store, so that swapped rows are detected."""
+  """Returns a checksum over a row's bytes and its index in the token store, so that swapped rows are detected."""
   return zlib.crc32(data, row & 0xFFFFFFFF)
 
 
@@ -197,13 +213,15 @@ def claim(directory: pathlib.Path, manifest: Mapping[str, Any]) -> Section:
       with replace_file(target / MANIFEST) as work:
         work.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
   except OSError as error:
-    raise InputError(f"{directory}: cannot be written ({error.strerror}); name another --workdir") from error
+    raise InputError(
+      f"{directory}: the teacher cache cannot be written ({error.strerror}); name another --workdir"
+    ) from error
   section = Section(target)
   if section.identity != identity(manifest):
     key = next(key for key in sorted(_KEYS) if section.manifest[key] != manifest[key])
     raise InputError(
-      f"{target / MANIFEST}: {key} is {section.manifest[key]}, this configuration's {manifest[key]}; "
-      "name another --workdir, or delete this section"
+      f"{target / MANIFEST}: {key} is {section.manifest[key]} in this section, but {manifest[key]} in the "
+      f"configuration; name another --workdir, or delete {target}"
     )
   return section
 
@@ -212,28 +230,30 @@ def open_sections(directory: str | os.PathLike[str]) -> list[Section]:
   """Returns all sections of a teacher cache, which share their open shards.
 
   Raises:
-    InputError: There is none, or a manifest is damaged.
+    InputError: The directory holds no section, or a manifest is damaged.
   """
   open_shards: OpenShards = collections.OrderedDict()
   found = [
     Section(path.parent, open_shards=open_shards) for path in sorted(pathlib.Path(directory).glob(f"*/{MANIFEST}"))
   ]
   if not found:
-    raise InputError(f"config.teacher.cache: no sections in {directory}; run distill cache with --workdir={directory}")
+    raise InputError(
+      f"config.teacher.cache: {directory} holds no teacher cache; run distill cache with --workdir={directory}"
+    )
   return found
 
 
 def find_section(sections: Sequence[Section], subject: Mapping[str, Any], *, what: str) -> Section:
-  """Returns the section that belongs to a teacher and a token store, with all its shards.
+  """Returns the section that was made for a teacher and a token store.
 
   Args:
     sections: Sections of the cache.
-    subject: Values that the manifest must have: the keys of `SUBJECT` that are known.
-    what: Name of the token store in messages.
+    subject: Values that the section's manifest must have, for those keys of `SUBJECT` that are known.
+    what: Name of the token store in error messages.
 
   Raises:
-    InputError: No section has them, and the message says where the nearest one differs; several have; or shards are
-      missing.
+    InputError: No section matches `subject`, several do, or the section lacks shards. If none matches, the message says
+      where the most similar section differs.
   """
 
   def wrong(section: Section) -> list[str]:
@@ -241,16 +261,17 @@ def find_section(sections: Sequence[Section], subject: Mapping[str, Any], *, wha
 
   nearest = min(sections, key=lambda section: (len(wrong(section)), [SUBJECT[key] for key in wrong(section)]))
   if keys := wrong(nearest):
+    key, difference = keys[0], SUBJECT[keys[0]]
     raise InputError(
-      f"{nearest.directory / MANIFEST}: {keys[0]}: of {SUBJECT[keys[0]]}, and no section of the cache fits {what}; "
-      "run distill cache with this configuration"
+      f"{nearest.directory / MANIFEST}: key {key}: the section was made for {difference}, and no other section of the "
+      f"cache fits {what}; run distill cache with this configuration"
     )
   if [one for one in sections if not wrong(one)] != [nearest]:
     raise InputError(
-      f"config.teacher.cache: {nearest.directory.parent} holds {what} from several teachers; set config.teacher.model"
+      f"config.teacher.cache: {nearest.directory.parent} holds sections of several teachers for {what}; set "
+      "config.teacher.model to choose one"
     )
   if missing := nearest.missing():
-    raise InputError(
-      f"{nearest.path(missing[0])}: missing, {len(missing)} shards in all; run distill cache again to write them"
-    )
+    first = nearest.path(missing[0])
+    raise InputError(f"{first}: this shard is missing, {len(missing)} in all; run distill cache again to write them")
   return nearest

@@ -22,9 +22,9 @@ TargetArrays = tuple[Array, ...]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TopK:
-  """The `size` most probable tokens and the tail, all other tokens together, as log-probabilities in float16.
+  """Targets of the `size` most probable tokens at each position, as ids with log-probabilities in float16.
 
-  Nothing is renormalised.
+  One more log-probability, the tail, is that of all other tokens together. Nothing is renormalised.
   """
 
   size: int = 64
@@ -35,7 +35,7 @@ class TopK:
   def select(self, hidden: Float[Array, "B T D"], readout: Readout, *, keys: Key[Array, " B"]) -> TargetArrays:
     """Returns ids [B,T,k] and log_probs [B,T,k] of the most probable tokens, and tail [B,T] of all others together.
 
-    Positions are computed in chunks, so that logits of the whole batch are never in memory.
+    Positions are computed in chunks, so that logits of the whole batch are never in memory. `keys` is ignored.
     """
     del keys
 
@@ -59,7 +59,7 @@ class TopK:
     )
 
   def unpack(self, data: bytes, *, length: int, id_bits: int) -> SparseTarget:
-    """Returns the target of a row of `length` positions."""
+    """Returns the sparse target of a row of `length` positions from the bytes of `pack`."""
     many, few = length * self.size, length
     numbers = np.frombuffer(data, "<f2", many + few).astype(np.float32)
     ids = unpack(np.frombuffer(data, np.uint8, offset=2 * (many + few)), bits=id_bits, count=many)
@@ -68,10 +68,11 @@ class TopK:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampled:
-  """`size` tokens drawn from the teacher at each position, as ids and counts (random-sampling KD, 2503.16870).
+  """Targets of `size` tokens drawn from the teacher at each position (random-sampling KD, 2503.16870).
 
-  Draws are systematic: at (u + n) / size of the cumulative distribution, with one uniform u a position. A token's
-  expected share is its probability, as with independent draws, but varies less.
+  Sampling is systematic: draw n is the token at (u + n) / size of the cumulative distribution, with one uniform u in
+  [0, 1) for each position. As with independent draws, a token's expected share of the draws is its probability; the
+  share varies less.
   """
 
   size: int = 50
@@ -79,9 +80,9 @@ class Sampled:
   sampled: ClassVar[bool] = True
 
   def select(self, hidden: Float[Array, "B T D"], readout: Readout, *, keys: Key[Array, " B"]) -> TargetArrays:
-    """Draws N token ids a position from the teacher's distribution; ids [B,T,N] ascend, and may repeat.
+    """Draws `size` token ids for each position; returns a tuple of one array [B,T,size], ascending, with repeated ids.
 
-    Each row has a key of its own, so that its draws do not depend on the batch it is in.
+    Each row has a random key of its own, so that its draws do not depend on the other rows of the batch.
     """
     offsets = jax.vmap(lambda key: jax.random.uniform(key, hidden.shape[1:2]))(keys)
 
@@ -96,18 +97,21 @@ class Sampled:
     return _map_positions(drawn, hidden, readout, offsets)
 
   def bytes_a_token(self, id_bits: int) -> float:
-    """Returns the largest size of one position on disk in bytes; published models draw about 12 different ids in 50."""
+    """Returns the largest size of one position on disk in bytes, that of `size` different ids.
+
+    Repeated ids take less: published models draw about 12 different ids in 50.
+    """
     return self.size * (id_bits + 1) / 8
 
   def pack(self, arrays: tuple[np.ndarray, ...], *, id_bits: int) -> bytes:
-    """Returns the bytes of a row of ascending ids [T,N]: a bit for each draw, set if its id is new, then these ids."""
+    """Returns the bytes of a row of ascending ids [T,size]: a bit for each draw, 1 if its id is new, then these ids."""
     (ids,) = arrays
     new = np.ones(ids.shape, bool)
     new[:, 1:] = ids[:, 1:] != ids[:, :-1]
     return np.packbits(new, bitorder="little").tobytes() + pack(ids[new], bits=id_bits).tobytes()
 
   def unpack(self, data: bytes, *, length: int, id_bits: int) -> SparseTarget:
-    """Returns the target of a row of `length` positions: log(count / size) of the drawn ids, and no tail."""
+    """Returns the sparse target of a row of `length` positions: log(count / size) of each drawn id, and no tail."""
     many = length * self.size
     head = -(-many // 8)
     new = np.unpackbits(np.frombuffer(data, np.uint8, head), count=many, bitorder="little").astype(bool)
@@ -127,11 +131,11 @@ KINDS: Mapping[str, type[Targets]] = {"top_k": TopK, "sampled": Sampled}
 
 
 def read_targets(spec: Mapping[str, Any], *, where: str, vocab: int) -> Targets:
-  """Returns the targets that a recipe or a manifest describes.
+  """Returns the kind of sparse targets that a recipe or a manifest describes.
 
   Args:
-    spec: Mapping with the kind as `targets`, `size` and `temperature`.
-    where: File or key that it comes from, for messages.
+    spec: Mapping with the keys `targets` (the kind), `size` and `temperature`.
+    where: File or key that `spec` comes from; error messages begin with it.
     vocab: Vocabulary size V.
 
   Raises:
@@ -139,22 +143,22 @@ def read_targets(spec: Mapping[str, Any], *, where: str, vocab: int) -> Targets:
   """
   kind, size, temperature = spec.get("targets"), spec.get("size"), spec.get("temperature")
   if not isinstance(kind, str) or kind not in KINDS:
-    raise InputError(f"{where}.targets: {kind!r}; use one of {', '.join(KINDS)}")
-  most = vocab - 1 if kind == "top_k" else 255
-  if type(size) is not int or not 1 <= size <= most:
-    raise InputError(f"{where}.size: {size!r}; use a whole number from 1 to {most}")
+    raise InputError(f"{where}.targets: got {kind!r}; use one of {', '.join(KINDS)}")
+  largest = vocab - 1 if kind == "top_k" else 255
+  if type(size) is not int or not 1 <= size <= largest:
+    raise InputError(f"{where}.size: got {size!r}; use a whole number from 1 to {largest}")
   if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 < temperature < 1e3:
-    raise InputError(f"{where}.temperature: {temperature!r}; use a number above 0 and below 1000")
+    raise InputError(f"{where}.temperature: got {temperature!r}; use a number above 0 and below 1000")
   return KINDS[kind](size=size, temperature=float(temperature))
 
 
 def _target(ids: Any, log_probs: Any, tail: Any) -> SparseTarget:
-  """Returns a target of NumPy arrays; the arguments are untyped because `SparseTarget` declares JAX arrays."""
+  """Returns a sparse target of NumPy arrays, untyped here because `SparseTarget` declares JAX arrays."""
   return SparseTarget(ids=ids, log_probs=log_probs, tail=tail)
 
 
 def pack(values: Int[np.ndarray, " count"], *, bits: int) -> UInt8[np.ndarray, " bytes"]:
-  """Returns bytes with the lowest `bits` bits of each value side by side, lowest bit first."""
+  """Packs the lowest `bits` bits of each value side by side into bytes, least significant bit first."""
   each = np.unpackbits(values.astype("<u4").view(np.uint8).reshape(-1, 4), axis=1, bitorder="little")
   return np.packbits(each[:, :bits], bitorder="little")
 
@@ -167,7 +171,7 @@ def unpack(data: UInt8[np.ndarray, " bytes"], *, bits: int, count: int) -> Int[n
 
 
 def _map_positions(function: Callable[[Any, Any], TargetArrays], hidden, readout, extra) -> TargetArrays:
-  """Applies function(logits, extra) to every position, to a chunk of positions of all rows at a time."""
+  """Applies function(logits [M,V], extra [M,…]) to chunks of positions of all rows, and joins its arrays to [B,T,…]."""
   rows, length = hidden.shape[:2]
   size = max(1, chunk_tokens(readout.kernel.shape[-1], tokens=rows * length) // rows)
   chunks = -(-length // size)

@@ -11,7 +11,7 @@ from distill.types import Batch, Capture, TeacherSignal
 
 @runtime_checkable
 class Teacher(Protocol):
-  """A source of next-token distributions and activations to learn from."""
+  """A source of the next-token distributions and activations that a student learns from."""
 
   @property
   def depth(self) -> int:
@@ -23,15 +23,15 @@ class Teacher(Protocol):
 
   @property
   def vocab_size(self) -> int:
-    """V, number of tokens that have a probability."""
+    """V, vocabulary size without padding."""
 
   @property
   def config(self) -> DecoderConfig | None:
-    """Architecture, or None where only the numbers above are known."""
+    """Architecture, or None for a cached teacher, of which only depth, width and vocabulary size are known."""
 
   @property
   def identity(self) -> str:
-    """Digest of the cache that the signal is read from, checked when a run resumes; empty for a live teacher."""
+    """Digest of the teacher cache that is read, compared when a run resumes; empty for a live teacher."""
 
   @property
   def params(self) -> Mapping[str, Any]:
@@ -41,13 +41,14 @@ class Teacher(Protocol):
     """Returns the sharding of every parameter on `mesh`."""
 
   def signal(self, params: Mapping[str, Any], *, batch: Batch, capture: Capture, dtype: Any) -> TeacherSignal:
-    """Returns the teacher's distributions for `batch`, each row under its route, and the captured activations.
+    """Returns the teacher's next-token distributions for `batch`, and the captured activations.
 
-    It is pure and may be traced. No gradient flows through it.
+    Each row is computed with the adapters that `batch.routes` selects for it. The method is pure and can be traced by
+    JAX. No gradient flows into the teacher.
 
     Args:
       params: The teacher's `params`, passed so that a jitted step takes them as an argument, not as constants.
-      batch: Rows of tokens; `batch.signal` holds what a teacher cache has for them.
-      capture: Activations to return beside the distributions.
+      batch: Rows of tokens; with a teacher cache, `batch.signal` holds the signal that was read for these rows.
+      capture: Activations to return with the distributions.
       dtype: Dtype of the operands of projections.
     """

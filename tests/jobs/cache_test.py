@@ -144,7 +144,7 @@ def test_a_flipped_bit_in_a_cache_stops_the_run_with_the_name_of_the_shard(cache
   data = bytearray(path.read_bytes())
   data[len(data) // 2] ^= 4
   path.write_bytes(data)
-  with pytest.raises(InputError, match=rf"{path}: row \d+ of the store is damaged"):
+  with pytest.raises(InputError, match=rf"{path}: row \d+ of the token store is damaged"):
     train(changed(config, teacher={"cache": str(directory)}), workdir=tmp_path / "run")
 
 
@@ -182,15 +182,15 @@ def other_teacher(llama_dir, tmp_path_factory):
 @pytest.mark.parametrize(
   ("change", "says"),
   [
-    ({"teacher": {"model": "other"}}, "teacher: of another teacher"),
-    ({"teacher": {"adapters": ()}}, "adapters: of other adapters"),
-    ({"data": {"length": 12}}, "length: of rows of another length"),
+    ({"teacher": {"model": "other"}}, "key teacher: the section was made for another teacher"),
+    ({"teacher": {"adapters": ()}}, "key adapters: the section was made for other adapters"),
+    ({"data": {"length": 12}}, "key length: the section was made for rows of another length"),
     ({"teacher": {"cache": "nowhere"}}, "run distill cache"),
     ({"teacher": {"dtype": "bfloat16"}}, "made with teacher.dtype 'float32'"),
-    ({"teacher_cache": {"size": 64}}, "made with teacher_cache.size 300, config.teacher_cache.size is 64"),
+    ({"teacher_cache": {"size": 64}}, "made with teacher_cache.size 300, but config.teacher_cache.size is 64"),
     ({"terms": [{"kind": "hidden", "pairs": ((0, 2),)}]}, r"teacher's layers \[2\]"),
     ({"terms": [{"kind": "mixer_output", "pairs": ((0, 1),)}]}, r"layers \[0\]"),
-    ({"terms": [{"kind": "forward_kl", "temperature": 2.0}]}, r"terms\[0\]\.temperature: 2.0"),
+    ({"terms": [{"kind": "forward_kl", "temperature": 2.0}]}, r"terms\[0\]\.temperature is 2.0"),
     ({"terms": [{"kind": "cross_entropy"}]}, "no term of any stage needs a teacher"),
   ],
 )
@@ -213,7 +213,9 @@ def test_a_cache_of_sampled_targets_trains_by_forward_kl_and_refuses_reverse_kl(
   run = {**changed(sampled, teacher=alone, student={"layers_from": ()}), "tokenizer": str(llama_dir)}
   assert train(run, workdir=tmp_path / "run") == 0
   assert losses(tmp_path / "run")[-1] < 0.9 * losses(tmp_path / "run")[0]
-  with pytest.raises(InputError, match="the gradient of reverse_kl is biased under sampled targets"):
+  with pytest.raises(
+    InputError, match="the gradient of reverse_kl is biased if the teacher cache holds sampled targets"
+  ):
     train(changed(run, terms=[{"kind": "reverse_kl"}]), workdir=tmp_path / "other")
 
 
@@ -231,7 +233,7 @@ def test_caching_a_recipe_without_a_term_that_needs_a_teacher_is_refused(config,
 def test_training_a_relations_term_from_a_cache_is_refused(config, cached, tmp_path):
   terms = [{"kind": "forward_kl"}, {"kind": "relations", "pairs": ((0, 0),)}]
   run = changed(config, teacher={"cache": str(cached)}, terms=terms)
-  with pytest.raises(InputError, match=r"terms: a cache holds no queries, keys and values"):
+  with pytest.raises(InputError, match=r"terms: a teacher cache holds no queries, keys and values"):
     train(run, workdir=tmp_path / "run")
 
 

@@ -1,4 +1,4 @@
-"""The load-balancing loss, by itself and in a whole run."""
+"""The load-balancing loss of MoE layers, alone and in a training run."""
 
 import dataclasses
 import json
@@ -41,7 +41,7 @@ def config(llama_dir, text_file, *, student, training, terms=()):
   }
 
 
-def test_micro_batches_and_a_mesh_give_the_same_balance_loss(llama_dir, text_file, tmp_path):
+def test_the_balance_loss_is_the_same_on_another_mesh_with_micro_batches(llama_dir, text_file, tmp_path):
   found, taught = [], [{"kind": "forward_kl"}, {"kind": "hidden", "pairs": ((0, 1), (1, 3))}]
   for number, training in enumerate(({"mesh": (8, 1, 1)}, {"mesh": (2, 2, 2), "micro_batches": 2})):
     settings = config(llama_dir, text_file, student={"config": SPARSE}, training=training, terms=taught)

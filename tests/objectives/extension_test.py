@@ -1,4 +1,4 @@
-"""A term from outside the package needs no change inside it."""
+"""A loss term from outside the package can be trained without a change to the package."""
 
 import dataclasses
 import json
@@ -85,18 +85,20 @@ class NoTerm:
 @pytest.mark.parametrize(
   ("kind", "message"),
   [
-    ("nowhere.at_all:Term", "cannot be imported .ModuleNotFoundError: No module named 'nowhere'.; is its folder on"),
+    ("nowhere.at_all:Term", "cannot be imported .ModuleNotFoundError: No module named 'nowhere'.; correct it, or put"),
     (f"{__name__}:Missing", "cannot be imported .AttributeError"),
-    (f"{__name__}:config", "is no term, it lacks a class"),
-    (f"{__name__}:NoTerm", "is no term, it lacks kind"),
+    (f"{__name__}:config", "cannot be used as a term: it is not a class"),
+    (f"{__name__}:NoTerm", "cannot be used as a term: it has no kind"),
   ],
 )
-def test_a_kind_whose_path_names_no_term_class_is_refused(kind, message):
+def test_a_term_kind_that_names_no_term_class_is_refused(kind, message):
   with pytest.raises(InputError, match=r"^config\.stages\.a\.terms\[0\]\.kind: .*" + message) as error:
     bound({"kind": kind})
   assert "\n" not in str(error.value)
 
 
-def test_a_wrong_option_of_an_outside_term_is_refused():
-  with pytest.raises(InputError, match=r"config\.stages\.a\.terms\[0\]\.layer: -1; use a whole number of at least 0"):
+def test_a_wrong_option_of_a_term_from_outside_the_package_is_refused():
+  with pytest.raises(
+    InputError, match=r"config\.stages\.a\.terms\[0\]\.layer: got -1; use a whole number of at least 0"
+  ):
     bound({"kind": f"{__name__}:Norms", "layer": -1})

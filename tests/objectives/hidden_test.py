@@ -15,7 +15,7 @@ def test_projectors_map_to_the_teachers_width_and_start_as_the_identity_if_width
   np.testing.assert_array_equal(same["0_1.kernel"], np.eye(16))
 
 
-def test_no_gradient_flows_into_the_teacher():
+def test_no_gradient_of_the_hidden_loss_flows_into_the_teacher():
   given, terms = inputs(1), bound({"kind": "hidden", "pairs": ((0, 2),)})
 
   def loss(teacher, kernel):

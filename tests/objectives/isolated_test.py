@@ -1,4 +1,4 @@
-"""Student layers that are given the teacher's inputs: the first two stages of a conversion."""
+"""Losses of student layers that run on the teacher's inputs, as in the first two stages of a conversion."""
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ from tests.objectives.steps import DELTA, SOFT, decoder, trained
 
 
 @pytest.mark.parametrize("kind", ["mixer_output", "block_output"])
-def test_isolated_terms_train_only_the_parameters_that_the_stage_selects(kind):
+def test_losses_of_isolated_layers_train_only_the_parameters_that_the_stage_selects(kind):
   student, model = decoder(DELTA, DELTA), decoder(SOFT, SOFT, SOFT, SOFT)
   teacher = LiveTeacher(decoder=model, params=model.init(jax.random.key(1)))
   terms = bound({"kind": kind}, steps=30, student=2, teacher=4, layers_from=(0, 2))
@@ -31,7 +31,7 @@ def test_isolated_terms_train_only_the_parameters_that_the_stage_selects(kind):
     assert np.array_equal(value, after[name]) != (".mixer." in name), name
 
 
-def test_isolated_terms_are_zero_for_a_student_equal_to_its_teacher():
+def test_losses_of_isolated_layers_are_zero_for_a_student_equal_to_its_teacher():
   model = decoder(SOFT, SOFT, SOFT)
   weights = model.init(jax.random.key(1))
   specs = [{"kind": "mixer_output"}, {"kind": "block_output"}, {"kind": "relations", "heads": 4}]
@@ -42,6 +42,6 @@ def test_isolated_terms_are_zero_for_a_student_equal_to_its_teacher():
 
 
 @pytest.mark.parametrize("kind", ["mixer_output", "block_output"])
-def test_isolated_terms_refuse_a_student_of_another_width_than_the_teachers(kind):
-  with pytest.raises(InputError, match=rf"terms\[0\]: {kind} gives .* \(width 16\) .* \(width 24\); the widths must"):
+def test_losses_of_isolated_layers_refuse_a_student_of_another_width_than_the_teachers(kind):
+  with pytest.raises(InputError, match=rf"terms\[0\]: {kind} runs .* \(width 16\) .* \(width 24\), which needs equal"):
     bound({"kind": kind}, layers_from=(1,), teacher_width=24)

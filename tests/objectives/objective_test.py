@@ -27,7 +27,7 @@ def softmax(x):
   return x / x.sum(-1, keepdims=True)
 
 
-def test_the_loss_is_the_weighted_sum_of_means_over_valid_tokens():
+def test_the_loss_is_the_weighted_sum_of_the_terms_means_over_valid_tokens():
   given = inputs(3)
   output, signal, batch = given.output, given.signal, given.batch
   total, parts = sums(bound(*TERMS), given)
@@ -62,7 +62,7 @@ def test_losses_of_micro_batches_add_up_to_the_loss_of_the_batch():
   np.testing.assert_allclose(part(slice(0, 1)) + part(slice(1, 4)), part(slice(0, 4)), rtol=1e-5)
 
 
-def test_a_balanced_term_is_scaled_to_the_logit_terms_of_the_step_before():
+def test_a_balanced_term_is_scaled_to_the_logit_losses_of_the_previous_step():
   given = inputs(2)
   terms = bound({"kind": "forward_kl", "weight": 3.0}, {"kind": "z_loss"}, {**TERMS[2], "balanced": True})
   states = initial_states(terms)
@@ -80,7 +80,7 @@ def test_a_terms_weight_follows_its_schedule():
   np.testing.assert_allclose([first, fourth], [0.0, 3.0 * parts["0_z_loss"]], rtol=1e-6)
 
 
-def test_captures_are_the_union_of_the_activations_that_terms_need():
+def test_captures_of_an_objective_are_the_union_of_the_activations_that_its_terms_need():
   aligned = bound({"kind": "mixer_output", "pairs": ((0, 2),)}, {"kind": "block_output", "pairs": ((0, 0, 1),)})
   assert not needs_student(aligned) and needs_teacher(aligned)
   assert student_capture(aligned) == Capture()

@@ -16,7 +16,7 @@ from tests.objectives.problem import bound
     ("relations", {"last": 1}, (2, 3), ((1, 2),)),
   ],
 )
-def test_the_rules_uniform_and_last_stand_for_pairs_of_layers(kind, pairs, depths, expected):
+def test_the_pairs_options_uniform_and_last_expand_to_layer_pairs(kind, pairs, depths, expected):
   (term,) = bound({"kind": kind, "pairs": pairs}, student=depths[0], teacher=depths[1])
   assert term.pairs == expected
 
@@ -30,12 +30,12 @@ def test_the_rules_uniform_and_last_stand_for_pairs_of_layers(kind, pairs, depth
     ("hidden", ((0, 2), (1, 5), (2, 7))),
   ],
 )
-def test_pairs_default_to_those_that_layers_from_implies(kind, expected):
+def test_default_layer_pairs_follow_from_layers_from(kind, expected):
   (term,) = bound({"kind": kind}, student=3, teacher=8, layers_from=(1, 3, 6))
   assert term.pairs == expected
 
 
-def test_default_pairs_stay_empty_while_layers_from_is_unknown():
+def test_default_layer_pairs_stay_empty_while_layers_from_is_unknown():
   (term,) = bound({"kind": "hidden"}, student=3, teacher=8, layers_from=None)
   assert term.pairs == () and term.teacher_capture().layers == ()
 
@@ -43,18 +43,27 @@ def test_default_pairs_stay_empty_while_layers_from_is_unknown():
 @pytest.mark.parametrize(
   ("spec", "message"),
   [
-    ({"kind": "hidden"}, r"pairs: a hidden term needs \(\(student layer, teacher layer\)"),
-    ({"kind": "hidden", "layers_from": (1, 0)}, "pairs: a hidden term needs"),
-    ({"kind": "hidden", "pairs": "even"}, "pairs: 'even'; give .* 'uniform' or {'last': k}"),
-    ({"kind": "hidden", "pairs": {"last": 3}}, "names a layer that does not exist; the student has layers 0 to 1"),
+    ({"kind": "hidden"}, r"pairs: no layer pairs for a hidden term; give \(\(student layer, teacher layer\)"),
+    ({"kind": "hidden", "layers_from": (1, 0)}, "pairs: no layer pairs for a hidden term"),
+    ({"kind": "hidden", "pairs": "even"}, "pairs: got 'even'; give .* 'uniform' or {'last': k}"),
+    (
+      {"kind": "hidden", "pairs": {"last": 3}},
+      "names a layer that does not exist; choose from the student's layers 0 to 1",
+    ),
     ({"kind": "hidden", "pairs": {"last": 0}}, "'uniform' or {'last': k}"),
-    ({"kind": "hidden", "pairs": ((0, "x"),)}, r"pairs\[0\]\[1\]: 'x'; use a whole number"),
-    ({"kind": "mixer_output", "pairs": ((0, 9),)}, r"\(0, 9\) names a layer that does not exist; .* teacher 0 to 2"),
-    ({"kind": "mixer_output", "pairs": ((0, 1, 2),)}, r"\(0, 1, 2\); give \(student layer, teacher layer\)"),
-    ({"kind": "block_output", "pairs": ((0, 2, 1),)}, r"\(0, 2, 1\); the last teacher layer comes before the first"),
-    ({"kind": "hidden", "pairs": "uniform", "balanced": True}, "balanced: the stage has no term of logits"),
-    ({"kind": "hidden", "pairs": "uniform", "balanced": 1}, "balanced: 1; use True or False"),
-    ({"kind": "hidden", "pairs": "uniform", "distance": "far"}, "distance: 'far'; use one of 'mse', 'cosine'"),
+    ({"kind": "hidden", "pairs": ((0, "x"),)}, r"pairs\[0\]\[1\]: got 'x'; use a whole number"),
+    ({"kind": "mixer_output", "pairs": ((0, 9),)}, r"\(0, 9\) names a layer that does not exist; .* teacher's 0 to 2"),
+    (
+      {"kind": "mixer_output", "pairs": ((0, 1, 2),)},
+      r"\(0, 1, 2\) is not a layer pair; give \(student layer, teacher layer\)",
+    ),
+    ({"kind": "block_output", "pairs": ((0, 2, 1),)}, r"the last teacher layer of \(0, 2, 1\) comes before the first"),
+    (
+      {"kind": "hidden", "pairs": "uniform", "balanced": True},
+      "balanced: the stage has no divergence or cross-entropy",
+    ),
+    ({"kind": "hidden", "pairs": "uniform", "balanced": 1}, "balanced: got 1; use True or False"),
+    ({"kind": "hidden", "pairs": "uniform", "distance": "far"}, "distance: got 'far'; use one of 'mse', 'cosine'"),
   ],
 )
 def test_wrong_layer_pairs_are_refused_with_their_key(spec, message):

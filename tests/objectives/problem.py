@@ -1,4 +1,4 @@
-"""Tiny inputs of losses, and terms bound to tiny models."""
+"""Builds tiny inputs of losses, and terms that are checked against tiny models (`Term.bind`)."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,18 +20,18 @@ def config(depth, *, width=16, layer=LAYER):
 
 
 def setting(student=1, teacher=3, *, steps=10, **changes):
-  """Returns a setting: a stage of `steps` steps, a student of `student` layers and a teacher of `teacher` layers."""
+  """Returns a `Setting`: a stage of `steps` steps, a student of `student` layers and a teacher of `teacher` layers."""
   models = {"student": config(student), "teacher": config(teacher)}
   return Setting(**{"steps": steps, **models, "teacher_depth": teacher, "teacher_width": 16, **changes})
 
 
 def bound(*specs, **changes):
-  """Returns the terms of these specs, bound to `setting(**changes)`."""
+  """Returns the terms of recipe dicts, bound to `setting(**changes)`."""
   return bind_terms(read_terms(specs, key=KEY), setting(**changes), key=KEY)
 
 
 def batch(rows):
-  """Returns rows of two documents and two positions of padding; the end of a document has no target."""
+  """Returns rows of two documents and two positions of padding; a document's last token has no target."""
   segments = jnp.asarray(np.repeat([[1, 2, 0]], [4, 3, 2], axis=1).repeat(rows, 0))
   mask = jnp.asarray(np.asarray([[1, 1, 1, 0, 1, 1, 0, 0, 0]], np.float32).repeat(rows, 0))
   tokens = jnp.asarray(np.random.default_rng(1).integers(0, 11, (rows, 9)))
@@ -39,7 +39,7 @@ def batch(rows):
 
 
 def inputs(rows):
-  """Returns random outputs of a student of width 6 and a teacher of width 5, and a projector of layer 0 to layer 2."""
+  """Returns random outputs of a student of width 6 and a teacher of width 5, and a projector for the pair (0, 2)."""
   rng = np.random.default_rng(0)
 
   def array(*shape):
@@ -58,10 +58,10 @@ def inputs(rows):
 
 
 def context(given, *, step=0, steps=10, states=None):
-  """Returns the loss context after `step` steps; the global batch is the batch of `given`."""
+  """Returns the `LossContext` after `step` steps; the counts are those of the batch in `given`, a `LossInputs`."""
   return LossContext(step=jnp.int32(step), steps=steps, totals=counts(given.batch), states=states or {})
 
 
 def sums(terms, given, **changes):
-  """Returns (loss, mean of each term by name) of a whole batch."""
+  """Returns (loss, mean of each term by name) of the batch in `given`, a `LossInputs`."""
   return loss_sums(terms, given, context=context(given, **changes))

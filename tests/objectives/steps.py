@@ -1,4 +1,4 @@
-"""Trains tiny models on an objective, without the rest of a run."""
+"""Trains tiny models on loss terms with the library's training step, without files or a loop."""
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ def batch(rows=2):
 
 
 def trained(student, params, *, terms, teacher, steps, train=((".*", 1.0),)):
-  """Returns the parameters and the losses after `steps` steps on one batch."""
+  """Returns (parameters after `steps` steps on one batch, loss of each step)."""
   mesh = make_mesh((-1, 1, 1))
   names = canonical_names(student, params)
   factors = multipliers(train, names=names, what="train")

@@ -14,10 +14,10 @@ def test_the_keys_of_TERMS_are_the_kinds_of_its_classes():
   [
     ([{"kind": "kl"}], r"\[0\]\.kind: unknown term 'kl'; use one of forward_kl"),
     ([{"kind": 3}], r"\[0\]\.kind: unknown term 3"),
-    (["forward_kl"], r"\[0\]: 'forward_kl'; a term is a dict with a kind"),
+    (["forward_kl"], r"\[0\]: 'forward_kl' is not a term; give a dict with a kind"),
     ([{"kind": "cross_entropy", "temperature": 2.0}], r"\[0\]\.temperature: unknown key"),
-    ([{"kind": "cross_entropy"}, {"kind": "z_loss", "weight": "x"}], r"\[1\]\.weight: 'x'"),
-    ([{"kind": "z_loss", "weight": {"kind": "steep"}}], r"\[0\]\.weight\.kind: 'steep'"),
+    ([{"kind": "cross_entropy"}, {"kind": "z_loss", "weight": "x"}], r"\[1\]\.weight: got 'x'"),
+    ([{"kind": "z_loss", "weight": {"kind": "steep"}}], r"\[0\]\.weight\.kind: got 'steep'"),
     ([{"kind": "balance"}], r"\[0\]: the balance term needs an MoE student"),
     ([], "a stage needs at least one term"),
   ],

@@ -39,7 +39,7 @@ SUBJECT = {key: MANIFEST[key] for key in sections.SUBJECT}
 
 
 def rows(section, seed=0):
-  """Packed rows, and (ids, log_probs, tail, three states) of each."""
+  """Returns random packed rows of a section, and (ids, log_probs, tail, three activations) of each."""
   rng, packed, kept = np.random.default_rng(seed), [], []
   for _ in range(ROWS):
     ids = rng.integers(0, V, (T, 3)).astype(np.int32)
@@ -58,7 +58,7 @@ def made(directory, manifest=MANIFEST):
   return section, kept
 
 
-def test_rows_are_read_in_any_order_with_the_captured_activations(tmp_path):
+def test_cached_rows_are_read_in_any_order_with_the_captured_activations(tmp_path):
   _, kept = made(tmp_path)
   found = sections.find_section(sections.open_sections(tmp_path), SUBJECT, what="rows")
   signal = found.read(np.asarray([9, 0, 9, 4]), Capture(layers=(2,), mixers=(1,)))
@@ -73,7 +73,7 @@ def test_rows_are_read_in_any_order_with_the_captured_activations(tmp_path):
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_a_shard_with_a_flipped_bit_is_refused_by_its_name(tmp_path, data):
+def test_a_cache_shard_with_a_flipped_bit_is_refused_with_its_file_name(tmp_path, data):
   section, _ = made(tmp_path)
   path = section.path(data.draw(st.integers(0, 2)))
   everything = np.arange(ROWS)
@@ -91,11 +91,11 @@ def test_a_shard_with_a_flipped_bit_is_refused_by_its_name(tmp_path, data):
     path.write_bytes(whole)
 
 
-def test_an_unfinished_section_is_refused_and_can_be_completed(tmp_path):
+def test_an_unfinished_cache_section_is_refused_and_can_be_completed(tmp_path):
   section, _ = made(tmp_path)
   whole = {path.name: path.read_bytes() for path in section.directory.iterdir()}
   section.path(1).unlink()
-  with pytest.raises(InputError, match=r"00001\.safetensors: missing, 1 shards"):
+  with pytest.raises(InputError, match=r"00001\.safetensors: this shard is missing, 1 in all"):
     sections.find_section(sections.open_sections(tmp_path), SUBJECT, what="rows")
   (section.directory / ".00001.safetensors-77").mkdir()
   assert section.missing() == [1]
@@ -113,16 +113,16 @@ def test_an_unfinished_section_is_refused_and_can_be_completed(tmp_path):
     ("store", "other text"),
   ],
 )
-def test_a_cache_that_belongs_to_something_else_is_refused_by_the_key_that_differs(tmp_path, key, says):
+def test_a_cache_of_another_teacher_or_text_is_refused_with_the_key_that_differs(tmp_path, key, says):
   made(tmp_path)
   other = {**SUBJECT, key: 7 if key == "length" else [] if key == "adapters" else "e" * 64}
   if key in ("tokenizer", "length"):
     other["store"] = "f" * 64
-  with pytest.raises(InputError, match=f"manifest.json: {key}: of {says}"):
+  with pytest.raises(InputError, match=f"manifest.json: key {key}: the section was made for {says}"):
     sections.find_section(sections.open_sections(tmp_path), other, what="rows")
 
 
-def test_a_cache_of_several_teachers_needs_the_teachers_name(tmp_path):
+def test_a_cache_of_several_teachers_is_refused_unless_the_recipe_names_one(tmp_path):
   made(tmp_path)
   subject = {key: SUBJECT[key] for key in ("tokenizer", "length", "store")}
   assert sections.find_section(sections.open_sections(tmp_path), subject, what="rows").count == ROWS
@@ -131,30 +131,30 @@ def test_a_cache_of_several_teachers_needs_the_teachers_name(tmp_path):
     sections.find_section(sections.open_sections(tmp_path), subject, what="rows")
 
 
-def test_a_section_with_other_settings_is_refused_rather_than_continued(tmp_path):
+def test_a_cache_section_with_other_settings_is_refused_instead_of_continued(tmp_path):
   made(tmp_path)
-  with pytest.raises(InputError, match=r"manifest\.json: size is 3, this configuration's 4"):
+  with pytest.raises(InputError, match=r"manifest\.json: size is 3 in this section, but 4 in the configuration"):
     sections.claim(tmp_path, {**MANIFEST, "size": 4})
 
 
-def test_a_shard_of_another_cache_is_not_read(tmp_path):
+def test_a_shard_of_another_cache_is_refused(tmp_path):
   section, _ = made(tmp_path / "one")
   other, _ = made(tmp_path / "other", {**MANIFEST, "seed": 1})
   section.path(0).write_bytes(other.path(0).read_bytes())
-  with pytest.raises(InputError, match=r"00000\.safetensors: belongs to another cache"):
+  with pytest.raises(InputError, match=r"00000\.safetensors: this shard is damaged, or belongs to another cache"):
     sections.find_section(sections.open_sections(tmp_path / "one"), SUBJECT, what="rows").read(np.arange(2))
 
 
-def test_swapped_shards_are_not_read(tmp_path):
+def test_swapped_cache_shards_are_refused(tmp_path):
   section, _ = made(tmp_path)
   first, second = section.path(0).read_bytes(), section.path(1).read_bytes()
   section.path(0).write_bytes(second)
   section.path(1).write_bytes(first)
-  with pytest.raises(InputError, match=r"00000\.safetensors: row 2 of the store is damaged"):
+  with pytest.raises(InputError, match=r"00000\.safetensors: row 2 of the token store is damaged"):
     sections.find_section(sections.open_sections(tmp_path), SUBJECT, what="rows").read(np.asarray([2]))
 
 
-def test_a_shard_holds_whole_batches_up_to_64_mib():
+def test_a_cache_shard_holds_whole_batches_up_to_64_mib():
   rows = row_format({**MANIFEST, "length": 4096, "width": 4096, "vocab_size": 152_000, "size": 64}, where="")
   assert rows.rows_per_shard(16) == 16
   few = row_format({**MANIFEST, "length": 128, "layers": [], "mixers": [], "vocab_size": 4096, "size": 64}, where="")
@@ -174,7 +174,7 @@ def test_a_shard_holds_whole_batches_up_to_64_mib():
     ),
   ],
 )
-def test_a_damaged_manifest_is_refused_by_its_path(tmp_path, text):
+def test_a_damaged_cache_manifest_is_refused_with_its_path(tmp_path, text):
   section, _ = made(tmp_path)
   (section.directory / sections.MANIFEST).write_text(text)
   with pytest.raises(InputError, match=r"manifest\.json"):

@@ -28,7 +28,7 @@ B, T, D, V, PADDED = 3, 7, 16, 97, 104
 
 @pytest.fixture(scope="module")
 def teacher():
-  """(hidden, readout with softcap, bias and padding columns, log-probabilities in float64)."""
+  """Returns (hidden states, readout with softcap, bias and padding columns, log-probabilities in float64)."""
   rng = np.random.default_rng(0)
   hidden, kernel = rng.normal(size=(B, T, D)), rng.normal(size=(D, PADDED)) * 0.8
   bias = rng.normal(size=PADDED)
@@ -56,7 +56,7 @@ def test_unpacking_restores_packed_integers(bits, count, seed):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_top_k_holds_the_likeliest_tokens_and_the_mass_of_the_rest(teacher, temperature):
+def test_top_k_targets_hold_the_likeliest_tokens_and_the_probability_of_all_others(teacher, temperature):
   hidden, readout, log_probs = teacher
   log_probs = log_probs / temperature
   log_probs -= np.log(np.exp(log_probs).sum(-1, keepdims=True))
@@ -104,7 +104,7 @@ def test_unpacking_sampled_targets_gives_the_count_of_each_token(length, size, s
     assert (found[len(names) :] == -1).all() and tail == -np.inf
 
 
-def test_the_mean_gradient_of_sampled_targets_equals_that_of_the_whole_distribution(teacher):
+def test_the_mean_gradient_of_sampled_targets_equals_that_of_the_full_distribution(teacher):
   hidden, readout, _ = teacher
   rng = np.random.default_rng(1)
   mine = jnp.asarray(rng.normal(size=(B * T, D)), jnp.float32)
@@ -126,7 +126,7 @@ def test_the_mean_gradient_of_sampled_targets_equals_that_of_the_whole_distribut
   assert np.linalg.norm(mean - whole) < 0.02 * np.linalg.norm(whole)
 
 
-def test_fifty_sampled_tokens_take_at_most_40_bytes_a_position():
+def test_sampled_targets_of_50_tokens_take_at_most_40_bytes_a_position():
   # A vocabulary of 32k and about a dozen different ids in 50 draws, as language models give.
   logits = -1.9 * np.log(np.arange(1, 32_769)) + np.random.default_rng(0).normal(size=32_768)
   readout = Readout(kernel=jnp.asarray(logits[None], jnp.float32), vocab_size=32_768)
@@ -139,8 +139,8 @@ def test_fifty_sampled_tokens_take_at_most_40_bytes_a_position():
 
 
 @pytest.mark.slow
-def test_the_gradient_of_50_draws_of_the_embedded_teacher_is_within_6_degrees():
-  """The student is the base without adapters; the angle is over all of its parameters and 2,048 tokens."""
+def test_the_gradient_of_50_draws_of_the_embedded_teacher_is_within_6_degrees_of_the_exact_one():
+  """The gradient is that of the base without adapters as student, for all its parameters and 2,048 tokens."""
   base, rows = ROOT / "teacher", 16
   adapters = read_adapters(stack_of([ROOT / "adapters" / name for name in SKILLS]), config=hf_config.read_config(base))
   mesh = make_mesh((1, 8, 1))
@@ -191,6 +191,6 @@ def test_the_gradient_of_50_draws_of_the_embedded_teacher_is_within_6_degrees():
     ({"temperature": {"kind": "linear"}}, "temperature"),
   ],
 )
-def test_invalid_targets_are_refused_by_their_key(changed, key):
+def test_invalid_sparse_target_options_are_refused_with_their_key(changed, key):
   with pytest.raises(InputError, match=rf"config\.teacher_cache\.{key}"):
     read_targets({"targets": "top_k", "size": 8, "temperature": 1.0, **changed}, where="config.teacher_cache", vocab=97)
