@@ -1,4 +1,4 @@
-"""Moves capability from one generation of language model to the next.
+"""Distils language models: a teacher, with its adapters, trains a student of any supported architecture.
 
 Each command of the command line is a function of the same name here; docs/python.md shows them. A function's module is
 imported when the function is first used: `import distill` alone imports no JAX and starts no device.
@@ -28,7 +28,7 @@ _PLACES = {
 
 
 def __getattr__(name: str) -> Any:
-  """Imports a public name on first use."""
+  """Returns a public name of the package, whose module is imported on first use."""
   if name not in _PLACES:
     raise AttributeError(f"module 'distill' has no attribute {name!r}")
   return getattr(importlib.import_module(_PLACES[name]), name)

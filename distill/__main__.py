@@ -1,4 +1,4 @@
-"""`python -m distill` is `distill`."""
+"""Runs the command line: `python -m distill` does the same as `distill`."""
 
 from distill.cli.main import run
 

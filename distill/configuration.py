@@ -43,7 +43,7 @@ def option(
     most: Largest number allowed.
     choices: The only strings allowed; empty allows all.
     regex: True if strings must be valid regular expressions.
-    kinds: Dataclass that a dict is read into, by its `kind`; the annotation names their common base.
+    kinds: For a value that is a dict with a `kind`: the dataclass of each kind; the field is annotated with their base.
   """
   metadata: dict[str, Any] = {"help": help, "least": least, "above": above, "most": most}
   metadata |= {"choices": tuple(choices), "regex": regex, "kinds": kinds}
@@ -66,7 +66,7 @@ def read(cls: type[Config], given: Any, *, key: str) -> Config:
   if isinstance(given, cls):
     return given
   if not isinstance(given, Mapping):
-    raise InputError(f"{key}: {_shown(given)}; give a dict with {', '.join(_options(cls))}")
+    raise InputError(f"{key}: got {_shown(given)}; give a dict with {', '.join(_options(cls))}")
   options, hints = _options(cls), typing.get_type_hints(cls)
   for name in given:
     if name not in options:
@@ -76,7 +76,7 @@ def read(cls: type[Config], given: Any, *, key: str) -> Config:
     if name in given:
       values[name] = _value(given[name], hints[name], options=field.metadata, key=f"{key}.{name}")
     elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-      raise InputError(f"{key}.{name}: missing; it has no default")
+      raise InputError(f"{key}.{name}: this required key is missing; give it a value")
   return cls(**values)
 
 
@@ -86,29 +86,29 @@ def read_kind(kinds: Mapping[str, type[Config]], given: Any, *, key: str) -> Con
   Args:
     kinds: Dataclass of each kind.
     given: Mapping with a `kind`; an instance of one of the dataclasses is returned as it is.
-    key: Where the mapping stands in the recipe.
+    key: Where the mapping stands in the recipe; error messages begin with it.
 
   Raises:
-    InputError: The kind is unknown, or `read` refuses the rest.
+    InputError: The kind is unknown, another key is missing or unknown, or a value is wrong.
   """
   for cls in kinds.values():
     if isinstance(given, cls):
       return given
   if not isinstance(given, Mapping):
-    raise InputError(f"{key}: {_shown(given)}; give a dict with a kind")
+    raise InputError(f"{key}: got {_shown(given)}; give a dict with a kind")
   kind = given.get("kind")
   if not isinstance(kind, str) or kind not in kinds:
     near = difflib.get_close_matches(str(kind), list(kinds), n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(map(repr, kinds))}"
-    raise InputError(f"{key}.kind: {_shown(kind)}; {hint}")
+    raise InputError(f"{key}.kind: got {_shown(kind)}; {hint}")
   return read(kinds[kind], given, key=key)
 
 
 class Description(NamedTuple):
-  """One option, for documentation.
+  """The description of one configuration option, for documentation.
 
   Attributes:
-    key: Dotted key.
+    key: Dotted key in the recipe, such as `config.training.dtype`.
     hint: Type annotation of the field.
     default: Default value, or `dataclasses.MISSING` for a required option and for a nested dataclass.
     help: Sentence that explains the option.
@@ -123,7 +123,7 @@ class Description(NamedTuple):
 
 
 def describe(cls: type, *, key: str = "config") -> Iterator[Description]:
-  """Yields every option of a configuration dataclass, depth first."""
+  """Yields every option of a configuration dataclass and of those nested in it, depth first; `key` is its own key."""
   hints = typing.get_type_hints(cls)
   for name, field in _options(cls).items():
     where, hint = f"{key}.{name}", hints[name]
@@ -154,12 +154,12 @@ def _value(value: Any, hint: Any, *, options: Mapping[str, Any], key: str) -> An
     return read_kind(options["kinds"], value, key=key) if options["kinds"] else read(hint, value, key=key)
   if origin is not None and issubclass(origin, Mapping):
     if not isinstance(value, Mapping):
-      raise InputError(f"{key}: {_shown(value)}; give a dict")
+      raise InputError(f"{key}: got {_shown(value)}; give a dict")
     return dict(value)
   if hint is Any:
     return value
   if not _is(value, hint):
-    raise InputError(f"{key}: {_shown(value)}; use {_wanted(hint, options)}")
+    raise InputError(f"{key}: got {_shown(value)}; use {_expected(hint, options)}")
   return _in_range(float(value) if hint is float else value, hint, options=options, key=key)
 
 
@@ -170,21 +170,21 @@ def _one_of(value: Any, hints: Sequence[Any], *, options: Mapping[str, Any], key
       return None
     if _fits(value, hint):
       return _value(value, hint, options=options, key=key)
-  wanted = " or ".join(_wanted(hint, options) for hint in hints)
-  raise InputError(f"{key}: {_shown(value)}; use {wanted}")
+  expected = " or ".join(_expected(hint, options) for hint in hints)
+  raise InputError(f"{key}: got {_shown(value)}; use {expected}")
 
 
 def _tuple(value: Any, arguments: Sequence[Any], *, options: Mapping[str, Any], key: str) -> tuple[Any, ...]:
   if isinstance(value, Mapping) and _is_named(arguments[0]):
     listed = ", ".join(f"{{'name': {name!r}, …}}" for name in value)
-    raise InputError(f"{key}: a dict, which keeps no order; give a list: [{listed}]")
+    raise InputError(f"{key}: got a dict, but the order of the elements matters; give a list: [{listed}]")
   if not isinstance(value, list | tuple):
-    raise InputError(f"{key}: {_shown(value)}; give a list")
+    raise InputError(f"{key}: got {_shown(value)}; give a list")
   if len(arguments) == 2 and arguments[1] is Ellipsis:
     keys = _element_keys(value, arguments[0], key=key)
     return tuple(_value(one, arguments[0], options=options, key=where) for one, where in zip(value, keys, strict=True))
   if len(value) != len(arguments):
-    raise InputError(f"{key}: {_shown(value)}; give {len(arguments)} values")
+    raise InputError(f"{key}: got {_shown(value)}; give a list of {len(arguments)} values")
   pairs = zip(value, arguments, strict=True)
   return tuple(_value(one, hint, options=options, key=f"{key}[{i}]") for i, (one, hint) in enumerate(pairs))
 
@@ -201,7 +201,7 @@ def _element_keys(values: Sequence[Any], hint: Any, *, key: str) -> list[str]:
 
 
 def _is_named(hint: Any) -> bool:
-  """Tells whether an annotation is a dataclass with a required `name`, by which elements of a list are addressed."""
+  """Returns True for a dataclass with a required `name`: elements of a list are then addressed by name, not index."""
   if not dataclasses.is_dataclass(hint) or not isinstance(hint, type):
     return False
   name = _options(hint).get("name")
@@ -223,7 +223,7 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _is(value: Any, hint: type) -> bool:
-  """Tells whether a value has a type; a bool is not a number, and an int also counts as a float."""
+  """Returns True if a value has the type `hint`; a bool is not a number, and an int also counts as a float."""
   if isinstance(value, bool):
     return hint is bool
   return isinstance(value, int | float) if hint is float else isinstance(value, hint)
@@ -235,18 +235,18 @@ def _in_range(value: Any, hint: Any, *, options: Mapping[str, Any], key: str) ->
     outside = not math.isfinite(value)
     outside = outside or (least is not None and value < least) or (most is not None and value > most)
     if outside or (above is not None and value <= above):
-      raise InputError(f"{key}: {value!r}; use {_wanted(hint, options)}")
+      raise InputError(f"{key}: got {value!r}; use {_expected(hint, options)}")
   if hint is str and choices and value not in choices:
-    raise InputError(f"{key}: {_shown(value)}; use one of {', '.join(map(repr, choices))}")
+    raise InputError(f"{key}: got {_shown(value)}; use one of {', '.join(map(repr, choices))}")
   if hint is str and options["regex"]:
     try:
       re.compile(value)
     except re.error as error:
-      raise InputError(f"{key}: {_shown(value)} is no regular expression ({error})") from error
+      raise InputError(f"{key}: {_shown(value)} is not a valid regular expression ({error}); correct it") from error
   return value
 
 
-def _wanted(hint: Any, options: Mapping[str, Any]) -> str:
+def _expected(hint: Any, options: Mapping[str, Any]) -> str:
   """Returns a description of the values that an option takes, for error messages."""
   if hint is type(None):
     return "None"

@@ -1,4 +1,4 @@
-"""Numbers that may change with the step: `float | Schedule`."""
+"""Schedules: numbers in a recipe that may change with the training step."""
 
 import dataclasses
 import math
@@ -50,31 +50,31 @@ def schedule(
   least: float = -math.inf,
   above: float = -math.inf,
 ) -> Schedule:
-  """Returns a function from the step to the value of a number that may change over a stage.
+  """Returns a function from the step of a stage to the value of a constant or a schedule, a float32 scalar.
 
   Args:
     spec: A recipe's value: a number, which is constant, or a schedule, which is one of `SCHEDULES` or a dict that is
       read into one.
-    key: Where the value stands in the configuration, for messages.
+    key: Where the value stands in the configuration; error messages begin with it.
     steps: Length of the stage, in optimizer steps.
     least: Smallest value allowed at any step.
     above: All values must be greater than this.
 
   Raises:
-    InputError: The kind is unknown, a field is wrong, a value is out of range, or the warm-up does not end.
+    InputError: The kind is unknown, a field is wrong, a value is out of range, or the warm-up is as long as the stage.
   """
   if isinstance(spec, int | float) and not isinstance(spec, bool):
     _check_range((spec,), spec, key=key, least=least, above=above)
     return lambda step: jnp.full((), spec, jnp.float32)
   if not isinstance(spec, ScheduleConfig | Mapping):
-    raise InputError(f"{key}: {spec!r}; use a number or a schedule, a dict with a kind")
+    raise InputError(f"{key}: got {spec!r}; use a number, or a dict with a kind for a schedule")
   match config := read_kind(SCHEDULES, spec, key=key):
     case LinearScheduleConfig():
       _check_range((config.start, config.end), config, key=key, least=least, above=above)
       return optax.linear_schedule(config.start, config.end, max(steps - 1, 1))
     case CosineScheduleConfig():
       if config.warmup >= max(steps, 1):
-        raise InputError(f"{key}.warmup: {config.warmup} steps, and the stage has {steps}; use fewer")
+        raise InputError(f"{key}.warmup: got {config.warmup} steps, but the stage has only {steps}; use fewer")
       first = 0.0 if config.warmup else config.peak
       _check_range((first, config.peak, config.end), config, key=key, least=least, above=above)
       return optax.warmup_cosine_decay_schedule(first, config.peak, config.warmup, steps, end_value=config.end)
@@ -88,7 +88,7 @@ def _shown(spec: Any) -> str:
 
 
 def _check_range(values: tuple[float, ...], spec: Any, *, key: str, least: float, above: float) -> None:
-  """Refuses values out of range; checking these suffices, as both schedules are monotonic between them."""
+  """Raises InputError if one of a schedule's end points `values`, between which it is monotonic, is out of range."""
   if not all(math.isfinite(value) and value >= least and value > above for value in values):
     limit = f" above {above:g}" if above > -math.inf else f" of at least {least:g}" if least > -math.inf else ""
-    raise InputError(f"{key}: {_shown(spec)}; use numbers{limit} at every step")
+    raise InputError(f"{key}: got {_shown(spec)}; use numbers{limit} at every step")

@@ -1,4 +1,4 @@
-"""Named parameters: flat dictionaries from dotted names to arrays, chosen by ordered regex lists."""
+"""Named parameters: flat dictionaries from dotted names to arrays, which ordered lists of regexes select."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -25,13 +25,20 @@ def unflatten(state: nnx.State, params: Mapping[str, Any]) -> nnx.State:
 def first_match(rules: Sequence[tuple[str, Any]], name: str, *, what: str) -> Any:
   """Returns the value of the first rule whose regex matches the whole `name`.
 
+  Args:
+    rules: Ordered (regex, value) pairs.
+    name: Name of a parameter.
+    what: Key of the rules in the recipe; error messages begin with it.
+
   Raises:
-    InputError: No rule covers the name.
+    InputError: No rule matches the name.
   """
   for pattern, value in rules:
     if re.fullmatch(pattern, name):
       return value
-  raise InputError(f"{what}: no rule covers the parameter {name!r}; end the list with ('.*', …)")
+  raise InputError(
+    f"{what}: no rule covers the parameter {name!r}; end the list with a rule ('.*', …), which matches all names"
+  )
 
 
 def select(params: Mapping[str, Any], keep: Callable[[str], bool]) -> tuple[Params, Params]:

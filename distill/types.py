@@ -27,9 +27,9 @@ def before(layer: int) -> int:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Capture:
-  """Names the activations that a forward pass returns; `a | b` captures what either does.
+  """Names the activations that a forward pass returns; `a | b` names those that `a` or `b` names.
 
-  It is static: hashable, each field in ascending order without duplicates.
+  It is hashable, so that it can be a static argument of a jitted function. Each field is sorted, without duplicates.
 
   Attributes:
     layers: Layers whose outputs are captured, on the residual stream before the final norm; `INPUT` among them means
@@ -75,12 +75,12 @@ class Readout:
   def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
     """Returns float32 logits over the padded vocabulary; padding columns hold the lowest finite float.
 
-    Operands keep the kernel's dtype after casting `hidden` to it; sums are float32.
+    `hidden` is cast to the kernel's dtype for the matmul, whose sums are float32.
     """
     return self.finish(matmul(hidden.astype(self.kernel.dtype), jnp.asarray(self.kernel)))
 
   def finish(self, logits: Float[Array, "*B V"]) -> Float[Array, "*B V"]:
-    """Finishes raw logits, hidden @ kernel: adds the bias, scales, caps and masks the padding."""
+    """Turns hidden @ kernel into logits: adds the bias, scales, applies the softcap and masks the padding columns."""
     if self.bias is not None:
       logits = logits + jnp.broadcast_to(self.bias.astype(jnp.float32), logits.shape)
     logits = logits * self.scale
@@ -127,7 +127,7 @@ class SparseTarget:
 
   Attributes:
     ids: Tokens of the support, each at most once a position; -1 marks an unused entry.
-    log_probs: Their log-probabilities at the temperature the target was made with; of sampled ones log(count / draws).
+    log_probs: Log-probabilities of `ids` at the temperature of the target; log(count / draws) if the tokens were drawn.
     tail: Log-probability of all other tokens together; -inf or below -10⁴ if they have no probability.
   """
 
@@ -163,7 +163,7 @@ class SparseSignal:
   qkv: Mapping[int, Qkv] = dataclasses.field(default_factory=dict)
 
   def target_rows(self) -> tuple[SparseTarget, None]:
-    """Returns the sparse target of the batch, flattened to M tokens, and None: it needs no readout."""
+    """Returns the sparse target of the batch, flattened to M tokens, and None, since it needs no readout."""
     return jax.tree.map(_rows, self.target), None
 
 
@@ -171,7 +171,7 @@ TeacherSignal = DenseSignal | SparseSignal
 
 
 def _rows(x: Array) -> Array:
-  """[B, T, …] -> [M, …]."""
+  """Flattens [B, T, …] to [M, …], where M = B·T."""
   return x.reshape(-1, *x.shape[2:])
 
 
@@ -186,8 +186,8 @@ class Batch:
     positions: Position within the document, from 0.
     loss_mask: Weight of PREDICTING `tokens[:, t + 1]` from position t, 0 or 1: the last position of a document
       and padding have 0.
-    routes: Index of the adapter set that the teacher uses for each row; if absent, 0 for all rows.
-    signal: The teacher's signal for these rows, where a teacher cache provides it.
+    routes: Index of the adapter set that the teacher uses for each row; None means 0 for all rows.
+    signal: The teacher's signal for these rows, if it was read from a teacher cache; else None.
   """
 
   tokens: Int[Array, "B T"]

@@ -1,4 +1,4 @@
-"""A configuration is read into typed options, or refused in one line that names the key and says what to use."""
+"""A mapping is read into a typed dataclass, or refused by one line that names the key and says what to use."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -43,21 +43,21 @@ def test_option_values_are_converted_to_the_types_of_their_annotations():
 @pytest.mark.parametrize(
   ("given", "message"),
   [
-    ({}, "config.steps: missing; it has no default"),
-    ({"steps": 0}, "config.steps: 0; use a whole number of at least 1"),
-    ({"steps": True}, "config.steps: True; use a whole number of at least 1"),
-    ({"steps": 2.0}, "config.steps: 2.0; use a whole number of at least 1"),
-    ({"steps": 2, "on": 1}, "config.on: 1; use True or False"),
+    ({}, "config.steps: this required key is missing; give it a value"),
+    ({"steps": 0}, "config.steps: got 0; use a whole number of at least 1"),
+    ({"steps": True}, "config.steps: got True; use a whole number of at least 1"),
+    ({"steps": 2.0}, "config.steps: got 2.0; use a whole number of at least 1"),
+    ({"steps": 2, "on": 1}, "config.on: got 1; use True or False"),
     ({"steps": 2, "nam": ""}, "config.nam: unknown key; did you mean config.name?"),
-    ({"steps": 2, "inner": {"kind": "c"}}, "config.inner.kind: 'c'; use one of 'a', 'b'"),
-    ({"steps": 2, "inner": {"rate": float("nan")}}, "config.inner.rate: nan; use a number of at least 0"),
-    ({"steps": 2, "inner": {"rate": "1"}}, "config.inner.rate: '1'; use a number of at least 0 or a dict"),
-    ({"steps": 2, "many": [{}, {"rate": -1}]}, "config.many[1].rate: -1.0; use a number of at least 0"),
-    ({"steps": 2, "rules": "x"}, "config.rules: 'x'; give a list"),
-    ({"steps": 2, "rules": [("x",)]}, "config.rules[0]: ('x',); give 2 values"),
-    ({"steps": 2, "layers": [1, "a"]}, "config.layers[1]: 'a'; use a whole number"),
-    ({"steps": 2, "model": 3}, "config.model: 3; use a dict or None"),
-    (3, "config: 3; give a dict with steps, name, on, layers, rules, inner, many, model"),
+    ({"steps": 2, "inner": {"kind": "c"}}, "config.inner.kind: got 'c'; use one of 'a', 'b'"),
+    ({"steps": 2, "inner": {"rate": float("nan")}}, "config.inner.rate: got nan; use a number of at least 0"),
+    ({"steps": 2, "inner": {"rate": "1"}}, "config.inner.rate: got '1'; use a number of at least 0 or a dict"),
+    ({"steps": 2, "many": [{}, {"rate": -1}]}, "config.many[1].rate: got -1.0; use a number of at least 0"),
+    ({"steps": 2, "rules": "x"}, "config.rules: got 'x'; give a list"),
+    ({"steps": 2, "rules": [("x",)]}, "config.rules[0]: got ('x',); give a list of 2 values"),
+    ({"steps": 2, "layers": [1, "a"]}, "config.layers[1]: got 'a'; use a whole number"),
+    ({"steps": 2, "model": 3}, "config.model: got 3; use a dict or None"),
+    (3, "config: got 3; give a dict with steps, name, on, layers, rules, inner, many, model"),
   ],
 )
 def test_a_wrong_configuration_value_or_key_is_refused_with_its_key(given, message):
@@ -66,6 +66,6 @@ def test_a_wrong_configuration_value_or_key_is_refused_with_its_key(given, messa
   assert str(error.value) == message
 
 
-def test_every_option_has_a_help_text():
+def test_describe_yields_nested_options_by_their_dotted_key():
   keys = [key for key, *_ in describe(Outer)]
   assert {"config.steps", "config.inner.rate", "config.many[i].kind"} <= set(keys)

@@ -26,17 +26,17 @@ def test_every_step_of_a_warm_up_is_below_the_peak():
 @pytest.mark.parametrize(
   ("spec", "message"),
   [
-    ({"kind": "cosin"}, "rate.kind: 'cosin'; did you mean 'cosine'?"),
-    ({"kind": "linear", "start": 1}, "rate.end: missing; it has no default"),
+    ({"kind": "cosin"}, "rate.kind: got 'cosin'; did you mean 'cosine'?"),
+    ({"kind": "linear", "start": 1}, "rate.end: this required key is missing"),
     ({"kind": "linear", "start": 1, "end": 2, "ends": 3}, "rate.ends: unknown key; did you mean rate.end?"),
-    ({"kind": "cosine", "peak": True}, "rate.peak: True; use a number"),
-    ({"kind": "cosine", "peak": 1, "warmup": 0.1}, "rate.warmup: 0.1; use a whole number of at least 0"),
-    ({"kind": "cosine", "peak": 1, "warmup": 10}, "rate.warmup: 10 steps, and the stage has 10; use fewer"),
+    ({"kind": "cosine", "peak": True}, "rate.peak: got True; use a number"),
+    ({"kind": "cosine", "peak": 1, "warmup": 0.1}, "rate.warmup: got 0.1; use a whole number of at least 0"),
+    ({"kind": "cosine", "peak": 1, "warmup": 10}, "rate.warmup: got 10 steps, but the stage has only 10; use fewer"),
     ({"kind": "linear", "start": 4, "end": -1}, "use numbers of at least 0 at every step"),
-    (-1e-3, "rate: -0.001; use numbers of at least 0 at every step"),
-    (float("nan"), "rate: nan; use numbers of at least 0 at every step"),
-    ("0.1", "rate: '0.1'; use a number or a schedule"),
-    (True, "rate: True; use a number or a schedule"),
+    (-1e-3, "rate: got -0.001; use numbers of at least 0 at every step"),
+    (float("nan"), "rate: got nan; use numbers of at least 0 at every step"),
+    ("0.1", "rate: got '0.1'; use a number, or a dict with a kind"),
+    (True, "rate: got True; use a number, or a dict with a kind"),
   ],
 )
 def test_a_wrong_schedule_is_refused_with_its_key(spec, message):

@@ -27,14 +27,16 @@ def compare(
   heldout: TokenStore | None = None,
   curves: Sequence[Mapping[str, Any]] = (),
 ) -> Report:
-  """Measures models, and returns the report; retention needs a base and a teacher, KL needs a teacher.
+  """Measures models on skills and held-out text, and returns the report.
+
+  Retention is measured only with a base and a teacher among the models, KL only with a teacher.
 
   Args:
     models: Models that share a tokenizer, in the order of the report's columns.
     tokenizer: Their tokenizer.
     skills: Multiple-choice tests to run.
-    heldout: Tokenised text that no model was trained on; None to skip it.
-    curves: Lines of the student's metrics.jsonl, if known.
+    heldout: Tokenised text that no model was trained on; None to measure skills alone.
+    curves: Lines of the student's metrics.jsonl, for the report's loss curves; empty if unknown.
   """
   return Report(
     date=datetime.date.today().isoformat(),
@@ -82,7 +84,7 @@ def _skill_rows(
 
 
 def write(report: Report, *, out: pathlib.Path) -> None:
-  """Writes `report.json` and `report.html` in `out`.
+  """Writes `report.json` and `report.html` into the directory `out`, which is created if missing.
 
   Raises:
     InputError: The directory cannot be written.
@@ -94,4 +96,4 @@ def write(report: Report, *, out: pathlib.Path) -> None:
       with replace_file(out / name) as work:
         work.write_text(text, encoding="utf-8")
   except OSError as error:
-    raise InputError(f"{out}: cannot be written ({error.strerror}); name another directory") from error
+    raise InputError(f"{out}: the report cannot be written here ({error.strerror}); name another directory") from error

@@ -9,7 +9,7 @@ from distill.configuration import option
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-  """Measurements that `distill compare` makes: multiple-choice skills, and fidelity on held-out text."""
+  """Options of `distill compare`: the multiple-choice skills and the held-out text to measure models on."""
 
   skills: tuple[str, ...] = option((), help="Files of multiple-choice questions, JSON lines, one skill a file.")
   heldout: Mapping[str, Any] | None = option(

@@ -21,7 +21,9 @@ _ROWS = 16  # Rows of the store that the devices run at once.
 
 
 def fidelity(models: Sequence[EvaluatedModel], *, store: TokenStore) -> tuple[FidelityRow, ...]:
-  """Measures models on all rows of a token store; returns a row for each. Base and teacher get no KL and agreement.
+  """Measures models on all rows of a token store, and returns one report row for each model.
+
+  KL and top-1 agreement compare a model with the teacher. They are None for the base and the teacher, and without one.
 
   Args:
     models: Models that share a tokenizer.
@@ -59,7 +61,7 @@ def _row(model: EvaluatedModel, total: Mapping[str, float], *, bytes: int) -> Fi
 
 @functools.partial(jax.jit, static_argnames="vocab")
 def _sums(output: ModelOutput, target: ModelOutput | None, batch: Batch, *, vocab: int) -> dict[str, jax.Array]:
-  """Sums over a batch: `nll`, the number of `tokens` and, given the teacher's output `target`, `kl` and `agreement`."""
+  """Returns a batch's sums of `nll`, `tokens` (their number) and, given the teacher's output, `kl` and `agreement`."""
   labels = jnp.roll(batch.tokens, -1, axis=1).reshape(-1)
   mask = batch.loss_mask.reshape(-1)
   outputs = [one for one in (output, target) if one is not None]

@@ -101,7 +101,7 @@ def _lead(report: Report, model: ModelRow) -> str:
 
 
 def _headlines(report: Report) -> list[str]:
-  """Returns HTML tiles: the retention of each model but base and teacher, in each skill."""
+  """Returns an HTML tile for each skill and model, except base and teacher, with the model's retention."""
   tiles = []
   for rows in report.by_skill():
     measured = [(label, row) for label, row in zip(report.labels, rows, strict=True) if is_measured(row)]
@@ -120,7 +120,7 @@ def _key(entries: Sequence[tuple[str, str]]) -> str:
 
 
 def _offsets(report: Report) -> list[int]:
-  """Returns the vertical offset of each model's circle in a skill's chart: teacher above base, other models below."""
+  """Returns the vertical offset in pixels of each model's circle in a chart: teacher above the base, others below."""
   offsets, below = [], 0
   for model in report.models:
     below += 7 if is_measured(model) else 0
@@ -228,7 +228,7 @@ def _curve(name: str, points: Sequence[tuple[int, float]]) -> str:
 
 
 def _strip(label: str, model: ModelRow) -> str:
-  """Returns an HTML strip of a model's layers, coloured by mixer kind."""
+  """Returns HTML with a coloured cell for each layer of a model; the colour says which kind of mixer it has."""
   cells = "".join(
     f'<i style="background:{_MIXERS.get(kind, ("var(--base)", kind))[0]}" title="layer {i}: {_e(kind)}"></i>'
     for i, kind in enumerate(model.layers)

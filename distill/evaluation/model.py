@@ -21,7 +21,7 @@ class EvaluatedModel:
   """A decoder with stacked parameters, evaluated with float32 operands.
 
   Attributes:
-    role: Part in a comparison: 'base', 'teacher' (the base with its stack of adapters), 'student', or another word.
+    role: Part in a comparison: 'base', 'teacher' (the base with its adapters), 'student', or any word for other models.
     name: Name in the report.
     decoder: Architecture.
     params: Stacked parameters.

@@ -43,7 +43,8 @@ class SkillRow:
     role: The model's role.
     name: The model's name.
     accuracy: Share of right answers.
-    retention: Share of the teacher's gain over the base; None for the teacher and the base, or without a gain.
+    retention: Share of the teacher's gain over the base that the model has. None for teacher and base, if one of them
+      was not measured, or if the teacher gains nothing.
   """
 
   skill: str

@@ -10,7 +10,7 @@ _SEED = 0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Interval:
-  """A figure with its 95 % bootstrap interval over examples."""
+  """A measured value with its 95 % bootstrap interval, from `low` to `high`, over examples."""
 
   value: float
   low: float
@@ -18,7 +18,7 @@ class Interval:
 
 
 def accuracy(correct: np.ndarray) -> Interval:
-  """Returns the share of correct answers in `correct`, bool [examples]."""
+  """Returns the share of True in `correct`, bool [examples], with its bootstrap interval."""
   samples = correct[_resample(len(correct))].mean(axis=1)
   return Interval(value=float(correct.mean()), low=_quantile(samples, 2.5), high=_quantile(samples, 97.5))
 

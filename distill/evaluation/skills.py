@@ -41,10 +41,10 @@ class Skill:
 
 
 def read_skill(path: pathlib.Path) -> Skill:
-  """Reads a skill from JSON lines of {"skill", "prompt", "choices", "answer"}; answer is an index from 0.
+  """Reads a skill from JSON lines of {"skill", "prompt", "choices", "answer"}; answer is the index of a choice, from 0.
 
   Raises:
-    InputError: The file is missing, or a line has another form.
+    InputError: The file is missing, a line has another form, or the lines are not all of one skill.
   """
   path = pathlib.Path(path)
   try:
@@ -58,14 +58,20 @@ def read_skill(path: pathlib.Path) -> Skill:
       example = Example(str(fields["prompt"]), tuple(map(str, fields["choices"])), int(fields["answer"]))
       names.add(str(fields["skill"]))
     except (ValueError, KeyError, TypeError) as error:
-      raise InputError(f"{path}:{number}: expected skill, prompt, choices and answer ({error})") from error
+      raise InputError(
+        f"{path}:{number}: this line is not a question ({error}); give a JSON object with the keys skill, prompt, "
+        "choices and answer"
+      ) from error
     if not 0 <= example.answer < len(example.choices) or len(example.choices) < 2 or not example.prompt:
       raise InputError(
-        f"{path}:{number}: give a prompt, at least two choices, and the index of the right one, from 0, as answer"
+        f"{path}:{number}: a part of the question is missing or wrong; give a prompt, at least two choices, and as "
+        "answer the index of the right choice, from 0"
       )
     examples.append(example)
   if len(names) != 1:
-    raise InputError(f"{path}: expected the examples of one skill, found {len(names)}")
+    raise InputError(
+      f"{path}: expected the questions of one skill, found {len(names)} skills; give each skill a file of its own"
+    )
   return Skill(names.pop(), tuple(examples))
 
 
@@ -108,7 +114,7 @@ def _pick(model: EvaluatedModel, prompts: Sequence[list[int]], choices: Sequence
 
 
 def _log_probs(model: EvaluatedModel, rows: Sequence[tuple[list[int], list[int]]]) -> list[np.ndarray]:
-  """Returns the next-token log-probabilities [positions, V] of each row: (tokens, positions)."""
+  """Returns, for each row (tokens, positions), the next-token log-probabilities [positions, V] at these positions."""
   results: list[np.ndarray | None] = [None] * len(rows)
   places = max(len(at) for _, at in rows)
   order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))

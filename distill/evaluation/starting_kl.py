@@ -26,7 +26,7 @@ def starting_kl(
   Args:
     students: Each student's decoder and stacked parameters on `mesh`, by name.
     teacher: The teacher's decoder and stacked parameters on `mesh`.
-    batches: Rows of text, for example those on which a student was initialised.
+    batches: Rows of text, for example those that importance was measured on when a student was initialised.
     mesh: Devices over which the rows are sharded.
 
   Returns:

@@ -7,7 +7,7 @@ from distill.evaluation.report import FidelityRow, Report, SkillRow, is_measured
 
 
 def table(report: Report) -> str:
-  """Returns a text table: a line for each skill, one for held-out text, and one for parameter counts."""
+  """Returns a text table: a line for each skill, one for held-out text if measured, and one of parameter counts."""
   labels = column_labels(report)
   widths = [max(8, len(label) + 2) for label in labels]
   head = "".join(f"{label:>{width}}" for label, width in zip(labels, widths, strict=True))
@@ -23,7 +23,7 @@ def table(report: Report) -> str:
 
 
 def column_labels(report: Report) -> tuple[str, ...]:
-  """Returns the heading of each model's column; the teacher's is 'stack', for the base with its adapter stack."""
+  """Returns the heading of each model's column; the teacher's is 'stack', the base with its stack of adapters."""
   return tuple("stack" if label == TEACHER else label for label in report.labels)
 
 

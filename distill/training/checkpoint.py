@@ -17,7 +17,7 @@ _UINTS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
 def flatten_state(state: Any) -> Params:
-  """Returns the arrays of a pytree by their path, as a flat dict without the tree's classes."""
+  """Returns the arrays of a pytree as a flat dict from path to array; a path joins keys by `/`, such as `trained/x`."""
   leaves, _ = jax.tree_util.tree_flatten_with_path(state)
   return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
@@ -48,13 +48,13 @@ def _digests(arrays: Params) -> dict[str, Array]:
 
 
 def digests(arrays: Params) -> dict[str, str]:
-  """Returns each array's digest by its name, as a text that starts with dtype and shape."""
+  """Returns each array's digest by its name: a string of dtype, shape and hexadecimal digits."""
   sums = jax.device_get(_digests(arrays))
   return {name: f"{arrays[name].dtype}{list(arrays[name].shape)}:{a:08x}{b:08x}" for name, (a, b) in sums.items()}
 
 
 def notes_path(directory: pathlib.Path) -> pathlib.Path:
-  """Returns the path of a checkpoint's notes, a JSON file of {"digests": {name: dtype[shape]:digest}, "extra": {…}}."""
+  """Returns the path of the notes in a checkpoint directory: JSON {"digests": {name: digest}, "extra": {…}}."""
   return pathlib.Path(directory) / "notes" / "metadata"
 
 
@@ -75,14 +75,16 @@ class Checkpoints:
       options = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
       self._manager = ocp.CheckpointManager(self.directory, options=options)
     except OSError as error:
-      raise InputError(f"{directory}: cannot be written ({error.strerror}); name another workdir") from error
+      raise InputError(
+        f"{directory}: checkpoints cannot be written here ({error.strerror}); name another workdir"
+      ) from error
 
   def save(self, step: int, *, arrays: Params, extra: Mapping[str, Any]) -> None:
-    """Starts saving a checkpoint in the background; the arrays may be donated once this returns.
+    """Starts saving a checkpoint in the background, unless that step has one already.
 
     Args:
-      step: Training steps done; the checkpoint's number.
-      arrays: Arrays by name, from `flatten_state`.
+      step: Number of training steps done, which is the checkpoint's number.
+      arrays: Arrays by name, from `flatten_state`; they may be donated once this returns.
       extra: JSON values to store with the arrays.
     """
     if step in self._manager.all_steps():
@@ -110,7 +112,7 @@ class Checkpoints:
       try:
         return self._restore(step, abstract)
       except InputError as error:
-        log(f"checkpoint {step} is damaged ({error}); falling back to the one before it")
+        log(f"checkpoint {step} is damaged ({error}); trying the checkpoint before it")
     if steps:
       raise InputError(
         f"{self.directory}: every checkpoint is damaged; restore one from a copy, or delete the directory to start anew"
@@ -122,7 +124,8 @@ class Checkpoints:
       notes = self._manager.restore(step, args=ocp.args.Composite(notes=ocp.args.JsonRestore()))["notes"]
       wanted, expected = abstract(notes["extra"]), notes["digests"]
       if set(wanted) != set(expected):
-        raise InputError(f"it holds other arrays, such as {min(set(wanted) ^ set(expected))}")
+        name = min(set(wanted) ^ set(expected))
+        raise InputError(f"the array {name} is only in the checkpoint or only in the state that this run expects")
       arrays = self._manager.restore(step, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(wanted)))["arrays"]
     except InputError:
       raise
@@ -131,10 +134,12 @@ class Checkpoints:
     found = digests(arrays)
     wrong = sorted(name for name in expected if found[name] != expected[name])
     if wrong:
-      raise InputError(f"{len(wrong)} arrays, {wrong[0]} among them, differ from their recorded digests")
+      raise InputError(
+        f"the digests of {len(wrong)} arrays, such as {wrong[0]}, differ from those recorded when they were saved"
+      )
     return arrays, notes["extra"]
 
   def close(self) -> None:
-    """Waits until all checkpoints are on disk."""
+    """Waits until all checkpoints are on disk, and closes the manager; the object is not used afterwards."""
     self._manager.wait_until_finished()
     self._manager.close()

@@ -1,4 +1,4 @@
-"""The training loop, shared by all kinds of training; they differ in their batch source."""
+"""The training loop, shared by all kinds of training, which differ in their batch source."""
 
 import dataclasses
 from collections.abc import Callable
@@ -37,7 +37,7 @@ class Hooks:
   """Callbacks of the training loop.
 
   Attributes:
-    log: Called with (steps done in the stage, metrics as floats) for every step, one step late.
+    log: Called for every step with (steps done in the stage, metrics as floats); the call may come one step late.
     save: Called with the state after every step that `save_after` accepts, and after an interruption.
     save_after: Called with the steps done in the stage; returns True if a checkpoint is due.
     stop: Returns True if the run was asked to stop.
@@ -62,7 +62,7 @@ def run(
 ) -> tuple[TrainState, int]:
   """Trains from step `start` to step `steps` of a stage, or until asked to stop.
 
-  Step n is dispatched before the metrics of step n - 1 are read, so that logging never waits for the device.
+  Step n is dispatched before the metrics of step n - 1 are read, so that the device computes while they are logged.
 
   Args:
     state: State after `start` steps; it is donated to the first step.
@@ -75,7 +75,7 @@ def run(
     hooks: Callbacks that log, save and stop.
 
   Returns:
-    The state, and the number of the stage's steps done.
+    (state, number of the stage's steps done), which is less than `steps` if the loop was asked to stop.
   """
   pending: tuple[int, Metrics] | None = None
   done = start

@@ -1,4 +1,4 @@
-"""Chooses, among equivalent training functions, the fastest whose compiled program fits into device memory."""
+"""Chooses, among equivalent training steps, the fastest whose compiled program fits into device memory."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -26,13 +26,13 @@ def needed(compiled: Any) -> int:
 
 
 def first_that_fits(steps: Sequence[Step], *, report: Callable[[str], None]) -> Step:
-  """Returns a function that, on its first call, picks the first of `steps` that fits into memory, else the last.
+  """Returns a function that, on its first call, chooses the first of `steps` that fits into device memory.
 
-  The program that is compiled for the choice is the one that runs.
+  If none fits, it chooses the last. All calls run the chosen step, which is compiled only once.
 
   Args:
-    steps: Jitted training functions with equal results, from the fastest to the one that needs least memory.
-    report: Called with one line of text for each function that does not fit.
+    steps: Jitted training steps with equal results, from the fastest to the one that needs least memory.
+    report: Called with one line of text for each step that does not fit.
   """
   chosen: list[Step] = []
 
@@ -50,5 +50,8 @@ def _choose(steps: Sequence[Step], arguments: Sequence[Any], report: Callable[[s
     size = needed(step.lower(*arguments).compile())  # type: ignore[attr-defined]
     if size <= limit:
       return step
-    report(f"the step needs {size / 2**30:.1f} of {limit / 2**30:.1f} GiB a device: more is recomputed")
+    report(
+      f"the training step needs {size / 2**30:.1f} GiB a device, which has {limit / 2**30:.1f} GiB; trying a step that "
+      "saves fewer activations, which are recomputed"
+    )
   return steps[-1]

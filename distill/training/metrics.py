@@ -38,13 +38,16 @@ class MetricsWriter:
         self._board.add_scalar(name, value, step)
 
   def close(self) -> None:
-    """Closes both files."""
+    """Closes the JSON lines and the TensorBoard events."""
     self._file.close()
     self._board.close()
 
 
 def summary(path: pathlib.Path) -> str:
-  """Returns a table of a run's stages: steps, tokens, minutes, and mean loss of its first and last 5 % of lines."""
+  """Returns a text table of the stages in a metrics file: steps, tokens, minutes, and loss at start and end.
+
+  The losses are means over the first and the last 5 % of the stage's lines.
+  """
   stages: dict[str, list[dict[str, Any]]] = {}
   for line in read_metrics(path):
     stages.setdefault(line["stage"], []).append(line)
@@ -62,12 +65,12 @@ def summary(path: pathlib.Path) -> str:
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
-  """Reads a metrics file; returns an empty list if it does not exist, and skips an incomplete last line."""
+  """Returns the lines of a metrics file as dicts, without an incomplete last line; [] if the file does not exist."""
   return list(map(json.loads, _lines(path)))
 
 
 def _lines(path: pathlib.Path) -> list[str]:
-  """Returns the complete lines of a file, without an incomplete last line."""
+  """Returns the lines of a file, without an incomplete last line; [] if the file does not exist."""
   if not path.exists():
     return []
   return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
@@ -79,9 +82,9 @@ class Progress:
   Args:
     name: Name of the stage.
     done: Number of steps already done.
-    total: Number of steps in all.
-    unit: Name of what is counted.
-    stream: Stream to write to.
+    total: Number of steps in all, including those already done.
+    unit: Word for one of the steps, in the display.
+    stream: Stream that the display is written to.
   """
 
   def __init__(self, name: str, *, done: int, total: int, unit: str = "step", stream: TextIO = sys.stderr):
@@ -92,7 +95,13 @@ class Progress:
     self._bar = tqdm(total=total, initial=done, desc=name, unit=unit, file=stream) if stream.isatty() else None
 
   def update(self, done: int, *, tokens: float, note: str = "") -> None:
-    """Updates the display; called after every step with the steps done, the step's tokens and a note to show."""
+    """Updates the display after a step.
+
+    Args:
+      done: Number of steps done.
+      tokens: Number of tokens in the last step.
+      note: Text to show before the speed.
+    """
     self._tokens += tokens
     now = time.monotonic()
     rate = self._tokens / max(now - self._start, 1e-9)
@@ -112,7 +121,7 @@ class Progress:
     self._done = done
 
   def close(self) -> None:
-    """Ends the progress bar's line."""
+    """Closes the progress bar, if there is one."""
     if self._bar is not None:
       self._bar.close()
 

@@ -16,7 +16,7 @@ from distill.tree import Params, first_match
 
 
 def multipliers(rules: Sequence[tuple[str, float]], *, names: Mapping[str, Sequence[str]], what: str) -> Params:
-  """Returns the factor that the rules give each stacked parameter: an array over layers if they differ, else a number.
+  """Returns each stacked parameter's factor by the rules: a number, or an array [layers] if its layers' factors differ.
 
   Args:
     rules: Ordered (regex, factor) pairs, matched against canonical names; the first match counts.
@@ -81,7 +81,7 @@ def make_optimizer(
 
 
 def _standard_promotion(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-  """Returns the same transformation, which runs whatever jax_numpy_dtype_promotion says."""
+  """Wraps a transformation so that its updates run under standard dtype promotion, whatever mode JAX is set to."""
 
   def update(*arguments: Any) -> Any:
     # optax 0.2.8 mixes floats with an int32 counter in tree_bias_correction and in its schedules: a TypePromotionError
@@ -118,17 +118,17 @@ def _update_rule(config: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def _matrices(params: Params) -> dict[str, optax.contrib.MuonDimensionNumbers | None]:
-  """Returns the axes of each stacked kernel that Muon orthogonalises; None for parameters that are not matrices."""
+  """Returns, by name, the matrix axes of stacked kernels, which Muon updates; None for parameters left to AdamW."""
   axes = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
   kernels = {name for name in params if ".groups." in name and name.endswith(".kernel") and ".conv." not in name}
   return {name: axes if name in kernels else None for name in params}
 
 
 def state_shardings(state: Any, *, params: Mapping[str, Any], mesh: Mesh) -> Any:
-  """Returns the shardings of an optimizer's state.
+  """Returns a pytree of shardings for an optimizer's state.
 
-  Moments are sharded like their parameter. Everything else is replicated: counters, and Adafactor's factors, which hold
-  only one row and one column for each layer.
+  Moments are sharded like their parameter. Everything else is replicated: counters, and Adafactor's factored
+  moments, which hold only one row and one column for each layer.
 
   Args:
     state: The state, or its shapes: a pytree whose paths end in the names of parameters.

@@ -1,4 +1,4 @@
-"""The training step: pure, jitted once a stage, with explicit shardings and donated state."""
+"""The training step: a pure function, jitted with explicit shardings, which donates the state that it is given."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -59,13 +59,13 @@ class TrainState:
 
 
 def branch(params: Mapping[str, Any], name: str) -> Params:
-  """Returns the parameters whose names start with `name.`, by their names without that prefix."""
+  """Returns the parameters whose names start with `name` and a dot, by their names without that prefix."""
   return {key[len(name) + 1 :]: value for key, value in params.items() if key.startswith(f"{name}.")}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepConfig:
-  """Values that are fixed when a step is compiled.
+  """Values that are fixed when a training step is compiled.
 
   Attributes:
     terms: Terms of the stage.
@@ -164,7 +164,7 @@ def _inputs(
       remat=config.remat,
     )
   if needs_teacher(config.terms):
-    assert teacher is not None, "a term that needs a teacher, and none is given"
+    assert teacher is not None, "a term needs a teacher, but none is given"
     signal = teacher.signal(teacher_params, batch=batch, capture=teacher_capture(config.terms), dtype=config.dtype)
 
   def run_isolated(method: Callable[..., Any], *, inputs: Sequence[Any], layers: Sequence[int]) -> tuple[Any, ...]:
@@ -184,7 +184,7 @@ def _inputs(
 
 
 def _accumulated(one: Callable[[Batch], Any], batch: Batch, parts: int, mesh: Mesh) -> Any:
-  """Calls `one` on each part of a batch in turn; returns the sum of the results."""
+  """Calls `one` on each of `parts` micro-batches in turn; returns the sum of the resulting pytrees."""
   if parts == 1:
     return one(batch)
 
@@ -198,7 +198,7 @@ def _accumulated(one: Callable[[Batch], Any], batch: Batch, parts: int, mesh: Me
 
 
 def _split(batch: Batch, parts: int, mesh: Mesh) -> Batch:
-  """Splits [B, T] to [parts, B / parts, T]; part i takes every parts-th row, so that no row moves to another device."""
+  """Splits [B, T] into [parts, B / parts, T]. Each part takes every parts-th row, so no row moves between devices."""
   spec = NamedSharding(mesh, PartitionSpec(None, LOGICAL_TO_MESH["batch"]))
 
   def cut(x: Array) -> Array:
@@ -209,7 +209,10 @@ def _split(batch: Batch, parts: int, mesh: Mesh) -> Batch:
 
 
 def canonical_names(student: Decoder, params: Iterable[str]) -> dict[str, list[str]]:
-  """Returns, for each stacked parameter, the canonical names of its layers, which regex rules match; prefixes stay."""
+  """Returns the canonical names of each stacked parameter's layers, by stacked name; prefixes such as `student.` stay.
+
+  The regex rules of a recipe are matched against canonical names.
+  """
   names: dict[str, list[str]] = {}
   for name in params:
     top, rest = name.split(".", 1)

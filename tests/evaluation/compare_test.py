@@ -1,4 +1,4 @@
-"""A comparison measures models of any roles, and computes retention from base and teacher."""
+"""A comparison measures models of any role, and computes their retention from the base and the teacher."""
 
 import json
 
@@ -24,7 +24,7 @@ RIGHT = {"base": 25, "teacher": 75, "student": 65, "control": 25}
 
 @pytest.fixture
 def measured(monkeypatch, tokenizer_dir):
-  """Returns a function that compares models of given roles, whose numbers of right answers are those in `RIGHT`."""
+  """Returns a function that compares models of the given roles; `RIGHT` gives the right answers of each, of 100."""
   monkeypatch.setattr(measurement, "correct_answers", lambda model, **_: np.arange(100) < RIGHT[model.role])
   params = jax.eval_shape(DECODER.init, jax.random.key(0))
 
@@ -37,7 +37,7 @@ def measured(monkeypatch, tokenizer_dir):
   return run
 
 
-def test_models_of_other_roles_are_measured_against_base_and_teacher(measured):
+def test_retention_of_every_model_is_measured_against_the_base_and_the_teacher(measured):
   found = measured("control", "base", "teacher", "student")
   assert [row.accuracy.value for row in found.skills] == [0.25, 0.25, 0.75, 0.65]
   control, base, teacher, student = (row.retention for row in found.skills)
@@ -46,11 +46,11 @@ def test_models_of_other_roles_are_measured_against_base_and_teacher(measured):
   assert found.models[0].layers == ("attention",) and found.curves == ({"step": 1, "loss": 2.0},)
 
 
-def test_retention_is_none_without_a_teacher(measured):
+def test_retention_is_none_if_no_teacher_is_compared(measured):
   assert [row.retention for row in measured("base", "student").skills] == [None, None]
 
 
-def test_a_report_is_written_as_json_and_as_a_page(tmp_path):
+def test_a_report_is_written_as_json_and_as_html(tmp_path):
   write(report(*THREE), out=tmp_path / "out")
   assert json.loads((tmp_path / "out/report.json").read_text())["schema"] == 2
   assert (tmp_path / "out/report.html").read_text().startswith("<!doctype html>")
@@ -58,5 +58,5 @@ def test_a_report_is_written_as_json_and_as_a_page(tmp_path):
 
 def test_an_output_directory_that_the_report_cannot_be_written_to_is_refused(tmp_path):
   (tmp_path / "file").write_text("")
-  with pytest.raises(InputError, match="file: cannot be written"):
+  with pytest.raises(InputError, match="file: the report cannot be written"):
     write(report(*THREE), out=tmp_path / "file")

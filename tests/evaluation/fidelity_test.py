@@ -1,4 +1,4 @@
-"""Fidelity on held-out text equals plain NumPy."""
+"""Fidelity on held-out text equals a computation in NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ def heldout(tmp_path_factory, text_file, tokenizer_dir):
   return build(source, tokenizer=load_tokenizer(tokenizer_dir), length=32, directory=directory)
 
 
-def test_bits_per_byte_kl_and_agreement_equal_plain_numpy(heldout):
+def test_bits_per_byte_kl_and_top1_agreement_equal_a_numpy_computation(heldout):
   teacher, student, control = models = [model("teacher", 0), model("student", 1), model("control", 0)]
   first, row, same = fidelity(models, store=heldout)
   fields = heldout.read(np.arange(heldout.rows))

@@ -5,7 +5,7 @@ import json
 from tests.evaluation.rows import THREE, report
 
 
-def test_by_skill_yields_rows_in_the_order_of_the_models():
+def test_report_by_skill_yields_rows_in_the_order_of_the_models():
   (rows,) = report(*THREE).by_skill()
   assert [(row.role, row.name) for row in rows] == list(THREE)
 

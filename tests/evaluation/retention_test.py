@@ -1,4 +1,4 @@
-"""Retention is the chance-corrected share of a gain, with the usual intervals."""
+"""Retention is the student's share of the teacher's chance-corrected gain, with bootstrap intervals."""
 
 import numpy as np
 
@@ -9,18 +9,18 @@ def answers(right, count=400):
   return np.arange(count) < right
 
 
-def test_retention_is_the_share_of_the_chance_corrected_gain():
+def test_retention_is_the_students_share_of_the_teachers_chance_corrected_gain():
   retained = retention(base=answers(100), teacher=answers(300), student=answers(260), chance=0.25)
   np.testing.assert_allclose(retained.value, 0.8)
   assert 0.7 < retained.low < 0.8 < retained.high < 0.9
 
 
-def test_an_accuracy_below_chance_counts_as_chance():
+def test_an_accuracy_below_chance_counts_as_chance_in_the_retention():
   below = retention(base=answers(40), teacher=answers(300), student=answers(100), chance=0.25)
   np.testing.assert_allclose(below.value, 0.0)
 
 
-def test_retention_is_none_if_the_teacher_gains_nothing():
+def test_retention_is_none_if_the_teacher_gains_nothing_over_the_base():
   assert retention(base=answers(100), teacher=answers(90), student=answers(95), chance=0.2) is None
 
 

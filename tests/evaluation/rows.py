@@ -1,4 +1,4 @@
-"""A made-up report for tests."""
+"""Builds a made-up report for tests."""
 
 from distill.evaluation.report import FidelityRow, ModelRow, Report, SkillRow
 from distill.evaluation.retention import Interval
@@ -9,7 +9,10 @@ def interval(value):
 
 
 def report(*models, retained=0.8, heldout=True, skill="book", stage="align"):
-  """Returns a report on one skill for models (role, name); all but base and teacher get the retention `retained`."""
+  """Returns a report on one skill for models given as (role, name).
+
+  All models except base and teacher have the retention `retained`, if both of these are among the models.
+  """
   rows = [{"role": role, "name": name} for role, name in models]
   both = {"base", "teacher"} <= {role for role, _ in models}
   measured = [row["role"] not in ("base", "teacher") for row in rows]

@@ -1,4 +1,4 @@
-"""A model's answer to a question is that of transformers; malformed skill files are refused."""
+"""A model gives the same answers as in transformers, and malformed skill files are refused."""
 
 import json
 
@@ -34,7 +34,7 @@ def test_a_models_answer_is_the_choice_with_the_highest_log_probability(llama_di
   assert correct_answers(ours, skill=skill, tokenizer=tokenizer).all()
 
 
-def test_chance_is_the_mean_over_questions_of_one_over_the_number_of_choices():
+def test_chance_accuracy_is_the_mean_over_questions_of_one_over_the_number_of_choices():
   assert Skill("s", (Example("p", ("a", "b"), 0), Example("p", ("a", "b", "c", "d"), 0))).chance == 0.375
 
 
@@ -47,7 +47,7 @@ def test_a_malformed_line_of_a_skill_file_is_refused_with_its_line_number(tmp_pa
       read_skill(path)
 
 
-def test_two_skills_in_one_file_are_refused(tmp_path):
+def test_a_file_with_questions_of_two_skills_is_refused(tmp_path):
   path = tmp_path / "skill.jsonl"
   lines = [json.dumps({"skill": name, "prompt": "p", "choices": ["a", "b"], "answer": 1}) for name in "st"]
   path.write_text("\n".join(lines))

@@ -1,4 +1,4 @@
-"""The starting KL is that of plain NumPy, and zero for a copy of the teacher."""
+"""The KL of students before training equals a NumPy computation, and is zero for a copy of the teacher."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ LAYER = LayerConfig(mixer=AttentionConfig(num_heads=2, num_kv_heads=1, head_dim=
 DECODER = Decoder(DecoderConfig(family="llama", vocab_size=60, width=16, layers=(LAYER,)))
 
 
-def test_the_starting_kl_is_the_mean_over_predicted_tokens():
+def test_the_kl_of_an_initialised_student_is_the_mean_over_predicted_tokens():
   teacher, other = ({n: 5 * x for n, x in DECODER.init(jax.random.key(seed)).items()} for seed in (0, 1))
   tokens = np.random.default_rng(0).integers(0, 60, (8, 6)).astype(np.int32)
   ones, mask = np.ones_like(tokens), (np.arange(6) < 4) * np.ones((8, 1), np.float32)

@@ -1,4 +1,4 @@
-"""The printed table has a column for each model and the retention of those measured."""
+"""The printed table has a column for each model, and the retention of all models except base and teacher."""
 
 from distill.evaluation.table import table
 from tests.evaluation.rows import THREE, report
@@ -13,18 +13,18 @@ def test_the_table_has_columns_for_base_teacher_and_student():
   ]
 
 
-def test_a_skill_without_gain_says_so_in_place_of_a_retention():
+def test_the_table_says_if_the_adapter_stack_gains_nothing_in_a_skill():
   assert table(report(*THREE, retained=None)).splitlines()[1].endswith("   the stack gains nothing")
 
 
-def test_a_control_model_gets_its_own_column_and_retention():
+def test_a_control_model_gets_its_own_table_column_and_retention():
   lines = table(report(*THREE, ("control", "new"), heldout=False)).splitlines()
   assert lines[0].endswith("student  control   retention of the stack's gain (95 %): student, control")
   assert lines[1].count("(75% to 85%)") == 2
   assert lines[2] == "parameters: teacher 1,000, student 1,000 (100.0%), control 1,000 (100.0%)"
 
 
-def test_models_of_the_same_role_are_labelled_by_name():
+def test_table_columns_of_models_with_the_same_role_are_labelled_by_name():
   assert table(report(("student", "one"), ("student", "two"))).splitlines()[0] == "skill         chance     one     two"
 
 

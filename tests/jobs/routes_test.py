@@ -90,8 +90,8 @@ def test_sources_with_the_same_adapters_share_a_route_and_adapters_none_is_the_w
   ("sets", "says"),
   [
     ([["nothing"], []], "'nothing' is not in the teacher's stack"),
-    (["name", []], r"config\.data\.sources\[0\]\.adapters: 'name'; use a list or None"),
-    ([[1], []], r"config\.data\.sources\[0\]\.adapters\[0\]: 1; use a text"),
+    (["name", []], r"config\.data\.sources\[0\]\.adapters: got 'name'; use a list or None"),
+    ([[1], []], r"config\.data\.sources\[0\]\.adapters\[0\]: got 1; use a text"),
   ],
 )
 def test_a_source_that_names_adapters_wrongly_is_refused(llama_dir, adapter_dirs, files, sets, says, tmp_path):

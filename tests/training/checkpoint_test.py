@@ -25,7 +25,7 @@ def abstract(extra):
 
 @pytest.fixture
 def saved(tmp_path):
-  """A directory with the checkpoints of steps 3 and 7."""
+  """Returns a directory with the checkpoints of steps 3 and 7."""
   checkpoints = Checkpoints(tmp_path)
   for step in (3, 7):
     checkpoints.save(step, arrays=arrays(step), extra={"step": step})
@@ -34,14 +34,14 @@ def saved(tmp_path):
 
 
 def damage(directory):
-  """Flips one bit in the middle of every data file, since some of them are leftovers that are never read."""
+  """Flips one bit in the middle of every data file of a checkpoint, as Orbax never reads some of them."""
   for path in directory.glob("arrays/**/d/*"):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
 
 
-def test_restored_arrays_are_bit_equal_to_the_saved_ones(saved):
+def test_arrays_restored_from_a_checkpoint_are_bit_equal_to_the_saved_ones(saved):
   got, extra = Checkpoints(saved).restore(abstract)
   assert extra == {"step": 7}
   for name, value in arrays(7).items():
@@ -66,7 +66,7 @@ def test_a_checkpoint_can_be_restored_onto_another_mesh_than_it_was_saved_from(s
   np.testing.assert_array_equal(got["params.layers.0.kernel"], arrays(7)["params.layers.0.kernel"])
 
 
-def test_a_checkpoint_with_a_flipped_bit_is_skipped_for_the_previous_one(saved):
+def test_restore_skips_a_checkpoint_with_a_flipped_bit_and_returns_the_previous_one(saved):
   damage(saved / "7")
   lines = []
   _, extra = Checkpoints(saved).restore(abstract, log=lines.append)
@@ -95,7 +95,7 @@ def test_flipping_any_single_bit_of_an_array_changes_its_digest():
       assert digests({"x": jnp.asarray(other.view(np.float32))}) != before
 
 
-def test_optimizer_states_are_saved_and_restored_by_plain_names():
+def test_an_optimizer_state_is_flattened_to_string_names_and_rebuilt_with_its_structure():
   params = {"a.b": jnp.ones((2, 3)), "c": jnp.zeros(4)}
   state = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3)).init(params)
   flat = flatten_state(state)

@@ -1,4 +1,4 @@
-"""Three training steps of a tiny pair give the committed losses, on any CPU."""
+"""Three training steps of a tiny student and teacher give the losses in this file, on any CPU."""
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,7 @@ def decoder(*mixers):
 
 
 def batch():
-  """Rows of two documents and padding."""
+  """Returns rows of two documents and padding."""
   tokens = np.random.default_rng(0).integers(0, VOCAB, (ROWS, LENGTH)).astype(np.int32)
   segments = np.repeat([[1, 2, 0]], [5, 5, 2], axis=1).repeat(ROWS, 0).astype(np.int32)
   positions = np.tile(np.asarray([*range(5), *range(5), 0, 0], np.int32), (ROWS, 1))
@@ -49,7 +49,7 @@ def batch():
   return Batch(tokens=tokens, segments=segments, positions=positions, loss_mask=mask)
 
 
-def test_three_steps_of_a_tiny_pair_give_the_committed_losses():
+def test_three_training_steps_of_a_tiny_student_give_the_committed_losses():
   attention = AttentionConfig(num_heads=2, num_kv_heads=1, head_dim=8, rope=RopeConfig(theta=1e4))
   student, model, mesh = decoder(attention, attention), decoder(attention, attention), make_mesh()
   teacher = LiveTeacher(decoder=model, params=model.init(jax.random.key(1)))

@@ -12,7 +12,7 @@ from distill.types import Batch
 
 
 class Source:
-  """Source of batches whose tokens all equal the step number; it records the parameters it is given."""
+  """A batch source whose tokens all equal the step number; it records the parameters that it is given."""
 
   def __init__(self):
     self.seen = []
@@ -24,7 +24,7 @@ class Source:
 
 
 def trained(*, start=0, steps=5, save_every=2, stop_after=100):
-  """Returns (sum of tokens read, steps done, source, events) of a loop whose only parameter is that sum."""
+  """Runs a loop whose only parameter sums one token of each batch; returns (that sum, steps done, source, events)."""
   events, source = [], Source()
 
   def step(state, teacher_params, batch):

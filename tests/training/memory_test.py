@@ -16,7 +16,7 @@ TOKENS = jnp.zeros((4, 64), jnp.int32)
 
 
 def steps():
-  """Returns a model's gradient function for each remat policy, and a list that records which were compiled."""
+  """Returns a model's jitted gradient function for each remat policy, and a list of the policies compiled so far."""
   compiled = []
 
   def of(remat):
@@ -42,7 +42,7 @@ def test_the_second_remat_policy_needs_less_memory_and_gives_the_same_gradient()
     np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
-def test_the_first_step_that_fits_into_memory_runs_and_is_compiled_once(monkeypatch):
+def test_the_first_training_step_that_fits_into_memory_runs_and_is_compiled_once(monkeypatch):
   params = MODEL.init(jax.random.key(0))
   both, compiled = steps()
   said = []

@@ -1,4 +1,4 @@
-"""Optimizers lower a loss, shard their state like the parameters, and restore it from a checkpoint."""
+"""Optimizers lower a loss, their state is sharded like the parameters, and it can be restored from a checkpoint."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ def make(**options):
 
 
 def initial(mesh=None):
-  """Returns a kernel of two layers [2, 16, 8] and a scale, sharded over `mesh` if it is given."""
+  """Returns parameters, sharded over `mesh` if given: a kernel of two layers [2, 16, 8] and a norm's scale [8]."""
   params = {
     KERNEL: jnp.asarray(np.random.default_rng(0).normal(size=(2, 16, 8)), jnp.float32),
     NORM: jnp.ones(8, jnp.float32),
@@ -41,7 +41,7 @@ def loss(params):
 
 
 def trained(optimizer, params, state, *, steps):
-  """Returns (parameters, optimizer state, losses) after `steps` steps."""
+  """Trains for `steps` steps; returns (parameters, optimizer state, loss of each step)."""
 
   @jax.jit
   def step(params, state):
@@ -57,7 +57,7 @@ def trained(optimizer, params, state, *, steps):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_ten_steps_lower_the_loss_on_a_mesh_and_the_state_survives_a_checkpoint(name, tmp_path):
+def test_ten_optimizer_steps_lower_the_loss_on_a_mesh_and_the_state_survives_a_checkpoint(name, tmp_path):
   mesh = make_mesh((2, 2, 2))
   optimizer, params = make(name=name, learning_rate=OPTIMIZERS[name]), initial(mesh)
   shapes = jax.eval_shape(optimizer.init, params)
@@ -104,7 +104,7 @@ def test_muon_makes_the_update_of_every_layer_orthogonal():
     assert values.min() / 0.8 > 0.5 and values.max() / 0.8 < 1.3
 
 
-def test_a_rule_can_scale_the_learning_rate_of_single_stacked_layers():
+def test_a_regex_rule_can_scale_the_update_of_single_layers_of_a_stacked_parameter():
   factors = multipliers(((r".*layers\.1\..*", 0.0), (r".*", 2.0)), names=NAMES, what="train")
   np.testing.assert_array_equal(factors[KERNEL], [2.0, 0.0])
   assert factors[NORM] == 2.0
