@@ -19,7 +19,7 @@ INSTALLED = importlib.metadata.packages_distributions()
 
 
 def calls(path):
-  """Yields (function, {argument: value}) of every call in a BUILD file; a glob becomes the files that it finds."""
+  """Yields (function, {argument: value}) for every call in a BUILD file; a glob becomes the list of files found."""
 
   def value(node):
     match node:
@@ -144,7 +144,7 @@ def test_the_deps_of_a_build_target_are_visible_to_it(target):
 
 
 @pytest.mark.parametrize("name", [one for one in FLOORS if (ROOT / "distill" / one).is_dir()])
-def test_packages_are_visible_only_to_packages_on_higher_floors(name):
+def test_build_packages_are_visible_only_to_packages_that_may_import_them(name):
   for other in (one for one in FLOORS if (ROOT / "distill" / one).is_dir() and one != name):
     if sees(f"distill/{other}", LABELS[f"//distill/{name}"]):
       assert FLOORS[other] > FLOORS[name] or FLOORS[other] == FLOORS[name] == 0, other

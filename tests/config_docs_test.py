@@ -1,4 +1,4 @@
-"""docs/config.md says what the configuration's dataclasses declare."""
+"""docs/config.md documents the options that the configuration's dataclasses declare."""
 
 import pathlib
 
@@ -11,7 +11,7 @@ def test_docs_config_md_is_up_to_date():
   assert PAGE.read_text() == page(), "run python -m tools.config_docs and commit docs/config.md"
 
 
-def test_sections_stages_and_kinds_have_tables_in_docs_config_md():
+def test_docs_config_md_has_tables_of_sections_stages_and_each_kind_of_source_and_schedule():
   headings = [line for line in page().splitlines() if line.startswith("## ")]
   assert headings[0] == "## `config`" and "## `config.stages.NAME.optimizer`" in headings
   assert "## A source of kind `jsonl`" in headings and "## A schedule of kind `cosine`" in headings

@@ -1,4 +1,4 @@
-"""Eight virtual CPU devices and checked signatures for all tests; a tiny teacher, tokenizer and text for commands."""
+"""Sets up eight virtual CPU devices and checked annotations for all tests, and defines the shared fixtures."""
 
 import json
 import os
@@ -175,7 +175,10 @@ def refused(command, tmp_path):
 
 @pytest.fixture(scope="session")
 def recipe(tmp_path_factory, llama_dir, adapter_dirs, text_file) -> pathlib.Path:
-  """A recipe file: the tiny teacher with its adapters trains a hybrid student, or a dense one, in twenty steps."""
+  """Recipe file of twenty steps: the teacher is `llama_dir` with its adapters, the student a hybrid model.
+
+  With any variant, the student is a Llama instead.
+  """
   path = tmp_path_factory.mktemp("recipe") / "recipe.py"
   path.write_text(
     f"""

@@ -1,4 +1,4 @@
-"""The documents name files, terms, families and flags that exist."""
+"""The documents name files, loss terms, model families and flags that exist, and describe all of them."""
 
 import dataclasses
 import importlib
@@ -33,12 +33,12 @@ def test_files_that_the_documents_name_exist(page):
   assert not [name for name in named if not (ROOT / name).exists()]
 
 
-def test_every_family_is_documented():
+def test_every_model_family_is_documented():
   rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "families.md").read_text(), re.MULTILINE)
   assert sorted(rows) == sorted([*FAMILIES, "model_type"])
 
 
-def test_every_flag_is_documented():
+def test_every_command_line_flag_is_documented():
   text = (ROOT / "docs" / "commands.md").read_text()
   for command in COMMANDS:
     flags = importlib.import_module(f"distill.cli.{command}").FLAGS
@@ -59,7 +59,7 @@ def test_every_optimizer_is_documented():
   assert not [name for name in names if f"`{name}`" not in text]
 
 
-def test_every_term_is_documented_with_its_options():
+def test_every_loss_term_is_documented_with_its_options():
   text = (ROOT / "docs" / "objectives.md").read_text()
   for name, term in TERMS.items():
     options = [field.name for field in dataclasses.fields(term)]
@@ -84,7 +84,7 @@ def test_functions_that_the_design_document_names_exist():
     assert set(names.split(".")) <= defined, f"{path}: {names}"
 
 
-def test_the_documented_path_of_a_batch_names_at_most_25_files():
+def test_the_design_page_leads_a_batch_through_at_most_25_files():
   section = (ROOT / "docs" / "design.md").read_text().split("## One batch through the code")[1].split("\n## ")[0]
   rows = re.findall(r"^\| (\d+)\. `([\w/]+\.py)` `", section, re.MULTILINE)
   assert [int(number) for number, _ in rows] == list(range(1, len(rows) + 1))
@@ -98,7 +98,7 @@ def test_every_documentation_page_is_in_the_index():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_overrides_that_the_documents_show_are_accepted(page):
+def test_configuration_overrides_that_the_documents_show_are_accepted(page):
   shown = re.findall(r"--config\.([\w.]+)=([^\s`…\]]+)", page.read_text())
   overrides = {key: value for key, value in shown if key != "path.to.key"}
   configuration.load(str(ROOT / "configs" / "quickstart.py"), overrides=overrides)

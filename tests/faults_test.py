@@ -191,7 +191,7 @@ print({digest})
   assert len(found) == 1
 
 
-def test_fingerprints_are_the_same_in_every_process_and_a_salted_hash_is_not():
+def test_configuration_fingerprints_are_the_same_in_every_process_unlike_a_salted_hash():
   fingerprints_are_the_same_in_every_process()
   with pytest.raises(AssertionError):
     fingerprints_are_the_same_in_every_process("hash(str(value))")

@@ -25,17 +25,17 @@ def imported(path):
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name.split(".")[1] in FLOORS])
-def test_files_import_only_from_their_own_package_and_lower_floors(name):
+def test_files_import_only_from_their_own_package_and_packages_below_it(name):
   here = name.split(".")[1]
   for other in {module.split(".")[1] for module in imported(FILES[name])} - {here}:
     lower = FLOORS[other] < FLOORS[here] or FLOORS[other] == FLOORS[here] == 0
     assert lower, f"{name} (floor {FLOORS[here]}) imports distill.{other} (floor {FLOORS[other]})"
 
 
-def test_every_package_has_a_floor():
+def test_every_package_is_listed_in_FLOORS():
   rooms = {name.split(".")[1] for name in FILES} - {"__init__", "__main__"}
   assert rooms <= set(FLOORS)
 
 
-def test_imports_have_no_cycle():
+def test_imports_of_the_library_have_no_cycle():
   graphlib.TopologicalSorter({name: imported(path) for name, path in FILES.items()}).prepare()

@@ -1,4 +1,4 @@
-"""The code of docs/python.md runs, here on a tiny teacher."""
+"""The code on the page docs/python.md runs; the test replaces its teacher by a tiny one."""
 
 import ast
 import json
