@@ -1,4 +1,4 @@
-"""The documents name files, loss terms, model families and flags that exist, and describe all of them."""
+"""The documents name only files and functions that exist, and describe every loss term, optimizer, family and flag."""
 
 import dataclasses
 import importlib
