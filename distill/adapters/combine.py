@@ -1,8 +1,10 @@
-"""Combines the weight changes of several adapters into one. It combines whole matrices, never the factors A and B.
+"""Combines the weight changes of several adapters into one change of the base model.
 
-`sum` adds the changes, which is what the stack itself does. `ties` trims each change and elects a sign for every number
-(Yadav et al. 2023, 2306.01708). `dare` drops numbers at random and rescales the rest (Yu et al. 2023, 2311.03099).
-The weights of the stack scale the changes first. TIES and DARE measure every change from the base, whatever its mode.
+All methods work on whole weight matrices, never on the LoRA factors A and B. `sum` adds the changes, as merging the
+adapters one after another does. `ties` trims each change and elects one sign for every element (Yadav et al. 2023,
+2306.01708). `dare` drops elements at random and rescales the rest (Yu et al. 2023, 2311.03099). Each change is first
+multiplied by its adapter's weight in the stack. TIES and DARE measure every change from the base, even that of an
+adapter which was trained on top of others.
 """
 
 import dataclasses
@@ -25,14 +27,14 @@ METHODS = ("sum", "ties", "dare")
 
 
 def ties(changes: Sequence[Float[np.ndarray, "..."]], *, density: float) -> Float[np.ndarray, "..."]:
-  """Merges changes by TIES: each element is the mean of the trimmed changes whose sign is that of their sum.
+  """Merges changes by TIES: trims each, then averages, for every element, those whose sign is that of their sum.
 
   Args:
     changes: Weighted changes of one parameter.
     density: Fraction of the elements of each change that trimming retains: those of largest magnitude.
 
   Returns:
-    The combined change, of the same shape.
+    The combined change; its shape is that of each given change.
   """
   trimmed = np.stack([_trim(change, density) for change in changes])
   agree = (np.sign(trimmed) == np.sign(trimmed.sum(axis=0))) & (trimmed != 0)
@@ -49,15 +51,15 @@ def _trim(change: np.ndarray, density: float) -> np.ndarray:
 
 
 def dare(changes: Sequence[Float[np.ndarray, "..."]], *, density: float, seed: Sequence[int]) -> np.ndarray:
-  """Merges changes by DARE: sums them after elements are dropped with probability 1 - density, the rest rescaled.
+  """Merges changes by DARE: drops elements with probability 1 - density, rescales the others, and adds the changes.
 
   Args:
     changes: Weighted changes of one parameter.
     density: Probability that an element is retained; retained elements are divided by it.
-    seed: Random seed.
+    seed: Seed of NumPy's random generator; several integers form one seed.
 
   Returns:
-    The combined change, of the same shape.
+    The combined change; its shape is that of each given change.
   """
   rng = np.random.default_rng(seed)
   rescaled = [np.where(rng.random(x.shape) < density, x, 0) / np.float32(density) for x in changes]
@@ -65,7 +67,10 @@ def dare(changes: Sequence[Float[np.ndarray, "..."]], *, density: float, seed: S
 
 
 def low_rank(change: Float[np.ndarray, "I O"], *, rank: int) -> LowRank:
-  """Returns factors of the nearest matrix of rank `rank` (truncated SVD), each scaled by √(singular values)."""
+  """Returns factors A and B of the matrix of rank `rank` that is nearest to `change` (truncated SVD).
+
+  Both A and B contain the square root of the singular values.
+  """
   u, s, v = np.linalg.svd(change, full_matrices=False)
   root = np.sqrt(s[:rank])
   return LowRank(a=u[:, :rank] * root, b=root[:, None] * v[:rank], scale=1.0)
@@ -84,17 +89,17 @@ def combine(
 
   Args:
     params: Canonical parameters of the base.
-    adapters: The stack.
+    adapters: The adapters, in the order of the stack.
     config: Configuration of the base.
     method: 'sum', 'ties' or 'dare'.
-    density: Fraction of each change that TIES or DARE retains.
+    density: Fraction of the elements of each change that TIES or DARE retains; 'sum' ignores it.
     seed: Random seed for DARE.
 
   Returns:
-    The configuration and all canonical parameters; those that changed are float32.
+    The configuration after the change, and all canonical parameters; those that changed are float32.
 
   Raises:
-    InputError: TIES or DARE with an adapter that changes the number of tokens.
+    InputError: The method is TIES or DARE, and an adapter changes the size of the vocabulary.
   """
   if method == "sum":
     return merge_adapters(params, adapters=adapters, config=config)
@@ -111,15 +116,17 @@ def combine(
 
 
 def _changes(base: Params, adapters: Sequence[StackedAdapter]) -> Iterator[tuple[str, list[np.ndarray]]]:
-  """Yields every edited parameter with the change from the base of each adapter that edits it."""
+  """Yields (canonical name, changes) of every edited parameter: one change from the base for each adapter of it."""
   for name in edited(adapters):
     changes = []
-    for one in adapters:
-      if name not in dict(one[1].edits):
+    for entry, adapter in adapters:
+      if name not in dict(adapter.edits):
         continue
-      after = apply({name: base[name]}, adapters=[one], only={name})[name]
+      after = apply({name: base[name]}, adapters=[(entry, adapter)], only={name})[name]
       if after.shape != np.shape(base[name]):
-        raise InputError(f"{one[1].path}: changes the number of tokens, which only --combine=sum supports")
+        raise InputError(
+          f"{adapter.path}: this adapter changes the size of the vocabulary, which only --combine=sum supports"
+        )
       changes.append(after - np.asarray(base[name], np.float32))
     yield name, changes
 
@@ -133,28 +140,32 @@ def as_adapter(
   report: Callable[[str, float], Any] = lambda name, share: None,
   **how: Any,
 ) -> dict[str, LowRank]:
-  """Returns the combined change as plain LoRA: exact, from the adapters' factors, or the nearest change of `rank`.
+  """Returns the combined change of several adapters as plain LoRA factors: exact, or the nearest change of `rank`.
 
   Args:
     params: Canonical parameters of the base.
-    adapters: The stack.
+    adapters: The adapters, in the order of the stack.
     config: Configuration of the base.
-    rank: 0 for the exact change, which only a sum of plain LoRA has.
-    report: Called for every HF module with its name and the fraction of its change's norm that the rank retains.
+    rank: Rank of the factors. 0 asks for the exact change, which has factors only if it is a sum of plain LoRA.
+    report: Called for every HF module with its name and the fraction of the norm of its change that the factors
+      retain. It is not called for the exact change.
     **how: `method`, `density` and `seed` of `combine`.
 
   Returns:
     Canonical name -> factors.
 
   Raises:
-    InputError: The change has no low rank and no rank was given, or changes a parameter that LoRA cannot change.
+    InputError: `rank` is 0 but the change has no exact factors, or an adapter makes a change that LoRA cannot express.
   """
   _, new = prepare(params, adapters=adapters, config=config)
   base = {**params, **new}
   adapters = [(entry, _without_base(adapter, base)) for entry, adapter in adapters]
   for _, adapter in adapters:
     if other := next((name for name, edit in adapter.edits if not isinstance(edit, LowRank)), None):
-      raise InputError(f"{adapter.path}: changes {other} in a way that LoRA cannot express; use --format=model")
+      raise InputError(
+        f"{adapter.path}: this adapter changes {other} in a way that LoRA cannot express; write a whole model with "
+        "--format=model"
+      )
   dora = next((a.path for _, a in adapters if any(getattr(e, "magnitude", None) is not None for _, e in a.edits)), None)
   exact: dict[str, LowRank] = {}
   if how.get("method", "sum") == "sum" and dora is None:
@@ -162,8 +173,12 @@ def as_adapter(
     if not rank:
       return exact
   elif not rank:
-    what = f"{dora}: is DoRA" if dora else f"--combine={how['method']}: gives whole matrices"
-    raise InputError(f"{what}, which LoRA can only approximate; add --rank, or use --format=model")
+    source = (
+      f"{dora}: this adapter uses DoRA" if dora else f"--combine={how['method']}: this method gives whole matrices"
+    )
+    raise InputError(
+      f"{source}, which LoRA can only approximate; set a rank with --rank, or write a whole model with --format=model"
+    )
   changes = {} if exact else _difference(base, combine(params, adapters=adapters, config=config, **how)[1], adapters)
   known, found = layout(config), dict[str, LowRank]()
   # Kernels of one HF module are truncated together, since they share its factors.
@@ -182,7 +197,7 @@ def as_adapter(
 
 
 def _without_base(adapter: Adapter, base: Mapping[str, Any]) -> Adapter:
-  """Returns the adapter without unchanged copies of embedding and head, which PEFT stores beside their factors."""
+  """Returns the adapter without unchanged copies of embedding and head, which PEFT may store next to LoRA factors."""
 
   def same(name: str, edit: Edit) -> bool:
     under = isinstance(edit, Replacement) and edit.underlies
@@ -192,7 +207,10 @@ def _without_base(adapter: Adapter, base: Mapping[str, Any]) -> Adapter:
 
 
 def _difference(base: Params, merged: Params, adapters: Sequence[StackedAdapter]) -> dict[str, np.ndarray]:
-  """Returns the change of every edited matrix. A head that is tied again has the embedding's values."""
+  """Returns canonical name -> (merged - base) of every edited matrix.
+
+  If the merged model has no head because it is tied again, the embedding stands for the head.
+  """
   found = {}
   for name in edited(adapters):
     after = merged[name] if name in merged else merged[EMBEDDING].T
@@ -201,7 +219,7 @@ def _difference(base: Params, merged: Params, adapters: Sequence[StackedAdapter]
 
 
 def _concatenated(adapters: Sequence[StackedAdapter]) -> dict[str, LowRank]:
-  """Returns the adapters' factors, concatenated so that their product is the sum of the adapters' products."""
+  """Returns canonical name -> factors A and B, concatenated along the rank; A @ B is the sum of all changes."""
   parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
   for entry, adapter in adapters:
     for name, edit in adapter.edits:
@@ -214,7 +232,7 @@ def _concatenated(adapters: Sequence[StackedAdapter]) -> dict[str, LowRank]:
 
 
 def _shorter(edit: LowRank, rank: int) -> LowRank:
-  """Returns `low_rank` of the product A @ B at `rank`, computed from factors, without forming the product."""
+  """Returns `low_rank` of the product A @ B of `edit`, computed from A and B without forming the product."""
   (qa, ra), (qb, rb) = np.linalg.qr(edit.a), np.linalg.qr(edit.b.T)
   inner = low_rank(ra @ rb.T, rank=rank)
   return LowRank(a=qa @ inner.a, b=inner.b @ qb.T, scale=1.0)

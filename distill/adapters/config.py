@@ -1,4 +1,4 @@
-"""Configuration of an adapter that is trained."""
+"""Configuration of the LoRA adapter that a run trains on its student."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ from distill.configuration import option
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
-  """A LoRA adapter that is trained on the student; the export holds the adapter alone."""
+  """Configuration of a LoRA adapter that is trained on the student; the export then holds the adapter alone."""
 
   targets: str = option("", help="Regular expression of kernels that get factors; empty trains no adapter.", regex=True)
   rank: int = option(8, help="Rank of the factors.", least=1)

@@ -1,9 +1,10 @@
-"""Edits of canonical parameters: all that an adapter does to a model. Merging, routing and reports are built on them.
+"""The kinds of edit that an adapter makes to the parameters of a model, and `apply`, which makes one.
 
-An edit changes `current`, the parameter after the adapters before it. It measures the change on `base`, the parameter
-that its adapter was trained on. In a sequential stack both are the same. For co-active adapters `base` is the parameter
-before the first of them: their changes add up, and the norm that DoRA divides by does not include the others. A weight
-other than 1 scales the change from `current`.
+An adapter is a list of edits, each of one canonical parameter. `apply` takes two versions of this parameter: `current`,
+after all earlier adapters of the stack, and `base`, which the adapter was trained on. For a sequential adapter (trained
+on top of the earlier ones) the two are equal. For co-active adapters (trained next to each other on one model) `base`
+is the parameter before the first of them. Their changes add up, and the column norms that DoRA divides by do not
+include the changes of the others. The adapter's weight in the stack multiplies the change of `current`.
 """
 
 import dataclasses
@@ -14,13 +15,13 @@ from jaxtyping import Float, Int
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LowRank:
-  """Adds scale * a @ b, then rescales columns to the norms `magnitude`, if there are any (DoRA, 2402.09353).
+  """Adds scale * a @ b to a matrix [I, O] (LoRA); with `magnitude`, then rescales its columns (DoRA, 2402.09353).
 
   Attributes:
     a: [I, R] float32; for an embedding I is the number of tokens.
     b: [R, O] float32.
-    scale: alpha / R, or alpha / sqrt(R).
-    magnitude: [O] norms of the columns; they replace those of base + scale * a @ b.
+    scale: alpha / R, or alpha / sqrt(R) for rsLoRA.
+    magnitude: [O] the norms to which the columns of base + scale * a @ b are rescaled; None for plain LoRA.
   """
 
   a: Float[np.ndarray, "I R"]
@@ -39,7 +40,7 @@ class LowRank:
     return float(self.scale * np.sqrt(max(0.0, np.sum((self.a.T @ self.a) * (self.b @ self.b.T)))))
 
   def columns(self, base: Float[np.ndarray, "I O"]) -> Float[np.ndarray, " O"] | None:
-    """Returns the factor that gives each column its magnitude (DoRA), or None without magnitudes."""
+    """Returns the factor [O] that rescales the columns of base + `delta` to their magnitudes; None for plain LoRA."""
     if self.magnitude is None:
       return None
     lengths = np.linalg.norm(base + self.delta, axis=0)
@@ -51,7 +52,7 @@ class Replacement:
   """Replaces a parameter; the number of tokens of an embedding or a head may change.
 
   Attributes:
-    value: The new parameter, in our layout.
+    value: The new parameter, in the layout of canonical parameters.
     underlies: True if the adapter's other edits of this parameter were trained on top of `value`.
   """
 
@@ -65,8 +66,8 @@ class TokenRows:
 
   Attributes:
     indices: Token ids.
-    values: One row [D] for each token.
-    axis: The parameter's axis of tokens: 0 of an embedding, 1 of a head.
+    values: The new vector of each token, [tokens, D].
+    axis: The axis of the parameter that runs over tokens: 0 in an embedding, 1 in a head.
   """
 
   indices: Int[np.ndarray, " tokens"]
@@ -76,7 +77,7 @@ class TokenRows:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Addition:
-  """Adds a vector to a bias; a model without the bias gets one of zeros first."""
+  """Adds the vector `value` to a bias; a model without this bias first gets one of zeros."""
 
   value: np.ndarray
 
@@ -119,7 +120,7 @@ def _towards(start: np.ndarray, end: np.ndarray, weight: float) -> np.ndarray:
 
 
 def _replaced(value: np.ndarray, current: np.ndarray, base: np.ndarray, weight: float) -> np.ndarray:
-  """Adds the change from `base` to `value` to `current`; tokens that only `value` has are copied."""
+  """Returns `current` plus `weight` times the change from `base` to `value`; new tokens of `value` are copied."""
   if value.shape != current.shape:
     axis = next(i for i, (one, other) in enumerate(zip(value.shape, current.shape, strict=True)) if one != other)
     shared = min(value.shape[axis], current.shape[axis])

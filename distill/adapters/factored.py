@@ -1,4 +1,4 @@
-"""A stack of low-rank adapters on one matrix as a single change: column * base + a @ b."""
+"""Composes all low-rank edits of one matrix by a stack of adapters into a single change: column * base + a @ b."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -12,14 +12,20 @@ from distill.adapters.stack import StackedAdapter
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Factored:
-  """A change of one canonical parameter, or of some of its columns, from base to column * base + a @ b."""
+  """A change of one matrix, or of some of its columns: the matrix `base` becomes column * base + a @ b.
+
+  Attributes:
+    a: [I, R] first factors of all low-rank edits, concatenated along the rank.
+    b: [R, O] second factors, with the scales and weights of the edits.
+    column: [O] factor of each column of the base; 1 unless an adapter uses DoRA.
+  """
 
   a: Float[np.ndarray, "I R"]
   b: Float[np.ndarray, "R O"]
   column: Float[np.ndarray, " O"]
 
   def of(self, base: Float[np.ndarray, "I O"], *, rows: slice = slice(None)) -> Float[np.ndarray, "I O"]:
-    """Returns the changed matrix, or some of its rows from those rows of the base."""
+    """Returns the changed matrix; if `rows` is given, `base` and the result hold only these rows of the matrix."""
     return self.column * base + self.a[rows] @ self.b
 
 
@@ -31,14 +37,15 @@ def factored(
   base: Callable[[], Float[np.ndarray, "I O"]],
   columns: slice = slice(None),
 ) -> Factored:
-  """Returns one change equal to all low-rank edits of a parameter, with order, weights and modes of the stack.
+  """Composes all low-rank edits of one parameter into one change, with the order, weights and modes of the stack.
 
   Args:
-    name: Canonical name.
-    adapters: The stack.
-    shape: Shape of the parameter.
-    base: Returns those `columns` of the base, float32. Called only for DoRA, which needs their norms.
-    columns: The columns to compose.
+    name: Canonical name of the parameter.
+    adapters: The adapters, in the order of the stack.
+    shape: Shape of the parameter, (I, O).
+    base: Function that returns `columns` of the base's parameter, float32. It is called only for DoRA, which needs the
+      norms of these columns.
+    columns: The columns of the parameter that the change covers; by default all.
   """
   count = len(range(shape[1])[columns])
   now = Factored(

@@ -1,4 +1,4 @@
-"""Maps each HF tensor, by the name that adapters use, to the canonical parameters stored in it."""
+"""Maps each Hugging Face (HF) tensor, by the name that adapters use, to the canonical parameters stored in it."""
 
 import dataclasses
 import functools
@@ -15,11 +15,13 @@ EMBEDDING, HEAD = "embed.table", "head.kernel"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
-  """The name table of a model, looked up by HF tensor. A tied head is treated as a separate tensor.
+  """The name table of a model, looked up by HF tensor. A tied head counts as a separate tensor.
+
+  In the methods `theirs` is the name of an HF tensor, and "our layout" is that of canonical parameters: kernels [I, O].
 
   Attributes:
     config: Configuration of the model.
-    entries: HF tensor -> the parameters, or pieces of parameters, that it holds.
+    entries: Name of an HF tensor -> the parameters, or pieces of parameters, that the tensor holds.
     shapes: Shape of every canonical parameter.
   """
 
@@ -28,22 +30,27 @@ class Layout:
   shapes: Mapping[str, tuple[int, ...]]
 
   def shape(self, theirs: str) -> tuple[int, ...]:
-    """Returns the shape of an HF tensor in our layout."""
+    """Returns the shape of the HF tensor `theirs`, converted to the layout of canonical parameters (kernels [I, O])."""
     first, *others = (self.shapes[entry.ours] for entry in self.entries[theirs])
     if self.entries[theirs][0].expert is not None:
       return first[1:]
     return (*first[:-1], first[-1] + sum(shape[-1] for shape in others))
 
   def pieces(self, theirs: str, value: np.ndarray) -> dict[str, np.ndarray]:
-    """Splits an HF tensor; returns canonical name -> piece of that parameter."""
+    """Splits `value`, the array of the HF tensor `theirs`; returns canonical name -> piece of this parameter."""
     return {entry.ours: to_ours(value, entry=entry) for entry in self.entries[theirs]}
 
   def columns(self, theirs: str, value: np.ndarray) -> dict[str, np.ndarray]:
-    """Splits the last axis of a value in our layout; returns canonical name -> columns of that parameter."""
+    """Splits an array by columns; returns canonical name -> the columns that belong to this parameter.
+
+    Args:
+      theirs: Name of the HF tensor, which may hold several parameters (fused projections).
+      value: An array whose last axis is the output axis of this tensor, such as LoRA's B [R, O] or a bias [O].
+    """
     return {entry.ours: value if entry.part is None else entry.part.take(value) for entry in self.entries[theirs]}
 
   def join(self, theirs: str, pieces: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Joins what `columns` returns to the last axis of an HF tensor; missing pieces are zero."""
+    """Joins pieces that `columns` has split into one array for the HF tensor `theirs`; missing pieces become zero."""
     first = next(iter(pieces.values()))
     whole = np.zeros((*first.shape[:-1], self.shape(theirs)[-1]), np.float32)
     for entry in self.entries[theirs]:
@@ -58,7 +65,7 @@ class Layout:
 
 @functools.lru_cache(maxsize=4)
 def layout(config: DecoderConfig) -> Layout:
-  """Returns the layout of a model."""
+  """Returns the `Layout` of models that have this configuration."""
   untied = dataclasses.replace(config, tie_embeddings=False)
   entries: dict[str, tuple[TensorEntry, ...]] = {}
   for entry in hf_config.name_table(untied):

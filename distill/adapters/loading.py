@@ -1,4 +1,4 @@
-"""Loads a base with its adapters, merged or routed by row, from its files straight onto the mesh."""
+"""Loads a base model with adapters, merged or routed by row, from its files straight onto the mesh."""
 
 import dataclasses
 import pathlib
@@ -44,21 +44,21 @@ class StoredParams(Mapping[str, np.ndarray]):
 def load_merged(
   directory: pathlib.Path, *, adapters: Sequence[StackedAdapter], mesh: Mesh, dtype: str = "float32"
 ) -> tuple[DecoderConfig, Params]:
-  """Loads a base with its adapters merged, in float32 before the cast to `dtype`.
+  """Loads a base model with adapters merged into it. Merging runs in float32, before the cast to `dtype`.
 
-  Low-rank changes are added block by block as the base is read. Replaced parameters are prepared on the host.
+  Low-rank changes are added block by block as the base is read. Parameters with other edits are prepared on the host.
 
   Args:
     directory: Model directory of the base.
-    adapters: The stack.
-    mesh: The mesh.
+    adapters: The adapters, in the order of the stack.
+    mesh: The mesh to load onto.
     dtype: dtype of the parameters.
 
   Returns:
-    The configuration and stacked parameters on the mesh.
+    The configuration after merging, and stacked parameters on the mesh.
 
   Raises:
-    InputError: What `sharded.load` raises, or adapters that contradict each other.
+    InputError: `sharded.load` refuses the directory, or the adapters contradict each other.
   """
   with fail_together(str(directory)):
     base = StoredParams(directory)
@@ -80,19 +80,21 @@ def load_merged(
 def load_routed(
   directory: pathlib.Path, *, routes: Sequence[Sequence[StackedAdapter]], mesh: Mesh, dtype: str = "float32"
 ) -> tuple[DecoderConfig, Params]:
-  """Loads a base with the adapters of several routes (see `routed`).
+  """Loads a base model with the adapters of several routes, which are not merged into it (see `routed`).
+
+  A route is the set of adapters that a row of a batch uses.
 
   Args:
     directory: Model directory of the base.
     routes: The adapters of each route, in the order of their stack.
-    mesh: The mesh.
+    mesh: The mesh to load onto.
     dtype: dtype of the base's parameters; those of the routes are float32.
 
   Returns:
     The configuration, and stacked parameters of base and routes on the mesh.
 
   Raises:
-    InputError: What `sharded.load` raises, or routes that do not share one vocabulary.
+    InputError: `sharded.load` refuses the directory, or the routes do not share one vocabulary.
   """
   with fail_together(str(directory)):
     base = StoredParams(directory)
@@ -103,7 +105,7 @@ def load_routed(
 
 
 class _LowRankEdit:
-  """A block edit for `sharded.load`: the low-rank changes of one kernel as one change."""
+  """A `BlockEdit` for `sharded.load`: adds all low-rank changes of one parameter to each block that is read."""
 
   def __init__(self, name: str, adapters: Sequence[StackedAdapter], *, shape: tuple[int, ...]):
     self._name, self._adapters, self._shape = name, adapters, shape

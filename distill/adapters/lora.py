@@ -1,4 +1,4 @@
-"""Trainable LoRA adapters: factors of the stacked kernels, merged inside the compiled step."""
+"""Trainable LoRA adapters: factors of stacked kernels, merged into the kernels inside the jitted training step."""
 
 import re
 import zlib
@@ -18,16 +18,20 @@ from distill.tree import Params
 
 
 def init(decoder: Decoder, *, targets: str, rank: int, key: Key[Array, ""]) -> Params:
-  """Initialises `{kernel}.lora_a` [L, I, R], uniform in ±1 / sqrt(I), and `{kernel}.lora_b` [L, R, O], zero.
+  """Initialises LoRA factors for all kernels that `targets` matches.
 
   Args:
-    decoder: The base.
-    targets: Regex for canonical kernel names; all layers of a group must match, or none.
-    rank: Rank R.
-    key: Root key; each kernel folds in its name.
+    decoder: The decoder whose kernels are adapted.
+    targets: Regex for canonical kernel names. Layers whose kernels are stacked must all match, or none of them.
+    rank: Rank R of the factors.
+    key: Random key; each kernel folds in its name.
+
+  Returns:
+    For each stacked kernel [L, I, O] of L layers, `{kernel}.lora_a` [L, I, R], uniform in ±1 / sqrt(I), and
+    `{kernel}.lora_b` [L, R, O], zero.
 
   Raises:
-    InputError: The regex matches no kernel, or only some layers of a repeated pattern.
+    InputError: The regex matches no kernel, or only some of the layers that are stacked.
   """
   params: Params = {}
   for name, x in decoder.abstract().items():
@@ -35,7 +39,9 @@ def init(decoder: Decoder, *, targets: str, rank: int, key: Key[Array, ""]) -> P
       continue
     chosen = [bool(re.fullmatch(targets, one)) for one in decoder.canonical(name)]
     if any(chosen) != all(chosen):
-      raise InputError(f"student.adapters.targets: {targets!r} matches only some layers of {name}; match all or none")
+      raise InputError(
+        f"student.adapters.targets: {targets!r} matches only some of the layers stacked in {name}; match all or none"
+      )
     if not all(chosen):
       continue
     layers, rows, columns = x.shape
@@ -44,12 +50,14 @@ def init(decoder: Decoder, *, targets: str, rank: int, key: Key[Array, ""]) -> P
     params[f"{name}.lora_a"] = jax.random.uniform(one, (layers, rows, rank), jnp.float32, -bound, bound)
     params[f"{name}.lora_b"] = jnp.zeros((layers, rank, columns), jnp.float32)
   if not params:
-    raise InputError(f"student.adapters.targets: {targets!r} matches no kernel; try r'layers.*mixer.[qv].kernel'")
+    raise InputError(
+      f"student.adapters.targets: {targets!r} matches no kernel of the student; try r'layers.*mixer.[qv].kernel'"
+    )
   return params
 
 
 def shardings(decoder: Decoder, adapters: Mapping[str, Any], *, mesh: Any) -> Params:
-  """Returns the sharding of every factor: its long side is sharded like the kernel's.
+  """Returns name -> sharding of every LoRA factor: the side of size I or O is sharded as in the kernel [L, I, O].
 
   Args:
     decoder: The decoder whose kernels are adapted.
@@ -66,12 +74,12 @@ def shardings(decoder: Decoder, adapters: Mapping[str, Any], *, mesh: Any) -> Pa
 
 
 def apply(params: Mapping[str, Any], *, adapters: Mapping[str, Any], scale: float) -> Params:
-  """Returns stacked parameters with scale * A @ B added to every adapted kernel.
+  """Returns the stacked parameters, with scale * A @ B added to every kernel that has LoRA factors.
 
   Args:
     params: Stacked parameters of the base.
-    adapters: Factors under stacked names, `….lora_a` [L,I,R] and `….lora_b` [L,R,O].
-    scale: Multiplies every product.
+    adapters: Factors under stacked names, `….lora_a` [L, I, R] and `….lora_b` [L, R, O].
+    scale: Multiplies every product A @ B.
   """
   merged = dict(params)
   for name in adapters:
@@ -83,7 +91,7 @@ def apply(params: Mapping[str, Any], *, adapters: Mapping[str, Any], scale: floa
 
 
 def factors(decoder: Decoder, adapters: Mapping[str, Any], *, scale: float) -> dict[str, LowRank]:
-  """Returns trained adapters under canonical kernel names, for a PEFT directory.
+  """Returns canonical kernel name -> LoRA factors of one layer, ready for `write_adapter`.
 
   Args:
     decoder: The decoder whose kernels are adapted.

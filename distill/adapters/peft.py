@@ -1,4 +1,4 @@
-"""Reads PEFT LoRA directories strictly, and writes them so that `peft` loads them."""
+"""Reads LoRA adapters from PEFT directories, refusing all that is not understood, and writes ones that `peft` loads."""
 
 import collections
 import dataclasses
@@ -22,7 +22,8 @@ from distill.models.config import DecoderConfig
 
 PREFIX = "base_model.model."
 STEM = "adapter_model"
-_OTHER = "the adapter is for another model"
+_WRONG_MODEL = "the adapter is for another model; give the one that it was trained on"
+_DAMAGED = "the adapter is damaged; fetch it again"
 # (regex for the name after the module's path, kind of tensor); the first match counts.
 _KINDS = tuple(
   (re.compile(rf"(.+)\.{end}"), kind)
@@ -48,7 +49,7 @@ class Adapter:
   Attributes:
     path: The PEFT directory.
     edits: Pairs (canonical name, edit), in the order in which they apply.
-    problems: Pairs (stored key, reason why the tensor cannot be loaded); empty from `read_adapter`.
+    problems: Pairs (name of a stored tensor, reason why it cannot be loaded); `read_adapter` raises instead.
   """
 
   path: pathlib.Path
@@ -63,15 +64,15 @@ def read_adapter(directory: pathlib.Path, *, config: DecoderConfig) -> Adapter:
     InputError: Missing or damaged files, an unsupported kind of adapter, or an adapter for another model.
   """
   adapter = read_with_problems(directory, config=config)
-  for key, reason in adapter.problems:
-    raise InputError(f"{adapter.path}: {key}: {reason}")
+  for tensor, reason in adapter.problems:
+    raise InputError(f"{adapter.path}: tensor {tensor}: {reason}")
   if not adapter.edits:
-    raise InputError(f"{adapter.path}: no LoRA weights in {STEM}.safetensors")
+    raise InputError(f"{adapter.path}: {STEM}.safetensors holds no LoRA weights; save the adapter again with peft")
   return adapter
 
 
 def read_with_problems(directory: pathlib.Path, *, config: DecoderConfig) -> Adapter:
-  """Reads an adapter as `read_adapter` does, but lists tensors that do not fit as `problems`.
+  """Reads an adapter as `read_adapter` does, but lists tensors that cannot be loaded in `problems` and does not raise.
 
   Raises:
     InputError: Missing or damaged files, or unsupported settings.
@@ -85,10 +86,10 @@ def read_with_problems(directory: pathlib.Path, *, config: DecoderConfig) -> Ada
 
 
 def adapter_directory(directory: pathlib.Path) -> pathlib.Path:
-  """Returns the directory, or its only subfolder with an adapter: PEFT saves named adapters in subfolders.
+  """Returns `directory` if it holds an adapter, else its only subfolder that does: PEFT saves named adapters so.
 
   Raises:
-    InputError: No adapter, or several.
+    InputError: Neither the directory nor a subfolder holds an adapter, or several subfolders do.
   """
   directory = pathlib.Path(directory)
   if (directory / "adapter_config.json").is_file():
@@ -96,17 +97,21 @@ def adapter_directory(directory: pathlib.Path) -> pathlib.Path:
   inner = adapter_subfolders(directory)
   if len(inner) == 1:
     return inner[0]
-  hint = f"name one of its adapters: {', '.join(path.name for path in inner)}" if inner else "give a PEFT directory"
+  names = ", ".join(path.name for path in inner)
+  hint = f"give one of the subfolders with an adapter: {names}" if inner else "give a directory that peft saved"
   raise InputError(f"{directory}/adapter_config.json: no such file; {hint}")
 
 
 def adapter_subfolders(directory: pathlib.Path) -> list[pathlib.Path]:
-  """Returns the subfolders that hold an adapter."""
+  """Returns the subfolders of a directory that hold an adapter, sorted by name."""
   return sorted(path.parent for path in pathlib.Path(directory).glob("*/adapter_config.json"))
 
 
 def low_rank_parts(path: str) -> tuple[str, str] | None:
-  """Splits a stored name without its prefix into (module, kind of tensor); None if it is not a LoRA tensor."""
+  """Splits the name of a stored tensor, without the prefix `base_model.model.`, into (HF module, kind of LoRA tensor).
+
+  The kind is 'a', 'b', 'bias', 'embedding_a', 'embedding_b', 'magnitude' or 'tokens'. Returns None for other tensors.
+  """
   for pattern, kind in _KINDS:
     if found := pattern.fullmatch(path):
       return found[1], kind
@@ -114,7 +119,7 @@ def low_rank_parts(path: str) -> tuple[str, str] | None:
 
 
 class _EditReader:
-  """Collects stored tensors by module, then converts those of each module to edits."""
+  """Collects the stored tensors of an adapter by HF module, then converts the tensors of each module to edits."""
 
   def __init__(self, settings: PeftSettings, layout: Layout):
     self.problems: list[tuple[str, str]] = []
@@ -123,30 +128,31 @@ class _EditReader:
     self._wholes: dict[str, tuple[str, str, np.ndarray]] = {}
 
   def add(self, key: str, value: np.ndarray) -> None:
-    """Collects one stored tensor, or records why it cannot be loaded."""
+    """Collects the stored tensor `key`, or records in `problems` why it cannot be loaded."""
     path = key.removeprefix(PREFIX)
     if path == key:
-      return self._refuse(key, f"expected a name under {PREFIX}")
+      return self._refuse(key, f"the name does not begin with {PREFIX}; save the adapter again with peft")
     if value.dtype.kind not in "fV" and value.dtype.name != "bfloat16":
-      return self._refuse(key, f"holds {value.dtype}, expected floating-point numbers")
+      return self._refuse(key, f"the tensor holds {value.dtype}, but must hold floating-point numbers; {_DAMAGED}")
     if not value.ndim or not value.size:
-      return self._refuse(key, f"has shape {value.shape}, which holds nothing; the file is damaged")
+      return self._refuse(key, f"the tensor has shape {value.shape}, but must have values and dimensions; {_DAMAGED}")
     value = value.astype(np.float32)
     if part := low_rank_parts(path):
       module, kind = part
       if f"{module}.weight" not in self._layout.entries:
-        return self._refuse(key, f"a {self._layout.config.family} model has no {module}; {_OTHER}")
+        return self._refuse(key, f"a {self._layout.config.family} model has no module {module}; {_WRONG_MODEL}")
       self._parts.setdefault(module, {})[kind] = (key, value)
       return None
     found = _WHOLE.fullmatch(path)
     theirs = f"{found[1]}.{found[3]}" if found else path
     if theirs not in self._layout.entries:
-      return self._refuse(key, f"is not a weight of a {self._layout.config.family} model or of LoRA on it; {_OTHER}")
+      family = self._layout.config.family
+      return self._refuse(key, f"this is neither a weight of a {family} model nor a LoRA factor; {_WRONG_MODEL}")
     self._wholes[f"{theirs} {found[2] if found else None}"] = (key, theirs, value)
     return None
 
   def edits(self) -> tuple[tuple[str, Edit], ...]:
-    """Returns (canonical name, edit) of all stored tensors; edits that others build on come first."""
+    """Returns pairs (canonical name, edit) of all stored tensors; edits that others build on come first."""
     found: list[tuple[str, Edit]] = []
     for key, theirs, value in self._wholes.values():
       found += self._whole(key, theirs, value)
@@ -166,7 +172,7 @@ class _EditReader:
   def _whole(self, key: str, theirs: str, value: np.ndarray) -> list[tuple[str, Edit]]:
     entries = self._layout.entries[theirs]
     if entries[0].expert is not None:
-      self._refuse(key, "experts that were trained whole are not read; merge the adapter with peft")
+      self._refuse(key, "adapters that replace whole expert weights are not supported; merge the adapter with peft")
       return []
     expected = self._layout.shape(theirs)
     given = tuple(value.swapaxes(-1, -2).shape if entries[0].form == "transpose" and value.ndim > 1 else value.shape)
@@ -175,14 +181,15 @@ class _EditReader:
     if entries[0].form != "conv" and (
       len(given) != len(expected) or [size for axis, size in enumerate(given) if axis != vocabulary] != same
     ):
-      self._refuse(key, f"has shape {given} in our layout, the model's is {expected}; {_OTHER}")
+      self._refuse(key, f"the tensor has shape {given} ([in, out]), but the model's has {expected}; {_WRONG_MODEL}")
       return []
     underlies = ".base_layer." in key or ".original_module." in key
     pieces = self._layout.pieces(theirs, value)
     found: list[tuple[str, Edit]] = []
     for name, piece in pieces.items():
       if vocabulary is None and piece.shape != self._layout.shapes[name]:
-        self._refuse(key, f"has shape {value.shape}, the model's is {self._layout.shapes[name]}; {_OTHER}")
+        model_shape = self._layout.shapes[name]
+        self._refuse(key, f"the tensor has shape {value.shape}, but the model's has {model_shape}; {_WRONG_MODEL}")
         return []
       found.append((name, Replacement(value=piece, underlies=underlies)))
     # A tied table is stored under one of its two names. Only a copy that was trained as a module unties them.
@@ -196,13 +203,18 @@ class _EditReader:
   def _tokens(self, module: str, key: str, value: np.ndarray) -> list[tuple[str, Edit]]:
     ours, width = self._layout.entries[f"{module}.weight"][0].ours, self._layout.config.width
     if ours not in (EMBEDDING, HEAD) or value.ndim != 2 or value.shape[1] != width:
-      raise _Refusal(key, f"has shape {value.shape}, expected rows of width {width} of the embedding or head; {_OTHER}")
+      raise _Refusal(
+        key,
+        f"the tensor has shape {value.shape}, but must hold rows of width {width} for the embedding or head; "
+        f"{_WRONG_MODEL}",
+      )
     try:
       tokens = np.asarray(self._settings.tokens(module, count=len(value)))
     except InputError as error:
       raise _Refusal(key, str(error)) from error
     if tokens.size and tokens.max() >= self._vocabulary(ours):
-      raise _Refusal(key, f"token {tokens.max()} is outside the vocabulary of {self._vocabulary(ours)}; {_OTHER}")
+      vocab_size = self._vocabulary(ours)
+      raise _Refusal(key, f"token {tokens.max()} is outside the vocabulary of {vocab_size} tokens; {_WRONG_MODEL}")
     found: list[tuple[str, Edit]] = [
       (ours, TokenRows(indices=tokens, values=value, axis=0 if ours == EMBEDDING else 1))
     ]
@@ -212,7 +224,7 @@ class _EditReader:
     return found
 
   def _vocabulary(self, ours: str) -> int:
-    """Returns the number of tokens of an embedding or head: that of a stored replacement, else the model's."""
+    """Returns the vocabulary size of embedding or head (`ours`): that of a stored replacement, else the model's."""
     for _, theirs, value in self._wholes.values():
       if theirs in (self._layout.theirs(ours), self._layout.theirs(EMBEDDING)):
         return value.shape[0]
@@ -223,34 +235,43 @@ class _EditReader:
     pair = ("embedding_a", "embedding_b") if embedding else ("a", "b")
     key = next(iter(parts.values()))[0]
     if not {*pair} <= set(parts) <= {*pair, "magnitude", "bias", "tokens"}:
-      raise _Refusal(key, "needs exactly one lora_A and one lora_B")
+      raise _Refusal(key, f"{module} must have exactly one lora_A and one lora_B; {_DAMAGED}")
     theirs = f"{module}.weight"
     entries, shape = self._layout.entries[theirs], self._layout.shape(theirs)
     if entries[0].expert is not None:
-      raise _Refusal(key, "LoRA on the tensors of experts is not read; merge the adapter with peft")
+      raise _Refusal(key, "LoRA on expert weights is not supported; merge the adapter with peft")
     if len(shape) != 2 or entries[0].form == "conv" or embedding == entries[0].ours.endswith(".kernel"):
-      raise _Refusal(key, f"{module} is no {'embedding' if embedding else 'linear projection'}; {_OTHER}")
+      kind = "an embedding" if embedding else "a linear projection"
+      raise _Refusal(key, f"the model's {module} is not {kind}, as the adapter expects; {_WRONG_MODEL}")
     (_, a), (_, b) = (parts[name] for name in pair)
     rank = self._settings.rank(module)
     if a.ndim != 2 or b.ndim != 2 or a.shape[0] != rank or b.shape[1] != rank:
-      raise _Refusal(key, f"has shape {a.shape} and lora_B {b.shape}, adapter_config.json says rank {rank}")
+      raise _Refusal(
+        key,
+        f"lora_A {a.shape} and lora_B {b.shape} do not have rank {rank}, which adapter_config.json gives; {_DAMAGED}",
+      )
     if entries[0].ours in (EMBEDDING, HEAD):
       count = self._vocabulary(entries[0].ours)
       shape = (count, shape[1]) if entries[0].ours == EMBEDDING else (shape[0], count)
     if (a.shape[1], b.shape[0]) != shape:
-      raise _Refusal(key, f"adapts a kernel of {(a.shape[1], b.shape[0])}, the model's is {shape}; {_OTHER}")
+      adapted = (a.shape[1], b.shape[0])
+      raise _Refusal(
+        key, f"the factors adapt a kernel {adapted} ([in, out]), but the model's is {shape}; {_WRONG_MODEL}"
+      )
     return self._split(module, parts, a.T, b.T, embedding=embedding)
 
   def _split(self, module, parts, a, b, *, embedding) -> list[tuple[str, Edit]]:
-    """Returns the edits of the kernels that a module holds; they share A."""
+    """Returns (canonical name, edit) of the kernels that an HF module holds: all share `a`, each has columns of `b`."""
     theirs, scale, dora = f"{module}.weight", self._settings.scale(module), bool(self._settings.get("use_dora"))
     vectors = {name: parts[name][1] for name in ("magnitude", "bias") if name in parts}
     for name, vector in vectors.items():
       if vector.shape != (b.shape[1],):
-        raise _Refusal(parts[name][0], f"has shape {vector.shape}, expected {(b.shape[1],)}")
+        raise _Refusal(
+          parts[name][0], f"the tensor has shape {vector.shape}, but lora_B needs {(b.shape[1],)}; {_DAMAGED}"
+        )
     if ("magnitude" in vectors) != dora:
       have = "have no" if dora else "have a"
-      reason = f"adapter_config.json says use_dora {dora}, the weights {have} lora_magnitude_vector"
+      reason = f"adapter_config.json sets use_dora to {dora}, but the weights {have} lora_magnitude_vector; {_DAMAGED}"
       raise _Refusal(parts["embedding_a" if embedding else "a"][0], reason)
     sides = self._layout.columns(theirs, b)
     magnitudes = self._layout.columns(theirs, vectors["magnitude"]) if dora else dict.fromkeys(sides)
@@ -262,17 +283,20 @@ class _EditReader:
         bias = f"{name.removesuffix('.kernel')}.bias"
         grown = with_bias(self._layout.config, bias) != self._layout.config
         if bias not in self._layout.shapes and (embedding or not grown):
-          raise _Refusal(parts["bias"][0], f"{module} can have no bias in this model")
+          raise _Refusal(parts["bias"][0], f"{module} cannot have a bias in this model; retrain without lora_bias")
         found.append((bias, Addition(value=np.float32(scale) * vector)))
     return found
 
 
 class _Refusal(Exception):
-  """A tensor cannot be loaded; the arguments are its stored key and the reason."""
+  """Raised if a stored tensor cannot be loaded; its arguments are the tensor's name and the reason."""
 
 
 def _targets(chosen: set[str], *, everything: Iterable[str]) -> list[str]:
-  """Returns the last parts of the module names if they identify exactly these modules, else the full names."""
+  """Returns `target_modules` of adapter_config.json for the HF modules `chosen` among `everything`.
+
+  These are the last parts of the names, such as `q_proj`, if no other module has them; else the full names.
+  """
   ends = {name.rsplit(".", 1)[-1] for name in chosen}
   exact = chosen == {name for name in everything if name.rsplit(".", 1)[-1] in ends}
   return sorted(ends if exact else chosen)
@@ -281,23 +305,25 @@ def _targets(chosen: set[str], *, everything: Iterable[str]) -> list[str]:
 def write_adapter(
   directory: pathlib.Path, *, factors: Mapping[str, LowRank], config: DecoderConfig, base: str = ""
 ) -> None:
-  """Writes a PEFT directory of plain LoRA, whole or not at all.
+  """Writes a plain LoRA adapter as a PEFT directory, which appears complete or not at all.
 
   Args:
-    directory: Absent, empty, or an earlier adapter.
+    directory: The directory to write: absent, empty, or an earlier export, which is replaced.
     factors: Canonical kernel name -> factors, of any rank and scale.
     config: Configuration of the base.
     base: Path or hub name of the base, for adapter_config.json.
 
   Raises:
-    InputError: Factors that are not finite, or a directory that holds something else.
+    InputError: A factor is not finite, or the directory holds other files.
   """
   known = layout(config)
   modules: dict[str, LowRank] = {}
   for theirs in dict.fromkeys(known.theirs(name) for name in factors):
     one = joined(known, theirs, factors)
     if not finite(one.a) or not finite(one.b):
-      raise InputError(f"{directory}: factors of {theirs} become infinite; weights or lora_alpha are too large")
+      raise InputError(
+        f"{directory}: the factors of {theirs} become infinite; lower the weights of the stack or lora_alpha"
+      )
     modules[theirs.removesuffix(".weight")] = one
   rank = collections.Counter(one.a.shape[1] for one in modules.values()).most_common(1)[0][0]
   alphas = {module: one.scale * one.a.shape[1] for module, one in modules.items()}
@@ -330,18 +356,20 @@ def write_adapter(
 
 
 def _stored_as_ours(known: Layout, theirs: str) -> bool:
-  """Tells if the checkpoint stores a projection as [I, O], as GPT-2's does."""
+  """Returns True if checkpoints store the projection `theirs` as [I, O], as those of GPT-2 do."""
   entry = known.entries[theirs][0]
   return entry.ours.endswith(".kernel") and entry.form == "copy"
 
 
 def joined(known: Layout, theirs: str, factors: Mapping[str, LowRank]) -> LowRank:
-  """Returns the factors of an HF module; the A of several kernels are concatenated unless they are equal.
+  """Returns the LoRA factors of one HF tensor, which may hold several kernels (fused projections).
+
+  Kernels with equal A share it in the result. Otherwise the A of all kernels are concatenated along the rank.
 
   Args:
-    known: Name table of the model.
-    theirs: Name of the HF module.
-    factors: Canonical kernel name -> factors; at least one kernel of the module has some.
+    known: Layout of the model.
+    theirs: Name of the HF tensor.
+    factors: Canonical kernel name -> factors; at least one kernel of the tensor has some.
   """
   mine = {entry.ours: factors[entry.ours] for entry in known.entries[theirs] if entry.ours in factors}
   first = next(iter(mine.values()))

@@ -1,4 +1,4 @@
-"""Describes an adapter in lines: its settings, how much it changes, and which tensors would not load."""
+"""Describes an adapter in lines of text: its settings, how much it changes each module, what does not load."""
 
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -22,7 +22,9 @@ _FLAGS = {"use_rslora": "rsLoRA", "use_dora": "DoRA", "lora_bias": "biases of Lo
 
 
 def describe(directory: pathlib.Path, *, model: pathlib.Path | None = None) -> Iterator[str]:
-  """Yields lines of text about a PEFT directory, one fact each; changes are measured against `model` if given.
+  """Yields lines of text about the adapter in a PEFT directory, one fact each.
+
+  If `model`, the directory of its base, is given, changes are also measured relative to the weights of the base.
 
   Raises:
     InputError: Damaged files, an unsupported adapter, or, after all lines, an adapter that does not fit the base.
@@ -46,7 +48,7 @@ def _names(value: object) -> str:
 
 
 def _alone(directory: pathlib.Path, settings: PeftSettings) -> Iterator[str]:
-  """Yields lines about the factors alone; without a base it is unknown which tensors fit."""
+  """Yields lines about the LoRA factors in a directory, without a base model that would show which tensors fit."""
   tensors = safetensors_files.read(directory, stem=STEM)
   pairs: dict[str, dict[str, np.ndarray]] = {}
   whole, unknown = [], []
@@ -73,11 +75,11 @@ def _alone(directory: pathlib.Path, settings: PeftSettings) -> Iterator[str]:
     facts[module] = f"rank {a.shape[0]}, scale {edit.scale:.4g}, ‖ΔW‖ {edit.norm:.4g}{before}"
   yield from _modules(facts, norms)
   yield from (f"  {name}  replaced" for name in whole)
-  yield from (f"would not load: {key}: no whole pair of LoRA tensors" for key in unknown)
+  yield from (f"would not load: {key}: not a complete pair of LoRA tensors" for key in unknown)
 
 
 def _on(directory: pathlib.Path, settings: PeftSettings, model: pathlib.Path) -> Iterator[str]:
-  """Yields lines with ‖ΔW‖ / ‖W‖ of every HF tensor that the adapter changes."""
+  """Yields lines with ‖ΔW‖ / ‖W‖ of every HF tensor of the base `model` that the adapter changes."""
   config, params = hf.load(model)
   adapter = read_with_problems(directory, config=config)
   fits = "fits" if adapter.edits and not adapter.problems else "does not fit"
@@ -100,13 +102,13 @@ def _on(directory: pathlib.Path, settings: PeftSettings, model: pathlib.Path) ->
     yield f"would not load: {key}: {reason}"
   if fits == "does not fit":
     raise InputError(
-      f"{directory}: does not fit {model}: {len(adapter.problems)} of its tensors would not load; give the model that "
-      "it was trained on"
+      f"{directory}: the adapter does not fit {model}: {len(adapter.problems)} of its tensors would not load; give the "
+      "model that it was trained on"
     )
 
 
 def _norms(after: Mapping[str, np.ndarray], base: Mapping[str, np.ndarray]) -> tuple[float, float]:
-  """Returns ‖after − base‖ and ‖base‖ over the pieces of one tensor, without tokens that only one of them has."""
+  """Returns (‖after − base‖, ‖base‖) over all parameters in `after`; tokens that only one side has do not count."""
   change, weight = 0.0, 0.0
   for name, value in after.items():
     common = tuple(slice(0, min(pair)) for pair in zip(value.shape, base[name].shape, strict=True))

@@ -1,8 +1,8 @@
-"""Adapters that are not merged into the base, so that each row of a batch can use another set of them.
+"""Adapters that are not merged into the base model, so that each row of a batch can use its own set of adapters.
 
-A *route* is an ordered set of adapters. On a matrix a route computes column * base + a @ b, whatever the order, the
-weights and the modes of its LoRA and DoRA adapters, so one pass over the base serves all routes. Other changes (a
-replaced norm, a bias, a resized embedding) are stored once for each different value.
+A *route* is an ordered set of adapters. Its LoRA and DoRA adapters, whatever their order, weights and modes, change a
+matrix to column * base + a @ b, so one pass over the base serves the rows of all routes. Other changes (a replaced
+norm, a bias, a resized embedding) are stored once for each different value.
 """
 
 import collections
@@ -39,8 +39,8 @@ class RoutedAdapters:
 
   Attributes:
     config: Configuration of base and routes.
-    replaced: Canonical parameters that replace those of the base, or that it lacks.
-    stacked: Factors or values of all routes, by the name of the stacked parameter and a suffix.
+    replaced: Canonical parameters that replace those of the base, or that the base lacks.
+    stacked: Name of a stacked parameter with a suffix, such as `.route_a` -> factors or values of all routes.
   """
 
   config: DecoderConfig
@@ -54,7 +54,7 @@ def build_routed(
   """Computes the parameters that routes add to a base, in float32 on the host.
 
   Args:
-    params: Canonical parameters of the base. Only those are read that an adapter edits other than by a low rank.
+    params: Canonical parameters of the base; only those that an edit depends on are read.
     routes: The adapters of each route, in the order of their stack.
     config: Configuration of the base.
 
@@ -72,7 +72,10 @@ def build_routed(
   for name in varied & {EMBEDDING, HEAD}:
     if len({result[name].shape for result in results}) > 1:
       paths = ", ".join(str(adapter.path) for _, adapter in everything)
-      raise InputError(f"{paths}: {name} has another number of tokens in some routes; merge that adapter")
+      raise InputError(
+        f"{paths}: these adapters give {name} different numbers of tokens in different routes; merge the adapter that "
+        "changes the vocabulary into the base"
+      )
   replaced = {name: np.asarray(x, np.float32) for name, x in new.items()} | (results[0] if results else {})
   stacked: Params = {}
   for name, layers in groups.items():
@@ -87,7 +90,7 @@ def build_routed(
 def stack_with_routes(
   params: Mapping[str, Any], *, routes: Sequence[Sequence[StackedAdapter]], config: DecoderConfig
 ) -> tuple[DecoderConfig, Params]:
-  """Stacks a base on the host together with the parameters of its routes.
+  """Stacks the parameters of a base by layer, on the host, and adds those of its routes.
 
   Args:
     params: Canonical parameters of the base.
@@ -106,7 +109,10 @@ def stack_with_routes(
 
 
 def _sort(adapters: Sequence[StackedAdapter], groups: Iterable[list[str]]) -> tuple[set[str], set[str]]:
-  """Returns (names of matrices that have only low-rank edits in all layers of a group, all other edited names)."""
+  """Returns (names of matrices with only low-rank edits, all other edited names).
+
+  A matrix belongs to the first set only if all layers that are stacked with it have only low-rank edits.
+  """
   kinds: dict[str, set[str]] = {}
   for _, adapter in adapters:
     for name, edit in adapter.edits:
@@ -127,7 +133,7 @@ def _factors(
   *,
   shape: tuple[int, ...],
 ) -> Params:
-  """Returns the factors of a stacked matrix, padded with zeros to one rank."""
+  """Returns the factors of a stacked matrix for all layers and routes, padded with zeros to the largest rank."""
 
   def one(layer: str, route: Sequence[StackedAdapter]) -> Factored:
     return factored(layer, adapters=route, shape=shape, base=lambda: np.asarray(base[layer], np.float32))
@@ -154,7 +160,7 @@ def _factors(
 
 
 def _values(name: str, layers: list[str], results: list[Params], base: Mapping[str, Any]) -> Params:
-  """Returns the distinct values of a stacked parameter and the index of each route's value; {} if all are equal."""
+  """Returns the different values of a stacked parameter and the index of each route's value; {} if routes agree."""
   others = {layer: np.asarray(base[layer], np.float32) for layer in layers if layer not in results[0]}
   different: list[np.ndarray] = []
   places = []
@@ -172,16 +178,16 @@ def _values(name: str, layers: list[str], results: list[Params], base: Mapping[s
 
 
 def is_routed(params: Mapping[str, Any]) -> bool:
-  """Tells whether `params` holds routed adapters beside the base."""
+  """Returns True if the stacked parameters `params` hold those of routed adapters next to those of the base."""
   return any(name.endswith(SUFFIXES) for name in params)
 
 
 def shardings(decoder: Decoder, params: Mapping[str, Any], *, mesh: Mesh) -> dict[str, NamedSharding]:
-  """Returns the sharding of all parameters: the long side of a factor is sharded like its matrix.
+  """Returns name -> sharding of all parameters: the side of a factor that its matrix has, too, is sharded like there.
 
   Args:
-    decoder: The base's decoder.
-    params: Its stacked parameters with those of routes, or their shapes.
+    decoder: The decoder of the base.
+    params: Stacked parameters of base and routes, or their shapes.
     mesh: The mesh that the parameters are sharded over.
   """
   axes, found = decoder.axes(), decoder.shardings(mesh)
@@ -204,9 +210,9 @@ def shardings(decoder: Decoder, params: Mapping[str, Any], *, mesh: Mesh) -> dic
 def select_route(
   params: Mapping[str, Any], *, tokens: Int[Array, " T"], route: Int[Array, ""]
 ) -> tuple[Params, Int[Array, " T"]]:
-  """Returns the decoder's parameters for ONE row, and the row's tokens as row indices of the embedding among them.
+  """Returns the decoder's parameters for ONE row of a batch, and the row's tokens as row indices of their embedding.
 
-  The head remains that of the base: `widen_readout` makes one readout for the rows of all routes.
+  The head stays that of the base: `widen_readout` makes one readout for the rows of all routes.
 
   Args:
     params: Stacked parameters of base and routes.
@@ -241,7 +247,7 @@ def widen_readout(
 ) -> tuple[Float[Array, "B T widened"], Readout]:
   """Returns hidden states and one readout for all rows, wider than D if routes differ at the head.
 
-  The kernel has rows for each route. A hidden state is zero at the rows of other routes.
+  The widened kernel has rows for each route. A widened hidden state is zero where these rows belong to other routes.
 
   Args:
     params: Stacked parameters of base and routes.

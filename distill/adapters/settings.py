@@ -1,4 +1,4 @@
-"""Reads adapter_config.json from untrusted sources."""
+"""Reads and checks PEFT's adapter_config.json, which may come from an untrusted source."""
 
 import math
 import pathlib
@@ -25,11 +25,11 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
   "target_parameters": (None, []),
 }
 _REASONS: Mapping[str, str] = {
-  "peft_type": "only LORA is read; merge the adapter with peft",
-  "layer_replication": "it makes another model of the base; export that model with peft",
-  "alora_invocation_tokens": "aLoRA acts only behind its invocation tokens, which no merged weight can do",
+  "peft_type": "only LORA is supported; merge the adapter with peft",
+  "layer_replication": "the adapter repeats layers of the base; export the resulting model with peft",
+  "alora_invocation_tokens": "aLoRA acts only after its invocation tokens, which merging would lose; retrain with LoRA",
   "kasa_config": "KaSA changed the base weights; merge the adapter with peft",
-  "target_parameters": "LoRA on the tensors of experts is not read; merge the adapter with peft",
+  "target_parameters": "LoRA on expert weights is not supported; merge the adapter with peft",
 }
 _FLAGS = ("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out", "ensure_weight_tying")
 _PATTERNS = ("rank_pattern", "alpha_pattern")
@@ -64,11 +64,11 @@ _INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 
 
 class PeftSettings:
-  """The checked settings of one adapter.
+  """The settings in one adapter_config.json, checked when they are read.
 
   Attributes:
-    where: Path of the file, for messages.
-    values: The keys of the file, unchanged.
+    where: Path of the file, for error messages.
+    values: Key -> value, as in the file.
   """
 
   def __init__(self, path: pathlib.Path):
@@ -80,11 +80,11 @@ class PeftSettings:
     return self.values.get(key, default)
 
   def rank(self, module: str) -> int:
-    """Returns the LoRA rank R of a module: that of the first pattern which matches its path, else `r`."""
+    """Returns the LoRA rank R of an HF module: that of the first key in `rank_pattern` that matches it, else `r`."""
     return self._pattern("rank_pattern", module, self.values["r"])
 
   def scale(self, module: str) -> float:
-    """Returns the scale of a module: alpha / r, or alpha / sqrt(r) for rsLoRA."""
+    """Returns the factor that multiplies the LoRA change of an HF module: alpha / r, or alpha / sqrt(r) for rsLoRA."""
     rank = self.rank(module)
     alpha = self._pattern("alpha_pattern", module, self.values["lora_alpha"])
     return alpha / (math.sqrt(rank) if self.get("use_rslora") else rank)
@@ -120,18 +120,22 @@ class PeftSettings:
   def _check(self) -> None:
     for key in ("peft_type", "r", "lora_alpha"):
       if key not in self.values:
-        raise InputError(f"{self.where}: {key} is missing")
+        raise InputError(f"{self.where}: {key} is missing; save the adapter again with peft")
     for key, value in self.values.items():
       if key in _NEUTRAL:
         if not any(value == one and type(value) is type(one) for one in _NEUTRAL[key]):
-          reason = _REASONS.get(key, "it is not supported; merge the adapter with peft, or retrain without")
+          reason = _REASONS.get(key, "this value is not supported; merge the adapter with peft, or retrain without it")
           raise InputError(f"{self.where}: {key} = {_short(value)}: {reason}")
       elif key not in _READ | _IGNORED and value not in (None, False, {}, []):
-        raise InputError(f"{self.where}: {key} = {_short(value)} is not understood; its effect would be lost")
+        raise InputError(
+          f"{self.where}: {key} = {_short(value)} is not understood; its effect would be lost; merge the adapter with "
+          "peft instead"
+        )
     init = self.get("init_lora_weights")
     if not isinstance(init, str | bool | None) or init not in _INITS:
       raise InputError(
-        f"{self.where}: init_lora_weights = {_short(init)} changed the base model; convert or merge it with peft"
+        f"{self.where}: init_lora_weights = {_short(init)} changed the base model in training; convert the adapter to "
+        "plain LoRA with peft, or merge it"
       )
     for key in _FLAGS:
       if not isinstance(self.get(key), bool | None):
@@ -141,7 +145,7 @@ class PeftSettings:
     if saved is not None and not (isinstance(saved, list) and all(isinstance(name, str) for name in saved)):
       raise InputError(f"{self.where}: modules_to_save = {_short(saved)}; expected a list of module names")
     if self.get("use_dora") and self.get("lora_bias"):
-      raise InputError(f"{self.where}: lora_bias with use_dora has no meaning in peft; retrain with one of them")
+      raise InputError(f"{self.where}: peft does not define lora_bias with use_dora; retrain with only one of the two")
 
   def _check_numbers(self) -> None:
     if not _whole(self.values["r"]) or self.values["r"] < 1:
@@ -151,12 +155,13 @@ class PeftSettings:
     for key in _PATTERNS:
       patterns = self.get(key) or {}
       if not isinstance(patterns, dict):
-        raise InputError(f"{self.where}: {key} = {_short(patterns)}; expected an object of pattern: number")
+        raise InputError(f"{self.where}: {key} = {_short(patterns)}; expected an object of module patterns and numbers")
       for pattern, value in patterns.items():
         if not (_whole(value) and value >= 1) if key == "rank_pattern" else not _number(value):
-          raise InputError(f"{self.where}: {key}[{_short(pattern)}] = {_short(value)}; expected a number")
+          expected = "a whole number of at least 1" if key == "rank_pattern" else "a finite number"
+          raise InputError(f"{self.where}: {key}[{_short(pattern)}] = {_short(value)}; expected {expected}")
         if reason := _unsafe(pattern):
-          raise InputError(f"{self.where}: {key}[{_short(pattern)}]: {reason}; write module names in full")
+          raise InputError(f"{self.where}: {key}[{_short(pattern)}]: {reason}; write whole module names instead")
 
 
 def _short(value: Any) -> str:
@@ -173,24 +178,24 @@ def _number(value: Any) -> bool:
 
 
 def _unsafe(pattern: str) -> str:
-  """Returns why an untrusted regex is not run (it is invalid, or matching could take exponential time), or ''."""
+  """Returns why an untrusted regex must not run (it is invalid or could take exponential time); '' if it may run."""
   if len(pattern) > 10_000:
-    return "too long for a pattern"
+    return "the pattern is too long"
   try:
     with warnings.catch_warnings():
       warnings.simplefilter("ignore")
       re.compile(pattern)
       re.compile(rf"(.*\.)?({pattern})$")
   except (re.error, RecursionError, OverflowError, MemoryError) as error:
-    return f"not a regular expression ({' '.join(str(error).split())})"
+    return f"the pattern is not a regular expression ({' '.join(str(error).split())})"
   at, repeats, choices = 0, 0, 0
   before: str | None = None
   while at < len(pattern):
     piece = _PIECE.match(pattern, at)
     # Only single characters may repeat: nested repeats take exponential time.
     if piece is None or (piece.lastgroup == "repeat" and before != "single"):
-      return "too complex a pattern"
+      return "the pattern is too complex"
     repeats += piece.lastgroup == "repeat"
     choices += piece[0] in ("?", "|")
     at, before = piece.end(), piece.lastgroup
-  return "too complex a pattern" if repeats > 2 or choices > 8 else ""
+  return "the pattern is too complex" if repeats > 2 or choices > 8 else ""

@@ -1,4 +1,4 @@
-"""The ordered stack of adapters on a base, and merging it."""
+"""Reads the stack, the ordered list of adapters on a base model, and merges it into the base."""
 
 import dataclasses
 import os
@@ -28,10 +28,10 @@ class StackEntry:
 
   Attributes:
     path: PEFT directory.
-    weight: Factor that multiplies its change; 1 by default.
+    weight: Factor that multiplies the adapter's change; 1 by default.
     mode: 'sequential': trained on top of the adapters before it. 'co-active': trained on the same base as the adapter
       before it. Plain LoRA gives the same result either way; see `edits` for other adapters.
-    name: Name by which a data source selects it; by default the last part of the path.
+    name: Name by which a data source selects the adapter; by default the last part of the path.
   """
 
   path: pathlib.Path
@@ -50,7 +50,7 @@ StackedAdapter = tuple[StackEntry, Adapter]
 
 
 def stack_of(paths: Sequence[str | os.PathLike[str]]) -> Stack:
-  """Returns a sequential stack of adapters, each with weight 1."""
+  """Returns the stack of the adapters at `paths` (directories or hub names): all sequential, each with weight 1."""
   return tuple(StackEntry(path=locate(path), name=_called(path)) for path in paths)
 
 
@@ -66,13 +66,13 @@ def read_stack(path: pathlib.Path) -> Stack:
   Paths are relative to the file.
 
   Raises:
-    InputError: Missing or malformed file, unknown key or mode.
+    InputError: The file is missing or malformed, or a key or mode is unknown.
   """
   path = pathlib.Path(path)
   values = read_json(path)
   adapters = values.get("adapters")
   if set(values) != {"adapters"} or not isinstance(adapters, list):
-    raise InputError(f'{path}: expected {{"adapters": [{{"path": …, "weight": 1.0, "mode": "sequential"}}]}}')
+    raise InputError(f'{path}: the file must hold {{"adapters": [{{"path": …, "weight": 1.0, "mode": "sequential"}}]}}')
   entries = []
   for index, fields in enumerate(adapters):
     where = f"{path}: adapters[{index}]"
@@ -81,12 +81,12 @@ def read_stack(path: pathlib.Path) -> Stack:
     if not fields["path"].isprintable():
       raise InputError(f"{where}.path: {ascii(fields['path'])} is not a path; give a PEFT directory")
     if unknown := set(fields) - {"path", "weight", "mode", "name"}:
-      raise InputError(f"{where}.{min(unknown)}: unknown key; an adapter has path, weight, mode and name")
+      raise InputError(f"{where}.{min(unknown)}: unknown key; the keys of an adapter are path, weight, mode and name")
     weight, mode, name = fields.get("weight", 1.0), fields.get("mode", "sequential"), fields.get("name", "")
     if not isinstance(weight, int | float) or isinstance(weight, bool) or not abs(weight) < 1e30:
-      raise InputError(f"{where}.weight: {weight!r} is not a finite number; correct it")
+      raise InputError(f"{where}.weight: {weight!r} is not a number below 1e30; give a factor such as 1.0")
     if mode not in MODES:
-      raise InputError(f"{where}.mode: {mode!r}; use one of {', '.join(MODES)}")
+      raise InputError(f"{where}.mode: {mode!r} is not a mode; use one of {', '.join(MODES)}")
     if not isinstance(name, str):
       raise InputError(f"{where}.name: {name!r} is not a string; give a name in quotes")
     found, name = locate(fields["path"], relative_to=path.parent), name or _called(fields["path"])
@@ -95,7 +95,7 @@ def read_stack(path: pathlib.Path) -> Stack:
 
 
 def read_adapters(stack: Stack, *, config: DecoderConfig) -> tuple[StackedAdapter, ...]:
-  """Reads the adapter of every entry.
+  """Reads the adapter of every entry of a stack; returns pairs (entry, adapter) in the order of the stack.
 
   Raises:
     InputError: An adapter cannot be read or belongs to another model.
@@ -104,7 +104,7 @@ def read_adapters(stack: Stack, *, config: DecoderConfig) -> tuple[StackedAdapte
 
 
 def merge(params: Mapping[str, Any], *, stack: Stack, config: DecoderConfig) -> tuple[DecoderConfig, Params]:
-  """Reads a stack and merges it into a base, in float32 and in order.
+  """Reads the adapters of a stack and merges them into a base, in float32 and in the order of the stack.
 
   Args:
     params: Canonical parameters of the base.
@@ -124,15 +124,15 @@ def merge(params: Mapping[str, Any], *, stack: Stack, config: DecoderConfig) -> 
 def merge_adapters(
   params: Mapping[str, Any], *, adapters: Sequence[StackedAdapter], config: DecoderConfig
 ) -> tuple[DecoderConfig, Params]:
-  """Merges adapters that have already been read into a base, as `merge` does.
+  """Merges adapters into a base, as `merge` does, but takes adapters that have already been read.
 
   Args:
     params: Canonical parameters of the base.
     adapters: The adapters, in the order of the stack.
-    config: The base's architecture.
+    config: Configuration of the base.
 
   Returns:
-    As `merge`.
+    The configuration after merging and all canonical parameters, as `merge` returns them.
 
   Raises:
     InputError: An adapter makes a parameter infinite.
@@ -155,17 +155,18 @@ def edited(adapters: Sequence[StackedAdapter]) -> dict[str, list[edits.Edit]]:
 def prepare(
   params: Mapping[str, Any], *, adapters: Sequence[StackedAdapter], config: DecoderConfig
 ) -> tuple[DecoderConfig, Params]:
-  """Adds the parameters to a base that the adapters edit and it lacks: biases of zero, and an untied head.
+  """Makes the parameters that adapters edit and the base lacks: zero biases, and a separate head if the base ties it.
 
-  A tied head is untied because adapters were trained on one of the two; PEFT's `merge_and_unload` changes both.
+  A tied head is untied because adapters are trained on the embedding or on the head, not on both. (PEFT's
+  `merge_and_unload` leaves them tied, and so changes both.)
 
   Args:
     params: Canonical parameters of the base, of which only the embedding is read.
-    adapters: The stack.
+    adapters: The adapters, in the order of the stack.
     config: Configuration of the base.
 
   Returns:
-    The configuration with these parameters, and the new parameters alone.
+    The configuration with the new parameters, and these parameters alone.
   """
   names = set(edited(adapters))
   grown, new = config, dict[str, Any]()
@@ -184,13 +185,13 @@ def prepare(
 def settle(
   changed: Params, *, adapters: Sequence[StackedAdapter], config: DecoderConfig, tied: bool
 ) -> tuple[DecoderConfig, Params]:
-  """Adjusts the configuration to the merged embedding and head; undoes `prepare` if they are still equal.
+  """Adjusts the configuration to the merged embedding and head; ties the head again if it equals the embedding.
 
   Args:
     changed: All parameters that differ from the base.
-    adapters: The stack, for messages.
+    adapters: The adapters, for error messages.
     config: The configuration from `prepare`.
-    tied: The base's head is tied.
+    tied: True if the head may be tied again, as it was in the base.
 
   Returns:
     The configuration with the new number of tokens, tied again if embedding and head are equal, and `changed` without a
@@ -202,7 +203,10 @@ def settle(
   sizes = [changed[name].shape[axis] for axis, name in enumerate((EMBEDDING, HEAD)) if name in changed]
   if len(set(sizes if len(sizes) == 2 else [*sizes, config.vocab_size])) > 1:
     paths = ", ".join(str(adapter.path) for _, adapter in adapters)
-    raise InputError(f"{paths}: embedding and head have unequal numbers of tokens, {sizes}; store both in the adapter")
+    raise InputError(
+      f"{paths}: after merging, embedding and head have different numbers of tokens (changed to {sizes}); store both "
+      "in the adapter that changes one"
+    )
   if sizes:
     config = dataclasses.replace(config, vocab_size=sizes[0])
   if tied and EMBEDDING in changed and HEAD in changed and np.array_equal(changed[EMBEDDING], changed[HEAD].T):
@@ -214,11 +218,11 @@ def settle(
 def apply(
   params: Mapping[str, Any], *, adapters: Sequence[StackedAdapter], only: Collection[str] | None = None
 ) -> Params:
-  """Returns the edited parameters, without changing `params`.
+  """Returns canonical name -> parameter after all edits, for the edited parameters only; `params` is not changed.
 
   Args:
     params: Canonical parameters; all that are edited must be present.
-    adapters: The stack.
+    adapters: The adapters, in the order of the stack.
     only: Names of the parameters to edit; by default all that the adapters edit.
   """
   names = set(edited(adapters) if only is None else only)
@@ -239,11 +243,14 @@ def apply(
 def _applied(edit, current, base, entry, adapter, name) -> np.ndarray:
   if isinstance(edit, edits.LowRank) and current.shape != (edit.a.shape[0], edit.b.shape[1]):
     raise InputError(
-      f"{adapter.path}: {name} is adapted as {(edit.a.shape[0], edit.b.shape[1])}, the adapters before it made it "
-      f"{current.shape}; reorder the stack"
+      f"{adapter.path}: the adapter expects {name} with shape {(edit.a.shape[0], edit.b.shape[1])}, but earlier "
+      f"adapters of the stack gave it shape {current.shape}; reorder the stack"
     )
   if isinstance(edit, edits.TokenRows) and edit.indices.size and edit.indices.max() >= current.shape[edit.axis]:
-    raise InputError(f"{adapter.path}: token {edit.indices.max()} is not in the {current.shape} of {name}")
+    raise InputError(
+      f"{adapter.path}: the adapter changes token {edit.indices.max()}, but {name} has only "
+      f"{current.shape[edit.axis]} tokens; put it after the adapter that adds the token"
+    )
   if base.shape != current.shape:
     base = current  # A co-active adapter has changed the number of tokens.
   with np.errstate(over="ignore", invalid="ignore"):
@@ -256,13 +263,15 @@ def check_finite(value: np.ndarray, *, name: str, paths: Sequence[pathlib.Path])
   """Checks that adapters have not made a parameter infinite or NaN.
 
   Args:
-    value: The parameter after the adapters.
-    name: Its canonical name.
-    paths: Directories of the adapters, for the message.
+    value: The parameter after the adapters are applied.
+    name: Canonical name of the parameter.
+    paths: Directories of the adapters, for the error message.
 
   Raises:
-    InputError: It holds infinities or NaN.
+    InputError: `value` holds infinities or NaN.
   """
   if not finite(value):
-    which = ", ".join(map(str, paths))
-    raise InputError(f"{which}: {name} becomes infinite; factors or lora_alpha are damaged, leave the adapter out")
+    directories = ", ".join(map(str, paths))
+    raise InputError(
+      f"{directories}: {name} becomes infinite; the LoRA factors or lora_alpha are damaged, so leave this adapter out"
+    )

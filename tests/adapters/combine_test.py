@@ -79,11 +79,11 @@ def test_ties_equals_a_plain_numpy_implementation(base, adapters, changes, densi
     np.testing.assert_allclose(change, plain_ties(deltas, density), atol=2e-6, err_msg=module)
 
 
-def test_ties_at_density_0_changes_nothing():
+def test_ties_changes_nothing_if_the_density_retains_no_element():
   assert not ties([np.ones((2, 2), np.float32)], density=0.1).any()
 
 
-def test_dare_rescales_what_it_retains_and_repeats_with_the_seed(base, adapters, changes):
+def test_dare_rescales_retained_elements_and_repeats_with_the_same_seed(base, adapters, changes):
   found = {module: change for module, change, _ in merged(base, adapters, changes, method="dare", density=0.3, seed=5)}
   again = {module: change for module, change, _ in merged(base, adapters, changes, method="dare", density=0.3, seed=5)}
   other = {module: change for module, change, _ in merged(base, adapters, changes, method="dare", density=0.3, seed=6)}
@@ -99,7 +99,7 @@ def test_dare_rescales_what_it_retains_and_repeats_with_the_seed(base, adapters,
   assert abs(share - 0.3) < 0.03
 
 
-def test_dare_preserves_the_mean():
+def test_dare_preserves_the_mean_of_the_summed_changes():
   change = np.ones((200, 200), np.float32)
   assert abs(dare([change, change], density=0.5, seed=[0]).mean() - 2) < 0.02
 
@@ -117,7 +117,7 @@ def test_as_adapter_with_a_rank_gives_the_truncated_svd_of_the_change(base, adap
     assert np.linalg.norm(got - expected) <= 1e-4 * np.linalg.norm(expected), module
 
 
-def test_low_rank_reproduces_a_matrix_of_the_requested_rank():
+def test_low_rank_reproduces_a_matrix_of_at_most_the_requested_rank():
   rng = np.random.default_rng(0)
   matrix = (rng.normal(size=(7, 2)) @ rng.normal(size=(2, 5))).astype(np.float32)
   found = low_rank(matrix, rank=4)
@@ -161,7 +161,7 @@ def test_a_tied_model_stays_tied_if_embedding_and_head_change_alike(method, tmp_
   np.testing.assert_allclose(merged["embed.table"], params["embed.table"] + a @ b, atol=1e-5)
 
 
-def test_lora_on_an_embedding_is_written_as_lora_although_peft_stored_the_embedding(tmp_path):
+def test_lora_on_an_embedding_is_written_as_lora_even_if_peft_also_stored_the_whole_embedding(tmp_path):
   small_base(tmp_path / "base", tied=False)
   model = peft.get_peft_model(load(tmp_path / "base"), peft.LoraConfig(r=2, target_modules=["embed_tokens", "q_proj"]))
   with torch.no_grad():
@@ -181,7 +181,7 @@ def test_lora_on_an_embedding_is_written_as_lora_although_peft_stored_the_embedd
   np.testing.assert_allclose(logits(again), logits(model), atol=1e-4)
 
 
-def test_infinite_factors_are_not_written(tmp_path):
+def test_writing_an_adapter_with_infinite_factors_is_refused(tmp_path):
   small_base(tmp_path / "base")
   config = hf_config.read_config(tmp_path / "base")
   huge = LowRank(a=np.ones((16, 1), np.float32), b=np.full((1, 16), np.inf, np.float32), scale=1.0)

@@ -22,7 +22,7 @@ def adapter(*, dora, weight, mode):
 
 @pytest.mark.parametrize("modes", [("sequential",) * 3, ("sequential", "co-active", "co-active")])
 @pytest.mark.parametrize("columns", [slice(None), slice(1, 3)])
-def test_one_factored_change_equals_the_adapters_applied_in_order(modes, columns):
+def test_one_composed_low_rank_change_equals_the_adapters_applied_in_order(modes, columns):
   kinds = zip((True, False, True), (1.0, 0.5, -0.7), modes, strict=True)
   adapters = [adapter(dora=dora, weight=weight, mode=mode) for dora, weight, mode in kinds]
   change = factored("w", adapters=adapters, shape=BASE.shape, base=lambda: BASE[:, columns], columns=columns)
@@ -31,7 +31,7 @@ def test_one_factored_change_equals_the_adapters_applied_in_order(modes, columns
   np.testing.assert_allclose(change.of(BASE[1:3, columns], rows=slice(1, 3)), expected[1:3], rtol=1e-4, atol=1e-5)
 
 
-def test_plain_lora_does_not_read_the_base():
+def test_composing_plain_lora_does_not_read_the_base():
   adapters = [adapter(dora=False, weight=1.0, mode="sequential")]
   change = factored("w", adapters=adapters, shape=BASE.shape, base=lambda: pytest.fail("read"))
   np.testing.assert_array_equal(change.column, np.ones(4))

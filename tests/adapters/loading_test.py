@@ -4,7 +4,7 @@ from distill.adapters.loading import StoredParams
 from distill.checkpoints import hf
 
 
-def test_stored_params_read_each_parameter_from_the_files(llama_dir):
+def test_stored_params_give_the_parameters_of_the_files_under_canonical_names(llama_dir):
   config, params = hf.load(llama_dir)
   stored = StoredParams(llama_dir)
   assert stored.config == config and set(stored) == set(params) and len(stored) == len(params)

@@ -8,7 +8,7 @@ from distill.errors import InputError
 from distill.models.decoder import Decoder
 
 
-def test_fresh_adapters_change_nothing_and_factors_merge_as_applied(llama_dir):
+def test_fresh_lora_changes_nothing_and_exported_factors_equal_the_applied_change(llama_dir):
   config, params = hf.load(llama_dir)
   decoder = Decoder(config)
   stacked = decoder.stack(params)

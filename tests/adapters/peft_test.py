@@ -22,7 +22,7 @@ def merged_by_peft(llama_dir, directories):
   return model
 
 
-def test_a_merged_stack_equals_peft(llama_dir, adapter_dirs):
+def test_a_merged_stack_equals_the_model_that_peft_merges(llama_dir, adapter_dirs):
   config, params = hf.load(llama_dir)
   _, ours = merge(params, stack=stack_of(adapter_dirs), config=config)
   theirs = merged_by_peft(llama_dir, adapter_dirs).state_dict()
@@ -31,7 +31,7 @@ def test_a_merged_stack_equals_peft(llama_dir, adapter_dirs):
     np.testing.assert_allclose(ours[entry.ours], expected, atol=1e-6, err_msg=entry.ours)
 
 
-def test_peft_loads_what_we_write(llama_dir, tmp_path):
+def test_peft_loads_an_adapter_that_write_adapter_wrote(llama_dir, tmp_path):
   config, params = hf.load(llama_dir)
   rng = np.random.default_rng(0)
   names = [f"layers.{i}.mixer.q.kernel" for i in range(4)] + ["layers.2.mlp.down.kernel"]
@@ -53,7 +53,7 @@ def test_peft_loads_what_we_write(llama_dir, tmp_path):
     np.testing.assert_allclose(ours[entry.ours], expected, atol=1e-5, err_msg=entry.ours)
 
 
-def test_a_stack_file_sets_weights_and_order(llama_dir, adapter_dirs, tmp_path):
+def test_a_stack_file_sets_the_weight_of_an_adapter(llama_dir, adapter_dirs, tmp_path):
   config, params = hf.load(llama_dir)
   path = tmp_path / "stack.json"
   path.write_text(json.dumps({"adapters": [{"path": str(adapter_dirs[0]), "weight": 0.25, "mode": "co-active"}]}))
@@ -73,7 +73,7 @@ def test_a_stack_file_sets_weights_and_order(llama_dir, adapter_dirs, tmp_path):
     ("surprise", 1, "surprise"),
   ],
 )
-def test_an_adapter_with_unsupported_settings_is_refused_by_its_key(
+def test_an_adapter_with_an_unsupported_or_wrong_setting_is_refused_with_the_name_of_the_setting(
   llama_dir, adapter_dirs, tmp_path, key, value, says
 ):
   directory = tmp_path / "adapter"

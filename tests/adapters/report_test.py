@@ -29,7 +29,7 @@ def damaged(adapter_dirs, tmp_path):
   return edit
 
 
-def test_change_norms_are_reported_alone_and_relative_to_the_base(llama_dir, adapter_dirs):
+def test_inspect_reports_the_norm_of_each_change_alone_and_relative_to_the_base(llama_dir, adapter_dirs):
   tensors = safetensors.numpy.load_file(adapter_dirs[0] / "adapter_model.safetensors")
   module = "model.layers.2.self_attn.q_proj"
   a, b = (tensors[f"base_model.model.{module}.lora_{half}.weight"] for half in "AB")
@@ -44,7 +44,7 @@ def test_change_norms_are_reported_alone_and_relative_to_the_base(llama_dir, ada
 
 
 @pytest.mark.parametrize("with_model", [False, True])
-def test_modules_without_change_and_outliers_are_marked(llama_dir, damaged, with_model):
+def test_inspect_marks_modules_without_change_and_modules_with_unusually_large_changes(llama_dir, damaged, with_model):
   def change(tensors, settings):
     tensors["base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"] *= 0
     tensors["base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"] *= 100
@@ -55,7 +55,7 @@ def test_modules_without_change_and_outliers_are_marked(llama_dir, damaged, with
   assert "NO CHANGE" in marked["0"] and "OUTLIER" in marked["1"]
 
 
-def test_keys_that_would_not_load_are_named_with_the_reason(llama_dir, damaged):
+def test_inspect_names_tensors_that_would_not_load_with_the_reason(llama_dir, damaged):
   def change(tensors, settings):
     tensors["base_model.model.model.layers.9.self_attn.q_proj.lora_A.weight"] = np.ones((4, 32), np.float32)
     tensors["base_model.model.model.layers.0.surprise"] = np.ones(3, np.float32)
@@ -67,12 +67,12 @@ def test_keys_that_would_not_load_are_named_with_the_reason(llama_dir, damaged):
       lines.append(line)
   lines = [line for line in lines if "not load" in line]
   assert len(lines) == 3
-  assert any("has no model.layers.9.self_attn.q_proj" in line for line in lines)
-  assert any("surprise: is not a weight of a llama model" in line for line in lines)
+  assert any("has no module model.layers.9.self_attn.q_proj" in line for line in lines)
+  assert any("surprise: this is neither a weight of a llama model" in line for line in lines)
   assert any("the model's is (32, 32)" in line for line in lines)
 
 
-def test_wrong_token_ids_are_listed_and_other_tensors_described(llama_dir, damaged):
+def test_inspect_lists_wrong_token_ids_and_still_describes_the_other_tensors(llama_dir, damaged):
   def change(tensors, settings):
     tensors["base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"] = np.ones((2, 32), np.float32)
     settings["trainable_token_indices"] = [1]
@@ -85,7 +85,7 @@ def test_wrong_token_ids_are_listed_and_other_tensors_described(llama_dir, damag
   assert any("layers.0.self_attn.q_proj  rank 4" in line for line in lines)
 
 
-def test_an_unsupported_adapter_is_refused_with_the_reason(damaged, command):
+def test_inspect_refuses_an_unsupported_adapter_with_the_reason(damaged, command):
   directory = damaged(lambda tensors, settings: settings.update(peft_type="IA3"))
   out, errors = command("inspect", directory, check=2)
   assert "adapter: IA3 of rank 4" in out and "peft_type" in errors

@@ -26,7 +26,7 @@ MIXTURE = {
 }
 
 
-def test_an_adapter_on_a_router_is_the_same_routed_and_merged(tmp_path):
+def test_an_adapter_on_an_moe_router_gives_equal_hidden_states_routed_by_row_and_merged(tmp_path):
   config = hf_config.config_from_dict(MIXTURE, where="test")
   decoder, rng = Decoder(config), np.random.default_rng(0)
   params = decoder.unstack(jax.device_get(decoder.init(jax.random.key(0))))

@@ -279,13 +279,13 @@ def stack(request, bases, tmp_path_factory):
   return base, tuple(StackEntry(path=path, mode=mode) for path in paths), logits_of(model)
 
 
-def test_a_stack_gives_the_logits_of_peft_merged_and_routed(stack):
+def test_a_stack_gives_the_logits_of_peft_when_merged_and_when_routed_by_row(stack):
   base, entries, expected = stack
   assert error(ours_merged(base, entries), expected) < 1e-5
   assert error(ours_routed(base, entries), expected) < 1e-5
 
 
-def test_loading_onto_a_mesh_merges_and_routes_a_stack(stack):
+def test_a_stack_loaded_onto_a_mesh_gives_the_logits_of_peft_merged_and_routed(stack):
   base, entries, expected = stack
   mesh = make_mesh((2, 2, 2))
   adapters = read_adapters(entries, config=hf_config.read_config(base))
@@ -297,7 +297,7 @@ def test_loading_onto_a_mesh_merges_and_routes_a_stack(stack):
 
 
 @pytest.mark.parametrize("weight", [0.5])
-def test_stack_weights_have_the_same_effect_merged_and_routed(stack, weight):
+def test_stack_weights_have_the_same_effect_on_merged_and_on_routed_adapters(stack, weight):
   base, entries, expected = stack
   entries = tuple(dataclasses.replace(entry, weight=weight) for entry in entries)
   merged = ours_merged(base, entries)
@@ -328,7 +328,7 @@ ROUTES = {
 
 
 @pytest.mark.parametrize("name", list(ROUTES))
-def test_rows_of_four_routes_equal_four_forward_passes_of_one_route(name, bases, tmp_path):
+def test_a_batch_with_four_routes_gives_the_logits_of_four_batches_with_one_route_each(name, bases, tmp_path):
   sets, settings = ROUTES[name]
   base = bases["plain"]
   stack = tuple(
@@ -344,7 +344,7 @@ def test_rows_of_four_routes_equal_four_forward_passes_of_one_route(name, bases,
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_an_adapter_with_more_tokens_gives_the_logits_of_the_resized_model(tied, bases, tmp_path):
+def test_an_adapter_that_adds_tokens_gives_the_logits_of_the_resized_model_in_peft(tied, bases, tmp_path):
   base = bases["tied" if tied else "plain"]
   path = make_adapter(base, tmp_path / "a", seed=0, resize=64, r=2, target_modules=["q_proj"])
   other = make_adapter(base, tmp_path / "b", seed=1, resize=64, r=2, target_modules=["embed_tokens", "lm_head"])
@@ -357,5 +357,5 @@ def test_an_adapter_with_more_tokens_gives_the_logits_of_the_resized_model(tied,
     assert error(ours_routed(base, stack), expected) < 1e-5
   config, params = hf.load(base)
   adapters = read_adapters((StackEntry(path=path), StackEntry(path=tmp_path / "b")), config=config)
-  with pytest.raises(InputError, match="another number of tokens"):
+  with pytest.raises(InputError, match="different numbers of tokens"):
     routed.stack_with_routes(params, routes=[adapters, []], config=config)

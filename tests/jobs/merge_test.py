@@ -89,7 +89,7 @@ def test_truncation_to_a_rank_returns_the_retained_share_and_fused_kernels_share
   shares, rank = combined("cut", paths[:1], rank=1)
   (share,) = shares.values()
   assert rank == 1 and 0.5 < share < 1
-  with pytest.raises(InputError, match=rf"{paths[1]}: changes head\.kernel in a way that LoRA cannot"):
+  with pytest.raises(InputError, match=rf"{paths[1]}: this adapter changes head\.kernel in a way that LoRA cannot"):
     combined("no", paths, rank=2)
 
 
