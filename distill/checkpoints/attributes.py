@@ -1,4 +1,4 @@
-"""Reads Hugging Face configurations strictly: a key is read, known to change nothing, or refused."""
+"""Reads config.json of Hugging Face models strictly: every key is read, known to change nothing, or refused."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -88,8 +88,8 @@ class Attributes:
   """The keys of a config.json. Methods read one key each, and `finish` refuses keys that were not read.
 
   Args:
-    found: The keys.
-    where: The file's name, with which messages begin.
+    found: Key -> value, as in the file.
+    where: The file's name, with which error messages begin.
   """
 
   def __init__(self, found: Mapping[str, Any], *, where: str):
@@ -103,25 +103,25 @@ class Attributes:
     return self._values.get(key)
 
   def has(self, key: str) -> bool:
-    """Tells if the key is present; null counts."""
+    """Returns True if the key is present, even if its value is null."""
     return key in self._values
 
   def take(self, key: str, default: Any = None) -> Any:
-    """Returns the value of a key unchecked, or the default if it is absent or null.
+    """Returns the value of a key unchecked, or the default if the key is absent or null.
 
     Raises:
-      InputError: It is absent and there is no default.
+      InputError: The key is absent or null, and there is no default.
     """
     value = self.get(key)
     if value is None and default is None:
-      raise InputError(f"{self.where}: {key} is missing; compare the file with the original")
+      raise InputError(f"{self.where}: {key} is missing; add it, or fetch the original file again")
     return default if value is None else value
 
   def integer(self, key: str, default: int | None = None) -> int:
     """Returns the value of a key, a whole number from 1 to the largest plausible size for this key.
 
     Raises:
-      InputError: It is absent and there is no default, or anything else.
+      InputError: The key is absent and there is no default, or its value is anything else.
     """
     return values.integer(self.take(key, default), where=f"{self.where}: {key}", high=_MAX.get(key, 2**31 - 1))
 
@@ -130,28 +130,30 @@ class Attributes:
 
     Args:
       key: The key.
-      default: The value if it is absent or null; without one the key is required.
+      default: The value if the key is absent or null; without a default the key is required.
       low: The smallest allowed value.
       high: The largest allowed value.
 
     Raises:
-      InputError: It is absent and there is no default, or anything else.
+      InputError: The key is absent and there is no default, or its value is anything else.
     """
     return self.finite(key, self.take(key, default), low=low, high=high)
 
   def finite(self, key: str, value: Any, *, low: float = -math.inf, high: float = math.inf) -> float:
-    """Returns `value`, a finite number from `low` to `high`; `key` names it in the message.
+    """Checks that `value` is a finite number from `low` to `high`, and returns it; `key` names it in error messages.
 
     Raises:
-      InputError: Anything else.
+      InputError: `value` is anything else.
     """
     return values.number(value, where=f"{self.where}: {key}", low=low, high=high)
 
   def epsilon(self, key: str, default: float) -> float:
-    """Returns the value of a key that holds the epsilon of a norm, from 1e-20, which float32 represents, to 1.
+    """Returns the value of a key that holds the epsilon of a norm: a number from 1e-20 to 1.
+
+    The lower limit excludes numbers that are too small for float32.
 
     Raises:
-      InputError: Anything else.
+      InputError: The value is anything else.
     """
     return self.number(key, default, low=1e-20, high=1.0)
 
@@ -159,15 +161,15 @@ class Attributes:
     """Returns the value of a key, true or false; `default` if the key is absent or null.
 
     Raises:
-      InputError: Anything else.
+      InputError: The value is anything else.
     """
     return values.flag(self.take(key, default), where=f"{self.where}: {key}")
 
   def only(self, key: str, allowed: Collection[Any]) -> None:
-    """Refuses a key unless it is absent, null, or has one of the values that our layers implement.
+    """Checks that a key is absent or null, or has one of the values that our layers implement.
 
     Raises:
-      InputError: Another value.
+      InputError: The key has another value.
     """
     value = self.get(key)
     if value is not None and value not in allowed:
@@ -177,7 +179,7 @@ class Attributes:
     """Returns the value of a key, the name of an activation that our layers implement.
 
     Raises:
-      InputError: Our layers do not implement it.
+      InputError: The value is anything else.
     """
     value = self.take(key, default)
     if not isinstance(value, str) or value not in ACTIVATIONS:
@@ -189,20 +191,21 @@ class Attributes:
 
     Args:
       key: The key.
-      default: The list if it is absent or null; its length is the number of layers.
+      default: The list if the key is absent or null; its length is the number of layers.
       allowed: The values that an entry may have.
 
     Raises:
-      InputError: Another length, or an entry that is not allowed.
+      InputError: The value is not a list, has another length, or has an entry that is not allowed.
     """
     value = self.take(key, list(default))
     good = isinstance(value, list | tuple) and len(value) == len(default)
     if not good or not all(isinstance(x, str | int) and x in allowed for x in value):
-      raise InputError(f"{self.where}: {key} must name {len(default)} layers, each {' or '.join(map(str, allowed))}")
+      entries = " or ".join(map(str, allowed))
+      raise InputError(f"{self.where}: {key} must be a list of {len(default)} entries, one for each layer: {entries}")
     return tuple(value)
 
   def experts(self, default: int, *, chosen: int) -> tuple[int, int]:
-    """Reads (number of experts, number of experts that each token uses).
+    """Returns (number of experts, number of experts that each token uses).
 
     Args:
       default: The family's default for `num_experts` or `num_local_experts`.
@@ -215,25 +218,30 @@ class Attributes:
     found = [self.integer(name) for name in names if self.get(name) is not None]
     count, top_k = found[0] if found else default, self.integer("num_experts_per_tok", chosen)
     if top_k > count:
-      raise InputError(f"{self.where}: num_experts_per_tok {top_k} is larger than the number of experts, {count}")
+      raise InputError(
+        f"{self.where}: num_experts_per_tok {top_k} is larger than the number of experts, {count}; correct one of them"
+      )
     return count, top_k
 
   def ignore(self, *keys: str) -> None:
-    """Counts keys as read that checkpoints of this family have and that change nothing."""
+    """Counts `keys` as read: checkpoints of this family have them, but they change nothing."""
     self._taken.update(keys)
 
   def finish(self) -> None:
-    """Refuses the keys that were not read, except for null and for switches that are off.
+    """Checks that all keys were read; a key may be left over if its value is null or it is a switch that is off.
 
     Raises:
-      InputError: A key that this family does not know, or attention that is not causal.
+      InputError: Another key was not read, or `is_causal` is present and not true.
     """
     # transformers accepts is_causal in every family, and takes null for false.
     if self.has("is_causal") and self.get("is_causal") is not True:
       value = self.get("is_causal")
-      raise InputError(f"{self.where}: is_causal = {value!r}: attention that is not causal is not supported")
+      raise InputError(f"{self.where}: is_causal = {value!r} is not supported; expected true (causal attention)")
     for key, value in self._values.items():
       off = key in _OFF and value in (False, {}, [])
       if key not in self._taken and value is not None and not off:
         name = key if key.isidentifier() else repr(key)
-        raise InputError(f"{self.where}: {name} = {value!r} is not understood; its effect would be lost")
+        raise InputError(
+          f"{self.where}: {name} = {value!r} is not understood, so its effect would be lost; remove the key if it "
+          "changes nothing"
+        )

@@ -28,8 +28,8 @@ class Family:
     name: `model_type` in config.json, and `DecoderConfig.family`.
     architecture: Name of the class in transformers that loads it, as in `architectures` of config.json.
     read: Function from the keys of a config.json to the decoder configuration.
-    write: Inverse of `read`, without `architectures`, `model_type` and `dtype`. Raises an `InputError` for a
-      configuration that config.json cannot express.
+    write: Function from the decoder configuration to the keys of config.json, without `architectures`, `model_type`
+      and `dtype`; the inverse of `read`. It raises an `InputError` if config.json cannot express the configuration.
     table: Function that returns the name table: every tensor of a checkpoint, and the parameter that it holds.
     ignored_tensors: Regex for the start of tensor names that checkpoints have and the model does not use.
   """

@@ -1,4 +1,4 @@
-"""Model directories in the Hugging Face format, loaded to the host and saved."""
+"""Loads model directories in the Hugging Face format into host memory, and saves them."""
 
 import dataclasses
 import json
@@ -38,16 +38,16 @@ def load(directory: pathlib.Path) -> tuple[DecoderConfig, Params]:
   """Loads a model directory: its configuration, and canonical parameters on the host in the dtypes of the files.
 
   Raises:
-    InputError: What `sources` raises, or values that are not finite.
+    InputError: `sources` refuses the directory, or a tensor holds values that are not finite.
   """
   config, found = sources(directory)
   return config, {name: source.read() for name, source in found.items()}
 
 
 def sources(directory: pathlib.Path) -> tuple[DecoderConfig, dict[str, ParameterSource]]:
-  """Opens a model directory: its configuration, and the source of every canonical parameter.
+  """Opens a model directory; returns its configuration, and canonical name -> source that reads the parameter.
 
-  Of the weights only the headers are read.
+  Only the headers of the weight files are read here.
 
   Raises:
     InputError: A file is missing or damaged, or a tensor is missing, unexpected or of the wrong shape.
@@ -58,13 +58,13 @@ def sources(directory: pathlib.Path) -> tuple[DecoderConfig, dict[str, Parameter
   ignored, found = FAMILIES[config.family].ignored_tensors, tensors.tensors()
   infos = {name: found[stored] for name, stored in spellings(found, table=entries, ignored=ignored).items()}
   if missing := next((entry.theirs for entry in entries if entry.theirs not in infos), None):
-    raise InputError(f"{directory}: tensor {missing} is missing; fetch config.json and weights of one model")
+    raise InputError(f"{directory}: tensor {missing} is missing; fetch config.json and weights of the same model")
   extra = set(infos) - {entry.theirs for entry in entries}
   head = "lm_head.weight" if config.tie_embeddings and "lm_head.weight" in extra else None
   if unexpected := sorted(extra - {head}):
     raise InputError(
-      f"{directory}: unexpected tensor {unexpected[0]}, {len(unexpected)} in all are not part of a {config.family} "
-      "model; fetch config.json and weights of one model"
+      f"{directory}: unexpected tensor {unexpected[0]} ({len(unexpected)} tensors are not part of a {config.family} "
+      "model with this config.json); fetch config.json and weights of the same model"
     )
   shapes = hf_config.shapes(config, where=str(directory / "config.json"))
   sources = parameter_sources(entries, tensors=tensors, infos=infos, shapes=shapes, where=str(directory))
@@ -72,7 +72,7 @@ def sources(directory: pathlib.Path) -> tuple[DecoderConfig, dict[str, Parameter
     embedding = sources["embed.table"]
     if infos[head].shape != embedding.shape:
       raise InputError(
-        f"{directory}: {head} differs from the embedding; in config.json untie them (tie_word_embeddings)"
+        f"{directory}: {head} differs from the embedding, but config.json ties them; set tie_word_embeddings to false"
       )
     tied_head = (dataclasses.replace(embedding.pieces[0][0], theirs=head), infos[head])
     sources["embed.table"] = dataclasses.replace(embedding, tied_head=tied_head)
@@ -89,19 +89,20 @@ def save(
   special: Mapping[str, int | None] | None = None,
   max_file_bytes: int = 5 * 10**9,
 ) -> None:
-  """Saves a model directory, whole or not at all.
+  """Saves a model as a directory in the Hugging Face format, which appears complete or not at all.
 
   Args:
-    directory: Absent, empty, or an earlier export.
+    directory: The directory to write: absent, empty, or an earlier export, which is replaced.
     config: The model's configuration.
     params: Canonical parameters; each keeps its dtype.
     tokenizer_from: Directory whose tokenizer files and generation_config.json are copied unchanged.
-    config_from: Directory whose config.json is copied unchanged, for a model of the same configuration.
+    config_from: Directory whose config.json is copied unchanged, if it has the same configuration; None writes a new
+      one from `config`.
     special: Ids of special tokens for a new config.json, such as eos_token_id.
-    max_file_bytes: Larger models are split into several files with an index.
+    max_file_bytes: Largest size of a weight file in bytes; larger models are split into several files with an index.
 
   Raises:
-    InputError: The directory holds something else or cannot be written.
+    InputError: The directory holds other files, or cannot be written.
   """
   tensors = pending(hf_config.name_table(config), params=params)
   with replace_directory(pathlib.Path(directory), marker="config.json", files=EXPORT_FILES) as work:

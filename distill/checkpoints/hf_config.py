@@ -25,10 +25,10 @@ def read_config(directory: pathlib.Path) -> DecoderConfig:
 
 
 def config_from_dict(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
-  """Reads the keys of a config.json, `model_type` among them; `where` names the file in messages.
+  """Returns the decoder configuration that the keys of a config.json describe; error messages begin with `where`.
 
   Raises:
-    InputError: Unknown family, or a key that the family refuses.
+    InputError: `model_type` is unknown, or its family refuses another key.
   """
   name = values.get("model_type")
   if not isinstance(name, str) or name not in FAMILIES:
@@ -40,7 +40,7 @@ def config_from_dict(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
   except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
     # `Attributes` checks most values; a family computes with the others unchecked.
     raise InputError(
-      f"{where}: a value is of the wrong kind or size ({error}); compare it with the original"
+      f"{where}: a value is of the wrong kind or size ({error}); compare the file with the original"
     ) from error
 
 
@@ -57,7 +57,7 @@ def check_writable(config: DecoderConfig, *, where: str) -> None:
   """Refuses a configuration that cannot be exported, before work is spent on it.
 
   Raises:
-    InputError: The family's config.json cannot express it; `where`, file and key, begins the message.
+    InputError: The family's config.json cannot express the configuration; the message begins with `where`.
   """
   try:
     config_to_dict(config)
@@ -74,7 +74,7 @@ def who_loads(config: DecoderConfig) -> str:
 
 
 def name_table(config: DecoderConfig) -> tuple[TensorEntry, ...]:
-  """Returns every tensor of a checkpoint with the parameter that it holds."""
+  """Returns every tensor of a checkpoint with this configuration, and the canonical parameter that the tensor holds."""
   return FAMILIES[config.family].table(config)
 
 
@@ -82,11 +82,13 @@ def shapes(config: DecoderConfig, *, where: str = "config.json") -> dict[str, tu
   """Returns the shape of every canonical parameter.
 
   Raises:
-    InputError: The sizes are larger than arrays can be; `where` names the file.
+    InputError: The sizes are larger than arrays can be, or do not fit each other; `where` names the file.
   """
   try:
     decoder = Decoder(config)
   except (TypeError, ValueError, ArithmeticError) as error:
-    raise InputError(f"{where}: its sizes give no valid model ({error}); compare it with the original") from error
+    raise InputError(
+      f"{where}: the sizes in this file give no valid model ({error}); compare the file with the original"
+    ) from error
   cut = {name: x.shape[name.startswith("groups.") :] for name, x in decoder.abstract().items()}
   return {one: tuple(shape) for name, shape in cut.items() for one in decoder.canonical(name)}

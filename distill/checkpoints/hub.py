@@ -29,14 +29,14 @@ def locate(name: str | os.PathLike[str], *, relative_to: pathlib.Path = pathlib.
   """Returns the directory of a model or adapter, and downloads it if needed.
 
   Args:
-    name: A path, `org/name` or `org/name@revision`. An existing directory goes before a repository of the same name.
+    name: A path, `org/name` or `org/name@revision`. An existing directory wins over a repository of the same name.
     relative_to: The directory that relative paths start from.
 
   Returns:
     The directory. It may not exist if `name` is not a valid hub name.
 
   Raises:
-    InputError: No such repository or revision, no access to it, or no network and not in the hub's cache.
+    InputError: The repository or revision does not exist, is not accessible, or is neither cached nor reachable.
   """
   # A path may exist on one host and be missing on another, so every process enters the collective in any case.
   with fail_together(os.fspath(name)):
@@ -48,18 +48,21 @@ def locate(name: str | os.PathLike[str], *, relative_to: pathlib.Path = pathlib.
 
 
 def _download(name: str, *, repo: str, revision: str | None) -> pathlib.Path:
-  start = f"{name}: no such directory, and the hub's repository"
+  repository = f"{name}: no such directory, and the hub's repository"
   try:
     return pathlib.Path(snapshot_download(repo, revision=revision, allow_patterns=list(_FILES)))
   except errors.GatedRepoError as error:
-    raise InputError(f"{start} is gated; ask for access on its page, then `hf auth login`") from error
+    raise InputError(f"{repository} is gated; ask for access on its page, then run `hf auth login`") from error
   except errors.RepositoryNotFoundError as error:
-    raise InputError(f"{start} was not found; correct the name, or `hf auth login` if it is private") from error
+    raise InputError(
+      f"{repository} was not found; correct the name, or run `hf auth login` if it is private"
+    ) from error
   except errors.RevisionNotFoundError as error:
-    raise InputError(f"{start} has no revision {revision!r}; name a branch, a tag or a commit") from error
+    raise InputError(f"{repository} has no revision {revision!r}; name a branch, a tag or a commit") from error
   except errors.LocalEntryNotFoundError as error:
-    raise InputError(f"{start} is neither cached nor reachable; go online, or give a directory") from error
+    raise InputError(f"{repository} is neither cached nor reachable; go online, or give a directory") from error
   except errors.HFValidationError as error:
-    raise InputError(f"{start} is not a valid hub name; write org/name or org/name@revision") from error
+    raise InputError(f"{repository} is not a valid hub name; write org/name or org/name@revision") from error
   except Exception as error:  # Network and file-system errors have many types.
-    raise InputError(f"{start} cannot be reached ({type(error).__name__}); go online, or give a directory") from error
+    failure = type(error).__name__
+    raise InputError(f"{repository} cannot be reached ({failure}); go online, or give a directory") from error

@@ -10,7 +10,11 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """Columns `start` to `stop` of a tensor that holds several parameters, or of each group of `period` columns in it."""
+  """The columns of one parameter in a tensor that holds several parameters (fused projections).
+
+  These are columns `start` to `stop` (exclusive) of the last axis; with a `period`, those of each group of `period`
+  columns.
+  """
 
   start: int
   stop: int
@@ -21,17 +25,17 @@ class Part:
     return value.reshape(*value.shape[:-1], value.shape[-1] // max(period, 1), period)[..., self.start : self.stop]
 
   def take(self, value: np.ndarray) -> np.ndarray:
-    """Returns these columns of the last axis, whose size is a multiple of the period."""
+    """Returns this part's columns of `value`, whose last axis is a multiple of the period."""
     found = self._grouped(value)
     return found.reshape(*value.shape[:-1], found.shape[-2] * found.shape[-1])
 
   def put(self, whole: np.ndarray, piece: np.ndarray) -> None:
-    """Writes these columns of a contiguous array, in place."""
+    """Writes `piece` into this part's columns of the contiguous array `whole`, in place."""
     target = self._grouped(whole)
     target[...] = piece.reshape(target.shape)
 
   def cuts(self, start: int, stop: int) -> list[slice]:
-    """Returns the slices of the whole tensor that hold columns `start` to `stop` of this part."""
+    """Returns slices of the whole tensor's last axis which together select columns `start` to `stop` of this part."""
     width = self.stop - self.start
     if self.period is None:
       return [slice(self.start + start, self.start + stop)]
@@ -54,8 +58,8 @@ class TensorEntry:
     theirs: Name in the HF checkpoint.
     form: How the checkpoint stores it: 'copy', 'transpose' ([…, O, I] for our […, I, O]) or 'conv' ([I, 1, W] for our
       [W, I]).
-    part: Columns of the tensor, in our layout, where it holds several parameters (fused projections). The parts of a
-      tensor cover it.
+    part: The parameter's columns of the tensor, in our layout, if the tensor holds several parameters (fused
+      projections), else None. The parts of all its parameters cover the tensor.
     expert: Index of the expert on our first axis if the checkpoint has one tensor for each expert, else None.
   """
 
@@ -71,14 +75,14 @@ _BUFFER = re.compile(r"(.*\.)?(rotary_emb\.(inv_freq|cos_cached|sin_cached)|h\.\
 
 
 def spellings(found: Iterable[str], *, table: Iterable[TensorEntry], ignored: str = "") -> dict[str, str]:
-  """Returns a dictionary from tensor names in the name table to those in the checkpoint.
+  """Returns a dictionary: name of a tensor in the name table -> name of this tensor in the checkpoint.
 
-  A checkpoint saved without a head leaves out the prefix of every name, such as `model.`.
+  The two differ in checkpoints that were saved without a head: these leave out the prefix of names, such as `model.`.
 
   Args:
-    found: Names in the checkpoint. Buffers of older versions are left out.
+    found: Names in the checkpoint. Buffers that older versions of transformers saved are left out of the result.
     table: The name table.
-    ignored: Regex for the start of further names to leave out.
+    ignored: Regex for the start of further names to leave out of the result.
   """
   found = [name for name in found if not _BUFFER.fullmatch(name) and not (ignored and re.match(ignored, name))]
   prefix = next(iter(table)).theirs.split(".", 1)[0] + "."
@@ -97,7 +101,7 @@ def to_ours(value: np.ndarray, *, entry: TensorEntry) -> np.ndarray:
 
 
 def checkpoint(table: Iterable[TensorEntry], *, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """Returns every tensor of a checkpoint by its name, made from canonical parameters; undoes `to_ours`."""
+  """Converts canonical parameters to the tensors of a checkpoint: name -> array. The inverse of `to_ours`."""
   tensors: dict[str, np.ndarray] = {}
   parts: dict[str, list[TensorEntry]] = {}
   for entry in table:

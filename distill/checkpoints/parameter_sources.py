@@ -1,4 +1,4 @@
-"""Canonical parameters in a checkpoint: reading any block of one, and writing them back."""
+"""Reads blocks of canonical parameters from the tensors of a checkpoint, and converts parameters back to tensors."""
 
 import dataclasses
 import math
@@ -21,11 +21,12 @@ class ParameterSource:
   """Reads one canonical parameter from the tensors of a checkpoint.
 
   Attributes:
-    tensors: The checkpoint.
+    tensors: Reader of the checkpoint's tensors.
     shape: Shape of the parameter.
-    pieces: The tensor that holds it, with its entry of the name table; or one for each index of the first axis
-      (experts).
-    tied_head: A head that is tied to this embedding and stored as well, which must hold the same values.
+    pieces: Pairs (entry of the name table, tensor): one pair if a single tensor holds the parameter, or one for each
+      index of the first axis (experts).
+    tied_head: For an embedding, the tensor of a head that is tied to it but stored as well. Both must hold the same
+      values. Otherwise None.
   """
 
   tensors: TensorSource
@@ -35,14 +36,14 @@ class ParameterSource:
 
   @property
   def dtype(self) -> np.dtype:
-    """The dtype in the checkpoint, that of the first piece."""
+    """The dtype in which the checkpoint stores the parameter (that of the first piece)."""
     return self.pieces[0][1].dtype
 
   def read(self, *, index: Block | None = None) -> np.ndarray:
     """Reads one block of the parameter, by default all of it, in the checkpoint's dtype.
 
     Raises:
-      InputError: The file cannot be read, or holds values that are not finite or differ from those of the tied head.
+      InputError: A file cannot be read, a value is not finite, or a stored tied head differs from the embedding.
     """
     index = index or tuple(slice(0, size) for size in self.shape)
     if self.pieces[0][0].expert is not None:
@@ -51,7 +52,8 @@ class ParameterSource:
     if self.tied_head is not None and not np.array_equal(value, self._read(*self.tied_head, index=index)):
       entry, info = self.tied_head
       raise InputError(
-        f"{info.path}: {entry.theirs} differs from the embedding; in config.json untie them (tie_word_embeddings)"
+        f"{info.path}: {entry.theirs} differs from the embedding, but config.json ties them; set tie_word_embeddings "
+        "to false"
       )
     return value
 
@@ -71,7 +73,7 @@ class ParameterSource:
     return value
 
   def chunks(self, index: Block, *, size: int) -> Iterator[Block]:
-    """Splits `index` into blocks of about `size` bytes, along the axis that is outermost on disk."""
+    """Splits the block `index` into blocks of about `size` bytes, along the axis that is outermost on disk."""
     entry, info = self.pieces[0]
     if entry.expert is not None and index[0].stop - index[0].start > 1:
       for i in range(index[0].start, index[0].stop):
@@ -88,7 +90,7 @@ class ParameterSource:
 
 
 def _outermost(entry: TensorEntry, dimensions: int) -> int:
-  """Returns the parameter's axis that is outermost on disk."""
+  """Returns the index of the parameter's axis that is outermost on disk."""
   if entry.form == "copy":
     return int(entry.expert is not None)
   # One tensor may hold the transposed matrices of all experts.
@@ -104,14 +106,14 @@ def parameter_sources(
   shapes: Mapping[str, tuple[int, ...]],
   where: str,
 ) -> dict[str, ParameterSource]:
-  """Returns the source of every canonical parameter, from headers alone.
+  """Returns canonical name -> source of every parameter. Reads no weights, only what the headers say of them.
 
   Args:
     table: The name table of the architecture.
-    tensors: The checkpoint.
-    infos: The checkpoint's tensors by the names of the table; all that the table names.
-    shapes: Shapes of the architecture's canonical parameters.
-    where: The directory, for messages.
+    tensors: Reader of the checkpoint's tensors.
+    infos: Name of a tensor in the table -> this tensor of the checkpoint; for all names in the table.
+    shapes: Canonical name -> shape, for all parameters of the architecture.
+    where: The directory, for error messages.
 
   Raises:
     InputError: A tensor has another shape than config.json says, has no floating dtype, or is larger than the
@@ -134,17 +136,17 @@ def parameter_sources(
       shape = piece if entry.expert is None else (len(rows), *piece)
       if shape != shapes[name] or covered.get(entry.theirs, whole) != whole:
         raise InputError(
-          f"{where}: {entry.theirs} has shape {info.shape} as {name}, config.json gives {shapes[name]}; "
-          "fetch weights and config.json of one model"
+          f"{where}: {entry.theirs} has shape {info.shape}, which does not fit shape {shapes[name]} of {name} in "
+          "config.json; fetch weights and config.json of the same model"
         )
     found[name] = ParameterSource(tensors=tensors, shape=shapes[name], pieces=tuple(rows))
   return found
 
 
 def _shape(entry: TensorEntry, info: TensorInfo) -> tuple[int, tuple[int, ...]]:
-  """Returns (size of the whole tensor's last axis in our layout, shape of the piece).
+  """Returns (size of the whole tensor's last axis in our layout, shape of the piece that `entry` takes from it).
 
-  The shape is empty, which fits no parameter, if the tensor cannot be transposed or split as the entry says.
+  The shape is empty, which fits no parameter, if the tensor cannot be transposed or split as `entry` says.
   """
   if entry.form == "conv" and len(info.shape) != 3:
     return 0, ()
@@ -155,7 +157,7 @@ def _shape(entry: TensorEntry, info: TensorInfo) -> tuple[int, tuple[int, ...]]:
 
 
 def pending(table: Iterable[TensorEntry], *, params: Mapping[str, Any]) -> dict[str, Pending]:
-  """Returns every tensor of a checkpoint by its name; each is made from canonical parameters when it is written."""
+  """Returns name -> tensor of a whole checkpoint; each is made from canonical parameters only when it is written."""
   rows: dict[str, list[TensorEntry]] = {}
   for entry in table:
     rows.setdefault(entry.theirs, []).append(entry)

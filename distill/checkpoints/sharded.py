@@ -1,4 +1,4 @@
-"""Loading a checkpoint straight onto the mesh: every process reads only the blocks that its devices hold."""
+"""Loads a checkpoint straight onto the mesh: every process reads only the blocks that its devices hold."""
 
 import math
 import pathlib
@@ -53,14 +53,14 @@ def load(
     dtype: float32, bfloat16 or float16. Edits run in float32 before the cast.
     edits: Canonical name -> a function that changes every block as it is read, or an array that replaces the
       parameter and has the shape that `config` says.
-    config: The configuration after the edits, where it is not that of the directory.
+    config: The configuration after the edits; None if the edits leave that of the directory unchanged.
     report: Called after every read of this process with the number of bytes of that read.
 
   Returns:
     The configuration, and stacked parameters sharded as `Decoder.shardings` says.
 
   Raises:
-    InputError: What `hf.load` raises, or a value that `dtype` cannot hold. If one process raises, all do.
+    InputError: `hf.load` would refuse the directory, or `dtype` cannot hold a value. If one process raises, all do.
   """
   with fail_together(str(directory)):
     edits = edits or {}
@@ -89,7 +89,7 @@ def load(
 
 
 def _bytes(decoder, shardings, sources, edits) -> int:
-  """Returns how many bytes this process will read, except for those that edits ask for."""
+  """Returns how many bytes this process will read, without the additional reads that edits ask for."""
   total = 0
   for name, x in decoder.abstract().items():
     sizes = (_size(one) for one in _regions(shardings[name], x.shape))
@@ -103,7 +103,7 @@ def _size(region: Region) -> int:
 
 
 def _regions(sharding: NamedSharding, shape: Sequence[int]) -> dict[Region, list[jax.Device]]:
-  """Returns the different regions that this process's devices hold, each with its devices."""
+  """Returns region -> devices, for the different regions of an array that the devices of this process hold."""
   regions: dict[Region, list[jax.Device]] = {}
   for device, index in sharding.addressable_devices_indices_map(tuple(shape)).items():
     region = tuple(range(size)[cut] for cut, size in zip(index or (), shape, strict=True))
@@ -112,7 +112,7 @@ def _regions(sharding: NamedSharding, shape: Sequence[int]) -> dict[Region, list
 
 
 def _blocks(regions: Sequence[Region]) -> list[Block]:
-  """Returns the blocks to read: one around all regions if they fill it, for long reads, else one for each region."""
+  """Returns the blocks to read for `regions`: a single one, read in long runs, if they fill it; else one for each."""
   whole = tuple(
     slice(min(cut.start for cut in cuts), max(cut.stop for cut in cuts)) for cuts in zip(*regions, strict=True)
   )
@@ -122,7 +122,7 @@ def _blocks(regions: Sequence[Region]) -> list[Block]:
 
 
 def _overlap(chunk: Block, region: Region) -> tuple[Block, Block] | None:
-  """Returns the overlap as a block of the region and as a block of the chunk, or None if there is none."""
+  """Returns the overlap of a chunk and a region as (block within the region, block within the chunk), or None."""
   shared = [(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(chunk, region, strict=True)]
   if any(start >= stop for start, stop in shared):
     return None
@@ -132,7 +132,7 @@ def _overlap(chunk: Block, region: Region) -> tuple[Block, Block] | None:
 
 
 class _Loader:
-  """Loads one stacked parameter after another."""
+  """Loads stacked parameters onto the mesh, one with each call of `parameter`."""
 
   def __init__(
     self,
@@ -180,20 +180,22 @@ class _Loader:
     return jax.make_array_from_single_device_arrays(shape, sharding, shards).block_until_ready()
 
   def _fill(self, name: str, targets: Mapping[Region, np.ndarray]) -> None:
-    """Reads the regions of one canonical parameter into `targets`."""
+    """Reads one canonical parameter into `targets`: region -> the host array that it fills."""
     for block in _blocks(list(targets)):
       for chunk, value in self._values(name, block):
         if value.dtype != self._dtype:
           with np.errstate(over="ignore", invalid="ignore"):
             value = value.astype(self._dtype)
           if not finite(value):
-            raise InputError(f"{self._where}: {name} has values that {self._dtype} cannot hold; load it as bfloat16")
+            raise InputError(
+              f"{self._where}: {name} has values that {self._dtype} cannot hold; load the model as bfloat16"
+            )
         for region, target in targets.items():
           if (shared := _overlap(chunk, region)) is not None:
             target[shared[0]] = value[shared[1]]
 
   def _values(self, name: str, block: Block) -> Iterator[tuple[Block, np.ndarray]]:
-    """Yields a block of one canonical parameter in chunks, after its edit."""
+    """Yields pairs (chunk, values after the edit) that together cover `block` of one canonical parameter."""
     edit = self._edits.get(name)
     if isinstance(edit, np.ndarray):
       yield block, edit[block]

@@ -1,4 +1,4 @@
-"""The protocol of checkpoint formats: a source lists its tensors and reads any block of one."""
+"""The protocol that every checkpoint format implements: it lists the tensors and reads any block of one."""
 
 import dataclasses
 import pathlib
@@ -33,7 +33,7 @@ class TensorInfo:
 
 @runtime_checkable  # The tests check signatures at run time.
 class TensorSource(Protocol):
-  """The tensors of one checkpoint. Nothing else in the code depends on the checkpoint's format."""
+  """Lists and reads the tensors of one checkpoint. Only implementations depend on the format of its files."""
 
   def tensors(self) -> Mapping[str, TensorInfo]:
     """Returns every tensor by its name, from headers alone."""

@@ -136,7 +136,7 @@ def of_header(original):
   return changed(header).map(lambda text: len(text).to_bytes(8, "little") + text + data) | torn(original)
 
 
-def test_changed_configurations_are_read_or_refused_in_one_line(model):
+def test_a_randomly_changed_config_json_is_read_or_refused_in_one_line(model):
   attack(model / "config.json", of_json, lambda: hf.sources(model), examples=60)
 
 
@@ -146,18 +146,18 @@ def of_any_family(original):
   )
 
 
-def test_changed_configurations_of_every_family_are_read_or_refused(model):
+def test_a_randomly_changed_config_json_of_every_family_is_read_or_refused(model):
   attack(model / "config.json", of_any_family, lambda: hf_config.read_config(model), examples=400)
 
 
-def test_changed_indices_and_headers_are_read_or_refused(model, monkeypatch):
+def test_randomly_changed_indices_and_headers_of_weight_files_are_read_or_refused(model, monkeypatch):
   shapes = hf_config.shapes(hf_config.read_config(model))
   monkeypatch.setattr(hf_config, "shapes", lambda config, **_: shapes)
   attack(model / "model.safetensors.index.json", of_json, lambda: hf.load(model), examples=100)
   attack(sorted(model.glob("*.safetensors"))[1], of_header, lambda: hf.load(model), examples=150)
 
 
-def test_a_changed_single_weight_file_is_read_or_refused(model, tmp_path, monkeypatch):
+def test_a_randomly_changed_single_weight_file_is_read_or_refused(model, tmp_path, monkeypatch):
   config, params = hf.load(model)
   hf.save(tmp_path / "one", config=config, params=params)
   shapes = hf_config.shapes(config)
@@ -165,7 +165,7 @@ def test_a_changed_single_weight_file_is_read_or_refused(model, tmp_path, monkey
   attack(tmp_path / "one/model.safetensors", of_header, lambda: hf.load(tmp_path / "one"), examples=150)
 
 
-def test_changed_adapters_are_read_or_refused(model, adapter, monkeypatch):
+def test_randomly_changed_adapter_files_are_read_or_refused(model, adapter, monkeypatch):
   config = hf_config.read_config(model)
   shapes = hf_config.shapes(config)
   monkeypatch.setattr(hf_config, "shapes", lambda config, **_: shapes)

@@ -11,14 +11,14 @@ QWEN = {"model_type": "qwen3_5_text", **CASES["qwen3_5_text"]["three to one"]}
 
 
 @pytest.mark.parametrize(("family", "case"), FIRST, ids=[family for family, _ in FIRST])
-def test_a_configuration_is_written_and_read_again(family, case):
+def test_a_configuration_written_to_config_json_is_read_back_equal(family, case):
   config = hf_config.config_from_dict({"model_type": family, **CASES[family][case]}, where="here")
   assert hf_config.config_from_dict(hf_config.config_to_dict(config), where="written") == config
   assert {entry.ours for entry in hf_config.name_table(config)} == set(hf_config.shapes(config))
 
 
 @pytest.mark.parametrize("have, lack, every", [("linear", "full", 9), ("full", "linear", 1)])
-def test_a_configuration_that_cannot_be_exported_is_refused(have, lack, every):
+def test_a_configuration_that_config_json_cannot_express_is_refused(have, lack, every):
   config = hf_config.config_from_dict({**QWEN, "full_attention_interval": every}, where="here")
   with pytest.raises(
     InputError, match=rf"^there: all layers are {have} .* full_attention_interval .* {lack}_attention"
@@ -28,12 +28,12 @@ def test_a_configuration_that_cannot_be_exported_is_refused(have, lack, every):
 
 
 @pytest.mark.parametrize("name", [None, "t5", ["llama"], "x" * 1000])
-def test_an_unknown_family_is_refused(name):
+def test_an_unknown_model_type_is_refused(name):
   with pytest.raises(InputError, match="^here: model_type .* is not supported; expected one of llama, mistral, "):
     hf_config.config_from_dict({"model_type": name}, where="here")
 
 
-def test_an_unforeseen_type_of_a_value_is_refused_in_one_line(monkeypatch):
+def test_a_config_json_value_whose_type_breaks_a_family_is_refused_in_one_line(monkeypatch):
   def read(values, *, where):
     return values["layers"] + 1
 
@@ -48,6 +48,6 @@ def test_invalid_json_is_located_by_line_and_column(tmp_path):
     hf_config.read_config(tmp_path)
 
 
-def test_an_export_names_the_class_that_loads_it():
+def test_who_loads_names_the_transformers_class_that_loads_an_export():
   config = hf_config.config_from_dict({"model_type": "llama", **CASES["llama"]["linear rope, relu"]}, where="here")
   assert hf_config.who_loads(config) == "transformers.LlamaForCausalLM loads it"

@@ -17,7 +17,7 @@ def save(directory, **changes):
 
 
 @pytest.mark.parametrize("other", ["precious.txt", "checkpoint-5/model.safetensors", "tokenizer.json/x"])
-def test_only_an_earlier_export_is_replaced(tmp_path, other):
+def test_saving_replaces_an_earlier_export_but_no_directory_with_other_files(tmp_path, other):
   save(tmp_path / "run", max_file_bytes=50_000)
   before = len(list((tmp_path / "run").iterdir()))
   save(tmp_path / "run")
@@ -30,7 +30,7 @@ def test_only_an_earlier_export_is_replaced(tmp_path, other):
   assert path.read_text() == "dear" and [one.name for one in tmp_path.iterdir()] == ["run"]
 
 
-def test_an_export_copies_generation_config(tmp_path):
+def test_an_export_copies_generation_config_json(tmp_path):
   (tmp_path / "from").mkdir()
   (tmp_path / "from/generation_config.json").write_text('{"top_k": 3}')
   save(tmp_path / "run", tokenizer_from=tmp_path / "from")

@@ -66,7 +66,7 @@ def test_a_model_that_is_not_cached_is_refused_offline(cache):
       hub.locate(name)
 
 
-def test_a_directory_wins_over_a_hub_name_and_paths_are_not_looked_up(tmp_path, monkeypatch):
+def test_an_existing_directory_wins_over_a_hub_name_and_paths_are_not_looked_up_on_the_hub(tmp_path, monkeypatch):
   monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: pytest.fail("looked up"))
   (tmp_path / "lab/old").mkdir(parents=True)
   monkeypatch.chdir(tmp_path)

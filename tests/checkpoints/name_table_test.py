@@ -15,14 +15,14 @@ def fused(period):
   return rows
 
 
-def test_fused_projections_are_split_and_joined_again():
+def test_a_fused_projection_is_split_into_parameters_and_joined_again():
   whole = np.arange(8 * 3, dtype=np.float32).reshape(8, 3)
   params = {entry.ours: to_ours(whole, entry=entry) for entry in fused(None)}
   np.testing.assert_array_equal(params["k"], whole[4:6].T)
   np.testing.assert_array_equal(checkpoint(fused(None), params=params)["qkv"], whole)
 
 
-def test_grouped_projections_take_columns_of_every_group():
+def test_a_parameter_of_a_grouped_projection_takes_its_columns_of_every_group():
   whole = np.arange(16, dtype=np.float32)[:, None]
   params = {entry.ours: to_ours(whole, entry=entry) for entry in fused(8)}
   assert params["k"].ravel().tolist() == [4, 5, 12, 13]

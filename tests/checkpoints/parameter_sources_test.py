@@ -80,7 +80,7 @@ def test_pending_tensors_equal_those_that_the_name_table_makes_at_once():
 
 
 @given(data=st.data(), name=st.sampled_from(sorted(SHAPES)))
-def test_a_block_is_read_without_the_rest(data, name):
+def test_a_block_of_a_parameter_is_read_without_the_rest(data, name):
   tensors, sources = opened(checkpoint(TABLE, params=PARAMS))
   source = sources[name]
   bounds = [sorted(data.draw(st.sets(st.integers(0, size), min_size=2, max_size=2))) for size in SHAPES[name]]
@@ -108,7 +108,7 @@ def test_a_block_is_read_without_the_rest(data, name):
     ("a.experts.1", (5, 5)),
   ],
 )
-def test_a_tensor_of_another_shape_is_refused_before_it_is_read(tensor, shape):
+def test_a_tensor_of_another_shape_than_config_json_gives_is_refused_before_it_is_read(tensor, shape):
   with pytest.raises(InputError, match=f"here: {tensor} has shape"):
     opened({**checkpoint(TABLE, params=PARAMS), tensor: np.zeros(shape, np.float32)})
 
@@ -118,7 +118,7 @@ def test_a_tensor_of_integers_is_refused_before_it_is_read():
     opened({**checkpoint(TABLE, params=PARAMS), "a.plain": np.zeros(7, np.int8)})
 
 
-def test_values_that_are_not_finite_are_refused():
+def test_a_stored_nan_is_refused_when_the_parameter_is_read():
   _, sources = opened({**checkpoint(TABLE, params=PARAMS), "a.plain": np.full(7, np.nan, np.float32)})
   with pytest.raises(InputError, match=r"memory: tensor a\.plain holds values that are not finite"):
     sources["plain"].read()

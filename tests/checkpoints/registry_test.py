@@ -40,7 +40,7 @@ TOY = Family(
 )
 
 
-def test_a_registered_family_is_saved_and_loaded(tmp_path, monkeypatch):
+def test_a_model_of_a_family_registered_from_outside_is_saved_and_loaded(tmp_path, monkeypatch):
   with pytest.raises(InputError, match="model_type 'toy' is not supported; expected one of llama, "):
     hf_config.config_from_dict(CONFIG, where="here")
   monkeypatch.setitem(FAMILIES, TOY.name, TOY)

@@ -80,7 +80,7 @@ def test_a_value_that_the_dtype_cannot_hold_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(1, -1, 1), (1, 2, 4)], ids=str)
-def test_edits_change_blocks_as_they_are_read(directory, shape):
+def test_edits_of_parameters_change_each_block_as_it_is_read(directory, shape):
   kernel, delta = "layers.3.mixer.q.kernel", RNG.normal(size=(32, 64)).astype(np.float32)
 
   def normalised(value, block, read):
@@ -104,7 +104,7 @@ def test_edits_change_blocks_as_they_are_read(directory, shape):
     np.testing.assert_allclose(params[name], value, atol=1e-6)
 
 
-def test_an_array_replaces_a_parameter_of_a_larger_vocabulary(directory):
+def test_an_array_replaces_the_embedding_by_one_with_more_tokens(directory):
   import dataclasses
 
   table = RNG.normal(size=(104, 32)).astype(np.float32)
@@ -162,7 +162,7 @@ def test_each_of_two_processes_reads_only_what_its_devices_hold(directory):
   assert held < 0.6 * SIZE
 
 
-def test_a_fault_that_one_process_finds_stops_both(tmp_path):
+def test_a_nan_in_the_weights_that_one_process_finds_stops_both_processes(tmp_path):
   table = PARAMS["embed.table"].copy()
   table[0, -1] = np.nan  # Of the second process's columns.
   hf.save(tmp_path / "model", config=CONFIG, params={**PARAMS, "embed.table": table})
@@ -171,7 +171,7 @@ def test_a_fault_that_one_process_finds_stops_both(tmp_path):
   assert "process 1 failed" in out0 and "not finite" in out1
 
 
-def test_progress_is_shown_only_on_a_terminal(directory, capfd):
+def test_loading_without_a_terminal_shows_no_progress_bar(directory, capfd):
   sharded.load(directory, mesh=make_mesh())
   assert capfd.readouterr().err == ""
   assert jax.process_count() == 1

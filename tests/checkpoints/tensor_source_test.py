@@ -4,7 +4,7 @@ from distill.checkpoints.tensor_source import SafetensorsSource
 from distill.files import safetensors_files
 
 
-def test_safetensors_in_several_files_are_one_source(tmp_path):
+def test_a_safetensors_source_reads_tensors_from_several_files(tmp_path):
   values = {name: np.arange(12, dtype=np.float32).reshape(3, 4) + i for i, name in enumerate("abc")}
   safetensors_files.write(tmp_path, values, stem="model", max_file_bytes=100)
   source = SafetensorsSource(tmp_path, stem="model")

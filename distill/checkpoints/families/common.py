@@ -1,4 +1,4 @@
-"""Shared by the families: functions that read and write parts of config.json and make parts of the name tables."""
+"""Functions that the families share: they read and write parts of config.json and make parts of the name tables."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -22,36 +22,43 @@ def heads(have: Attributes, *, kv: int | None = None, head_dim: int | None = Non
 
   Args:
     have: The keys of config.json.
-    kv: The family's default for the number of key heads; without one, that of query heads.
-    head_dim: The family's default for the width of a head; without one, the model's width over its heads.
+    kv: The family's default for the number of key heads; None means the number of query heads.
+    head_dim: The family's default for the width of a head; None means the model's width divided by the query heads.
 
   Raises:
-    InputError: The number of key heads does not divide that of query heads.
+    InputError: The number of key heads does not divide the number of query heads.
   """
   width, count = have.integer("hidden_size"), have.integer("num_attention_heads")
   kv = have.integer("num_key_value_heads", kv or count)
   if count % kv:
-    raise InputError(f"{have.where}: num_key_value_heads {kv} does not divide {count} heads")
+    raise InputError(
+      f"{have.where}: num_key_value_heads {kv} does not divide num_attention_heads {count}; correct one of them"
+    )
   size = have.integer("head_dim", head_dim or max(width // count, 1))
   return {"num_heads": count, "num_kv_heads": kv, "head_dim": size}
 
 
 def window(have: Attributes, default: int | None = None) -> int | None:
-  """Reads `sliding_window`: None if it is null, `default` if it is absent."""
+  """Returns the key `sliding_window` of config.json, in tokens; None if it is null, `default` if it is absent."""
   if have.get("sliding_window") is None and (default is None or have.has("sliding_window")):
     return None
   return have.integer("sliding_window", default)
 
 
 def layer_windows(have: Attributes, default: Sequence[str], *, size: int | None) -> tuple[int | None, ...]:
-  """Reads the window of each layer from `layer_types`: `size` on sliding layers, None on full ones.
+  """Returns the attention window of each layer, as its entry in `layer_types` says: `size` if sliding, None if full.
+
+  Args:
+    have: The keys of config.json.
+    default: The list if `layer_types` is absent.
+    size: Window of the sliding layers, in tokens.
 
   Raises:
-    InputError: Sliding layers without a window.
+    InputError: A layer is sliding, but `size` is None.
   """
   kinds = have.one_a_layer("layer_types", default, allowed=(SLIDING, FULL))
   if SLIDING in kinds and size is None:
-    raise InputError(f"{have.where}: layer_types names {SLIDING} but sliding_window is missing; add it")
+    raise InputError(f"{have.where}: layer_types has {SLIDING} but sliding_window is missing; add sliding_window")
   return tuple(size if kind == SLIDING else None for kind in kinds)
 
 
@@ -64,18 +71,18 @@ def windowed(
   mlp: MlpConfig | MoeConfig,
   local: RopeConfig | None = None,
 ) -> list[LayerConfig]:
-  """Reads layers of sliding-window and full attention, as `layer_types` says.
+  """Returns the layers of a model with sliding-window and full attention; `layer_types` says which layer has which.
 
   Args:
     have: The keys of config.json.
     default: Type of each layer if `layer_types` is absent.
-    size: Window of the sliding layers.
+    size: Window of the sliding layers, in tokens.
     mixer: Attention of the full layers.
     mlp: MLP of all layers.
-    local: Rope of the sliding layers; by default that of `mixer`.
+    local: Rotary embedding of the sliding layers; by default that of `mixer`.
 
   Raises:
-    InputError: Sliding layers without a window.
+    InputError: A layer is sliding, but `size` is None.
   """
   sliding = dataclasses.replace(mixer, window=size, rope=local or mixer.rope)
   windows = layer_windows(have, default, size=size)
@@ -93,10 +100,10 @@ def decoder(
     layers: The layers.
     norm_eps: The family's default for `rms_norm_eps`.
     tied: The family's default for `tie_word_embeddings`.
-    **changes: Further fields of the configuration.
+    **changes: Further fields of `DecoderConfig`.
 
   Raises:
-    InputError: A key that was not read.
+    InputError: A key is missing, has a wrong value, or was not read.
   """
   config = DecoderConfig(
     family=family,
@@ -114,19 +121,19 @@ def decoder(
 
 
 def mixers(config: DecoderConfig) -> list[AttentionConfig]:
-  """Returns the attention of every layer, for families in which every layer has one."""
+  """Returns the attention configuration of every layer. Every layer must have attention."""
   found = [layer.mixer for layer in config.layers if isinstance(layer.mixer, AttentionConfig)]
   assert len(found) == len(config.layers), config.family
   return found
 
 
 def dense(config: DecoderConfig) -> MlpConfig:
-  """Returns the MLP of the layers without experts, which is the same in all."""
+  """Returns the configuration of the dense MLP, which is the same in all layers that have one."""
   return next(layer.mlp for layer in config.layers if isinstance(layer.mlp, MlpConfig))
 
 
 def written(config: DecoderConfig) -> dict[str, Any]:
-  """Returns the keys of config.json that most attention-only families write."""
+  """Returns the keys of config.json that are common to most families with attention in every layer."""
   mixer, mlp = mixers(config)[0], config.layers[0].mlp
   assert mlp is not None, config.family
   ropes = [x.rope for x in mixers(config) if x.rope is not None]
@@ -155,13 +162,13 @@ def written_windows(config: DecoderConfig) -> dict[str, Any]:
 
 
 def written_ropes(layers: Sequence[AttentionConfig]) -> dict[str, Any]:
-  """Returns the key `rope_parameters` of config.json, with one object for each layer type that occurs."""
+  """Returns the value of `rope_parameters` in config.json: one object for each attention type that `layers` have."""
   ropes = {FULL if x.window is None else SLIDING: x.rope for x in layers}
   return {kind: write_rope(rope) for kind, rope in ropes.items() if rope is not None}
 
 
 def linear(ours: str, theirs: str, *, bias: bool = False) -> list[TensorEntry]:
-  """Returns the name-table entries of one projection."""
+  """Returns the name-table entries of one linear projection: its kernel and, with `bias`, its bias."""
   kernel = TensorEntry(f"{ours}.kernel", f"{theirs}.weight", "transpose")
   return [kernel, TensorEntry(f"{ours}.bias", f"{theirs}.bias")] if bias else [kernel]
 
@@ -172,11 +179,11 @@ def fused(
   """Returns the name-table entries of parameters that are concatenated in one tensor.
 
   Args:
-    sizes: String that replaces {} in `ours` -> number of columns (in one group, if grouped).
-    ours: Pattern of the canonical names.
+    sizes: String that replaces {} in `ours` -> number of columns of this parameter (in one group, if `grouped`).
+    ours: The canonical names, with {} in place of the part that differs.
     theirs: Name of the tensor.
-    form: Form of the entries.
-    grouped: The tensor is a sequence of groups, each with columns of all parameters.
+    form: How the tensor is stored; a value of `TensorEntry.form`.
+    grouped: True if the tensor is a sequence of groups, each with columns of all parameters.
   """
   rows, start, period = [], 0, sum(sizes.values()) if grouped else None
   for name, size in sizes.items():
@@ -186,7 +193,7 @@ def fused(
 
 
 def frame(config: DecoderConfig) -> list[TensorEntry]:
-  """Returns the name-table entries of embedding, final norm and head."""
+  """Returns the name-table entries of embedding, final norm and, unless it is tied, head."""
   rows = [TensorEntry("embed.table", "model.embed_tokens.weight"), TensorEntry("norm.scale", "model.norm.weight")]
   return rows if config.tie_embeddings else [*rows, *linear("head", "lm_head")]
 
@@ -223,9 +230,9 @@ def experts(index: int, *, spec: MoeConfig, block: str, names: dict[str, str]) -
 
   Args:
     index: Index of the layer, from 0.
-    spec: Its mixture of experts.
-    block: Name of the block in the checkpoint.
-    names: Our names of the projections -> those in the checkpoint.
+    spec: The mixture of experts of the layer.
+    block: Name of the MoE block within the layer of the checkpoint.
+    names: Our name of a projection -> its name in the checkpoint.
   """
   ours, theirs = f"layers.{index}.mlp", f"model.layers.{index}.{block}"
   rows = linear(f"{ours}.router", f"{theirs}.gate")
@@ -248,7 +255,7 @@ def attention(index: int, *, spec: AttentionConfig) -> list[TensorEntry]:
 
 
 def dense_table(config: DecoderConfig) -> tuple[TensorEntry, ...]:
-  """Returns the name table of a model of attention and gated MLPs with the names of Llama."""
+  """Returns the name table of a model of attention and gated MLPs whose tensors are named like those of Llama."""
   rows = frame(config)
   for index, (layer, mixer) in enumerate(zip(config.layers, mixers(config), strict=True)):
     assert isinstance(layer.mlp, MlpConfig), layer.mlp

@@ -1,4 +1,4 @@
-"""Gemma 1: scaled embeddings, norm scales stored as differences from one. Gemma 2 and 3 share them."""
+"""Gemma 1: scaled embeddings, norm scales stored as differences from one. Gemma 2 and 3 share both traits."""
 
 import math
 from collections.abc import Mapping

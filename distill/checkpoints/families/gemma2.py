@@ -57,16 +57,16 @@ def query_scale(have: Attributes) -> float:
 
 
 def softcap(have: Attributes, key: str, default: float | None) -> float | None:
-  """Reads a softcap; null is None.
+  """Returns the value of a key that holds a softcap (the limit that tanh puts on logits), or None if it is null.
 
   Raises:
-    InputError: It is not a positive number.
+    InputError: The value is anything but a positive number.
   """
   value = have.get(key) if have.has(key) else default
   if value is None:
     return None
   if have.finite(key, value) <= 0:
-    raise InputError(f"{have.where}: {key} = {value} must be positive")
+    raise InputError(f"{have.where}: {key} = {value} is not positive; give a positive number, or null for no softcap")
   return float(value)
 
 

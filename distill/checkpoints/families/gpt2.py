@@ -30,7 +30,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
     InputError: A key is missing, unknown or not supported, or given under two names.
   """
   if twice := next((key for key, name in _RENAMED.items() if key in values and name in values), None):
-    raise InputError(f"{where}: {twice} and {_RENAMED[twice]} mean the same; keep one")
+    raise InputError(f"{where}: the keys {twice} and {_RENAMED[twice]} mean the same; remove one of them")
   have = Attributes({_RENAMED.get(key, key): value for key, value in values.items()}, where=where)
   have.only("add_cross_attention", (False,))
   have.ignore(
@@ -38,7 +38,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
   )
   width, count, layers = have.integer("n_embd"), have.integer("n_head"), have.integer("n_layer")
   if width % count:
-    raise InputError(f"{where}: n_head {count} does not divide n_embd {width}")
+    raise InputError(f"{where}: n_head {count} does not divide n_embd {width}; correct one of them")
   scale = (width // count) ** -0.5 if have.flag("scale_attn_weights", True) else 1.0
   by_layer = have.flag("scale_attn_by_inverse_layer_idx")
   mlp = MlpConfig(
@@ -90,7 +90,10 @@ def write(config: DecoderConfig) -> dict[str, Any]:
 
 
 def table(config: DecoderConfig) -> tuple[TensorEntry, ...]:
-  """Returns the name table; Conv1D kernels are stored [I, O], as ours are."""
+  """Returns the name table: the tensors of a checkpoint, with the parameters that they hold.
+
+  Checkpoints store the kernels of transformers' Conv1D as [I, O], which is also our layout.
+  """
   rows = [
     TensorEntry("embed.table", "transformer.wte.weight"),
     TensorEntry("positions.table", "transformer.wpe.weight"),

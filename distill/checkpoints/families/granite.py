@@ -1,4 +1,4 @@
-"""Granite 3: Llama with four multipliers."""
+"""Granite 3: Llama with multipliers on embeddings, attention scores, residuals and logits."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,7 +26,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
   mlp = MlpConfig(width=have.integer("intermediate_size"), act=have.activation(), use_bias=have.flag("mlp_bias"))
   divisor = have.number("logits_scaling", 1.0)
   if divisor == 0:
-    raise InputError(f"{where}: logits_scaling divides the logits and must not be 0")
+    raise InputError(f"{where}: logits_scaling is 0, but the logits are divided by it; give another number")
   return decoder(
     have,
     family="granite",

@@ -1,4 +1,4 @@
-"""Granite 4: Mamba-2 mixers with attention on a few layers, four multipliers, and experts with a shared MLP."""
+"""Granite 4: Mamba-2 mixers, attention on a few layers, the four multipliers of Granite 3, experts and a shared MLP."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -59,7 +59,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
   layers = [LayerConfig(mixer=full if _EARLIER.get(x, x) == FULL else space, mlp=mlp) for x in names]
   divisor = have.number("logits_scaling", 1.0)
   if divisor == 0:
-    raise InputError(f"{where}: logits_scaling divides the logits and must not be 0")
+    raise InputError(f"{where}: logits_scaling is 0, but the logits are divided by it; give another number")
   return decoder(
     have,
     family="granitemoehybrid",
@@ -71,7 +71,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
 
 
 def _mlp(have: Attributes) -> MlpConfig | MoeConfig:
-  """Reads the MLP of a layer: a shared one, alone or with experts."""
+  """Returns the MLP of every layer: a mixture of experts with a shared MLP, or the shared MLP alone without experts."""
   shared, count = have.integer("shared_intermediate_size", 1024), have.get("num_local_experts")
   if type(count) is int and count == 0:
     have.ignore("num_experts_per_tok", "intermediate_size")

@@ -1,4 +1,4 @@
-"""OLMo 3: OLMo 2 in which three of four layers have a sliding window and a rope different from the others'."""
+"""OLMo 3: OLMo 2 in which three of four layers have a sliding window, and another rotary embedding than the rest."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -36,13 +36,13 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
 
 
 def switched_window(have: Attributes) -> int | None:
-  """Reads `sliding_window`, or None if `use_sliding_window` is off."""
+  """Returns the key `sliding_window` of config.json, in tokens, or None if `use_sliding_window` is false."""
   size = window(have, default=4096)
   return size if have.flag("use_sliding_window") else None
 
 
 def switched_layers(have: Attributes, *, mixer: AttentionConfig) -> list[LayerConfig]:
-  """Reads layers with windows where `layer_types` or `max_window_layers` say so.
+  """Returns the layers; those that `layer_types` or `max_window_layers` selects have a sliding window.
 
   Raises:
     InputError: A key is missing or not supported.

@@ -1,4 +1,4 @@
-"""Qwen 3: Qwen 2 with normed queries and keys, and no biases unless asked for."""
+"""Qwen 3: Qwen 2 with normed queries and keys, and with biases only if `attention_bias` is true."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -32,14 +32,14 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
 
 
 def hybrid(have: Attributes, *, kv: int) -> list[AttentionConfig | GatedDeltaConfig]:
-  """Reads the mixer of every layer: gated delta rule or gated attention.
+  """Returns the mixer of every layer: gated delta rule or gated attention.
 
   Args:
     have: The keys of config.json.
     kv: The family's default for the number of key heads.
 
   Raises:
-    InputError: An attribute is missing or not supported.
+    InputError: A key is missing or not supported.
   """
   count, every = have.integer("num_hidden_layers"), have.integer("full_attention_interval", 4)
   kinds = have.one_a_layer("layer_types", [_KINDS[(i + 1) % every == 0] for i in range(count)], allowed=_KINDS)
@@ -60,7 +60,10 @@ def hybrid(have: Attributes, *, kv: int) -> list[AttentionConfig | GatedDeltaCon
     conv_width=have.integer("linear_conv_kernel_dim", 4),
   )
   if delta.num_value_heads % delta.num_key_heads:
-    raise InputError(f"{have.where}: linear_num_key_heads must divide linear_num_value_heads")
+    raise InputError(
+      f"{have.where}: linear_num_key_heads {delta.num_key_heads} does not divide linear_num_value_heads "
+      f"{delta.num_value_heads}; correct one of them"
+    )
   have.only("hidden_act", ("silu",))
   return [full if kind == "full_attention" else delta for kind in kinds]
 
@@ -71,7 +74,7 @@ def write(config: DecoderConfig) -> dict[str, Any]:
 
 
 def written_hybrid(config: DecoderConfig) -> dict[str, Any]:
-  """Returns the keys of config.json, except those of the MLPs.
+  """Returns the keys of config.json that describe a decoder, except those of the MLPs.
 
   Raises:
     InputError: All layers have the same type, which config.json cannot express.
@@ -82,7 +85,7 @@ def written_hybrid(config: DecoderConfig) -> dict[str, Any]:
     have, lack = ("full", "linear") if delta is None else ("linear", "full")
     raise InputError(
       f"all layers are {have} attention; set full_attention_interval (4 unless given) "
-      f"or layer_types so that at least one is {lack}_attention"
+      f"or layer_types so that at least one layer is {lack}_attention"
     )
   return {
     "vocab_size": config.vocab_size,
@@ -124,9 +127,9 @@ def delta(index: int, *, spec: GatedDeltaConfig, interleaved: bool = False) -> l
 
   Args:
     index: Index of the layer, from 0.
-    spec: Its mixer.
-    interleaved: The checkpoint has q, k, v, z in one tensor and b, a in another, each grouped by key head.
-      Otherwise q, k, v are concatenated in one tensor and z, b, a have one each.
+    spec: The mixer of the layer.
+    interleaved: True if the checkpoint has q, k, v, z in one tensor and b, a in another, each grouped by key head.
+      False if q, k, v are concatenated in one tensor and z, b, a have a tensor each.
   """
   ours, theirs = f"layers.{index}.mixer", f"model.layers.{index}.linear_attn"
   groups, served = spec.num_key_heads, spec.num_value_heads // spec.num_key_heads

@@ -60,12 +60,12 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
 
 
 def sparse(have: Attributes, *, mixture: MoeConfig, width: int) -> list[MlpConfig | MoeConfig]:
-  """Reads the MLP of every layer: the mixture of experts, or a plain MLP.
+  """Returns the MLP of every layer: the mixture of experts, or a dense MLP.
 
   Args:
     have: The keys of config.json.
-    mixture: The mixture of experts.
-    width: The family's default for the width of the plain MLP.
+    mixture: The mixture of experts of the layers that have one.
+    width: The family's default for the width of the dense MLP.
 
   Raises:
     InputError: A key is not supported.
@@ -114,7 +114,7 @@ def table(config: DecoderConfig) -> tuple[TensorEntry, ...]:
 
 
 def sparse_mlp(index: int, *, spec: MlpConfig | MoeConfig | None) -> list[TensorEntry]:
-  """Returns the name-table entries of a mixture with its shared expert, or of a plain MLP."""
+  """Returns the name-table entries of one layer's mixture of experts with its shared expert, or of its dense MLP."""
   if not isinstance(spec, MoeConfig):
     assert spec is not None, index
     return mlp(index, spec=spec)

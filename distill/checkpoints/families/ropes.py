@@ -1,4 +1,4 @@
-"""Rotary embeddings in Hugging Face configurations, as version 5 of transformers and as earlier ones write them."""
+"""Reads the rotary embedding (rope) of config.json as all versions of transformers write it, and writes version 5's."""
 
 import math
 from collections.abc import Mapping
@@ -15,17 +15,17 @@ from distill.nn.rope import DynamicNtk, Interpolation, Llama3, LongRope, RopeCon
 def read_rope(
   have: Attributes, *, head_dim: int, theta: float = 10_000.0, partial: bool = False, fraction: float = 1.0
 ) -> RopeConfig:
-  """Reads the rotary embedding of a model: `rope_parameters`, or `rope_scaling` and `rope_theta`.
+  """Returns the rotary embedding that `rope_parameters`, or `rope_scaling` and `rope_theta`, describe.
 
   Args:
     have: The keys of config.json.
     head_dim: Width of a head.
-    theta: The family's default base.
-    partial: The family can rotate a fraction of a head.
-    fraction: The family's default fraction.
+    theta: The family's default for `rope_theta`.
+    partial: True if models of the family may rotate only a fraction of each head.
+    fraction: The family's default for `partial_rotary_factor`.
 
   Raises:
-    InputError: An unknown type or setting, or a missing one.
+    InputError: The type of rope is unknown, or a setting is unknown, missing or wrong.
   """
   fields = _mapping(have, "rope_parameters")
   fields = _mapping(have, "rope_scaling") or fields
@@ -38,27 +38,28 @@ def read_rope(
 def read_nested_ropes(
   have: Attributes, *, head_dim: int, theta: tuple[float, float], local_theta_key: str | None = None
 ) -> tuple[RopeConfig, RopeConfig]:
-  """Reads the rotary embeddings of full and of sliding layers.
+  """Returns the rotary embeddings of layers with full attention and of layers with a sliding window.
 
-  Version 5 nests an object for each layer type; before, `rope_scaling` and `rope_theta` held for full layers only.
+  Version 5 of transformers writes one object for each layer type into `rope_parameters`. Before it, `rope_scaling` and
+  `rope_theta` described the layers with full attention only.
 
   Args:
     have: The keys of config.json.
     head_dim: Width of a head.
-    theta: The family's default bases of full and of sliding layers.
-    local_theta_key: The key with the base of sliding layers before version 5, if there was one.
+    theta: The family's defaults for `rope_theta` of full and of sliding layers.
+    local_theta_key: The key that held `rope_theta` of sliding layers before version 5, if there was one.
 
   Returns:
     (rope of full layers, rope of sliding layers).
 
   Raises:
-    InputError: An unknown type or setting, or a missing one.
+    InputError: The type of a rope is unknown, or a setting is unknown, missing or wrong.
   """
   nested = _mapping(have, "rope_parameters")
   unknown = set(nested) - {"full_attention", "sliding_attention"}
   if unknown:
     raise InputError(
-      f"{have.where}: rope_parameters holds {min(unknown)!r}; expected full_attention and sliding_attention"
+      f"{have.where}: rope_parameters holds {min(unknown)!r}; expected only full_attention and sliding_attention"
     )
   full, sliding = (dict(nested.get(kind) or {}) for kind in ("full_attention", "sliding_attention"))
   full |= _mapping(have, "rope_scaling")
@@ -92,10 +93,14 @@ def _rope(
   theta = have.finite("rope_theta", fields.pop("rope_theta", theta))
   fraction = have.finite("partial_rotary_factor", fields.pop("partial_rotary_factor", fraction))
   if not 0.0 < fraction <= 1.0 or (fraction != 1.0 and not partial):
-    raise InputError(f"{have.where}: partial_rotary_factor = {fraction} is not supported; expected 1.0")
+    expected = "a number above 0 and at most 1" if partial else "1.0"
+    raise InputError(f"{have.where}: partial_rotary_factor = {fraction} is not supported; expected {expected}")
   rotated = int(head_dim * fraction)
   if rotated < 2 or (rotated % 2 and rotated == head_dim) or theta <= 1.0:
-    raise InputError(f"{have.where}: rope needs an even width and a base above 1, not {rotated} and {theta}")
+    raise InputError(
+      f"{have.where}: rope needs an even number of rotated channels and rope_theta above 1, but has {rotated} channels "
+      f"and rope_theta {theta}; correct head_dim or the rope settings"
+    )
   kind = fields.pop("rope_type", fields.pop("type", "default"))
   fields.pop("type", None)
   outer = have.get("original_max_position_embeddings")
@@ -106,17 +111,19 @@ def _rope(
   # mrope interleaves image axes, which coincide with plain positions on text.
   left = [key for key in reader.fields if not key.startswith("mrope_")]
   if left:
-    raise InputError(f"{have.where}: unknown rope setting {min(left)!r} for rope type {kind!r}")
+    raise InputError(f"{have.where}: rope type {kind!r} has no setting {min(left)!r}; correct the type or the setting")
   rope = RopeConfig(theta=theta, fraction=fraction, scaling=scaling)
   with np.errstate(all="ignore"):
     inverse, _ = frequencies(head_dim, rope=rope, length=have.integer("max_position_embeddings", 2048))
   if not np.isfinite(inverse).all():
-    raise InputError(f"{have.where}: {kind} rope gives frequencies that are not finite; compare it with the original")
+    raise InputError(
+      f"{have.where}: rope type {kind!r} gives frequencies that are not finite; compare its settings with the original"
+    )
   return rope
 
 
 class _ScalingReader:
-  """Reads the settings of one type of scaling, and removes each from `fields`."""
+  """Reads the settings of one type of rope scaling, and removes each setting that it reads from `fields`."""
 
   def __init__(self, have: Attributes, fields: dict[str, Any], *, kind: str, pairs: int):
     self.have, self.fields, self.kind, self.pairs = have, fields, kind, pairs
@@ -130,12 +137,16 @@ class _ScalingReader:
       return Interpolation(factor=self.number("factor"))
     if self.kind == "dynamic":
       if self.pairs < 2:
-        raise InputError(f"{self.have.where}: dynamic rope needs more than two rotated channels")
+        raise InputError(
+          f"{self.have.where}: rope type 'dynamic' needs more than two rotated channels; use another type"
+        )
       return DynamicNtk(factor=self.number("factor"), max_positions=positions)
     if self.kind == "llama3":
       low, high = self.number("low_freq_factor"), self.number("high_freq_factor")
       if low >= high:
-        raise InputError(f"{self.have.where}: low_freq_factor {low} must be below high_freq_factor {high}")
+        raise InputError(
+          f"{self.have.where}: low_freq_factor {low} must be below high_freq_factor {high}; correct one of them"
+        )
       factor = self.number("factor")
       return Llama3(factor=factor, low_freq_factor=low, high_freq_factor=high, original_max_positions=original)
     if self.kind == "yarn":
@@ -150,7 +161,7 @@ class _ScalingReader:
   def number(self, key: str, default: float | None = None, *, low: float = 1e-6, high: float = 1e6) -> float:
     value = self.fields.pop(key, default)
     if value is None:
-      raise InputError(f"{self.have.where}: {self.kind} rope needs {key}; add it")
+      raise InputError(f"{self.have.where}: rope type {self.kind!r} needs the setting {key}; add it")
     return self.have.finite(key, value, low=low, high=high)
 
   def _yarn(self, original: int, positions: int) -> Yarn:
@@ -185,7 +196,9 @@ class _ScalingReader:
     for key in ("short_factor", "long_factor"):
       value = self.fields.pop(key, None)
       if not isinstance(value, list | tuple) or len(value) != self.pairs:
-        raise InputError(f"{self.have.where}: {key} must be a list of {self.pairs} numbers, one a rotated pair")
+        raise InputError(
+          f"{self.have.where}: {key} must be a list of {self.pairs} numbers, one for each rotated pair of channels"
+        )
       factors.append(tuple(self.have.finite(key, x, low=1e-6, high=1e6) for x in value))
     return LongRope(
       short=factors[0],
@@ -196,7 +209,7 @@ class _ScalingReader:
 
 
 def write_rope(rope: RopeConfig) -> dict[str, Any]:
-  """Returns `rope_parameters` as version 5 of transformers writes them."""
+  """Returns the value of `rope_parameters` in config.json, as version 5 of transformers writes it."""
   fields: dict[str, Any] = {"rope_theta": rope.theta, "rope_type": "default"}
   scaling = rope.scaling
   match scaling:

@@ -1,4 +1,4 @@
-"""Shared by the families with Mamba-2 mixers: their keys, under two sets of names, and the entries of one mixer."""
+"""Functions that families with Mamba-2 mixers share: keys of config.json, in two sets of names, and tensor names."""
 
 import math
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ LINEAR, FULL = "linear_attention", "full_attention"
 
 
 def read_mixer(have: Attributes, words: Mapping[str, str], *, defaults: Mapping[str, int]) -> Mamba2Config:
-  """Reads a Mamba-2 mixer.
+  """Returns the Mamba-2 mixer that the keys of a config.json describe.
 
   Args:
     have: The keys of config.json.
@@ -47,7 +47,7 @@ def read_mixer(have: Attributes, words: Mapping[str, str], *, defaults: Mapping[
       follow from the other sizes.
 
   Raises:
-    InputError: Sizes that do not divide each other, or an empty range of time steps.
+    InputError: A key has a wrong value, the sizes do not fit each other, or the range of time steps is empty.
   """
   where, width = have.where, have.integer("hidden_size")
   heads = have.integer(words["num_heads"], defaults["num_heads"])
@@ -57,10 +57,12 @@ def read_mixer(have: Attributes, words: Mapping[str, str], *, defaults: Mapping[
   size = max(inner // heads, 1) if follows else have.integer(words["head_dim"], defaults.get("head_dim"))
   if heads * size != inner:
     product = f"{words['num_heads']} {heads} * {words['head_dim']} {size}"
-    raise InputError(f"{where}: {product} must be {words['expand']} * hidden_size = {inner}")
+    raise InputError(f"{where}: {product} must equal {words['expand']} * hidden_size = {inner}; correct one of them")
   groups = have.integer(words["num_groups"], defaults["num_groups"])
   if heads % groups:
-    raise InputError(f"{where}: {words['num_groups']} {groups} does not divide {heads} heads")
+    raise InputError(
+      f"{where}: {words['num_groups']} {groups} does not divide {words['num_heads']} {heads}; correct one of them"
+    )
   low, high = _limits(have)
   return Mamba2Config(
     num_heads=heads,
@@ -76,7 +78,7 @@ def read_mixer(have: Attributes, words: Mapping[str, str], *, defaults: Mapping[
 
 
 def _limits(have: Attributes) -> tuple[float, float | None]:
-  """Reads `time_step_limit`; its upper limit may be Infinity, or the object that transformers 5 writes for it."""
+  """Returns (lowest, highest) time step from `time_step_limit`; None stands for an infinite highest one."""
   key, value = f"{have.where}: time_step_limit", have.take("time_step_limit", [0.0, math.inf])
   if not isinstance(value, list | tuple) or len(value) != 2:
     raise InputError(f"{key} = {value!r} must be two numbers, the smallest and the largest time step")
@@ -87,22 +89,22 @@ def _limits(have: Attributes) -> tuple[float, float | None]:
 
 
 def write_mixer(spec: Mamba2Config | None, words: Mapping[str, str], *, width: int) -> dict[str, Any]:
-  """Returns the keys of config.json for a Mamba-2 mixer; valid placeholders if the model has none.
+  """Returns the keys of config.json for a Mamba-2 mixer.
 
   Args:
-    spec: The mixer.
-    words: The family's names of the keys.
+    spec: The mixer; None, for a model without one, returns placeholders that `read_mixer` accepts.
+    words: The family's names of the keys, `PLAIN` or `PREFIXED`.
     width: Width of the model.
 
   Raises:
-    InputError: The width of the mixer is not a multiple of the model's, which the keys cannot express.
+    InputError: The width of the mixer is no multiple of the width of the model, which the keys cannot express.
   """
   if spec is None:
     return {words["num_heads"]: 1, words["head_dim"]: "auto"}
   expand, rest = divmod(spec.num_heads * spec.head_dim, width)
   if rest or not expand:
     product = f"{words['num_heads']} {spec.num_heads} * {words['head_dim']} {spec.head_dim}"
-    raise InputError(f"{product} must be a multiple of hidden_size {width}")
+    raise InputError(f"{product} must be a multiple of hidden_size {width}; change one of these sizes")
   fields = {word: getattr(spec, name) for name, word in words.items() if name != "expand"} | {words["expand"]: expand}
   if spec.min_step or spec.max_step is not None:
     fields["time_step_limit"] = [spec.min_step, math.inf if spec.max_step is None else spec.max_step]
@@ -110,7 +112,7 @@ def write_mixer(spec: Mamba2Config | None, words: Mapping[str, str], *, width: i
 
 
 def mixer(ours: str, theirs: str, *, spec: Mamba2Config) -> list[TensorEntry]:
-  """Returns the name-table entries of one mixer; checkpoints concatenate its projections and its convolutions."""
+  """Returns the name-table entries of one Mamba-2 mixer; checkpoints concatenate its projections and convolutions."""
   inner, shared = spec.num_heads * spec.head_dim, spec.num_groups * spec.state_size
   convolved = {"x": inner, "b": shared, "c": shared}
   projected = {"z": inner, **convolved, "dt": spec.num_heads}
@@ -131,14 +133,14 @@ def mixer(ours: str, theirs: str, *, spec: Mamba2Config) -> list[TensorEntry]:
 
 
 def kinds(config: DecoderConfig) -> tuple[AttentionConfig | None, Mamba2Config | None]:
-  """Returns the attention and the Mamba-2 mixer of a hybrid, or None for the one that no layer has."""
+  """Returns (attention, Mamba-2 mixer) of a hybrid model, with None in place of one that no layer has."""
   mixers = [layer.mixer for layer in config.layers]
   full = next((one for one in mixers if isinstance(one, AttentionConfig)), None)
   return full, next((one for one in mixers if isinstance(one, Mamba2Config)), None)
 
 
 def written_heads(spec: AttentionConfig | None) -> dict[str, Any]:
-  """Returns the keys of config.json for a hybrid's attention; valid placeholders if no layer has attention."""
+  """Returns the keys of config.json for a hybrid model's attention; valid placeholders if `spec` is None."""
   if spec is None:
     return {"num_attention_heads": 1, "num_key_value_heads": 1}
   sizes = {"num_attention_heads": spec.num_heads, "num_key_value_heads": spec.num_kv_heads, "head_dim": spec.head_dim}

@@ -59,7 +59,7 @@ def test_a_config_json_without_defaults_means_the_same_as_the_full_one_of_transf
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("family", ["llama", "mixtral", "phi3", "gpt2", "gpt_oss", "gemma3_text", "qwen3_next"])
-def test_half_precision_is_saved_bit_equal(tmp_path, family, dtype):
+def test_half_precision_parameters_are_saved_bit_equal(tmp_path, family, dtype):
   case = next(iter(CASES[family]))
   reference.build(family, case, directory=tmp_path / "model", dtype=dtype)
   config, params = hf.load(tmp_path / "model")
@@ -262,7 +262,7 @@ OTHER_WORDS = {
 
 
 @pytest.mark.parametrize("family", OTHER_WORDS)
-def test_synonymous_keys_mean_what_they_do_in_transformers(tmp_path, family, monkeypatch):
+def test_synonymous_config_json_keys_mean_what_they_do_in_transformers(tmp_path, family, monkeypatch):
   monkeypatch.setitem(CASES[family], "other words", OTHER_WORDS[family])
   model = reference.build(family, "other words", directory=tmp_path)
   assert reference.measure(tmp_path, model)["float32"] <= 1e-5

@@ -23,7 +23,7 @@ CLOSEST = 2e-5
 
 
 @pytest.mark.parametrize(("family", "case"), EVERY)
-def test_greedy_decoding_equals_transformers(family, case, tmp_path):
+def test_greedy_decoding_gives_the_text_of_transformers(family, case, tmp_path):
   longer = {"n_positions": max(LENGTHS) + TOKENS} if family == "gpt2" else {}
   model = reference.build(family, case, directory=tmp_path, **longer)
   rng = np.random.default_rng(7)

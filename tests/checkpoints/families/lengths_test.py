@@ -20,7 +20,7 @@ SWEEP = [
 
 
 @pytest.mark.parametrize(("family", "case", "length"), SWEEP)
-def test_logits_equal_transformers_at_any_length(family, case, length):
+def test_logits_equal_those_of_transformers_at_any_sequence_length(family, case, length):
   directory, model = reference.built(family, case)
   config, params = hf.load(directory)
   decoder = Decoder(config)

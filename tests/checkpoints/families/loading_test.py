@@ -10,7 +10,7 @@ from tests.checkpoints.families import cases
 
 
 @pytest.mark.parametrize(("family", "case"), cases.FIRST, ids=[family for family, _ in cases.FIRST])
-def test_every_family_is_loaded_onto_a_mesh_and_read_once(family, case, tmp_path):
+def test_a_model_of_every_family_is_loaded_onto_a_mesh_and_each_byte_is_read_once(family, case, tmp_path):
   config = hf_config.config_from_dict({"model_type": family, **cases.CASES[family][case]}, where="case")
   rng = np.random.default_rng(0)
   params = {name: rng.normal(size=shape).astype(np.float32) for name, shape in hf_config.shapes(config).items()}

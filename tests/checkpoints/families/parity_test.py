@@ -9,7 +9,7 @@ CASES = [pytest.param(*one, id="-".join(one), marks=() if one in FIRST else pyte
 
 
 @pytest.mark.parametrize(("family", "case"), CASES)
-def test_logits_and_hidden_states_equal_transformers(family, case):
+def test_logits_and_hidden_states_equal_those_of_transformers(family, case):
   directory, model = reference.built(family, case)
   errors = reference.measure(directory, model)
   print(f"{family:13} {case:50} " + " ".join(f"{name} {value:.1e}" for name, value in errors.items()))
