@@ -1,4 +1,4 @@
-"""Reads untrusted JSON: every value has the type that was asked for, or the message names file and key."""
+"""Reads untrusted JSON. Each value has the type that the caller asks for, else an error names the file and the key."""
 
 import json
 import math
@@ -17,14 +17,15 @@ _LARGEST = 2**31 - 1
 def regular(path: pathlib.Path, *, hint: str) -> int:
   """Checks that a path is an ordinary readable file and returns its size in bytes.
 
-  A link must stay in its directory; the hub's cache may link from its snapshots to its blobs.
+  A symbolic link must point into its own directory, except in the cache of the Hugging Face hub: there a file below
+  `snapshots` may link to `blobs`.
 
   Args:
     path: The file.
-    hint: What the user can do if it is missing.
+    hint: What the user can do if the file is missing; error messages end with it.
 
   Raises:
-    InputError: It is missing, a directory, a device or a pipe, cannot be read, or links to another directory.
+    InputError: The file is missing, is a directory, a device or a pipe, cannot be read, or links to another directory.
   """
   try:
     found = path.stat()
@@ -37,7 +38,7 @@ def regular(path: pathlib.Path, *, hint: str) -> int:
     raise InputError(f"{path}: is not a plain file; {hint}")
   blobs = {one.parent.parent / "blobs" for one in (home, *home.parents) if one.parent.name == "snapshots"}
   if real.parent not in blobs and not real.is_relative_to(home):
-    raise InputError(f"{path}: is a link to {real}, outside its directory; put the file itself there")
+    raise InputError(f"{path}: is a link to {real}, outside its directory; replace the link by a copy of the file")
   if not os.access(path, os.R_OK):
     raise InputError(f"{path}: cannot be read (permission denied); {hint}")
   return found.st_size
@@ -46,10 +47,10 @@ def regular(path: pathlib.Path, *, hint: str) -> int:
 def parse(text: bytes, *, where: str) -> dict[str, Any]:
   """Parses a JSON object; refuses duplicate keys, NaN, and nesting deeper than 50 levels.
 
-  Infinity is not JSON. transformers 4 writes it in lists called time_step_limit, and only there it is accepted.
+  Infinity is not JSON, but transformers 4 writes it in lists called time_step_limit. It is accepted only there.
 
   Raises:
-    InputError: The text is anything else; the message begins with `where`.
+    InputError: The text is not such an object; the message begins with `where`, the name of the file.
   """
 
   def unique(pairs):
@@ -64,7 +65,7 @@ def parse(text: bytes, *, where: str) -> dict[str, Any]:
     return values
 
   def refuse(word: str):
-    raise InputError(f"{where}: holds {word}, which is not JSON; write a number")
+    raise InputError(f"{where}: holds {word}, which is not JSON; write a number instead")
 
   infinity, loose = float("inf"), []
 
@@ -104,11 +105,13 @@ def read_json(path: pathlib.Path, *, hint: str = "give a directory in the Huggin
   """Reads the JSON object in a file; `hint` tells the user what to do if the file is missing.
 
   Raises:
-    InputError: No such file, or `parse` refuses its text.
+    InputError: The file is missing or larger than 100 MiB, or `parse` refuses its text.
   """
   path = pathlib.Path(path)
   if (size := regular(path, hint=hint)) > _MAX_JSON:
-    raise InputError(f"{path}: {size:,} bytes, and a JSON file may have {_MAX_JSON:,}; fetch the file again")
+    raise InputError(
+      f"{path}: has {size:,} bytes, but a JSON file may have {_MAX_JSON:,} at most; fetch the file again"
+    )
   try:
     text = path.read_bytes()
   except OSError as error:
@@ -157,7 +160,7 @@ def number(value: Any, *, where: str, low: float = -math.inf, high: float = math
 
 
 def flag(value: Any, *, where: str) -> bool:
-  """Returns `value`, which must be a bool; `where` is file and key, for the message.
+  """Returns `value`, which must be a bool; `where` names file and key in the error message.
 
   Raises:
     InputError: `value` is not a bool.

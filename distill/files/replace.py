@@ -1,7 +1,7 @@
-"""Files and directories that appear whole or not at all.
+"""Writes files and directories so that they appear complete or not at all.
 
-Each context yields a path to write to, inside a temporary directory next to the target, and renames it to the target
-when its block ends without an exception. A crash leaves the target as it was.
+Each context manager yields a path to write to, inside a temporary directory next to the target. When its block ends
+without an exception, it renames this path to the target. A crash leaves the target as it was.
 """
 
 import contextlib
@@ -24,7 +24,10 @@ def _temporary(target: pathlib.Path) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def replace_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Context that yields a path to write and renames it to `path` at the end; `path` may exist."""
+  """Context manager that yields a temporary path to write, and renames the file to `path` at the end.
+
+  A file that exists at `path` is replaced.
+  """
   with _temporary(path) as work:
     yield work
     os.replace(work, path)
@@ -32,9 +35,10 @@ def replace_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def new_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Context that yields an empty directory and renames it to `path` at the end, unless another process did so first.
+  """Context manager that yields an empty temporary directory, and renames it to `path` at the end.
 
-  Processes that write the same content to the same path may run it at once: the first to finish wins.
+  Several processes may write the same content to the same path at once: the first to finish wins, and the others
+  discard their directories.
   """
   with _temporary(path) as work:
     work.mkdir()
@@ -48,15 +52,15 @@ def new_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def replace_directory(path: pathlib.Path, *, marker: str, files: Sequence[str]) -> Iterator[pathlib.Path]:
-  """Context that yields an empty directory, which replaces `path` at the end.
+  """Context manager that yields an empty temporary directory, which replaces the directory `path` at the end.
 
   Args:
     path: Absent, empty, or an earlier directory of the same kind, as `check_replaceable` tests.
-    marker: A file that every directory of this kind has.
-    files: Patterns of all file names that a directory of this kind may have.
+    marker: Name of a file that every directory of this kind has.
+    files: Glob patterns of all file names that a directory of this kind may have.
 
   Raises:
-    InputError: `path` holds something else, or its parent cannot be written.
+    InputError: `path` is not replaceable, or its parent cannot be written.
   """
   check_replaceable(path, marker=marker, files=files)
   target = pathlib.Path(os.path.abspath(path))
@@ -78,18 +82,19 @@ def check_replaceable(path: pathlib.Path, *, marker: str, files: Sequence[str]) 
 
   Args:
     path: The directory.
-    marker: A file that every directory of this kind has.
-    files: Patterns of all file names that a directory of this kind may have.
+    marker: Name of a file that every directory of this kind has.
+    files: Glob patterns of all file names that a directory of this kind may have.
 
   Raises:
-    InputError: It is a file, lacks the marker, or holds another file, a link or a directory.
+    InputError: `path` is a file, holds files without the marker among them, or holds a file that no pattern matches, a
+      link or a directory.
   """
   try:
     if path.exists() and not path.is_dir():
       raise InputError(f"{path}: is a file; name a directory to write to")
     entries = sorted(path.iterdir()) if path.is_dir() else []
     if entries and not (path / marker).exists():
-      raise InputError(f"{path}: holds other files and no {marker}; name a new or empty directory")
+      raise InputError(f"{path}: holds other files and no {marker}, so it is kept; name a new or empty directory")
     for entry in entries:
       known = any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in files)
       if not known or entry.is_symlink() or not entry.is_file():

@@ -41,14 +41,14 @@ _ORDER = {name: i for i, name in enumerate(DTYPES)}
 _FILE = re.compile(r"\w[\w.-]*\.safetensors", re.ASCII)
 _MAX_HEADER = 100 * 2**20
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.npz", "*.h5", "*.msgpack")
-_AGAIN = "fetch the file again"
+_FETCH_AGAIN = "fetch the file again"
 
 
 def read(directory: pathlib.Path, *, stem: str) -> dict[str, np.ndarray]:
   """Reads all tensors of `{stem}.safetensors`, or of the files that `{stem}.safetensors.index.json` lists.
 
   Raises:
-    InputError: What `stored` raises, or values that are not finite.
+    InputError: `stored` refuses the files, or a tensor holds values that are not finite.
   """
   reader = TensorReader()
   tensors = {name: reader.read(one) for name, one in stored(directory, stem=stem).items()}
@@ -59,53 +59,56 @@ def read(directory: pathlib.Path, *, stem: str) -> dict[str, np.ndarray]:
 
 
 def header(directory: pathlib.Path, *, stem: str) -> dict[str, tuple[str, tuple[int, ...]]]:
-  """Returns (dtype, shape) of every tensor by its name; reads only the headers."""
+  """Returns name -> (dtype as files name it, such as 'BF16', shape) of every tensor; reads only the headers."""
   return {name: (_NAMES[one.dtype], one.shape) for name, one in stored(directory, stem=stem).items()}
 
 
 def stored(directory: pathlib.Path, *, stem: str) -> dict[str, Stored]:
-  """Returns every tensor's location by its name, checked against headers, file sizes and the index if there is one.
+  """Returns name -> location of every tensor. Checks headers, file sizes and, if there is one, the index.
 
   Raises:
-    InputError: Missing, truncated or damaged files, duplicate names, or tensors that are not where the index says.
+    InputError: A file is missing, truncated or damaged, two tensors have one name, or the index contradicts the files.
   """
   directory = pathlib.Path(directory)
   index, single = directory / f"{stem}.safetensors.index.json", directory / f"{stem}.safetensors"
   if not os.path.lexists(index):
     if not os.path.lexists(single) and (pickles := sorted(p.name for glob in _PICKLES for p in directory.glob(glob))):
-      raise InputError(f"{single}: no such file; {pickles[0]} is never opened, convert it to safetensors")
+      unsafe = pickles[0]
+      raise InputError(
+        f"{single}: no such file; {unsafe} is never opened, as it may hold code; convert it to safetensors"
+      )
     return _header(single)
   where = read_json(index).get("weight_map")
   if not isinstance(where, dict) or not where or not all(isinstance(name, str) for name in where.values()):
-    raise InputError(f"{index}: no weight_map of tensor names to files; {_AGAIN}")
+    raise InputError(f"{index}: has no weight_map from tensor names to file names; {_FETCH_AGAIN}")
   found: dict[str, Stored] = {}
   for name in sorted(set(where.values())):
     if not _FILE.fullmatch(name):
       raise InputError(f"{index}: weight_map names {name!r}; expected a *.safetensors file in the same directory")
-    for tensor, one in _header(directory / name, hint=f"{index.name} names it").items():
+    for tensor, one in _header(directory / name, hint=f"fetch this file, too, which {index.name} names").items():
       if tensor in found:
-        raise InputError(f"{directory / name}: tensor {tensor} is in {found[tensor].path.name} too; {_AGAIN}")
+        raise InputError(f"{directory / name}: tensor {tensor} is in {found[tensor].path.name} too; {_FETCH_AGAIN}")
       found[tensor] = one
   places = {tensor: one.path.name for tensor, one in found.items()}
   if places != where:
     wrong = min(key for key in {*places, *where} if places.get(key) != where.get(key))
-    raise InputError(f"{index}: tensor {wrong!r} is not where the index says; {_AGAIN}")
+    raise InputError(f"{index}: tensor {wrong!r} is not where the index says; {_FETCH_AGAIN}")
   return found
 
 
 def digest(directory: pathlib.Path, *, stem: str, settings: str) -> str:
-  """Returns a SHA-256 of a JSON file and of the files with the tensors; files are read in parallel.
+  """Returns one SHA-256 over a JSON file and the safetensors files next to it; files are read in parallel.
 
   Args:
-    directory: The directory of all of them.
+    directory: The directory of all these files.
     stem: Name of the safetensors files, without `.safetensors`.
     settings: Name of the JSON file.
 
   Raises:
-    InputError: What `stored` raises.
+    InputError: The JSON file is missing, or `stored` refuses the safetensors files.
   """
   directory = pathlib.Path(directory)
-  regular(directory / settings, hint="it says what the tensors are of")
+  regular(directory / settings, hint="put the file that describes the tensors next to them")
   files = [directory / settings, *sorted({one.path for one in stored(directory, stem=stem).values()})]
   with concurrent.futures.ThreadPoolExecutor() as threads:
     sums = list(threads.map(_sum, files))
@@ -122,50 +125,59 @@ def _header(path: pathlib.Path, *, hint: str = "weights must be in the safetenso
   with path.open("rb") as file:
     length = int.from_bytes(file.read(8), "little")
     if length > _MAX_HEADER:
-      raise InputError(f"{path}: damaged or not a safetensors file (a header of {length:,} bytes); {_AGAIN}")
+      raise InputError(
+        f"{path}: is damaged or not a safetensors file (its header has {length:,} bytes); {_FETCH_AGAIN}"
+      )
     text = file.read(length) if size >= 8 else b""
   if len(text) != length or not text.startswith(b"{"):
-    raise InputError(f"{path}: damaged or cut short (no readable header); {_AGAIN}")
+    raise InputError(f"{path}: is damaged or cut short (it has no readable header); {_FETCH_AGAIN}")
   entries = parse(text, where=f"{path}: damaged header")
   metadata = entries.pop("__metadata__", {})
   if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-    raise InputError(f"{path}: __metadata__ = {str(metadata)[:60]}: expected an object of strings; {_AGAIN}")
+    raise InputError(f"{path}: __metadata__ = {str(metadata)[:60]}; expected an object of strings; {_FETCH_AGAIN}")
   found = {name: _entry(path, name, entry) for name, entry in entries.items()}
   at = 0
   for name, (begin, one) in sorted(found.items(), key=lambda item: (item[1][0], item[1][1].nbytes)):
     if begin != at:
-      what = "overlaps the one before it" if begin < at else "leaves a hole before it"
-      raise InputError(f"{path}: tensor {name!r} {what}; the file is damaged, {_AGAIN}")
+      fault = "overlaps the one before it" if begin < at else "leaves a hole before it"
+      raise InputError(f"{path}: the file is damaged: tensor {name!r} {fault}; {_FETCH_AGAIN}")
     at += one.nbytes
   if 8 + length + at != size:
-    what = "cut short" if 8 + length + at > size else "too long"
-    raise InputError(f"{path}: damaged or {what} ({size:,} bytes, its header describes {8 + length + at:,}); {_AGAIN}")
+    expected = 8 + length + at
+    fault = "cut short" if expected > size else "too long"
+    raise InputError(
+      f"{path}: is {fault}: it has {size:,} bytes, but its header describes {expected:,}; {_FETCH_AGAIN}"
+    )
   return {name: dataclasses.replace(one, offset=8 + length + begin) for name, (begin, one) in found.items()}
 
 
 def _entry(path: pathlib.Path, name: str, entry: Any) -> tuple[int, Stored]:
-  """Returns (offset of the first byte after the header, the tensor) for one entry of a header."""
+  """Checks one entry of a header; returns (offset of its first byte after the header, `Stored` tensor at offset 0)."""
   where = f"{path}: tensor {name!r}"
   if not name or len(name) > 1000 or not name.isprintable() or "/" in name or "\\" in name:
-    raise InputError(f"{where[:200]}: is not a valid tensor name; {_AGAIN}")
+    raise InputError(f"{where[:200]}: this is not a valid tensor name; {_FETCH_AGAIN}")
   if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-    raise InputError(f"{where}: expected dtype, shape and data_offsets in its header; {_AGAIN}")
+    raise InputError(f"{where}: expected dtype, shape and data_offsets in the header; {_FETCH_AGAIN}")
   dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
   if not isinstance(dtype, str) or dtype not in DTYPES:
-    raise InputError(f"{where}: dtype {str(dtype)[:60]!r} is not read; expected one of {', '.join(DTYPES)}")
+    raise InputError(f"{where}: dtype {str(dtype)[:60]!r} is not supported; expected one of {', '.join(DTYPES)}")
   for key, value in (("shape", shape), ("data_offsets", offsets)):
     if not isinstance(value, list) or not all(type(one) is int and 0 <= one < 2**63 for one in value):
-      raise InputError(f"{where}: {key} {str(value)[:60]} must be a list of whole numbers from 0; {_AGAIN}")
+      raise InputError(f"{where}: {key} {str(value)[:60]} must be a list of whole numbers, 0 or larger; {_FETCH_AGAIN}")
   if len(shape) > 8 or len(offsets) != 2:
     raise InputError(
-      f"{where}: {len(shape)} dimensions and {len(offsets)} offsets; expected at most 8, and 2; {_AGAIN}"
+      f"{where}: has {len(shape)} dimensions and {len(offsets)} data_offsets; expected at most 8 dimensions and 2 "
+      f"offsets; {_FETCH_AGAIN}"
     )
   size = math.prod(shape) * DTYPES[dtype].itemsize
   if offsets[1] - offsets[0] != size:
-    raise InputError(f"{where}: {offsets[1] - offsets[0]:,} bytes, its shape needs {size:,}; {_AGAIN}")
+    stored_bytes = offsets[1] - offsets[0]
+    raise InputError(
+      f"{where}: data_offsets cover {stored_bytes:,} bytes, but its shape needs {size:,}; {_FETCH_AGAIN}"
+    )
   # If one dimension is 0, the file's size does not bound the others.
   if math.prod(one for one in shape if one) >= 2**48:
-    raise InputError(f"{where}: shape {str(shape)[:60]} is beyond what arrays can have; {_AGAIN}")
+    raise InputError(f"{where}: shape {str(shape)[:60]} is beyond what arrays can have; {_FETCH_AGAIN}")
   return offsets[0], Stored(path=path, dtype=DTYPES[dtype], shape=tuple(shape), offset=0)
 
 
@@ -176,7 +188,7 @@ def write(
   stem: str,
   max_file_bytes: int = 5 * 10**9,
 ) -> None:
-  """Writes `{stem}.safetensors`, or several files and an index.
+  """Writes tensors to `{stem}.safetensors`, or to several files and an index if larger than `max_file_bytes`.
 
   Args:
     directory: An existing directory.

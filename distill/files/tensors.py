@@ -1,4 +1,4 @@
-"""Tensors in files, of which any block can be read without the rest."""
+"""Reads any block of a tensor in a file without reading the rest of the tensor."""
 
 import dataclasses
 import math
@@ -11,7 +11,7 @@ import numpy as np
 
 from distill.errors import InputError
 
-_AGAIN = "fetch the file again"
+_FETCH_AGAIN = "fetch the file again"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,13 +25,13 @@ class Stored:
 
   @property
   def nbytes(self) -> int:
-    """Size on disk."""
+    """Size of the tensor on disk, in bytes."""
     return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pending:
-  """A tensor to be written, created by `make` only then, so that not all tensors are in memory at once."""
+  """A tensor to be written. `make` creates it at that moment, so that not all tensors are in memory at once."""
 
   shape: tuple[int, ...]
   dtype: np.dtype
@@ -39,12 +39,12 @@ class Pending:
 
   @property
   def nbytes(self) -> int:
-    """Size on disk."""
+    """Size of the tensor on disk, in bytes."""
     return math.prod(self.shape) * self.dtype.itemsize
 
 
 class TensorReader:
-  """Reads blocks of stored tensors, and only their bytes. Files stay open until the reader is deleted."""
+  """Reads blocks of stored tensors, and no bytes outside these blocks. Files stay open until the reader is deleted."""
 
   def __init__(self) -> None:
     self._open: dict[pathlib.Path, int] = {}
@@ -58,7 +58,7 @@ class TensorReader:
 
     Args:
       stored: The tensor.
-      index: Slices with plain bounds and positive steps.
+      index: One slice for each dimension, with plain bounds and a positive step; None reads the whole tensor.
 
     Raises:
       InputError: The file cannot be read or has become shorter.
@@ -89,7 +89,7 @@ class TensorReader:
       try:
         self._open[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
       except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); {_AGAIN}") from error
+        raise InputError(f"{path}: cannot be read ({error.strerror}); {_FETCH_AGAIN}") from error
     return self._open[path]
 
   @staticmethod
@@ -99,9 +99,9 @@ class TensorReader:
       try:
         count = os.preadv(descriptor, [target[done:]], offset + done)
       except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); {_AGAIN}") from error
+        raise InputError(f"{path}: cannot be read ({error.strerror}); {_FETCH_AGAIN}") from error
       if not count:
-        raise InputError(f"{path}: damaged or cut short while it was read; {_AGAIN}")
+        raise InputError(f"{path}: the file is damaged, or was cut short while it was read; {_FETCH_AGAIN}")
       done += count
 
 
@@ -115,7 +115,7 @@ def _offsets(ranges: Sequence[range], strides: Sequence[int]) -> Iterator[int]:
 
 
 def finite(value: np.ndarray) -> bool:
-  """Tells if an array holds neither infinities nor NaN."""
+  """Returns True if an array holds neither infinities nor NaN."""
   if value.dtype.kind in "iub":
     return True
   if value.dtype.itemsize == 1:

@@ -1,4 +1,4 @@
-"""Measures how important each part of a model is, on rows of text."""
+"""Measures how important each layer, head, neuron and channel of a model is, by its activations on rows of text."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
@@ -26,17 +26,18 @@ _TINY = 1e-30
 class Importance:
   """Importance of a model's parts by their activations (Muralidharan et al. 2024, 2407.14679; layers: 2403.03853).
 
-  Scores of heads, neurons and channels: the mean over each row's tokens, then the root of the sum of squares over rows.
+  A score of a head, neuron or channel combines activations in two steps: the mean of their absolute values (for heads:
+  of their norms) over the tokens of each row, then the L2 norm of these means over all rows.
 
   Attributes:
-    layers: 1 − cos between a layer's input and its output, the mean over tokens [L].
-    heads: For each layer, the norm of each head's output before the output projection [N]; empty without heads.
-    neurons: For each layer, the size of the inputs of the MLP's last projection [F]; empty for an MoE layer.
-    channels: The size of the inputs of mixers, MLPs and the head, summed over all of them [D].
-    shares: By the name of a norm over the residual stream or over all heads, the share of each of its inputs in the
-      mean square, averaged over tokens; the shares sum to one.
-    power: For each layer, the mean square of each head's output [N]; empty without heads.
-    means: For each layer, the mean input of its mixer [D].
+    layers: [L] 1 − cos of the angle between a layer's input and its output, averaged over tokens.
+    heads: For each layer, [N] scores of the heads' outputs before the output projection; empty without heads.
+    neurons: For each layer, [F] scores of the inputs of the MLP's last projection; empty for an MoE layer.
+    channels: [D] scores of the inputs of mixers, MLPs and the head, summed over all these inputs.
+    shares: Name of a norm over the residual stream or over all heads -> for each of its inputs, the share in the mean
+      square, averaged over tokens. The shares of a norm sum to one.
+    power: For each layer, [N] mean square of each head's output; empty without heads.
+    means: For each layer, [D] mean input of its mixer.
   """
 
   layers: np.ndarray
@@ -91,7 +92,7 @@ def _importance(decoder: Decoder, stacked: Params) -> Importance:
 
 
 class _Tap:
-  """Replaces a module and records its input."""
+  """Stands in for a module: calls the module and records its last input as `seen`."""
 
   def __init__(self, module: Any):
     self._module = module
@@ -103,7 +104,7 @@ class _Tap:
 
 
 def _tap(parent: object, name: str) -> _Tap | None:
-  """Replaces the child `name` by a tap; returns None if there is no such child. `parent` is a copy for one trace."""
+  """Replaces the child `name` of `parent` by a `_Tap` and returns it; None without such a child."""
   module = getattr(parent, name, None)
   if module is None:
     return None
@@ -113,7 +114,7 @@ def _tap(parent: object, name: str) -> _Tap | None:
 
 
 def _sums(decoder: Decoder, params: Mapping[str, Any], batch: Batch) -> Params:
-  """Returns one batch's sums of the statistics that `measure` averages, over rows or tokens, stacked over layers."""
+  """Returns the statistics of `Importance` for one batch, as sums over its rows or tokens: stacked name -> sum."""
   config, module = decoder.config, decoder.module(params)
   valid = (batch.segments > 0).astype(jnp.float32)
   found: Params = {"count": jnp.sum(valid)}
@@ -139,7 +140,7 @@ def _sums(decoder: Decoder, params: Mapping[str, Any], batch: Batch) -> Params:
 def _observe(
   layer: Layer, x, *, spec: LayerConfig, batch: Batch, valid: Float[Array, "B T"], centred: bool
 ) -> tuple[Float[Array, "B T D"], Params]:
-  """Runs a layer; returns its output and its importance statistics summed over the batch."""
+  """Runs a layer on `x` [B, T, D]; returns its output and name -> importance statistic, summed over the batch."""
   norms = {name: tap for name in _NORMS if (tap := _tap(layer, name)) is not None}
   inner = {}
   if getattr(spec.mixer, "qk_norm", None) == "full":
@@ -171,13 +172,13 @@ def _cosine(x, y):
 
 
 def _by_row(size: Float[Array, "B T F"], valid: Float[Array, "B T"]) -> Float[Array, " F"]:
-  """Takes each row's mean over its valid tokens, squares it, and sums the squares of all rows."""
+  """Returns the sum over rows of the squared mean of `size` over each row's valid tokens."""
   count = jnp.maximum(jnp.sum(valid, axis=1), 1.0)
   return jnp.sum(jnp.square(jnp.einsum("bt,btf->bf", valid, size) / count[:, None]), axis=0)
 
 
 def _share(x: Float[Array, "B T F"], valid: Float[Array, "B T"], *, centred: bool) -> Float[Array, " F"]:
-  """Sums the share of each input in the mean square over valid tokens."""
+  """Returns each input's share in a token's sum of squares, summed over valid tokens; `centred` subtracts the mean."""
   x = x - jnp.mean(x, axis=-1, keepdims=True) if centred else x
   squares = jnp.square(x)
   return jnp.einsum("bt,btf->f", valid, squares / jnp.maximum(jnp.sum(squares, axis=-1, keepdims=True), _TINY))

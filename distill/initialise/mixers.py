@@ -1,4 +1,4 @@
-"""Converts a teacher's mixer to a student's: projections are copied, regrouped to the student's heads."""
+"""Initialises a student's mixer from a teacher's: copies projections, and regroups them for the student's heads."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -24,8 +24,9 @@ class TeacherMixer:
   Attributes:
     config: Configuration of the mixer.
     norm_offset: Offset that the mixer's norms add to their stored scales.
-    get: Returns a parameter by its name within the mixer, cut to the student's channels, or None.
-    correct: correct(scale, name, inputs) returns the scale of the norm `name` adjusted to a norm over `inputs` alone.
+    get: Returns a parameter by its name within the mixer, cut to the student's channels; None if there is none.
+    correct: correct(scale, name, inputs) returns the scale of the norm `name`, corrected for a norm over only those
+      inputs whose indices are in `inputs`.
     power: Mean square of each head's output [N]; None where importance was not measured.
     mean: Mean input of the mixer, cut to the student's channels [D]; None where importance was not measured.
   """
@@ -43,7 +44,7 @@ class Conversion(Protocol):
   """Converts the parameters of one type of teacher mixer to those of one type of student mixer."""
 
   def heads(self, mixer: Any, source: Any, *, scores: Array | None) -> Heads | None:
-    """Returns the teacher's heads that the mixer starts from, or None if no heads are chosen.
+    """Returns the teacher's heads that the student's mixer starts from, or None if no heads are chosen.
 
     Args:
       mixer: Configuration of the student's mixer.
@@ -55,7 +56,7 @@ class Conversion(Protocol):
     """Returns True if this conversion reads the teacher's importance, which must then be measured first."""
 
   def parameter(self, name: str, *, mixer: Any, teacher: TeacherMixer, heads: Heads | None) -> Array | None:
-    """Returns the student mixer's parameter `name`, or None if it keeps its random initialisation.
+    """Returns the student mixer's parameter `name`, or None if this parameter keeps its random initialisation.
 
     Args:
       name: Name of the parameter within the mixer.
@@ -65,7 +66,7 @@ class Conversion(Protocol):
     """
 
   def describe(self, mixer: Any, source: Any, *, heads: Heads | None) -> str:
-    """Returns a few words that say which of the mixer's parameters come from the teacher."""
+    """Returns a few words for the summary table: which of the student mixer's parameters come from the teacher."""
 
 
 class Copied:
@@ -83,7 +84,7 @@ class Copied:
     return teacher.get(name)
 
   def describe(self, mixer: MixerConfig, source: MixerConfig, *, heads: Heads | None) -> str:
-    """Returns a word for the summary table that says the mixer is copied."""
+    """Returns 'copied', for the summary table."""
     return "copied"
 
 
@@ -98,10 +99,10 @@ class Fresh:
     return False
 
   def parameter(self, name: str, *, mixer: Any, teacher: TeacherMixer, heads: Heads | None) -> None:
-    """Returns None: every parameter stays fresh."""
+    """Returns None: every parameter keeps its random initialisation."""
 
   def describe(self, mixer: MixerConfig, source: MixerConfig, *, heads: Heads | None) -> str:
-    """Returns a text that says the mixer stays fresh, and names the type of the teacher's mixer."""
+    """Returns why the mixer keeps its random initialisation: the teacher's mixer, which is named, does not convert."""
     same = mixer.kind == source.kind
     return f"fresh: the teacher's {source.kind} {'is configured otherwise' if same else 'does not convert'}"
 
@@ -110,7 +111,7 @@ class FromAttention:
   """Base class of conversions whose teacher mixer is attention: chooses the attention heads to start from."""
 
   def heads(self, mixer: MixerConfig, source: AttentionConfig, *, scores: Array | None) -> Heads | None:
-    """Returns the teacher's most important heads, or None if head widths or groups do not fit."""
+    """Returns the teacher's most important heads; None if the head widths differ or the groups of heads do not fit."""
     shape = mixer.head_shape
     assert shape is not None
     if shape.key_width != source.head_dim or shape.value_width != source.head_dim:
@@ -119,7 +120,7 @@ class FromAttention:
     return choose_heads(scores, keys=source.num_kv_heads, retained=shape.heads, retained_keys=shape.key_heads)
 
   def describe(self, mixer: MixerConfig, source: AttentionConfig, *, heads: Heads | None) -> str:
-    """Returns the head counts of both mixers, or the reason why no heads fit."""
+    """Returns the head counts of both mixers where they differ, or the reason why the teacher's heads do not fit."""
     shape = mixer.head_shape
     assert shape is not None
     if heads is None:
@@ -137,13 +138,16 @@ class Regrouped(FromAttention):
   """Conversion from attention to attention with other head counts, another score scale, or other gates."""
 
   def needs_importance(self, mixer: AttentionConfig, source: AttentionConfig) -> bool:
-    """Returns True if the student drops heads, or a norm over all heads must be corrected for other heads."""
+    """Returns True if the student drops heads, or has other heads under a norm over all heads (`qk_norm` 'full')."""
     heads, keys = mixer.num_heads, mixer.num_kv_heads
     same = (heads, keys) == (source.num_heads, source.num_kv_heads)
     return not same and (source.qk_norm == "full" or heads < source.num_heads or keys < source.num_kv_heads)
 
   def parameter(self, name: str, *, mixer: AttentionConfig, teacher: TeacherMixer, heads: Heads | None) -> Array | None:
-    """Returns the teacher's parameter, regrouped so that scores, gates and norms compute as in the teacher."""
+    """Returns the teacher's parameter `name`, regrouped so that scores, gates and norms compute as in the teacher.
+
+    Returns None, for a fresh parameter, if no heads fit or the teacher lacks the parameter.
+    """
     value = None if heads is None else _regrouped(name, teacher, heads)
     if value is None or heads is None:
       return None
@@ -160,11 +164,11 @@ class Regrouped(FromAttention):
 class Linear(FromAttention):
   """Conversion from attention to a linear mixer (Mamba-2 or gated delta rule).
 
-  Queries, keys, values and the output projection are the teacher's (RADLADS, 2505.03005); the convolutions start as the
-  identity. The mixer's output norm has no counterpart in attention, so the measured size of attention's outputs goes
-  into the output projection. A gate without a bias that starts at zero, or at half with either sign, would hide all
-  that: it starts from the mean input alone and is about one. Decays stay as they are initialised, from one position to
-  thousands: that was measured to be nearer to the teacher than slow decays throughout.
+  Queries, keys, values and the output projection are the teacher's (RADLADS, 2505.03005). Convolutions start as the
+  identity. The mixer norms its outputs, which attention does not, so the output projection is multiplied by the
+  measured size of attention's outputs. The kernel of the output gate is made from the mean input, so that the gate is
+  about one for it: a gate near zero, or of random sign, would hide the copied projections. Decays keep their random
+  initialisation, from one position to thousands; measurements found this nearer to the teacher than only slow decays.
 
   Attributes:
     kernels: For each kernel of the mixer, the attention kernel (q, k or v) that it starts from.
@@ -177,7 +181,7 @@ class Linear(FromAttention):
     return True
 
   def parameter(self, name: str, *, mixer: Any, teacher: TeacherMixer, heads: Heads | None) -> Array | None:
-    """Returns the teacher's projection, an open gate, or an identity convolution."""
+    """Returns a projection of the teacher, a gate of about one or an identity convolution; None if fresh."""
     if heads is None:
       return None
     size, mean = teacher.config.head_dim, teacher.mean
@@ -213,12 +217,12 @@ def conversion(mixer: MixerConfig, source: MixerConfig) -> Conversion:
 
 
 def _last_tap(width: int, channels: int) -> Array:
-  """Returns a convolution kernel that is the identity: one at the last tap, zero elsewhere."""
+  """Returns a convolution kernel [width, channels] that is the identity: one at the last tap, zero elsewhere."""
   return np.eye(width, dtype=np.float32)[-1:].T.repeat(channels, axis=1)
 
 
 def _regrouped(name: str, teacher: TeacherMixer, heads: Heads) -> Array | None:
-  """Returns a parameter of the teacher's attention, regrouped to the student's heads."""
+  """Returns a parameter of the teacher's attention, regrouped to the student's heads; None if the teacher lacks it."""
   source, value, (projection, *_) = teacher.config, teacher.get(name), name.split(".")
   if value is None or name == "o.bias":
     return value
@@ -236,7 +240,7 @@ def _scale(config: AttentionConfig) -> float:
 def _attention(
   name: str, value: Array, *, mixer: AttentionConfig, source: AttentionConfig, norm_offset: float
 ) -> Array:
-  """Adjusts a parameter to the student's score scale and gates; a fresh gate passes half, so `o` is doubled."""
+  """Adjusts an attention parameter to the student's score scale and gate. A new gate passes half, so `o` is doubled."""
   scores, size = np.float32(_scale(source) / _scale(mixer)), source.head_dim
   if name == "q_norm.scale":
     return (value + np.float32(norm_offset)) * scores - np.float32(norm_offset)
@@ -254,7 +258,7 @@ def _attention(
 
 
 def _full_norm(scale: Array, name: str, teacher: TeacherMixer, heads: Heads) -> Array:
-  """Returns the scale of a norm over all heads, corrected if the student retains other heads."""
+  """Returns the scale of a norm over all heads, corrected if the student does not retain exactly all heads."""
   source, queries = teacher.config, name == "q_norm.scale"
   count = source.num_heads if queries else source.num_kv_heads
   chosen = [(head,) for head in heads.queries] if queries else list(heads.keys)
@@ -267,7 +271,8 @@ def _full_norm(scale: Array, name: str, teacher: TeacherMixer, heads: Heads) -> 
 def _linear_kernel(name: str, teacher: TeacherMixer, heads: Heads) -> Array:
   """Returns the kernel of queries or keys for each student key head, or of values for each student value head.
 
-  Linear attention has one query head a key head: it starts from the mean of the teacher's query heads of that group.
+  Linear attention has one query head for each key head. It starts from the mean of those of the teacher's query heads
+  that share the key head.
   """
   source, value = teacher.config, teacher.get(f"{name}.kernel")
   assert value is not None, name

@@ -20,7 +20,9 @@ def loses_neurons(mlp: AnyMlp, source: AnyMlp) -> bool:
 
 
 def choose_neurons(mlp: AnyMlp, source: AnyMlp, *, scores: Array | None) -> Array | None:
-  """Returns the indices of the teacher's neurons that a dense MLP starts from; None unless both are dense and alike.
+  """Returns the indices of the teacher's neurons that a student's dense MLP starts from.
+
+  Returns None unless both MLPs are dense, and both or neither have a gate.
 
   Args:
     mlp: Configuration of the student's MLP.
@@ -44,7 +46,9 @@ def convert_mlp(
   get: Callable[[str], Array | None],
   shape: tuple[int, ...],
 ) -> Array | None:
-  """Returns one parameter of a student's MLP, or None if it stays fresh; `widen` adds missing neurons.
+  """Returns one parameter of a student's MLP, made from the teacher's MLP; None if the parameter stays fresh.
+
+  For a student with more neurons it holds only the teacher's neurons, and `widen` adds the rest.
 
   Args:
     name: Name of the parameter within the MLP.
@@ -100,7 +104,10 @@ def widen(name: str, value: Array, fresh: Any) -> Array | None:
 
 
 def _upcycles(mixture: MoeConfig, source: MlpConfig) -> bool:
-  """Returns True if a dense MLP can become the experts: it has their form and is at most as wide as all together."""
+  """Returns True if a dense MLP can become the experts of `mixture`: both have the same form, and it is not too wide.
+
+  It is too wide if it has more neurons than all experts together.
+  """
   return (
     source.gated
     and not source.use_bias
@@ -114,10 +121,9 @@ def _upcycles(mixture: MoeConfig, source: MlpConfig) -> bool:
 def _experts(name: str, *, mixture: MoeConfig, source: MlpConfig, get: Callable[[str], Array | None]) -> Array | None:
   """Returns a kernel of all routed experts made from a dense MLP, or None for other parameters of the MoE layer.
 
-  The neurons are distributed to the experts in turn, `mixture.width` to each, so that each neuron occurs about
-  equally often. The sum
-  of the chosen experts is the MLP on average, and exactly where an expert is as wide as the MLP. A shared expert starts
-  at zero (Komatsuzaki et al. 2023, 2212.05055).
+  The neurons are distributed to the experts in turn, `mixture.width` to each, so that each neuron occurs about equally
+  often. The sum of a token's chosen experts equals the dense MLP on average, and exactly if each expert is as wide as
+  the MLP. A shared expert starts at zero (Komatsuzaki et al. 2023, 2212.05055).
   """
   found = re.fullmatch(r"experts\.(gate|up|down)\.kernel", name)
   value = get(f"{found[1]}.kernel") if found else None

@@ -19,8 +19,10 @@ class MultiplierRatios:
     embedding: Ratio of the multipliers of the embeddings.
     logits: Ratio of the multipliers of the logits.
     residual: Ratio of the multipliers of each mixer's and MLP's output before it is added to the residual stream.
-    final: Factor of the final norm's scale: the ratio that a tied embedding table cannot hold besides `embedding`.
-    offsets: (norm offset of the teacher, norm offset of the student), or None where their norms are of different kinds.
+    final: Factor of the final norm's scale. It is logits / embedding if the student's embedding and head are tied, so
+      that one table cannot hold both ratios; else 1.
+    offsets: What each model's norms add to their stored scale, (teacher, student); None if the two models use
+      different kinds of norm.
   """
 
   embedding: float
@@ -34,14 +36,15 @@ class MultiplierRatios:
     """Computes the ratios from the configurations of both models.
 
     Raises:
-      InputError: The student's tied table cannot hold both the teacher's embedding and its head.
+      InputError: The student ties embedding and head, and one table cannot hold both of the teacher.
     """
     embedding, logits = teacher.embed_scale / student.embed_scale, teacher.logit_scale / student.logit_scale
     uneven = student.tie_embeddings and not np.isclose(embedding, logits)
     if uneven and teacher.norm != student.norm:
       raise InputError(
-        f"student.layers_from: the teacher scales its embeddings {embedding:g} times as much as the student, its "
-        f"logits {logits:g} times, and one table cannot hold both; set tie_word_embeddings to false in student.config"
+        f"student.layers_from: the teacher scales its embeddings {embedding:g} times as much as the student, but its "
+        f"logits {logits:g} times, and one tied table cannot hold both; set tie_word_embeddings to false in "
+        "student.config"
       )
     return cls(
       embedding=embedding,
@@ -52,7 +55,7 @@ class MultiplierRatios:
     )
 
   def apply(self, name: str, value: Array) -> Array | None:
-    """Returns the teacher's parameter `name` rescaled for the student; None for a norm of another kind."""
+    """Returns the teacher's parameter `name`, rescaled for the student; None if it is of a norm of another kind."""
     if name.endswith(("norm.scale", "norm.bias")) and ".mixer." not in name and self.offsets is None:
       return None
     if name == "norm.bias":

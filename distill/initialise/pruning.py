@@ -34,7 +34,7 @@ class Heads:
   """The teacher's heads that the heads of a student's mixer start from.
 
   Attributes:
-    queries: For each student query head, the index of its teacher query head; neighbours share a key head.
+    queries: For each student query head, the index of its teacher query head. Heads that share a key head are adjacent.
     keys: For each student key/value head, the indices of the teacher key/value heads whose mean it starts from.
   """
 
@@ -43,11 +43,12 @@ class Heads:
 
 
 def choose_heads(scores: Float[Array, " N"], *, keys: int, retained: int, retained_keys: int) -> Heads | None:
-  """Returns the most important heads, each with the key head it was trained with.
+  """Returns the teacher's most important query heads, each with the key head it was trained with.
 
-  Where the student's groups of query heads are no larger than the teacher's, a group keeps its best query heads, and a
-  teacher's key head serves several groups only if the student has more key heads than the teacher. Larger groups merge
-  whole groups of the teacher, under the mean of their key heads (Ainslie et al. 2023, 2305.13245).
+  A group is the query heads that share one key head. If the student's groups are no larger than the teacher's, each
+  holds the most important query heads of one teacher group; several start from the same teacher group only if the
+  student has more key heads than the teacher. If they are larger, each merges whole teacher groups, under the mean of
+  their key heads (Ainslie et al. 2023, 2305.13245).
 
   Args:
     scores: Importance of the teacher's query heads.
@@ -56,7 +57,7 @@ def choose_heads(scores: Float[Array, " N"], *, keys: int, retained: int, retain
     retained_keys: Number of the student's key heads.
 
   Returns:
-    The chosen heads; None if the teacher has too few heads, or the groups do not divide.
+    The chosen heads; None if the teacher has too few heads, or the sizes of the groups do not divide each other.
   """
   group, size = len(scores) // keys, retained // retained_keys
   by_key = scores.reshape(keys, group)
@@ -86,7 +87,7 @@ def pick(value: Array, retained: Sequence[int | tuple[int, ...]], *, axis: int, 
 
   Args:
     value: Any parameter.
-    retained: For each unit of the result, the index of a unit of `value`, or of several whose mean is taken.
+    retained: For each unit of the result, the index of a unit of `value`, or a tuple of several whose mean is taken.
     axis: The axis that holds the units, such as heads or neurons.
     units: Number of units in `value`.
   """
@@ -110,8 +111,12 @@ def cut_channels(name: str, value: Array, channels: Int[Array, " D"] | None) -> 
 def norm_correction(share: Float[Array, " F"], retained: Sequence[int] | Int[Array, " M"]) -> float:
   """Returns the factor for a norm's scale that compensates for removed inputs.
 
-  A norm divides by the root mean square (RMS) of its inputs, and removing inputs changes it. The factor is the root of
-  (mean square of the retained / mean square of all), as measured. Where the removed inputs are zero, the norm's output
-  equals the teacher's except for epsilon.
+  A norm divides by the root mean square (RMS) of its inputs, and removing inputs changes the RMS. The factor is the
+  root of (mean square of the retained inputs / mean square of all inputs), as measured. If the removed inputs are zero,
+  the norm's output equals the teacher's except for epsilon.
+
+  Args:
+    share: Share of each input in the mean square, as in `Importance.shares`.
+    retained: Indices of the inputs that the student retains.
   """
   return float(np.sqrt(np.sum(share[np.asarray(retained)]) * len(share) / len(retained)))

@@ -14,7 +14,10 @@ _COLUMNS = ("part", "layers", "of the teacher's", "how")
 
 
 def table(start: InitialStudent, *, config: DecoderConfig, teacher: DecoderConfig) -> str:
-  """Returns a text table: a line for each (part, such as mixers; its origin), and one for fresh parameters.
+  """Returns a text table that shows where the parts of a student come from.
+
+  Each line describes one kind of part (such as attention) and one origin in the teacher. The last line is about fresh
+  parameters, which keep their random initialisation.
 
   Args:
     start: The initialised student.
@@ -60,7 +63,7 @@ def _runs(numbers: Sequence[int]) -> str:
 
 
 def _fresh(start: InitialStudent) -> str:
-  """Returns the share of parameters that stay fresh, and their names without layer numbers."""
+  """Returns a line with the share of parameters that stay fresh (random), and their names without layer numbers."""
   sizes = {name: int(np.prod(np.shape(x))) for name, x in start.params.items()}
   left = [name for name in sizes if name not in start.taken]
   kinds = sorted({re.sub(r"^layers\.\d+\.", "", name) for name in left})

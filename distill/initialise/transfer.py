@@ -1,4 +1,4 @@
-"""Initialises a student from its teacher: whatever fits is copied, cut or converted; the rest stays fresh."""
+"""Initialises a student from its teacher: copies, cuts or converts whatever fits. The rest stays random (fresh)."""
 
 import dataclasses
 import re
@@ -27,7 +27,7 @@ class RetainedParts:
   Attributes:
     layer: Index of the teacher layer.
     heads: The attention heads chosen in that layer; None where the mixer is copied or stays fresh.
-    neurons: Indices of the neurons of its MLP; None unless both MLPs are dense and of one form.
+    neurons: Indices of the chosen neurons of its MLP; None unless both MLPs are dense, and both or neither have a gate.
   """
 
   layer: int
@@ -58,7 +58,7 @@ def needs_importance(config: DecoderConfig, *, teacher: DecoderConfig, layers: S
   Args:
     config: The student's architecture.
     teacher: The teacher's architecture.
-    layers: As for `from_teacher`; layers that the teacher lacks are ignored.
+    layers: The argument `layers` of `from_teacher`; indices of layers that the teacher lacks are ignored.
   """
   if isinstance(layers, str) or config.width < teacher.width:
     return True
@@ -83,11 +83,11 @@ def from_teacher(
 
   A narrower student is cut: all layers to the same channels, each layer to its own most important heads and neurons
   (Muralidharan et al. 2024, 2407.14679); scales of norms are corrected for the channels that are gone
-  (`norm_correction`). A wider MLP adds fresh neurons whose outputs start at zero. Other mixers start from projections
+  (`norm_correction`). A wider MLP adds fresh neurons whose outputs start at zero. Linear mixers start from projections
   of attention (`mixers`), experts from the neurons of a dense MLP (`mlps`). Multipliers of the teacher's configuration
-  (on embeddings, scores, residuals, logits) that the student lacks are worked into its parameters, so that it computes
-  the same (`multipliers`). A mixer with another head width, a mixer of a type without a conversion, an MLP of another
-  form and mixtures of other experts stay fresh.
+  (on embeddings, scores, residuals, logits) that the student lacks are folded into its parameters, so that it computes
+  the same (`multipliers`). Parts that do not fit stay fresh, which means random: a mixer with another head width or of
+  a type without a conversion, an MLP of another form, and experts of another number or width.
 
   Args:
     fresh: Freshly initialised canonical parameters of the student.
@@ -99,8 +99,8 @@ def from_teacher(
     importance: Importance of the teacher's parts; required if `needs_importance`.
 
   Raises:
-    InputError: `layers` does not name one teacher layer a student layer, the student is wider than its teacher, or one
-      table cannot be both the teacher's embedding and its head.
+    InputError: `layers` does not name one teacher layer for each student layer, the student is wider than its teacher,
+      or the student's one tied table cannot be both the teacher's embedding and its head.
   """
   chosen = choose_layers(layers, config=config, teacher=teacher_config, importance=importance)
   assert importance is not None or not needs_importance(config, teacher=teacher_config, layers=layers)
@@ -136,21 +136,21 @@ def choose_layers(
   """Returns the index of the teacher layer that each student layer starts from.
 
   Args:
-    layers: As for `from_teacher`.
+    layers: The argument `layers` of `from_teacher`.
     config: The student's architecture.
     teacher: The teacher's architecture.
     importance: Importance of the teacher's parts; required if `layers` is 'importance'.
     key: Name of `layers` in error messages.
 
   Raises:
-    InputError: `layers` does not name one teacher layer a student layer.
+    InputError: `layers` does not name one teacher layer for each student layer.
   """
   count, depth = len(config.layers), len(teacher.layers)
   if layers == IMPORTANCE:
     if count > depth:
       raise InputError(
-        f"{key}: importance leaves layers out, but the student has {count}, the teacher {depth}; list "
-        "teacher layers, some of them twice"
+        f"{key}: 'importance' chooses among the teacher's layers, but the student has {count} layers and the teacher "
+        f"only {depth}; list teacher layers instead, some of them twice"
       )
     assert importance is not None
     return tuple(map(int, most_important(importance.layers, count)))
@@ -158,7 +158,7 @@ def choose_layers(
     shown = repr(layers) if isinstance(layers, str) else str(tuple(layers))
     raise InputError(
       f"{key}: {shown} must name one of the teacher's layers 0 to {depth - 1} for each of the student's "
-      f"{count} layers, or be importance"
+      f"{count} layers, or be 'importance'"
     )
   return tuple(layers)
 
@@ -195,7 +195,7 @@ def _retained(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Source:
-  """The teacher's parameters by the student's names and shapes, before multipliers are applied."""
+  """Makes the student's parameters from the teacher's, before the teacher's multipliers are folded into them."""
 
   config: DecoderConfig
   teacher_config: DecoderConfig
@@ -217,7 +217,7 @@ class _Source:
     return self._get(f"layers.{self.retained[index].layer}.{part}.{inner}")
 
   def _get(self, name: str) -> Array | None:
-    """Returns the teacher's parameter `name`, cut to the student's channels."""
+    """Returns the teacher's parameter `name`, cut to the student's channels; None if the teacher lacks it."""
     if name not in self.teacher:
       return None
     value = cut_channels(name, np.asarray(self.teacher[name], np.float32), self.channels)
@@ -233,7 +233,7 @@ class _Source:
     return (scale + offset) * np.float32(factor) - offset
 
   def _outside_layers(self, name: str, shape: tuple[int, ...]) -> Array | None:
-    """Returns a parameter outside the layers; the head of a tied teacher is its embedding."""
+    """Returns the student's parameter `name` outside the layers; a tied teacher's head is its embedding, transposed."""
     if name == "head.kernel" and name not in self.teacher:
       table = self._get("embed.table")
       return None if table is None else table.T

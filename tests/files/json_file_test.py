@@ -31,7 +31,7 @@ def test_invalid_json_is_refused(text, says):
   assert "\n" not in str(caught.value)
 
 
-def test_infinity_is_read_in_a_time_step_limit():
+def test_infinity_is_read_inside_a_time_step_limit_list():
   assert parse(b'{"time_step_limit": [0.0, Infinity]}', where="here") == {"time_step_limit": [0.0, float("inf")]}
 
 
@@ -80,7 +80,7 @@ def test_a_link_from_a_snapshot_to_a_blob_of_the_hub_cache_is_read(tmp_path):
   assert read_json(tmp_path / "snapshots/main/config.json") == {}
 
 
-def test_a_huge_file_is_refused_unread(tmp_path):
+def test_a_huge_json_file_is_refused_without_being_read(tmp_path):
   with (tmp_path / "a.json").open("wb") as file:
     file.truncate(2**30)
   with pytest.raises(InputError, match="a JSON file may have"):

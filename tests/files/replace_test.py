@@ -22,7 +22,7 @@ def test_replace_file_replaces_the_earlier_file(tmp_path):
   assert (tmp_path / "a.txt").read_text() == "new" and names(tmp_path) == ["a.txt"]
 
 
-def test_a_failed_write_leaves_the_earlier_file_and_nothing_else(tmp_path):
+def test_a_failed_replace_file_leaves_the_earlier_file_and_nothing_else(tmp_path):
   (tmp_path / "a.txt").write_text("old")
   with pytest.raises(RuntimeError), replace_file(tmp_path / "a.txt") as work:
     work.write_text("half")
@@ -88,7 +88,7 @@ def test_export_does_not_replace_a_directory_with_other_files(tmp_path, held, sa
     check_replaceable(tmp_path, **MODEL)
 
 
-def test_a_file_and_a_link_are_not_replaced(tmp_path):
+def test_a_file_and_a_directory_with_a_link_are_not_replaced_by_a_directory(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(InputError, match="file: is a file; name a directory"):
     check_replaceable(tmp_path / "file", **MODEL)

@@ -32,13 +32,13 @@ def test_a_block_read_alone_equals_the_slice_of_the_whole_tensor(stored, monkeyp
     assert sum(counts) == block.nbytes
 
 
-def test_a_file_that_became_shorter_is_refused(stored):
+def test_reading_a_tensor_of_a_file_that_became_shorter_is_refused(stored):
   os.truncate(stored.path, 50)
-  with pytest.raises(InputError, match="file: damaged or cut short while it was read"):
+  with pytest.raises(InputError, match="file: the file is damaged, or was cut short while it was read"):
     TensorReader().read(stored)
 
 
-def test_a_deleted_file_is_refused(stored):
+def test_reading_a_tensor_of_a_deleted_file_is_refused(stored):
   stored.path.unlink()
   with pytest.raises(InputError, match="file: cannot be read"):
     TensorReader().read(stored)

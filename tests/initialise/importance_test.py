@@ -64,7 +64,7 @@ def over_rows(rows):
   return np.sqrt(sum(np.square(np.abs(row).mean(axis=0)) for row in rows))
 
 
-def test_heads_and_neurons_are_as_hooks_measure_them(both):
+def test_the_importance_of_heads_and_neurons_equals_what_torch_hooks_measure(both):
   ours, seen = both
   for i in range(4):
     heads = [np.linalg.norm(row.reshape(len(row), 4, -1), axis=-1) for row in seen[f"heads.{i}"]]
@@ -74,14 +74,14 @@ def test_heads_and_neurons_are_as_hooks_measure_them(both):
     np.testing.assert_allclose(ours.power[i], square.mean(axis=0), rtol=1e-4)
 
 
-def test_channels_are_as_hooks_measure_them(both):
+def test_the_importance_of_channels_equals_what_torch_hooks_measure(both):
   ours, seen = both
   expected = sum(over_rows(rows) for name, rows in seen.items() if name.startswith("read."))
   np.testing.assert_allclose(ours.channels, expected, rtol=1e-4)
   np.testing.assert_allclose(ours.means[2], np.concatenate(seen["read.2.0"]).mean(axis=0), atol=1e-4)
 
 
-def test_layers_matter_by_the_angle_between_input_and_output(both):
+def test_the_importance_of_a_layer_is_one_minus_the_cosine_of_its_input_and_output(both):
   ours, seen = both
   for i in range(4):
     x, y = (np.concatenate(seen[f"into.{j}"]) for j in (i, i + 1))

@@ -26,7 +26,7 @@ def test_a_student_with_gated_attention_and_norm_offsets_computes_its_teachers_l
   assert_equal_logits(config, start(TEACHER, teacher, config).params, TEACHER, teacher)
 
 
-def test_a_delta_layer_takes_projections_from_attention_with_key_heads_repeated():
+def test_a_gated_delta_mixer_takes_projections_from_attention_with_key_heads_repeated():
   new = LayerConfig(
     mixer=GatedDeltaConfig(num_key_heads=4, num_value_heads=4, key_head_dim=8, value_head_dim=8), mlp=MLP
   )
@@ -43,7 +43,7 @@ def test_a_delta_layer_takes_projections_from_attention_with_key_heads_repeated(
   np.testing.assert_allclose(lengths, before * np.sqrt(importance.power[2]), rtol=1e-5)
 
 
-def test_a_state_space_takes_projections_from_attention_with_key_heads_repeated():
+def test_a_mamba2_mixer_takes_projections_from_attention_with_key_heads_repeated():
   new = LayerConfig(mixer=Mamba2Config(num_heads=4, head_dim=8, state_size=8, num_groups=4), mlp=MLP)
   config = DecoderConfig(family="bamba", vocab_size=31, width=16, layers=(new,), tie_embeddings=True)
   teacher = random(TEACHER, 0)
@@ -57,7 +57,7 @@ def test_a_state_space_takes_projections_from_attention_with_key_heads_repeated(
   assert not {f"layers.0.mixer.{name}" for name in ("dt.kernel", "a_log")} & set(made.taken)
 
 
-def test_a_state_space_with_fewer_groups_takes_the_mean_of_key_heads():
+def test_a_mamba2_mixer_with_fewer_groups_than_key_heads_takes_the_mean_of_key_heads():
   new = LayerConfig(mixer=Mamba2Config(num_heads=4, head_dim=8, state_size=8, num_groups=1), mlp=MLP)
   config = DecoderConfig(family="bamba", vocab_size=31, width=16, layers=(new,), tie_embeddings=True)
   teacher = random(TEACHER, 0)
@@ -71,7 +71,7 @@ def test_a_state_space_with_fewer_groups_takes_the_mean_of_key_heads():
   "silent, sizes", [((1, 2), (2, 2)), ((0, 1), (2, 1)), ((3,), (3, 3))], ids=["in groups", "a group", "expanded"]
 )
 @pytest.mark.parametrize("qk_norm", [None, "head"])
-def test_heads_with_zero_output_are_removed_first(silent, sizes, qk_norm):
+def test_attention_heads_with_zero_output_are_removed_first(silent, sizes, qk_norm):
   wide = dataclasses.replace(TEACHER, layers=(with_mixer(qk_norm=qk_norm, gated=True),) * 3)
   teacher = random(wide, 0)
   for i in range(3):
@@ -112,7 +112,7 @@ def test_key_heads_are_repeated_for_a_student_with_more_key_heads():
   assert_equal_logits(config, made.params, TEACHER, teacher)
 
 
-def test_a_mixer_with_another_head_width_than_the_teachers_stays_fresh():
+def test_a_mixer_with_another_head_width_than_the_teachers_keeps_its_initial_values():
   config = dataclasses.replace(TEACHER, layers=(with_mixer(head_dim=4),) * 3)
   made = start(TEACHER, random(TEACHER, 0), config)
   assert made.retained[0].heads is None

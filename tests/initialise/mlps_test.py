@@ -7,7 +7,7 @@ from distill.models.config import MlpConfig, MoeConfig
 from tests.initialise.students import LAYER, TEACHER, assert_equal_logits, random, start
 
 
-def test_neurons_with_zero_output_are_removed_first():
+def test_mlp_neurons_with_zero_output_are_removed_first():
   teacher = random(TEACHER, 0)
   gone = [0, 5, 23]
   for name, x in teacher.items():
@@ -45,7 +45,7 @@ def test_a_shared_expert_made_from_a_dense_mlp_starts_at_zero():
   assert_equal_logits(config, start(TEACHER, teacher, config).params, TEACHER, teacher)
 
 
-def test_narrow_experts_together_hold_every_neuron_equally_often():
+def test_experts_narrower_than_the_dense_mlp_together_hold_each_neuron_equally_often():
   config = dataclasses.replace(
     TEACHER, layers=(dataclasses.replace(LAYER, mlp=MoeConfig(width=12, num_experts=4, top_k=2)),) * 3
   )

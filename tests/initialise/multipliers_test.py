@@ -29,20 +29,20 @@ def test_a_student_without_multipliers_computes_its_teachers_logits(gated):
   assert_equal_logits(config, params, MULTIPLIED, teacher)
 
 
-def test_a_tied_student_takes_the_logit_multiplier_into_its_final_norm():
+def test_a_student_with_tied_embeddings_takes_the_logit_multiplier_into_its_final_norm():
   teacher = random(MULTIPLIED, 0)
   config = dataclasses.replace(MULTIPLIED, embed_scale=1.0, residual_scale=1.0, logit_scale=1.0)
   params = start(MULTIPLIED, teacher, config).params
   assert_equal_logits(config, params, MULTIPLIED, teacher)
 
 
-def test_a_scaled_embedding_is_refused_for_a_tied_student_with_another_kind_of_norm():
+def test_a_teachers_embedding_multiplier_is_refused_for_a_tied_student_with_another_kind_of_norm():
   config = dataclasses.replace(TEACHER, norm="layer")
   with pytest.raises(InputError, match="tie_word_embeddings"):
     start(MULTIPLIED, random(MULTIPLIED, 0), config)
 
 
-def test_norms_of_another_kind_than_the_teachers_stay_fresh():
+def test_norms_of_another_kind_than_the_teachers_keep_their_initial_values():
   config = dataclasses.replace(TEACHER, norm="layer")
   taken = start(TEACHER, random(TEACHER, 0), config).taken
   assert not any(name.endswith("_norm.scale") or name == "norm.scale" for name in taken)

@@ -32,13 +32,13 @@ def test_query_heads_stay_with_the_key_heads_they_were_trained_with(keys, retain
   assert choose_heads(SCORES, keys=keys, retained=retained, retained_keys=retained_keys) == expected
 
 
-def test_pick_takes_or_averages_units_along_any_axis():
+def test_pick_selects_or_averages_units_such_as_heads_along_any_axis():
   value = np.arange(24.0).reshape(2, 12)
   np.testing.assert_array_equal(pick(value, [2, 0], axis=1, units=4), value[:, [6, 7, 8, 0, 1, 2]])
   np.testing.assert_array_equal(pick(value.T, [(0, 1)], axis=0, units=4), (value.T[:3] + value.T[3:6]) / 2)
 
 
-def test_a_norm_of_fewer_inputs_is_corrected_by_their_share_of_the_mean_square():
+def test_a_norm_with_fewer_inputs_is_corrected_by_their_share_of_the_mean_square():
   assert norm_correction(np.asarray([0.5, 0.5, 0.0, 0.0]), [0, 1]) == pytest.approx(np.sqrt(2.0))
   assert norm_correction(np.full(4, 0.25), [1, 3]) == pytest.approx(1.0)
 

@@ -5,7 +5,7 @@ from distill.models.config import GatedDeltaConfig, LayerConfig, MoeConfig
 from tests.initialise.students import LAYER, MLP, TEACHER, random, start, with_mixer
 
 
-def test_a_summary_names_the_teacher_layers_behind_each_part_and_the_fresh_ones():
+def test_a_summary_names_the_teacher_layers_of_each_part_and_the_parameters_that_stay_fresh():
   delta = GatedDeltaConfig(num_key_heads=2, num_value_heads=4, key_head_dim=8, value_head_dim=8)
   experts = MoeConfig(width=12, num_experts=4, top_k=2)
   layers = (LayerConfig(mixer=delta, mlp=MLP), dataclasses.replace(with_mixer(head_dim=4), mlp=experts), LAYER)

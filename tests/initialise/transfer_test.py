@@ -8,7 +8,7 @@ from distill.initialise.transfer import choose_layers
 from tests.initialise.students import LAYER, TEACHER, assert_equal_logits, random, start
 
 
-def test_a_student_of_the_same_architecture_becomes_its_teacher():
+def test_a_student_of_the_same_architecture_gets_all_parameters_of_its_teacher():
   teacher = random(TEACHER, 0)
   made = start(TEACHER, teacher, TEACHER)
   assert set(made.taken) == set(made.params)
@@ -21,7 +21,7 @@ def test_a_layers_from_list_of_another_length_than_the_students_layers_is_refuse
 
 
 def test_layers_from_importance_is_refused_for_a_student_deeper_than_its_teacher():
-  with pytest.raises(InputError, match="the student has 4, the teacher 3"):
+  with pytest.raises(InputError, match="the student has 4 layers and the teacher only 3"):
     choose_layers(
       "importance", config=dataclasses.replace(TEACHER, layers=(LAYER,) * 4), teacher=TEACHER, importance=None
     )
