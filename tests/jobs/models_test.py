@@ -37,7 +37,7 @@ def test_the_teacher_loaded_onto_the_mesh_is_the_base_with_its_stack_merged(llam
 
 
 def test_an_unsupported_teacher_dtype_is_refused():
-  with pytest.raises(InputError, match=r"config\.teacher\.dtype: 'int8'"):
+  with pytest.raises(InputError, match=r"config\.teacher\.dtype: got 'int8'"):
     resolve({"teacher": {"dtype": "int8"}, **REST})
 
 
@@ -45,8 +45,8 @@ def test_an_unsupported_teacher_dtype_is_refused():
   "student, says",
   [
     ({"layers_from": "last"}, r"config\.student\.layers_from: 'last'.*'importance'"),
-    ({"layers_from": (0, 1.5)}, r"config\.student\.layers_from\[1\]: 1\.5"),
-    ({"calibration_rows": 0}, r"config\.student\.calibration_rows: 0"),
+    ({"layers_from": (0, 1.5)}, r"config\.student\.layers_from\[1\]: got 1\.5"),
+    ({"calibration_rows": 0}, r"config\.student\.calibration_rows: got 0"),
   ],
 )
 def test_invalid_layers_from_and_calibration_rows_are_refused(student, says):
