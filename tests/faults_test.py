@@ -18,7 +18,7 @@ import pytest
 from distill.errors import InputError
 from distill.losses import chunked, divergences, token_losses
 from distill.objectives import hidden, objective, pairs
-from distill.objectives.context import LossContext, LossInputs
+from distill.objectives.term import LossContext, LossInputs
 from distill.training import checkpoint
 from distill.types import Batch, DenseSignal, ModelOutput, Readout
 from tests.objectives.problem import bound

@@ -20,7 +20,6 @@ ELSEWHERE = {
   "teachers/config.py": "jobs/config_test.py",
   "training/config.py": "jobs/config_test.py",
   "models/remat.py": "training/memory_test.py",
-  "objectives/context.py": "objectives/objective_test.py",
   "objectives/term.py": "objectives/extension_test.py",
   "errors.py": "cli/main_test.py",
   # Terms of one line each: a token loss of distill/losses.

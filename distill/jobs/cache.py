@@ -21,9 +21,8 @@ from distill.jobs.models import live_teacher
 from distill.jobs.routes import chosen, routes, stack
 from distill.jobs.stages import Stage
 from distill.models.config import DecoderConfig
-from distill.objectives.context import Setting
 from distill.objectives.objective import needs_teacher, teacher_capture
-from distill.objectives.term import Term
+from distill.objectives.term import Setting, Term
 from distill.objectives.terms import bind_terms, read_terms
 from distill.parallel.interruption import EXIT_INTERRUPTED, Interruption
 from distill.parallel.mesh import make_mesh

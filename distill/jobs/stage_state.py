@@ -12,8 +12,8 @@ from distill.adapters import lora
 from distill.errors import InputError
 from distill.jobs.prepare import Run
 from distill.jobs.stages import Stage
-from distill.objectives.context import TermState
 from distill.objectives.objective import initial_states
+from distill.objectives.term import TermState
 from distill.parallel.mesh import replicated
 from distill.training.checkpoint import flatten_state, unflatten_state
 from distill.training.optimizer import make_optimizer, multipliers, state_shardings

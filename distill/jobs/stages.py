@@ -8,9 +8,8 @@ from jax.sharding import Mesh
 
 from distill.errors import InputError
 from distill.jobs.models import Models
-from distill.objectives.context import Setting
 from distill.objectives.objective import init_params, needs_teacher
-from distill.objectives.term import Term
+from distill.objectives.term import Setting, Term
 from distill.objectives.terms import bind_terms, read_terms
 from distill.parallel.mesh import replicated
 from distill.training.config import StageConfig

@@ -6,8 +6,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 
 from distill.errors import InputError
-from distill.objectives.context import LossContext, LossInputs, Scalar, Setting
-from distill.objectives.term import Term
+from distill.objectives.term import LossContext, LossInputs, Scalar, Setting, Term
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

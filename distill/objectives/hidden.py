@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from distill.objectives.context import LossInputs, Setting
 from distill.objectives.pairs import DistanceTerm, Span
+from distill.objectives.term import LossInputs, Setting
 from distill.tree import Params
 from distill.types import Capture
 

@@ -13,8 +13,8 @@ from jaxtyping import Array, Float
 
 from distill.errors import InputError
 from distill.models.layer import Layer
-from distill.objectives.context import LossInputs, Setting
 from distill.objectives.pairs import DistanceTerm, PairTerm, Span
+from distill.objectives.term import LossInputs, Setting
 from distill.types import Capture, before
 
 

@@ -8,8 +8,7 @@ from jaxtyping import Array, Key
 
 from distill.losses.chunked import chunked_losses
 from distill.losses.token_losses import TokenLoss
-from distill.objectives.context import LossContext, LossInputs, Scalar, Setting, TermState
-from distill.objectives.term import Term
+from distill.objectives.term import LossContext, LossInputs, Scalar, Setting, Term, TermState
 from distill.tree import Params
 from distill.types import NO_CAPTURE, Batch, Capture
 

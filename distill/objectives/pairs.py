@@ -10,8 +10,7 @@ from jaxtyping import Array, Float
 from distill.configuration import option
 from distill.errors import InputError
 from distill.losses.layer_distances import cosine, relative_mse
-from distill.objectives.context import LossContext, LossInputs, Scalar, Setting, TermState
-from distill.objectives.term import Term
+from distill.objectives.term import LossContext, LossInputs, Scalar, Setting, Term, TermState
 
 DISTANCES: Mapping[str, Callable[..., Float[Array, "B T"]]] = {"mse": relative_mse, "cosine": cosine}
 

@@ -11,8 +11,8 @@ from jaxtyping import Array, Float
 from distill.configuration import option
 from distill.errors import InputError
 from distill.losses.layer_distances import relation_kl
-from distill.objectives.context import LossInputs, Setting
 from distill.objectives.pairs import PairTerm, Span
+from distill.objectives.term import LossInputs, Setting
 from distill.types import Capture
 
 

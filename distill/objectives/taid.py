@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from distill.configuration import option
 from distill.losses import divergences
 from distill.losses.divergences import Divergence
-from distill.objectives.context import LossContext, Scalar, TermState
-from distill.objectives.divergences import DivergenceTerm
+from distill.objectives.divergence_terms import DivergenceTerm
+from distill.objectives.term import LossContext, Scalar, TermState
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

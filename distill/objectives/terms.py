@@ -8,9 +8,8 @@ from typing import Any
 from distill.configuration import read
 from distill.errors import InputError
 from distill.objectives.balance import Balance
-from distill.objectives.context import Setting
 from distill.objectives.cross_entropy import CrossEntropy
-from distill.objectives.divergences import (
+from distill.objectives.divergence_terms import (
   AlphaBeta,
   DecoupledKl,
   ForwardKl,
@@ -24,7 +23,7 @@ from distill.objectives.hidden import Hidden
 from distill.objectives.isolated import BlockOutput, MixerOutput
 from distill.objectives.relations import Relations
 from distill.objectives.taid import Taid
-from distill.objectives.term import Term
+from distill.objectives.term import Setting, Term
 from distill.objectives.z_loss import ZLoss
 from distill.schedules import schedule
 

@@ -4,8 +4,7 @@ import dataclasses
 from typing import ClassVar
 
 from distill.losses.token_losses import TokenLoss, z_loss
-from distill.objectives.context import LossContext, TermState
-from distill.objectives.term import Term
+from distill.objectives.term import LossContext, Term, TermState
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,6 @@ from jaxtyping import Array, Float, Int
 
 from distill.adapters import lora
 from distill.models.decoder import Decoder
-from distill.objectives.context import LossContext, LossInputs, TermState
 from distill.objectives.objective import (
   counts,
   loss_sums,
@@ -22,7 +21,7 @@ from distill.objectives.objective import (
   student_capture,
   teacher_capture,
 )
-from distill.objectives.term import Term
+from distill.objectives.term import LossContext, LossInputs, Term, TermState
 from distill.parallel.mesh import LOGICAL_TO_MESH, batch_sharding, batch_shards, replicated
 from distill.teachers.teacher import Teacher
 from distill.tree import Params

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill.models.config import AttentionConfig, DecoderConfig, LayerConfig, MlpConfig, RopeConfig
-from distill.objectives.context import LossContext, LossInputs, Setting
 from distill.objectives.objective import counts, loss_sums
+from distill.objectives.term import LossContext, LossInputs, Setting
 from distill.objectives.terms import bind_terms, read_terms
 from distill.types import Batch, DenseSignal, ModelOutput, Readout
 

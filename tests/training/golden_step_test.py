@@ -7,7 +7,7 @@ import numpy as np
 from distill.models.config import AttentionConfig, DecoderConfig, LayerConfig, MlpConfig, RopeConfig
 from distill.models.decoder import Decoder
 from distill.objectives.cross_entropy import CrossEntropy
-from distill.objectives.divergences import ForwardKl
+from distill.objectives.divergence_terms import ForwardKl
 from distill.objectives.objective import initial_states
 from distill.parallel.mesh import make_mesh, replicated
 from distill.schedules import CosineScheduleConfig

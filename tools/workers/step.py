@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from distill.checkpoints import hf
 from distill.models.decoder import Decoder
 from distill.objectives.cross_entropy import CrossEntropy
-from distill.objectives.divergences import ForwardKl
+from distill.objectives.divergence_terms import ForwardKl
 from distill.parallel.mesh import make_mesh, replicated, to_global_batch
 from distill.teachers.live import LiveTeacher
 from distill.training import loop

@@ -11,8 +11,7 @@ from distill.errors import InputError
 from distill.losses import divergences
 from distill.losses.divergences import Divergence
 from distill.losses.token_losses import TokenLoss, divergence_loss
-from distill.objectives.context import LossContext, Scalar, Setting, TermState
-from distill.objectives.term import Term
+from distill.objectives.term import LossContext, Scalar, Setting, Term, TermState
 from distill.schedules import SCHEDULES, ScheduleConfig, schedule
 from distill.teachers.targets import Targets
 
