@@ -19,6 +19,7 @@ ELSEWHERE = {
   "data/config.py": "jobs/config_test.py",
   "teachers/config.py": "jobs/config_test.py",
   "training/config.py": "jobs/config_test.py",
+  "models/config.py": "models/decoder_test.py",
   "models/remat.py": "training/memory_test.py",
   "objectives/term.py": "objectives/extension_test.py",
   "errors.py": "cli/main_test.py",

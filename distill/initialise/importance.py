@@ -11,9 +11,10 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from distill.models.config import LayerConfig, groups
+from distill.models.config import LayerConfig
 from distill.models.decoder import Decoder
 from distill.models.layer import Layer
+from distill.models.module import groups
 from distill.parallel.mesh import batch_sharding, replicated
 from distill.tree import Params
 from distill.types import Batch

@@ -1,7 +1,6 @@
-"""Configurations of decoders, and the grouping of their layers into repeated patterns."""
+"""Configurations of decoders and their layers."""
 
 import dataclasses
-from collections.abc import Sequence
 
 from distill.errors import InputError
 from distill.nn.attention import AttentionConfig as AttentionConfig
@@ -81,53 +80,3 @@ class DecoderConfig:
         f"{what}: {length} tokens are too many, because the model has learned embeddings for {self.max_positions} "
         f"positions; use at most {self.max_positions} tokens"
       )
-
-
-@dataclasses.dataclass(frozen=True)
-class Group:
-  """Consecutive layers that repeat a pattern; the layers at the same position of the pattern are stacked and scanned.
-
-  Attributes:
-    start: Index of the first layer in the decoder.
-    pattern: The layers of one repeat.
-    repeats: Number of times that the pattern occurs.
-  """
-
-  start: int
-  pattern: tuple[LayerConfig, ...]
-  repeats: int
-
-  def layer(self, repeat: int, position: int) -> int:
-    """Returns the index in the decoder of the layer at `position` in repeat `repeat` of the pattern, from 0."""
-    return self.start + repeat * len(self.pattern) + position
-
-
-def singles(layers: Sequence[LayerConfig]) -> tuple[Group, ...]:
-  """Puts each layer into a group of its own, which occurs once."""
-  return tuple(Group(i, (layer,), 1) for i, layer in enumerate(layers))
-
-
-def groups(layers: Sequence[LayerConfig]) -> tuple[Group, ...]:
-  """Groups layers into repeated patterns, so that each pattern compiles once.
-
-  The first group has the shortest pattern whose repeats leave fewer layers than one pattern at the end. If there is
-  none, the group has all layers once. The layers that are left are grouped in the same way.
-
-  Raises:
-    InputError: There are no layers.
-  """
-  layers = tuple(layers)
-  if not layers:
-    raise InputError("layers: the decoder has no layers; give the configuration of at least one layer")
-  best = (layers, 1)
-  for period in range(1, len(layers) // 2 + 1):
-    repeats = len(layers) // period
-    if layers[: period * repeats] == layers[:period] * repeats:
-      best = (layers[:period], repeats)
-      break
-  covered = len(best[0]) * best[1]
-  head = (Group(0, *best),)
-  rest = layers[covered:]
-  if not rest:
-    return head
-  return head + tuple(dataclasses.replace(group, start=group.start + covered) for group in groups(rest))

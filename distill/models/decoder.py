@@ -14,8 +14,8 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Int, Key
 
-from distill.models.config import DecoderConfig, groups, singles
-from distill.models.module import DecoderModule
+from distill.models.config import DecoderConfig
+from distill.models.module import DecoderModule, groups, singles
 from distill.parallel.mesh import sharding
 from distill.tree import Params, flatten, unflatten
 from distill.types import NO_CAPTURE, Capture, ModelOutput

@@ -1,10 +1,14 @@
-"""Tests of the activations that a decoder captures, and of layers that run in isolation."""
+"""Tests of the grouping of layers, of the activations that a decoder captures, and of layers that run in isolation."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
 
+from distill.models.config import AttentionConfig, LayerConfig, MlpConfig, RopeConfig
 from distill.models.layer import Layer
+from distill.models.module import groups
 from distill.types import INPUT, Capture, before
 from tests.objectives.steps import DELTA, SOFT, batch, decoder
 
@@ -54,3 +58,28 @@ def test_the_input_of_the_first_layer_is_scaled_token_embeddings_plus_position_e
   # 2.640625 is 2.6457513 in bfloat16.
   expected = 2.640625 * params["embed.table"][given.tokens] + params["positions.table"][given.positions]
   np.testing.assert_allclose(x, expected, atol=1e-6)
+
+
+KINDS = tuple(
+  LayerConfig(
+    mixer=AttentionConfig(num_heads=n, num_kv_heads=1, head_dim=8, rope=RopeConfig()), mlp=MlpConfig(width=16)
+  )
+  for n in (1, 2, 3)
+)
+
+
+@given(st.lists(st.sampled_from(KINDS), min_size=1, max_size=24))
+def test_expanding_the_groups_of_layers_gives_back_the_layers_in_order(layers):
+  repeated = {}
+  for group in groups(layers):
+    for repeat in range(group.repeats):
+      for position, layer in enumerate(group.pattern):
+        repeated[group.layer(repeat, position)] = layer
+  assert [repeated[index] for index in range(len(layers))] == layers
+
+
+def test_a_repeated_pattern_of_layers_is_one_group_and_the_remaining_layers_another():
+  a, d, _ = KINDS
+  head, rest = groups([d, d, d, a] * 3 + [d])
+  assert (head.start, head.pattern, head.repeats) == (0, (d, d, d, a), 3)
+  assert (rest.start, rest.pattern, rest.repeats) == (12, (d,), 1)
