@@ -13,8 +13,7 @@ from distill.evaluation.model import BASE, TEACHER, EvaluatedModel, run
 from distill.evaluation.report import FidelityRow
 from distill.losses.chunked import chunk_tokens
 from distill.losses.divergences import forward_kl
-from distill.losses.partitions import dense_log_probs
-from distill.losses.token_losses import cross_entropy
+from distill.losses.token_losses import cross_entropy, dense_log_probs
 from distill.types import Batch, ModelOutput
 
 _ROWS = 16  # Rows of the store that the devices run at once.

@@ -1,6 +1,6 @@
 """Divergences per token, in nats, between a teacher's distribution p and a student's distribution q.
 
-Both distributions are over the same buckets, given as log-probabilities [M, buckets]. The buckets are the ids of the
+Both distributions are over the same buckets, given as log-probabilities [C, buckets]. The buckets are the ids of the
 vocabulary, or the ids of a sparse target and one bucket for the rest (see `partitions`), so that one formula serves
 both. A bucket without probability has the log-probability `LOG_ZERO`. Unused buckets have it in both distributions.
 """
@@ -17,10 +17,10 @@ LOG_ZERO = -1e4
 # Below this log-ratio p and q differ so much that the form with expm1 would cancel; above it the plain form would.
 _FAR = -1.0
 
-LogProbs = Float[Array, "M buckets"]
-Logits = Float[Array, "M buckets"]
-PerToken = Float[Array, " M"]
-PerTokenColumn = Float[Array, "M 1"]
+LogProbs = Float[Array, "C buckets"]
+Logits = Float[Array, "C buckets"]
+PerToken = Float[Array, " C"]
+PerTokenColumn = Float[Array, "C 1"]
 
 
 @jax.custom_vjp
@@ -62,7 +62,7 @@ def log_normaliser_parts(logits: Logits) -> tuple[PerTokenColumn, PerTokenColumn
   rounded to the precision of the max logit, which may be large.
   """
   max_logit = jnp.max(logits, axis=-1, keepdims=True)
-  # Barrier: XLA would share `logits - max_logit` with the log-probabilities and keep another array [M, V] alive.
+  # Barrier: XLA would share `logits - max_logit` with the log-probabilities and keep another array [C, V] alive.
   exp_logits = jnp.exp(logits - jax.lax.optimization_barrier(max_logit))
   return max_logit, jnp.log(jnp.sum(exp_logits, axis=-1, keepdims=True))
 
@@ -71,7 +71,7 @@ def log_normaliser_parts(logits: Logits) -> tuple[PerTokenColumn, PerTokenColumn
 def forward_kl_of_logits(teacher: Logits, student: Logits) -> PerToken:
   """Computes `forward_kl` of two softmaxes over the same ids, differentiable in the student's logits only.
 
-  The gradient is q − p. It needs neither a sum over the vocabulary nor a third array [M, V]. It is right even for
+  The gradient is q − p. It needs neither a sum over the vocabulary nor a third array [C, V]. It is right even for
   probabilities q below exp(LOG_ZERO); log-probabilities are cut off there, so that `forward_kl` has no gradient.
 
   Args:
@@ -189,7 +189,7 @@ def taid(log_p: LogProbs, log_q: LogProbs, *, t: float | Float[Array, ""]) -> Pe
   return forward_kl(jnp.maximum(log_r, LOG_ZERO), log_q)
 
 
-def decoupled_kl(log_p: LogProbs, log_q: LogProbs, labels: Int[Array, " M"], *, alpha: float, beta: float) -> PerToken:
+def decoupled_kl(log_p: LogProbs, log_q: LogProbs, labels: Int[Array, " C"], *, alpha: float, beta: float) -> PerToken:
   """Computes the decoupled KL divergence, α · KL_label + β · KL_others.
 
   KL_label compares two buckets, the label and all others together. KL_others compares the other buckets, after p and q

@@ -1,4 +1,4 @@
-"""Log-probabilities of teacher and student over the same buckets, from a dense or a sparse teacher distribution."""
+"""Log-probabilities of teacher and student over the buckets of a sparse teacher distribution."""
 
 import jax
 import jax.numpy as jnp
@@ -8,35 +8,9 @@ from distill.losses.divergences import LOG_ZERO
 from distill.types import SparseTarget
 
 
-def shared_logits(
-  student: Float[Array, "M V"], teacher: Float[Array, "M teacher_V"], *, temperature: float | Float[Array, ""]
-) -> tuple[Float[Array, "M buckets"], Float[Array, "M buckets"]]:
-  """Returns (teacher, student) logits of the ids that both vocabularies have, divided by the temperature.
-
-  Args:
-    student: Logits over the student's vocabulary.
-    teacher: Logits over the teacher's vocabulary. An id that both vocabularies have must mean the same token in both.
-    temperature: Divides the logits of both models.
-  """
-  shared = min(student.shape[-1], teacher.shape[-1])
-  return teacher[:, :shared] / temperature, student[:, :shared] / temperature
-
-
-def dense_log_probs(
-  student: Float[Array, "M V"], teacher: Float[Array, "M teacher_V"], *, temperature: float | Float[Array, ""]
-) -> tuple[Float[Array, "M buckets"], Float[Array, "M buckets"]]:
-  """Returns (teacher, student) log-probabilities over the ids that both vocabularies have, renormalised over them.
-
-  Args: as `shared_logits`.
-  """
-  logits = shared_logits(student, teacher, temperature=temperature)
-  log_p, log_q = (jnp.maximum(jax.nn.log_softmax(x, axis=-1), LOG_ZERO) for x in logits)
-  return log_p, log_q
-
-
 def sparse_log_probs(
-  student: Float[Array, "M V"], target: SparseTarget, *, temperature: float | Float[Array, ""]
-) -> tuple[Float[Array, "M buckets"], Float[Array, "M buckets"]]:
+  student: Float[Array, "C V"], target: SparseTarget, *, temperature: float | Float[Array, ""]
+) -> tuple[Float[Array, "C buckets"], Float[Array, "C buckets"]]:
   """Returns (teacher, student) log-probabilities of the target's ids, then of one bucket for all other ids together.
 
   The student's log-probabilities come from the softmax over its whole vocabulary. Target ids beyond the student's
@@ -58,7 +32,7 @@ def sparse_log_probs(
 
 
 @jax.custom_vjp
-def bucket_log_probs(logits: Float[Array, "M V"], ids: Int[Array, "M k"]) -> Float[Array, "M k+1"]:
+def bucket_log_probs(logits: Float[Array, "C V"], ids: Int[Array, "C k"]) -> Float[Array, "C k+1"]:
   """Returns the log-probabilities of `ids` and, in the last column, that of all other ids together.
 
   Args:

@@ -7,15 +7,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from distill.losses.divergences import LOGIT_DIVERGENCES, Divergence, log_normaliser_parts
-from distill.losses.partitions import dense_log_probs, shared_logits, sparse_log_probs
+from distill.losses.divergences import LOG_ZERO, LOGIT_DIVERGENCES, Divergence, log_normaliser_parts
+from distill.losses.partitions import sparse_log_probs
 from distill.types import SparseTarget
 
 Scalar = float | Float[Array, ""]
 
 
 @jax.custom_vjp
-def cross_entropy(logits: Float[Array, "M V"], labels: Int[Array, " M"]) -> Float[Array, " M"]:
+def cross_entropy(logits: Float[Array, "C V"], labels: Int[Array, " C"]) -> Float[Array, " C"]:
   """Computes −log softmax(logits)[label] per token, in nats.
 
   Args:
@@ -32,7 +32,7 @@ def _cross_entropy_forward(logits, labels):
 
 
 def _cross_entropy_backward(saved, cotangent):
-  # Recomputes the exponentials from the logits, so that no second [M, V] array is saved.
+  # Recomputes the exponentials from the logits, so that no second [C, V] array is saved.
   logits, labels, max_logit, log_sum = saved
   is_label = (jnp.arange(logits.shape[-1])[None, :] == labels[:, None]).astype(logits.dtype)
   return cotangent[:, None] * (jnp.exp(logits - max_logit - log_sum) - is_label), None
@@ -41,7 +41,7 @@ def _cross_entropy_backward(saved, cotangent):
 cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
 
 
-def squared_log_normaliser(logits: Float[Array, "M V"]) -> Float[Array, " M"]:
+def squared_log_normaliser(logits: Float[Array, "C V"]) -> Float[Array, " C"]:
   """Computes logsumexp(logits)² per token. As a loss (z-loss), it keeps the softmax normaliser near one.
 
   References:
@@ -55,14 +55,14 @@ class TokenLoss:
   """A loss per token, and its weight in the total loss.
 
   Attributes:
-    per_token: (student logits [M, V], teacher, labels [M], temperature, extra) -> [M]. `teacher` is the teacher's
+    per_token: (student logits [C, V], teacher, labels [C], temperature, extra) -> [C]. `teacher` is the teacher's
       logits over its own vocabulary, a `SparseTarget`, or None.
     weight: Factor of this loss in the total.
     temperature: Divides logits in a divergence.
     extra: Further scalars, such as the t of TAID.
   """
 
-  per_token: Callable[..., Float[Array, " M"]]
+  per_token: Callable[..., Float[Array, " C"]]
   weight: Scalar = 1.0
   temperature: Scalar = 1.0
   extra: tuple[Scalar, ...] = ()
@@ -76,6 +76,32 @@ def cross_entropy_loss(*, weight: Scalar = 1.0) -> TokenLoss:
 def z_loss(*, weight: Scalar = 1.0) -> TokenLoss:
   """Makes a `TokenLoss` of the `squared_log_normaliser` of the student's logits."""
   return TokenLoss(per_token=lambda logits, *_: squared_log_normaliser(logits), weight=weight)
+
+
+def shared_logits(
+  student: Float[Array, "C V"], teacher: Float[Array, "C teacher_V"], *, temperature: float | Float[Array, ""]
+) -> tuple[Float[Array, "C buckets"], Float[Array, "C buckets"]]:
+  """Returns (teacher, student) logits of the ids that both vocabularies have, divided by the temperature.
+
+  Args:
+    student: Logits over the student's vocabulary.
+    teacher: Logits over the teacher's vocabulary. An id that both vocabularies have must mean the same token in both.
+    temperature: Divides the logits of both models.
+  """
+  shared = min(student.shape[-1], teacher.shape[-1])
+  return teacher[:, :shared] / temperature, student[:, :shared] / temperature
+
+
+def dense_log_probs(
+  student: Float[Array, "C V"], teacher: Float[Array, "C teacher_V"], *, temperature: float | Float[Array, ""]
+) -> tuple[Float[Array, "C buckets"], Float[Array, "C buckets"]]:
+  """Returns (teacher, student) log-probabilities over the ids that both vocabularies have, renormalised over them.
+
+  Args: as `shared_logits`.
+  """
+  logits = shared_logits(student, teacher, temperature=temperature)
+  log_p, log_q = (jnp.maximum(jax.nn.log_softmax(x, axis=-1), LOG_ZERO) for x in logits)
+  return log_p, log_q
 
 
 def divergence_loss(

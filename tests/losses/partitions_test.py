@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from distill.losses.divergences import LOG_ZERO, forward_kl
-from distill.losses.partitions import bucket_log_probs, dense_log_probs, sparse_log_probs
+from distill.losses.partitions import bucket_log_probs, sparse_log_probs
+from distill.losses.token_losses import dense_log_probs
 from distill.types import SparseTarget
 
 
