@@ -15,6 +15,8 @@ ELSEWHERE = {
   # Commands read flags and call one job, which has tests of its own.
   "cli/*.py": "cli/main_test.py",
   # Fields with defaults, and nothing else.
+  # Merging is tested on whole stacks, against PEFT.
+  "adapters/merging.py": "adapters/stack_test.py",
   "adapters/config.py": "jobs/config_test.py",
   "data/config.py": "jobs/config_test.py",
   "teachers/config.py": "jobs/config_test.py",

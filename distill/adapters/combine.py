@@ -17,8 +17,9 @@ from jaxtyping import Float
 
 from distill.adapters.edits import Edit, LowRank, Replacement
 from distill.adapters.layout import EMBEDDING, layout
+from distill.adapters.merging import add_missing_parameters, apply_stack, edited, fit_config, merge_adapters
 from distill.adapters.peft import Adapter, joined
-from distill.adapters.stack import StackedAdapter, apply, edited, merge_adapters, prepare, settle
+from distill.adapters.stack import StackedAdapter
 from distill.errors import InputError
 from distill.models.config import DecoderConfig
 from distill.tree import Params
@@ -103,7 +104,7 @@ def combine(
   """
   if method == "sum":
     return merge_adapters(params, adapters=adapters, config=config)
-  grown, new = prepare(params, adapters=adapters, config=config)
+  grown, new = add_missing_parameters(params, adapters=adapters, config=config)
   base, changed = {**params, **new}, dict(new)
   for name, changes in _changes(base, adapters):
     if method == "ties":
@@ -111,7 +112,7 @@ def combine(
     else:
       change = dare(changes, density=density, seed=[seed, zlib.crc32(name.encode())])
     changed[name] = np.asarray(base[name], np.float32) + change
-  grown, changed = settle(changed, adapters=adapters, config=grown, tied=config.tie_embeddings)
+  grown, changed = fit_config(changed, adapters=adapters, config=grown, tied=config.tie_embeddings)
   return grown, {**params, **changed}
 
 
@@ -122,7 +123,7 @@ def _changes(base: Params, adapters: Sequence[StackedAdapter]) -> Iterator[tuple
     for entry, adapter in adapters:
       if name not in dict(adapter.edits):
         continue
-      after = apply({name: base[name]}, adapters=[(entry, adapter)], only={name})[name]
+      after = apply_stack({name: base[name]}, adapters=[(entry, adapter)], only={name})[name]
       if after.shape != np.shape(base[name]):
         raise InputError(
           f"{adapter.path}: this adapter changes the size of the vocabulary, which only --combine=sum supports"
@@ -157,7 +158,7 @@ def as_adapter(
   Raises:
     InputError: `rank` is 0 but the change has no exact factors, or an adapter makes a change that LoRA cannot express.
   """
-  _, new = prepare(params, adapters=adapters, config=config)
+  _, new = add_missing_parameters(params, adapters=adapters, config=config)
   base = {**params, **new}
   adapters = [(entry, _without_base(adapter, base)) for entry, adapter in adapters]
   for _, adapter in adapters:

@@ -21,7 +21,7 @@ class LowRank:
     a: [I, R] float32; for an embedding I is the number of tokens.
     b: [R, O] float32.
     scale: alpha / R, or alpha / sqrt(R) for rsLoRA.
-    magnitude: [O] the norms to which the columns of base + scale * a @ b are rescaled; None for plain LoRA.
+    magnitude: [O] the norms to which the columns of trained_on + scale * a @ b are rescaled; None for plain LoRA.
   """
 
   a: Float[np.ndarray, "I R"]
@@ -39,11 +39,11 @@ class LowRank:
     """Frobenius norm of `delta`, without forming it."""
     return float(self.scale * np.sqrt(max(0.0, np.sum((self.a.T @ self.a) * (self.b @ self.b.T)))))
 
-  def columns(self, base: Float[np.ndarray, "I O"]) -> Float[np.ndarray, " O"] | None:
+  def columns(self, trained_on: Float[np.ndarray, "I O"]) -> Float[np.ndarray, " O"] | None:
     """Returns the factor [O] that rescales the columns of base + `delta` to their magnitudes; None for plain LoRA."""
     if self.magnitude is None:
       return None
-    lengths = np.linalg.norm(base + self.delta, axis=0)
+    lengths = np.linalg.norm(trained_on + self.delta, axis=0)
     return np.divide(self.magnitude, lengths, out=np.zeros_like(lengths), where=lengths > 0)
 
 
@@ -85,31 +85,31 @@ class Addition:
 Edit = LowRank | Replacement | TokenRows | Addition
 
 
-def apply(edit: Edit, current: np.ndarray, *, base: np.ndarray, weight: float) -> np.ndarray:
+def apply_edit(edit: Edit, current: np.ndarray, *, trained_on: np.ndarray, weight: float) -> np.ndarray:
   """Applies an edit to a parameter.
 
   Args:
     edit: The edit.
     current: The parameter after the adapters before this one.
-    base: The parameter that the adapter was trained on.
+    trained_on: The parameter that the adapter was trained on.
     weight: Scale of the change; 1 reproduces the adapter exactly.
 
   Returns:
     The parameter after the edit, float32.
   """
-  current, base = np.asarray(current, np.float32), np.asarray(base, np.float32)
+  current, trained_on = np.asarray(current, np.float32), np.asarray(trained_on, np.float32)
   match edit:
     case Addition():
       return current + np.float32(weight) * edit.value
     case LowRank():
-      factors = edit.columns(base)
+      factors = edit.columns(trained_on)
       if factors is None:
         return current + np.float32(weight) * edit.delta
       return _towards(current, factors * (current + edit.delta), weight)
     case Replacement():
-      return _replaced(edit.value, current, base, weight)
+      return _replaced(edit.value, current, trained_on, weight)
     case TokenRows():
-      after, rows, originals = (np.moveaxis(x, edit.axis, 0) for x in (current.copy(), current, base))
+      after, rows, originals = (np.moveaxis(x, edit.axis, 0) for x in (current.copy(), current, trained_on))
       after[edit.indices] = _replaced(edit.values, rows[edit.indices], originals[edit.indices], weight)
       return np.moveaxis(after, 0, edit.axis)
   raise AssertionError(edit)
@@ -119,13 +119,13 @@ def _towards(start: np.ndarray, end: np.ndarray, weight: float) -> np.ndarray:
   return end if weight == 1 else start + np.float32(weight) * (end - start)
 
 
-def _replaced(value: np.ndarray, current: np.ndarray, base: np.ndarray, weight: float) -> np.ndarray:
-  """Returns `current` plus `weight` times the change from `base` to `value`; new tokens of `value` are copied."""
+def _replaced(value: np.ndarray, current: np.ndarray, trained_on: np.ndarray, weight: float) -> np.ndarray:
+  """Returns `current` plus `weight` times the change from `trained_on` to `value`; new tokens of `value` are copied."""
   if value.shape != current.shape:
     axis = next(i for i, (one, other) in enumerate(zip(value.shape, current.shape, strict=True)) if one != other)
     shared = min(value.shape[axis], current.shape[axis])
-    known = [np.take(x, range(shared), axis=axis) for x in (value, current, base)]
+    known = [np.take(x, range(shared), axis=axis) for x in (value, current, trained_on)]
     new = np.take(value, range(shared, value.shape[axis]), axis=axis)
     return np.concatenate([_replaced(known[0], known[1], known[2], weight), new], axis=axis)
-  end = value if np.array_equal(current, base) else current + (value - base)
+  end = value if np.array_equal(current, trained_on) else current + (value - trained_on)
   return _towards(current, end, weight)

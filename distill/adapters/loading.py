@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 from distill.adapters import routed
 from distill.adapters.edits import LowRank
 from distill.adapters.factored import Factored, factored
-from distill.adapters.stack import StackedAdapter, apply, check_finite, edited, prepare, settle
+from distill.adapters.merging import add_missing_parameters, apply_stack, check_finite, edited, fit_config
+from distill.adapters.stack import StackedAdapter
 from distill.checkpoints import hf, sharded
 from distill.checkpoints.tensor_source import Block
 from distill.models.config import DecoderConfig
@@ -62,16 +63,16 @@ def load_merged(
   """
   with fail_together(str(directory)):
     base = StoredParams(directory)
-    grown, new = prepare(base, adapters=adapters, config=base.config)
+    grown, new = add_missing_parameters(base, adapters=adapters, config=base.config)
     kinds = edited(adapters)
     low = {name for name, found in kinds.items() if name in base and all(isinstance(one, LowRank) for one in found)}
     whole = set(kinds) - low
     values = {name: new[name] if name in new else base[name] for name in whole}
-    changed = new | apply(values, adapters=adapters, only=whole)
+    changed = new | apply_stack(values, adapters=adapters, only=whole)
     untied = base.config.tie_embeddings and not grown.tie_embeddings
     # A head is tied again if it equals the embedding, which is not on the host if only low ranks change it.
     tied = untied and "embed.table" not in low
-    grown, changed = settle(changed, adapters=adapters, config=grown, tied=tied)
+    grown, changed = fit_config(changed, adapters=adapters, config=grown, tied=tied)
     changes: dict[str, Any] = {name: np.asarray(x, np.float32) for name, x in changed.items()}
     changes |= {name: _LowRankEdit(name, adapters, shape=base.shape(name)) for name in low}
   return sharded.load(directory, mesh=mesh, dtype=dtype, edits=changes, config=grown)

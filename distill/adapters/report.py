@@ -8,9 +8,10 @@ import numpy as np
 from distill.adapters import edits
 from distill.adapters.edits import LowRank
 from distill.adapters.layout import layout
+from distill.adapters.merging import add_missing_parameters, apply_stack
 from distill.adapters.peft import PREFIX, STEM, low_rank_parts, read_with_problems
 from distill.adapters.settings import PeftSettings
-from distill.adapters.stack import StackedAdapter, StackEntry, apply, prepare
+from distill.adapters.stack import StackedAdapter, StackEntry
 from distill.checkpoints import hf
 from distill.errors import InputError
 from distill.files import safetensors_files
@@ -85,12 +86,12 @@ def _on(directory: pathlib.Path, settings: PeftSettings, model: pathlib.Path) ->
   fits = "fits" if adapter.edits and not adapter.problems else "does not fit"
   yield f"model: {model} ({config.family}); the adapter {fits}"
   one: StackedAdapter = (StackEntry(path=directory), adapter)
-  base = {**params, **prepare(params, adapters=[one], config=config)[1]}
+  base = {**params, **add_missing_parameters(params, adapters=[one], config=config)[1]}
   known = layout(config)
   facts, shares = {}, {}
   for theirs in dict.fromkeys(known.theirs(name) for name, _ in adapter.edits if name in known.shapes):
     names = {entry.ours for entry in known.entries[theirs]} & {name for name, _ in adapter.edits}
-    after = apply({name: base[name] for name in names}, adapters=[one], only=names)
+    after = apply_stack({name: base[name] for name in names}, adapters=[one], only=names)
     module, own = theirs.removesuffix(".weight"), [edit for name, edit in adapter.edits if name in names]
     change, weight = _norms(after, base)
     shares[module] = change / weight if weight else change

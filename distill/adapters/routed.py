@@ -19,7 +19,8 @@ from jaxtyping import Array, Float, Int
 from distill.adapters.edits import LowRank
 from distill.adapters.factored import Factored, factored
 from distill.adapters.layout import EMBEDDING, HEAD
-from distill.adapters.stack import StackedAdapter, apply, prepare, settle
+from distill.adapters.merging import add_missing_parameters, apply_stack, fit_config
+from distill.adapters.stack import StackedAdapter
 from distill.errors import InputError
 from distill.models.config import DecoderConfig
 from distill.models.decoder import Decoder
@@ -62,13 +63,13 @@ def build_routed(
     InputError: The routes do not share one vocabulary.
   """
   everything = list({id(one): one for route in routes for one in route}.values())
-  grown, new = prepare(params, adapters=everything, config=config)
+  grown, new = add_missing_parameters(params, adapters=everything, config=config)
   base = collections.ChainMap(new, params)  # type: ignore[arg-type]
   decoder = Decoder(grown)
   groups = {name: decoder.canonical(name) for name in decoder.abstract()}
   low, varied = _sort(everything, groups.values())
   originals = {name: np.asarray(base[name], np.float32) for name in varied}
-  results = [originals | apply(originals, adapters=route, only=varied) for route in routes]
+  results = [originals | apply_stack(originals, adapters=route, only=varied) for route in routes]
   for name in varied & {EMBEDDING, HEAD}:
     if len({result[name].shape for result in results}) > 1:
       paths = ", ".join(str(adapter.path) for _, adapter in everything)
@@ -83,7 +84,7 @@ def build_routed(
       stacked |= _values(name, layers, results, base)
     elif any(layer in low for layer in layers):
       stacked |= _factors(name, layers, routes, base, shape=decoder.abstract()[name].shape[-2:])
-  grown, replaced = settle(replaced, adapters=everything, config=grown, tied=False)
+  grown, replaced = fit_config(replaced, adapters=everything, config=grown, tied=False)
   return RoutedAdapters(config=grown, replaced=replaced, stacked=stacked)
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from distill.adapters.edits import Addition, LowRank, Replacement, TokenRows, apply
+from distill.adapters.edits import Addition, LowRank, Replacement, TokenRows, apply_edit
 
 RNG = np.random.default_rng(0)
 BASE = RNG.normal(size=(5, 4)).astype(np.float32)
@@ -9,13 +9,13 @@ A, B = RNG.normal(size=(5, 2)).astype(np.float32), RNG.normal(size=(2, 4)).astyp
 
 
 def test_a_stack_weight_scales_the_change_of_plain_lora():
-  after = apply(LowRank(a=A, b=B, scale=0.5), BASE, base=BASE, weight=0.25)
+  after = apply_edit(LowRank(a=A, b=B, scale=0.5), BASE, trained_on=BASE, weight=0.25)
   np.testing.assert_allclose(after, BASE + 0.125 * A @ B, rtol=1e-6)
 
 
 def test_dora_sets_the_norm_of_each_column_to_its_magnitude():
   magnitude = np.float32([1, 2, 3, 4])
-  after = apply(LowRank(a=A, b=B, scale=0.5, magnitude=magnitude), BASE, base=BASE, weight=1.0)
+  after = apply_edit(LowRank(a=A, b=B, scale=0.5, magnitude=magnitude), BASE, trained_on=BASE, weight=1.0)
   np.testing.assert_allclose(np.linalg.norm(after, axis=0), magnitude, rtol=1e-6)
 
 
@@ -27,14 +27,14 @@ def test_low_rank_norm_equals_the_norm_of_the_whole_change():
 def test_a_co_active_replacement_adds_its_change_from_the_base_to_the_current_parameter():
   current, value = BASE + 1, BASE * 2
   np.testing.assert_allclose(
-    apply(Replacement(value=value), current, base=BASE, weight=1.0), current + BASE, rtol=1e-5, atol=1e-6
+    apply_edit(Replacement(value=value), current, trained_on=BASE, weight=1.0), current + BASE, rtol=1e-5, atol=1e-6
   )
-  np.testing.assert_array_equal(apply(Replacement(value=value), BASE, base=BASE, weight=1.0), value)
+  np.testing.assert_array_equal(apply_edit(Replacement(value=value), BASE, trained_on=BASE, weight=1.0), value)
 
 
 def test_rows_of_added_tokens_are_copied_unscaled_by_the_stack_weight():
   value = RNG.normal(size=(7, 4)).astype(np.float32)
-  after = apply(Replacement(value=value), BASE, base=BASE, weight=0.5)
+  after = apply_edit(Replacement(value=value), BASE, trained_on=BASE, weight=0.5)
   np.testing.assert_array_equal(after[5:], value[5:])
   np.testing.assert_allclose(after[:5], (BASE + value[:5]) / 2, rtol=1e-5, atol=1e-6)
 
@@ -43,11 +43,13 @@ def test_rows_of_added_tokens_are_copied_unscaled_by_the_stack_weight():
 def test_token_rows_change_only_the_listed_tokens(axis):
   table = BASE if axis == 0 else BASE.T
   edit = TokenRows(indices=np.asarray([3, 1]), values=np.zeros((2, 4), np.float32), axis=axis)
-  after = np.moveaxis(apply(edit, table, base=table, weight=1.0), axis, 0)
+  after = np.moveaxis(apply_edit(edit, table, trained_on=table, weight=1.0), axis, 0)
   assert not after[[1, 3]].any()
   np.testing.assert_array_equal(after[[0, 2, 4]], BASE[[0, 2, 4]])
 
 
 def test_a_bias_addition_is_scaled_by_the_stack_weight():
-  after = apply(Addition(value=np.ones(4, np.float32)), np.zeros(4, np.float32), base=np.zeros(4), weight=0.5)
+  after = apply_edit(
+    Addition(value=np.ones(4, np.float32)), np.zeros(4, np.float32), trained_on=np.zeros(4), weight=0.5
+  )
   np.testing.assert_array_equal(after, np.full(4, 0.5))

@@ -5,8 +5,9 @@ import pytest
 
 from distill.adapters.edits import LowRank
 from distill.adapters.factored import factored
+from distill.adapters.merging import apply_stack
 from distill.adapters.peft import Adapter
-from distill.adapters.stack import StackEntry, apply
+from distill.adapters.stack import StackEntry
 
 RNG = np.random.default_rng(0)
 BASE = RNG.normal(size=(5, 4)).astype(np.float32)
@@ -26,7 +27,7 @@ def test_one_composed_low_rank_change_equals_the_adapters_applied_in_order(modes
   kinds = zip((True, False, True), (1.0, 0.5, -0.7), modes, strict=True)
   adapters = [adapter(dora=dora, weight=weight, mode=mode) for dora, weight, mode in kinds]
   change = factored("w", adapters=adapters, shape=BASE.shape, base=lambda: BASE[:, columns], columns=columns)
-  expected = apply({"w": BASE}, adapters=adapters)["w"][:, columns]
+  expected = apply_stack({"w": BASE}, adapters=adapters)["w"][:, columns]
   np.testing.assert_allclose(change.of(BASE[:, columns]), expected, rtol=1e-4, atol=1e-5)
   np.testing.assert_allclose(change.of(BASE[1:3, columns], rows=slice(1, 3)), expected[1:3], rtol=1e-4, atol=1e-5)
 

@@ -11,10 +11,11 @@ import safetensors.numpy
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from distill.adapters.merging import merge_adapters
 from distill.adapters.peft import read_adapter
 from distill.adapters.report import describe
 from distill.adapters.settings import PeftSettings
-from distill.adapters.stack import StackEntry, merge_adapters, read_stack
+from distill.adapters.stack import StackEntry, read_stack
 from distill.checkpoints import hf, hf_config
 from distill.errors import InputError
 

@@ -4,8 +4,9 @@ import numpy as np
 
 from distill.adapters import routed
 from distill.adapters.edits import LowRank
+from distill.adapters.merging import merge_adapters
 from distill.adapters.peft import Adapter
-from distill.adapters.stack import StackEntry, merge_adapters
+from distill.adapters.stack import StackEntry
 from distill.checkpoints import hf_config
 from distill.models.decoder import Decoder
 from distill.teachers.live import LiveTeacher

@@ -12,7 +12,8 @@ import transformers
 
 from distill.adapters import routed
 from distill.adapters.loading import load_merged, load_routed
-from distill.adapters.stack import StackEntry, merge, read_adapters
+from distill.adapters.merging import merge
+from distill.adapters.stack import StackEntry, read_adapters
 from distill.checkpoints import hf, hf_config
 from distill.errors import InputError
 from distill.models.decoder import Decoder

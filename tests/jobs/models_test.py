@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from distill.adapters.loading import load_merged
-from distill.adapters.stack import merge, read_adapters, stack_of
+from distill.adapters.merging import merge
+from distill.adapters.stack import read_adapters, stack_of
 from distill.checkpoints import hf
 from distill.data.batches import Batches
 from distill.data.sources import open_source

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill.adapters.stack import merge, stack_of
+from distill.adapters.merging import merge
+from distill.adapters.stack import stack_of
 from distill.checkpoints import hf
 from distill.data.batches import Batches
 from distill.data.config import SourceConfig

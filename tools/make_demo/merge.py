@@ -6,7 +6,8 @@ python -m tools.make_demo.merge BASE OUT WEIGHT ADAPTER…    # every adapter wi
 import argparse
 import pathlib
 
-from distill.adapters.stack import StackEntry, merge
+from distill.adapters.merging import merge
+from distill.adapters.stack import StackEntry
 from distill.checkpoints import hf
 
 
