@@ -22,11 +22,11 @@ from distill.adapters.stack import read_adapters, stack_of
 from distill.checkpoints import hf_config
 from distill.data.calibration import sample
 from distill.data.sources import open_source
-from distill.data.store import build
+from distill.data.store import build_store
 from distill.data.tokenizer import load_tokenizer
 from distill.demo import ROOT
 from distill.evaluation.starting_kl import starting_kl
-from distill.initialise.importance import measure
+from distill.initialise.importance import measure_importance
 from distill.initialise.transfer import from_teacher
 from distill.models.decoder import Decoder
 from distill.models.host_view import HostView, place
@@ -129,7 +129,7 @@ def main() -> None:
       measured += rows[: len(rows) // 2]
       seen += rows[len(rows) // 2 :]
     heldout = _rows("heldout", arguments.rows, directory, scratch)
-  importance = measure(teacher, params, batches=measured, mesh=mesh)
+  importance = measure_importance(teacher, params, batches=measured, mesh=mesh)
   print("1 - cos of layers:", " ".join(f"{one:.3f}" for one in importance.layers))
   for title, cases in _cases().items():
     if arguments.only in ("", title):
@@ -140,7 +140,7 @@ def main() -> None:
 
 def _rows(name: str, count: int, teacher: pathlib.Path, scratch: str) -> list:
   source = open_source({"kind": "jsonl", "path": str(ROOT / "text" / f"{name}.jsonl")}, key=name)
-  store = build(source, tokenizer=load_tokenizer(str(teacher)), length=128, directory=scratch)
+  store = build_store(source, tokenizer=load_tokenizer(str(teacher)), length=128, directory=scratch)
   return sample(store, rows=count, batch_size=16, seed=0)
 
 

@@ -80,7 +80,7 @@ class TokenStore:
     return any(bool(self.read(rows)["loss_mask"].any()) for rows in chunks)
 
 
-def build(
+def build_store(
   source: DocumentSource, *, tokenizer: PreTrainedTokenizerBase, length: int, directory: str | os.PathLike[str]
 ) -> TokenStore:
   """Returns the token store of a source; builds the store unless `directory` already has it.
@@ -104,7 +104,7 @@ def build(
   fingerprint = _fingerprint(source, tokenizer=tokenizer, length=length)
   target = pathlib.Path(directory) / fingerprint[:16]
   if not target.exists():
-    _build(target, source=source, tokenizer=tokenizer, length=length, fingerprint=fingerprint)
+    _write_store(target, source=source, tokenizer=tokenizer, length=length, fingerprint=fingerprint)
   store = TokenStore(target)
   if store.fingerprint != fingerprint:
     raise InputError(
@@ -114,7 +114,7 @@ def build(
   return store
 
 
-def _build(
+def _write_store(
   target: pathlib.Path, *, source: DocumentSource, tokenizer: PreTrainedTokenizerBase, length: int, fingerprint: str
 ) -> None:
   target.parent.mkdir(parents=True, exist_ok=True)

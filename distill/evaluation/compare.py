@@ -19,7 +19,7 @@ from distill.evaluation.skills import Skill, correct_answers
 from distill.files.replace import replace_file
 
 
-def compare(
+def compare_models(
   models: Sequence[EvaluatedModel],
   *,
   tokenizer: PreTrainedTokenizerBase,

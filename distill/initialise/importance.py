@@ -50,7 +50,9 @@ class Importance:
   means: tuple[np.ndarray, ...]
 
 
-def measure(decoder: Decoder, params: Mapping[str, Any], *, batches: Iterable[Batch], mesh: Mesh) -> Importance:
+def measure_importance(
+  decoder: Decoder, params: Mapping[str, Any], *, batches: Iterable[Batch], mesh: Mesh
+) -> Importance:
   """Runs a model in float32 on all rows of `batches`, and returns the importance of its parts.
 
   Args:

@@ -10,16 +10,15 @@ from distill.adapters.stack import Stack
 from distill.checkpoints.hub import locate
 from distill.configuration import read
 from distill.data.sources import open_source
-from distill.data.store import build
+from distill.data.store import build_store
 from distill.data.tokenizer import load_tokenizer
 from distill.errors import InputError
-from distill.evaluation.compare import compare as measure
-from distill.evaluation.compare import write
+from distill.evaluation.compare import compare_models, write
 from distill.evaluation.config import EvaluationConfig
 from distill.evaluation.model import BASE, STUDENT, TEACHER, EvaluatedModel
 from distill.evaluation.report import Report
 from distill.evaluation.skills import read_skill
-from distill.jobs.loading import Adapters, Path, adapter_stack, load
+from distill.jobs.loading import Adapters, Path, adapter_stack, load_model
 from distill.jobs.run_directory import RunDirectory
 
 _LENGTH = 128  # Tokens of a row of held-out text.
@@ -72,8 +71,8 @@ def compare(
     heldout = None
     if config.heldout:
       source = open_source(config.heldout, key="config.evaluation.heldout")
-      heldout = build(source, tokenizer=tokenizer, length=_LENGTH, directory=scratch)
-    report = measure(
+      heldout = build_store(source, tokenizer=tokenizer, length=_LENGTH, directory=scratch)
+    report = compare_models(
       models,
       tokenizer=tokenizer,
       skills=skills,
@@ -89,5 +88,5 @@ def _name(model: Path) -> str:
 
 
 def _load(model: pathlib.Path, stack: Stack = ()) -> dict[str, Any]:
-  decoder, params = load(model, stack=stack)
+  decoder, params = load_model(model, stack=stack)
   return {"decoder": decoder, "params": params}

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from distill.checkpoints.hub import locate
 from distill.data.batches import Batches
 from distill.data.sources import open_source
-from distill.data.store import TokenStore, build
+from distill.data.store import TokenStore, build_store
 from distill.data.tokenizer import load_tokenizer
 from distill.errors import InputError
 from distill.jobs.config import RunConfig
@@ -84,7 +84,7 @@ def _stores(
   for index, spec in enumerate(config.data.sources):
     key = f"config.data.sources[{index}]"
     source = open_source(spec, key=key)
-    store = build(source, tokenizer=tokenizer, length=length, directory=config.data.store or tokens)
+    store = build_store(source, tokenizer=tokenizer, length=length, directory=config.data.store or tokens)
     if not store.teaches():
       raise InputError(f"{key}: no document has a token to predict; give documents with at least one token")
     stores.append(store)

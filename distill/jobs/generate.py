@@ -6,7 +6,7 @@ from distill.data.tokenizer import load_tokenizer
 from distill.errors import InputError
 from distill.generation.decode import stream
 from distill.generation.sampling import Sampling
-from distill.jobs.loading import Adapters, Path, adapter_stack, load
+from distill.jobs.loading import Adapters, Path, adapter_stack, load_model
 
 
 def generate(
@@ -64,7 +64,7 @@ def generate_pieces(
   Raises:
     InputError: As in `generate`.
   """
-  decoder, params = load(model, stack=adapter_stack(adapters))
+  decoder, params = load_model(model, stack=adapter_stack(adapters))
   tokenizer = load_tokenizer(model)
   rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in prompts]
   if not all(rows):

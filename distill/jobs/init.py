@@ -14,16 +14,16 @@ from distill.checkpoints import hf, hf_config
 from distill.checkpoints.hub import locate
 from distill.data.calibration import sample
 from distill.data.sources import open_source
-from distill.data.store import build
+from distill.data.store import build_store
 from distill.data.tokenizer import load_tokenizer
 from distill.errors import InputError
 from distill.evaluation.starting_kl import starting_kl
 from distill.files.json_file import read_json
 from distill.files.replace import check_replaceable
-from distill.initialise.importance import measure
+from distill.initialise.importance import measure_importance
 from distill.initialise.summary import table
 from distill.initialise.transfer import IMPORTANCE, choose_layers, from_teacher
-from distill.jobs.loading import Adapters, Path, adapter_stack, load
+from distill.jobs.loading import Adapters, Path, adapter_stack, load_model
 from distill.models.config import DecoderConfig
 from distill.models.decoder import Decoder
 from distill.models.host_view import HostView, place
@@ -110,7 +110,7 @@ def init(
   _check_out(out, reads=[source, *([] if isinstance(student, Mapping) else [pathlib.Path(student)])], stack=stack)
   batches = _rows(calibration, tokenizer_from=source, seed=seed)
 
-  decoder, params = load(source, stack=stack)
+  decoder, params = load_model(source, stack=stack)
   _check_vocabulary(config, teacher=decoder.config, where=where)
   new, mesh = Decoder(config), make_mesh((1, -1, 1))
   for one in (decoder, new):
@@ -122,7 +122,7 @@ def init(
     teacher=HostView(decoder, params, mesh=mesh),
     teacher_config=decoder.config,
     layers=layers,
-    importance=measure(decoder, params, batches=batches, mesh=mesh),
+    importance=measure_importance(decoder, params, batches=batches, mesh=mesh),
   )
   students = {"started": (new, place(new, start.params, mesh=mesh)), "fresh": (new, fresh)}
   kl = starting_kl(students, teacher=(decoder, params), batches=batches, mesh=mesh)
@@ -180,5 +180,5 @@ def _rows(calibration: Calibration, *, tokenizer_from: pathlib.Path, seed: int) 
   text = open_source({"kind": "jsonl" if path.endswith(".jsonl") else "text", "path": path}, key="calibration")
   size = -(-_BATCH // jax.device_count()) * jax.device_count()
   with tempfile.TemporaryDirectory() as scratch:
-    store = build(text, tokenizer=load_tokenizer(tokenizer_from), length=calibration.length, directory=scratch)
+    store = build_store(text, tokenizer=load_tokenizer(tokenizer_from), length=calibration.length, directory=scratch)
     return sample(store, rows=calibration.rows, batch_size=size, seed=seed)

@@ -30,7 +30,7 @@ def adapter_stack(adapters: Adapters) -> Stack:
     return stack_of(list(adapters))
 
 
-def load(model: Path, *, stack: Stack = ()) -> tuple[Decoder, Params]:
+def load_model(model: Path, *, stack: Stack = ()) -> tuple[Decoder, Params]:
   """Loads a model onto all devices, with adapters merged into it.
 
   Args:

@@ -13,7 +13,7 @@ from distill.checkpoints import hf_config, sharded
 from distill.checkpoints.hub import locate
 from distill.data.batches import Batches
 from distill.errors import InputError
-from distill.initialise.importance import measure
+from distill.initialise.importance import measure_importance
 from distill.initialise.transfer import from_teacher, needs_importance
 from distill.jobs.config import RunConfig
 from distill.jobs.routes import chosen, routes, stack
@@ -46,7 +46,7 @@ class Models:
   layers_from: tuple[int, ...] = ()
 
 
-def build(
+def build_models(
   config: RunConfig,
   *,
   mesh: Mesh,
@@ -166,7 +166,7 @@ def _student(run: RunConfig, *, teacher, mesh, batches, resumes) -> tuple[Decode
         "layers_from and keep the teacher's sizes"
       )
     count = -(-spec.calibration_rows // batches.size)
-    importance = measure(
+    importance = measure_importance(
       source, start, batches=(to_global_batch(batches[i], mesh=mesh) for i in range(count)), mesh=mesh
     )
   made = from_teacher(

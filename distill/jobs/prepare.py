@@ -12,7 +12,7 @@ from distill.errors import InputError
 from distill.jobs import data
 from distill.jobs.cache import cached_batches, open_index
 from distill.jobs.config import RunConfig
-from distill.jobs.models import Models, build
+from distill.jobs.models import Models, build_models
 from distill.jobs.run_directory import RunDirectory
 from distill.jobs.stages import Stage, read_stages, term_params
 from distill.parallel.mesh import make_mesh
@@ -63,7 +63,7 @@ def prepare(
   tokenizer = data.read_tokenizer(config)
   text = data.read_batches(config, tokenizer=tokenizer, tokens=directory.tokens) if batches is None else None
   cache, resumes = _cache_index(config, text), bool(directory.steps())
-  models = build(
+  models = build_models(
     config,
     mesh=mesh,
     batches=next(iter(text.values())) if text else None,

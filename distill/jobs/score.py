@@ -11,7 +11,7 @@ import numpy as np
 
 from distill.errors import InputError
 from distill.files.replace import replace_file
-from distill.jobs.loading import Adapters, Path, adapter_stack, load
+from distill.jobs.loading import Adapters, Path, adapter_stack, load_model
 from distill.types import Capture
 
 
@@ -40,7 +40,7 @@ def score(
   """
   where = "tokens" if isinstance(tokens, np.ndarray) else os.fspath(tokens)
   ids = _checked(tokens if isinstance(tokens, np.ndarray) else _read(tokens), where=where)
-  decoder, params = load(model, stack=adapter_stack(adapters))
+  decoder, params = load_model(model, stack=adapter_stack(adapters))
   config = decoder.config
   if ids.min() < 0 or ids.max() >= config.vocab_size:
     raise InputError(

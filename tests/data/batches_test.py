@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from distill.data.batches import Batches
 from distill.data.sources import Document, DocumentSource
-from distill.data.store import build
+from distill.data.store import build_store
 from distill.data.tokenizer import load_tokenizer
 from distill.errors import InputError
 from distill.types import SparseSignal, SparseTarget
@@ -26,7 +26,7 @@ def stores(tokenizer_dir, tmp_path_factory):
     # A document a row: with the end, 7 bytes of 8 are used, and no two fit.
     documents = [Document(f"{name}#{i:04d}") for i in range(rows)]
     source = DocumentSource({"name": name}, name, documents.__iter__)
-    made.append(build(source, tokenizer=tokenizer, length=8, directory=directory))
+    made.append(build_store(source, tokenizer=tokenizer, length=8, directory=directory))
   assert tuple(store.rows for store in made) == ROWS
   return made
 
@@ -149,6 +149,6 @@ def test_errors_for_invalid_weights_and_batch_sizes_name_the_key(changed, says, 
 
 def test_stores_with_rows_of_different_lengths_are_refused(stores, tokenizer_dir, tmp_path):
   source = DocumentSource({}, "", [Document("old")].__iter__)
-  other = build(source, tokenizer=load_tokenizer(str(tokenizer_dir)), length=9, directory=tmp_path)
+  other = build_store(source, tokenizer=load_tokenizer(str(tokenizer_dir)), length=9, directory=tmp_path)
   with pytest.raises(InputError, match=r"lengths \[8, 9\]"):
     Batches([stores[0], other], weights=[1.0, 1.0], batch_size=4, seed=0)

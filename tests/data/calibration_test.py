@@ -5,7 +5,7 @@ import pytest
 
 from distill.data.calibration import sample
 from distill.data.sources import Document, DocumentSource
-from distill.data.store import build
+from distill.data.store import build_store
 from distill.data.tokenizer import load_tokenizer
 
 
@@ -15,7 +15,7 @@ def store(tokenizer_dir, tmp_path_factory):
   documents = [Document(f"{number} old model teaches") for number in range(30)]
   source = DocumentSource({}, "", documents.__iter__)
   tokenizer = load_tokenizer(str(tokenizer_dir))
-  return build(source, tokenizer=tokenizer, length=8, directory=tmp_path_factory.mktemp("stores"))
+  return build_store(source, tokenizer=tokenizer, length=8, directory=tmp_path_factory.mktemp("stores"))
 
 
 def test_sampled_rows_are_distinct_and_the_last_batch_is_padded(store):

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 from distill.data import store as store_module
 from distill.data.sources import Document, DocumentSource, open_source
-from distill.data.store import TokenStore, build
+from distill.data.store import TokenStore, build_store
 from distill.data.tokenizer import load_tokenizer
 from distill.errors import InputError
 
@@ -23,7 +23,7 @@ def make(text_file, tokenizer, tmp_path):
 
   def built(path=text_file, *, tokenizer=tokenizer, length=32, **spec):
     source = open_source({"kind": "jsonl", "path": str(path), **spec}, key="data")
-    return build(source, tokenizer=tokenizer, length=length, directory=tmp_path / "stores")
+    return build_store(source, tokenizer=tokenizer, length=length, directory=tmp_path / "stores")
 
   return built
 
@@ -51,7 +51,7 @@ def test_a_token_store_holds_all_tokens_of_its_source_and_their_counts(make, tex
 
 @pytest.mark.parametrize("text", ["old " * 300, "tä\n\t\x00 😀 " * 40, ""])
 def test_decoding_the_tokens_of_a_store_gives_back_the_whole_text(text, tokenizer, tmp_path):
-  store = build(source_of(Document(text)), tokenizer=tokenizer, length=16, directory=tmp_path)
+  store = build_store(source_of(Document(text)), tokenizer=tokenizer, length=16, directory=tmp_path)
   fields = store.read(np.arange(store.rows))
   assert tokenizer.decode(fields["tokens"][fields["segments"] > 0]) == f"{text}<end>"
 
@@ -59,7 +59,7 @@ def test_decoding_the_tokens_of_a_store_gives_back_the_whole_text(text, tokenize
 def test_a_tokenizer_with_truncation_drops_no_tokens_of_a_store(tokenizer_dir, tmp_path):
   short = load_tokenizer(str(tokenizer_dir))
   short.backend_tokenizer.enable_truncation(3)
-  store = build(source_of(Document("the old model teaches")), tokenizer=short, length=32, directory=tmp_path)
+  store = build_store(source_of(Document("the old model teaches")), tokenizer=short, length=32, directory=tmp_path)
   assert short.decode(store.read(np.arange(1))["tokens"][0][: store.meta["tokens"]]) == "the old model teaches<end>"
 
 
@@ -69,14 +69,14 @@ def test_stored_rows_do_not_depend_on_how_documents_are_grouped_for_tokenisation
   whole = make()
   monkeypatch.setattr(store_module, "_GROUP_CHARACTERS", 150)
   source = open_source({"kind": "jsonl", "path": str(text_file)}, key="data")
-  parts = build(source, tokenizer=tokenizer, length=32, directory=tmp_path / "parts")
+  parts = build_store(source, tokenizer=tokenizer, length=32, directory=tmp_path / "parts")
   for name, value in whole.read(np.arange(whole.rows)).items():
     assert np.array_equal(value, parts.read(np.arange(parts.rows))[name])
 
 
 def test_only_completions_are_trained_on(tokenizer, tmp_path):
   pair = Document(" knew", "the old model")
-  fields = build(source_of(pair), tokenizer=tokenizer, length=32, directory=tmp_path).read(np.arange(1))
+  fields = build_store(source_of(pair), tokenizer=tokenizer, length=32, directory=tmp_path).read(np.arange(1))
   in_loss = fields["tokens"][0, 1:][fields["loss_mask"][0, :-1] > 0]
   assert tokenizer.decode(in_loss) == " knew<end>"
 
@@ -84,9 +84,9 @@ def test_only_completions_are_trained_on(tokenizer, tmp_path):
 def test_teaches_is_true_only_if_some_token_counts_in_the_loss(tokenizer, tmp_path, monkeypatch):
   monkeypatch.setattr(store_module, "_SCANNED_ROWS", 1)
   empty, pair = Document(""), Document(" knew", "the old model")
-  only_ends = build(source_of(empty, empty), tokenizer=tokenizer, length=2, directory=tmp_path)
+  only_ends = build_store(source_of(empty, empty), tokenizer=tokenizer, length=2, directory=tmp_path)
   assert not only_ends.teaches()
-  assert build(source_of(empty, empty, pair), tokenizer=tokenizer, length=8, directory=tmp_path).teaches()
+  assert build_store(source_of(empty, empty, pair), tokenizer=tokenizer, length=8, directory=tmp_path).teaches()
 
 
 def test_building_a_token_store_again_reuses_the_files_on_disk(make, text_file, tmp_path):
@@ -139,7 +139,7 @@ def test_a_failed_build_of_a_token_store_leaves_no_files(tokenizer, tmp_path):
     raise InputError("the source: ends here")
 
   with pytest.raises(InputError, match="ends here"):
-    build(DocumentSource({}, "0", documents), tokenizer=tokenizer, length=8, directory=tmp_path / "stores")
+    build_store(DocumentSource({}, "0", documents), tokenizer=tokenizer, length=8, directory=tmp_path / "stores")
   assert not list((tmp_path / "stores").iterdir())
 
 
@@ -148,10 +148,12 @@ def test_two_concurrent_builds_of_the_same_store_both_succeed(tokenizer, tmp_pat
   inner = []
 
   def documents():
-    inner.append(build(source_of(document), tokenizer=tokenizer, length=8, directory=tmp_path))
+    inner.append(build_store(source_of(document), tokenizer=tokenizer, length=8, directory=tmp_path))
     yield document
 
-  outer = build(DocumentSource({"kind": "here"}, "0", documents), tokenizer=tokenizer, length=8, directory=tmp_path)
+  outer = build_store(
+    DocumentSource({"kind": "here"}, "0", documents), tokenizer=tokenizer, length=8, directory=tmp_path
+  )
   assert outer.directory == inner[0].directory
   assert list(tmp_path.iterdir()) == [outer.directory]
 
@@ -194,4 +196,4 @@ def test_a_missing_end_token_a_short_row_and_an_empty_source_are_refused(make, t
   with pytest.raises(InputError, match=r"data\.length: 1 is too short"):
     make(length=1)
   with pytest.raises(InputError, match="no documents"):
-    build(source_of(), tokenizer=tokenizer, length=8, directory=tmp_path)
+    build_store(source_of(), tokenizer=tokenizer, length=8, directory=tmp_path)

@@ -9,7 +9,7 @@ import pytest
 from distill.data.tokenizer import load_tokenizer
 from distill.errors import InputError
 from distill.evaluation import compare as measurement
-from distill.evaluation.compare import compare, write
+from distill.evaluation.compare import compare_models, write
 from distill.evaluation.model import EvaluatedModel
 from distill.evaluation.skills import Example, Skill
 from distill.models.config import AttentionConfig, DecoderConfig, LayerConfig
@@ -30,7 +30,7 @@ def measured(monkeypatch, tokenizer_dir):
 
   def run(*roles):
     models = [EvaluatedModel(role=role, name=role, decoder=DECODER, params=params) for role in roles]
-    return compare(
+    return compare_models(
       models, tokenizer=load_tokenizer(tokenizer_dir), skills=[SKILL], curves=[{"step": 1, "loss": 2.0, "tokens": 3}]
     )
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from distill.data.sources import open_source
-from distill.data.store import build
+from distill.data.store import build_store
 from distill.data.tokenizer import load_tokenizer
 from distill.evaluation.fidelity import fidelity
 from distill.evaluation.model import EvaluatedModel, run
@@ -27,7 +27,7 @@ def model(role, seed):
 def heldout(tmp_path_factory, text_file, tokenizer_dir):
   source = open_source({"kind": "jsonl", "path": str(text_file)}, key="data")
   directory = tmp_path_factory.mktemp("store")
-  return build(source, tokenizer=load_tokenizer(tokenizer_dir), length=32, directory=directory)
+  return build_store(source, tokenizer=load_tokenizer(tokenizer_dir), length=32, directory=directory)
 
 
 def test_bits_per_byte_kl_and_top1_agreement_equal_a_numpy_computation(heldout):

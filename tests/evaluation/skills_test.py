@@ -28,7 +28,7 @@ def test_a_models_answer_is_the_choice_with_the_highest_log_probability(llama_di
         logs = torch.log_softmax(model(torch.tensor([head + tail])).logits[0], -1)
       scores.append(sum(float(logs[len(head) - 1 + i, token]) for i, token in enumerate(tail)))
     expected.append(int(np.argmax(scores)))
-  decoder, params = loading.load(llama_dir)
+  decoder, params = loading.load_model(llama_dir)
   ours = EvaluatedModel(role="base", name="base", decoder=decoder, params=params)
   skill = Skill("s", tuple(Example(p, choices, answer) for p, answer in zip(prompts, expected, strict=True)))
   assert correct_answers(ours, skill=skill, tokenizer=tokenizer).all()

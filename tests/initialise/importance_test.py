@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from distill.checkpoints import hf
-from distill.initialise.importance import measure
+from distill.initialise.importance import measure_importance
 from distill.models.decoder import Decoder
 from distill.parallel.mesh import make_mesh
 from distill.types import Batch
@@ -31,7 +31,7 @@ def both(llama_dir):
     Batch(tokens=tokens[rows], segments=segments[rows], positions=positions[rows], loss_mask=mask[rows])
     for rows in (slice(0, 4), slice(4, 8))
   ]
-  ours = measure(decoder, stacked, batches=batches, mesh=mesh)
+  ours = measure_importance(decoder, stacked, batches=batches, mesh=mesh)
 
   model = transformers.AutoModelForCausalLM.from_pretrained(llama_dir, dtype=torch.float32)
   seen = {}

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill.initialise.importance import measure
+from distill.initialise.importance import measure_importance
 from distill.initialise.transfer import from_teacher, needs_importance
 from distill.models.config import AttentionConfig, DecoderConfig, LayerConfig, MlpConfig, RopeConfig
 from distill.models.decoder import Decoder
@@ -57,7 +57,7 @@ def measured(config, params):
   positions = np.broadcast_to(np.arange(12, dtype=np.int32), tokens.shape)
   batch = Batch(tokens=tokens, segments=segments, positions=positions, loss_mask=np.ones(tokens.shape, np.float32))
   stacked = {name: jax.device_put(x, decoder.shardings(mesh)[name]) for name, x in decoder.stack(params).items()}
-  return measure(decoder, stacked, batches=[batch], mesh=mesh)
+  return measure_importance(decoder, stacked, batches=[batch], mesh=mesh)
 
 
 def start(teacher_config, teacher, config, layers=(0, 1, 2)):

@@ -33,7 +33,7 @@ def test_generate_returns_the_continuations_of_transformers(llama_dir):
 def test_no_streamed_piece_ends_within_a_character(llama_dir, tokenizer_dir, monkeypatch):
   tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_dir)
   ids = tokenizer("→ on", add_special_tokens=False)["input_ids"]
-  monkeypatch.setattr(job, "load", lambda *_, **__: (transformers.AutoConfig, {}))
+  monkeypatch.setattr(job, "load_model", lambda *_, **__: (transformers.AutoConfig, {}))
   monkeypatch.setattr(job, "stream", lambda *_, **__: iter([[[one], [ids[-1]]] for one in ids]))
   monkeypatch.setattr(transformers.AutoConfig, "config", transformers.AutoConfig, raising=False)
   monkeypatch.setattr(transformers.AutoConfig, "max_positions", 100, raising=False)

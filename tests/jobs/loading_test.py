@@ -5,7 +5,7 @@ import json
 import pytest
 
 from distill.errors import InputError
-from distill.jobs.loading import adapter_stack, load
+from distill.jobs.loading import adapter_stack, load_model
 
 
 def test_an_adapter_stack_is_a_list_of_directories_or_a_json_file(adapter_dirs, tmp_path):
@@ -37,4 +37,4 @@ def test_a_malformed_stack_file_is_refused_with_its_name(tmp_path, text, match):
 
 def test_a_missing_adapter_is_refused_with_its_name(llama_dir, tmp_path):
   with pytest.raises(InputError, match="gone/adapter_config.json"):
-    load(llama_dir, stack=adapter_stack([tmp_path / "gone"]))
+    load_model(llama_dir, stack=adapter_stack([tmp_path / "gone"]))

@@ -10,12 +10,12 @@ from distill.adapters.stack import read_adapters, stack_of
 from distill.checkpoints import hf
 from distill.data.batches import Batches
 from distill.data.sources import open_source
-from distill.data.store import build as build_store
+from distill.data.store import build_store
 from distill.data.tokenizer import load_tokenizer
 from distill.errors import InputError
 from distill.evaluation.starting_kl import starting_kl
 from distill.jobs.config import resolve
-from distill.jobs.models import build
+from distill.jobs.models import build_models
 from distill.models.decoder import Decoder
 from distill.models.host_view import HostView
 from distill.parallel.mesh import make_mesh
@@ -80,7 +80,7 @@ def test_a_student_initialised_by_importance_has_a_lower_kl_than_a_random_one(
   tokenizer = load_tokenizer(str(llama_dir))
   store = build_store(open_source(source, key="data"), tokenizer=tokenizer, length=32, directory=tmp_path)
   batches, mesh = Batches([store], weights=[1.0], batch_size=8, seed=0), make_mesh((4, 2, 1))
-  models = build(resolved, mesh=mesh, batches=batches)
+  models = build_models(resolved, mesh=mesh, batches=batches)
   params = {name.removeprefix("student."): x for name, x in models.params.items()}
   fresh = models.student.init(jax.random.key(0))
   both = {"started": (models.student, params), "fresh": (models.student, fresh)}

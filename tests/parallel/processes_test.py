@@ -11,7 +11,7 @@ from distill.errors import InputError
 from distill.jobs import loading
 
 try:
-  loading.load(sys.argv[3], stack=stack_of(["/nowhere/adapter" if RANK else sys.argv[4]]))
+  loading.load_model(sys.argv[3], stack=stack_of(["/nowhere/adapter" if RANK else sys.argv[4]]))
 except InputError as error:
   print("refused", error)
   sys.exit(2)

@@ -11,7 +11,7 @@ from distill.adapters.loading import load_merged
 from distill.adapters.stack import read_adapters, stack_of
 from distill.checkpoints import hf_config, sharded
 from distill.data.sources import open_source
-from distill.data.store import build
+from distill.data.store import build_store
 from distill.data.tokenizer import load_tokenizer
 from distill.demo import ROOT, SKILLS
 from distill.errors import InputError
@@ -148,7 +148,7 @@ def test_the_gradient_of_50_draws_of_the_embedded_teacher_is_within_6_degrees_of
   teacher, (_, mine) = LiveTeacher(decoder=Decoder(config), params=params), sharded.load(base, mesh=mesh)
   source = open_source({"kind": "jsonl", "path": str(ROOT / "text" / "book.jsonl")}, key="text")
   with tempfile.TemporaryDirectory() as directory:
-    store = build(source, tokenizer=load_tokenizer(base), length=128, directory=directory)
+    store = build_store(source, tokenizer=load_tokenizer(base), length=128, directory=directory)
     batch = Batch(**jax.tree.map(jnp.asarray, store.read(np.arange(rows))))
   signal = jax.jit(lambda: teacher.signal(params, batch=batch, dtype=jnp.float32))()
 
