@@ -33,7 +33,6 @@ footer{margin-top:3rem;border-top:1px solid var(--line);padding-top:1rem;color:v
 # Colour and name of the roles that every comparison of a student has; others take the spare colours in turn.
 _COLOURS = {BASE: "var(--base)", STUDENT: "var(--student)", TEACHER: "var(--stack)"}
 _SPARE_COLOURS = ("var(--second)", "var(--third)")
-_LONG_LABELS = {BASE: "bare base", TEACHER: "base + adapters"}
 _MIXERS = {
   "attention": ("var(--stack)", "softmax attention"),
   "gated delta": ("var(--second)", "gated delta rule"),
@@ -43,7 +42,7 @@ _MIXERS = {
 
 def render(report: Report) -> str:
   """Returns the HTML page of a comparison; every name in it is escaped."""
-  names, colours = _labels(report), _colours(report)
+  names, colours = report.labels, _colours(report)
   # In the order of the circles: the base, the measured models, the teacher.
   key = sorted(zip(report.models, names, colours, strict=True), key=lambda one: one[0].role == TEACHER)
   body = [
@@ -51,8 +50,9 @@ def render(report: Report) -> str:
     *(_lead(report, model) for model in report.models if is_measured(model)),
     f'<div class="tiles">{"".join(_headlines(report))}</div>',
     "<h2>Skill by skill</h2>",
-    "<p>Accuracy on held-out questions. Retention is the share of the adapters' gain over the bare base that the "
-    "student retains, where guessing counts as nothing; whiskers are 95 % bootstrap intervals.</p>",
+    "<p>Accuracy on held-out questions. The stack is the base with its adapters, the student's teacher. Retention is "
+    "the share of the stack's gain over the base that the student retains, where guessing counts as nothing; whiskers "
+    "are 95 % bootstrap intervals.</p>",
     _key([(name, colour) for _, name, colour in key]),
     f"<figure>{_skills_chart(report)}</figure>",
     _skills_table(report),
@@ -78,10 +78,6 @@ def render(report: Report) -> str:
 
 def _e(text: Any) -> str:
   return html.escape(str(text))
-
-
-def _labels(report: Report) -> list[str]:
-  return [_LONG_LABELS.get(label, label) for label in report.labels]
 
 
 def _colours(report: Report) -> list[str]:
@@ -147,7 +143,7 @@ def _skills_chart(report: Report) -> str:
     parts.append(f'<line class="chance" x1="{chance:.1f}" x2="{chance:.1f}" y1="{y - 22}" y2="{y + 22}"/>')
     if index == 0:
       parts.append(f'<text class="soft" x="{chance + 5:.1f}" y="{y - 15}">chance</text>')
-    for label, one, colour, offset in zip(_labels(report), rows, _colours(report), _offsets(report), strict=True):
+    for label, one, colour, offset in zip(report.labels, rows, _colours(report), _offsets(report), strict=True):
       value = one.accuracy
       parts.append(
         f'<line x1="{x(value.low):.1f}" x2="{x(value.high):.1f}" y1="{y + offset}" y2="{y + offset}" '
@@ -155,13 +151,13 @@ def _skills_chart(report: Report) -> str:
         f'<circle cx="{x(value.value):.1f}" cy="{y + offset}" r="6" fill="{colour}">'
         f"<title>{_e(label)}: {value.value:.1%}</title></circle>"
       )
-  title = f"Accuracy of {_e(', '.join(_labels(report)))} on each skill"
+  title = f"Accuracy of {_e(', '.join(report.labels))} on each skill"
   return f'<svg viewBox="0 0 720 {height}" role="img" aria-label="{title}"><title>{title}</title>{"".join(parts)}</svg>'
 
 
 def _skills_table(report: Report) -> str:
   measured = [(label, model) for label, model in zip(report.labels, report.models, strict=True) if is_measured(model)]
-  heads = ["skill", "questions", "chance", *_labels(report)]
+  heads = ["skill", "questions", "chance", *report.labels]
   if report.has_retention:
     heads += ["retention" if len(measured) == 1 else f"retention, {label}" for label, _ in measured]
   lines = []
@@ -186,7 +182,7 @@ def _fidelity(report: Report) -> str:
   for label, row in compared:
     tiles.append((f"{row.top1_agreement:.1%}", f"of next tokens of the {label} agree with the teacher's first choice"))
     tiles.append((f"{row.kl:.3f}", f"nats a token, KL(teacher ‖ {label})"))
-  bits: list[tuple[str, FidelityRow]] = list(zip(_labels(report), report.fidelity, strict=True))
+  bits: list[tuple[str, FidelityRow]] = list(zip(report.labels, report.fidelity, strict=True))
   tiles += [(f"{row.bits_per_byte:.3f}", f"bits a byte, {label}") for label, row in bits]
   inner = "".join(f'<div class="tile plain"><b>{value}</b><small>{_e(what)}</small></div>' for value, what in tiles)
   return f'<div class="tiles">{inner}</div><p class="soft">{report.fidelity[0].tokens:,.0f} predicted tokens.</p>'

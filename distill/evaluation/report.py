@@ -9,6 +9,8 @@ from distill.evaluation.model import BASE, TEACHER
 from distill.evaluation.retention import Interval
 
 SCHEMA = 2
+# Label of the model with the role `TEACHER`: the base with its whole stack of adapters.
+STACK = "stack"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,9 +104,10 @@ class Report:
 
   @property
   def labels(self) -> tuple[str, ...]:
-    """Returns the label of each model: its role, or its name if several models have that role."""
+    """Returns the label of each model: its role ('stack' for the teacher's), or its name if several have that role."""
     counts = collections.Counter(model.role for model in self.models)
-    return tuple(model.role if counts[model.role] == 1 else model.name for model in self.models)
+    labels = {role: STACK if role == TEACHER else role for role in counts}
+    return tuple(labels[model.role] if counts[model.role] == 1 else model.name for model in self.models)
 
   @property
   def teacher(self) -> ModelRow | None:

@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 
-from distill.evaluation.model import TEACHER
 from distill.evaluation.report import FidelityRow, Report, SkillRow, is_measured
 
 
 def table(report: Report) -> str:
   """Returns a text table: a line for each skill, one for held-out text if measured, and one of parameter counts."""
-  labels = column_labels(report)
+  labels = report.labels
   widths = [max(8, len(label) + 2) for label in labels]
   head = "".join(f"{label:>{width}}" for label, width in zip(labels, widths, strict=True))
   lines = [f"{'skill':<12}{'chance':>8}{head}{_retention_head(report)}"]
@@ -20,11 +19,6 @@ def table(report: Report) -> str:
     lines.append(_fidelity(report.fidelity, labels))
   lines.append(_sizes(report))
   return "\n".join(lines)
-
-
-def column_labels(report: Report) -> tuple[str, ...]:
-  """Returns the heading of each model's column; the teacher's is 'stack', the base with its stack of adapters."""
-  return tuple("stack" if label == TEACHER else label for label in report.labels)
 
 
 def _retention_head(report: Report) -> str:

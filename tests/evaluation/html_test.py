@@ -7,7 +7,7 @@ from tests.evaluation.rows import THREE, report
 def test_the_html_report_loads_no_other_file_and_shows_the_figures():
   page = render(report(*THREE))
   assert "http" not in page and "<script" not in page and "src=" not in page
-  for text in ("80%", "75% to 85%", "base + adapters", "0.250", "softmax attention", "old + chat"):
+  for text in ("80%", "75% to 85%", "stack", "0.250", "softmax attention", "old + chat"):
     assert text in page
 
 

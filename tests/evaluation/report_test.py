@@ -11,7 +11,7 @@ def test_report_by_skill_yields_rows_in_the_order_of_the_models():
 
 
 def test_a_models_label_is_its_role_or_its_name_if_the_role_is_not_unique():
-  assert report(*THREE, ("student", "newer")).labels == ("base", "teacher", "new", "newer")
+  assert report(*THREE, ("student", "newer")).labels == ("base", "stack", "new", "newer")
 
 
 def test_the_json_report_has_a_row_for_each_model_and_skill():

@@ -9,7 +9,7 @@ def test_the_table_has_columns_for_base_teacher_and_student():
     "skill         chance    base   stack  student   retention of the stack's gain (95 %)",
     "book           25.0%   50.0%   50.0%    50.0%    80.0%  (75% to 85%)",
     "held-out text: KL 0.250 nats a token, top-1 agreement 75.0%, bits per byte base 1.500, stack 1.500, student 1.500",
-    "parameters: teacher 1,000, student 1,000 (100.0%)",
+    "parameters: stack 1,000, student 1,000 (100.0%)",
   ]
 
 
@@ -21,7 +21,7 @@ def test_a_control_model_gets_its_own_table_column_and_retention():
   lines = table(report(*THREE, ("control", "new"), heldout=False)).splitlines()
   assert lines[0].endswith("student  control   retention of the stack's gain (95 %): student, control")
   assert lines[1].count("(75% to 85%)") == 2
-  assert lines[2] == "parameters: teacher 1,000, student 1,000 (100.0%), control 1,000 (100.0%)"
+  assert lines[2] == "parameters: stack 1,000, student 1,000 (100.0%), control 1,000 (100.0%)"
 
 
 def test_table_columns_of_models_with_the_same_role_are_labelled_by_name():
