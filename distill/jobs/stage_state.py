@@ -16,13 +16,13 @@ from distill.objectives.objective import initial_states
 from distill.objectives.term import TermState
 from distill.parallel.mesh import replicated
 from distill.training.checkpoint import flatten_state, unflatten_state
-from distill.training.optimizer import make_optimizer, multipliers, state_shardings
+from distill.training.optimizer import RateFactors, make_optimizer, multipliers, state_shardings
 from distill.training.step import TERM_PARAMS, TrainState, branch, canonical_names
 from distill.tree import Params
 
 
 def begin(
-  run: Run, stage: Stage, params: Params, *, done: int = 0, carried: Params | None = None
+  run: Run, stage: Stage, params: Params, *, done: int = 0, saved_states: Params | None = None
 ) -> tuple[TrainState, optax.GradientTransformation]:
   """Returns the training state of a stage at its start or after `done` steps, and the stage's optimizer.
 
@@ -31,22 +31,22 @@ def begin(
     stage: One of its stages.
     params: All current parameters, trained and frozen.
     done: Number of the stage's steps already done.
-    carried: States of the optimizer and the terms, as `from_arrays` returns them; by default both start fresh.
+    saved_states: States of the optimizer and the terms, as `from_arrays` returns them; by default both start fresh.
 
   Raises:
     InputError: The stage trains nothing, or no rule of its optimizer matches a parameter.
   """
-  trained, optimizer = _optimizer(run, stage, params)
-  trained_params = {name: params[name] for name in trained}
-  shapes = jax.eval_shape(lambda mine: _fresh(stage, optimizer, mine), trained_params)
-  if carried:
-    optimizer_state, terms = unflatten_state(shapes, carried)
+  factors, optimizer = _optimizer(run, stage, params)
+  trained = {name: params[name] for name in factors}
+  shapes = jax.eval_shape(lambda params: _fresh(stage, optimizer, params), trained)
+  if saved_states:
+    optimizer_state, terms = unflatten_state(shapes, saved_states)
   else:
     shardings = state_shardings(shapes, params=params, mesh=run.mesh)
-    fresh = jax.jit(lambda mine: _fresh(stage, optimizer, mine), out_shardings=shardings)
-    optimizer_state, terms = fresh(trained_params)
+    fresh = jax.jit(lambda params: _fresh(stage, optimizer, params), out_shardings=shardings)
+    optimizer_state, terms = fresh(trained)
   state = TrainState(
-    trained=trained_params,
+    trained=trained,
     frozen={name: x for name, x in params.items() if name not in trained},
     optimizer=optimizer_state,
     step=jax.device_put(jnp.asarray(done, jnp.int32), replicated(run.mesh)),
@@ -57,13 +57,13 @@ def begin(
 
 def to_arrays(state: TrainState) -> Params:
   """Returns the arrays of a training state under their names in a checkpoint: `params.…` and `optimizer.…`."""
-  carried = flatten_state((state.optimizer, state.terms))
+  states = flatten_state((state.optimizer, state.terms))
   params = {f"params.{name}": x for name, x in state.params.items()}
-  return params | {f"optimizer.{name}": x for name, x in carried.items()}
+  return params | {f"optimizer.{name}": x for name, x in states.items()}
 
 
 def from_arrays(arrays: Params) -> tuple[Params, Params]:
-  """Splits a checkpoint's arrays: returns (parameters, the `carried` argument of `begin`)."""
+  """Splits a checkpoint's arrays: returns (parameters, the `saved_states` argument of `begin`)."""
   return branch(arrays, "params"), branch(arrays, "optimizer")
 
 
@@ -78,10 +78,10 @@ def array_shapes(run: Run, params: Params, *, stage: str) -> Params:
   shardings = _param_shardings(run, params)
   shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[name]) for name, x in params.items()}
   saved = next(one for one in run.stages if one.name == stage)
-  trained, optimizer = _optimizer(run, saved, shapes)
-  carried = jax.eval_shape(lambda mine: _fresh(saved, optimizer, mine), {name: shapes[name] for name in trained})
-  places = flatten_state(state_shardings(carried, params=shapes, mesh=run.mesh))
-  flat = flatten_state(carried)
+  factors, optimizer = _optimizer(run, saved, shapes)
+  states = jax.eval_shape(lambda params: _fresh(saved, optimizer, params), {name: shapes[name] for name in factors})
+  places = flatten_state(state_shardings(states, params=shapes, mesh=run.mesh))
+  flat = flatten_state(states)
   arrays = {f"params.{name}": x for name, x in shapes.items()}
   return arrays | {
     f"optimizer.{name}": jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places[name]) for name, x in flat.items()
@@ -102,27 +102,27 @@ def _param_shardings(run: Run, params: Params) -> Params:
   return {name: replicated(run.mesh) for name in params} | student | adapters
 
 
-def _optimizer(run: Run, stage: Stage, params: Mapping[str, Any]) -> tuple[Params, optax.GradientTransformation]:
+def _optimizer(run: Run, stage: Stage, params: Mapping[str, Any]) -> tuple[RateFactors, optax.GradientTransformation]:
   """Returns the learning-rate factor of every parameter that the stage trains, and the stage's optimizer."""
   key = f"config.stages.{stage.name}"
   names = canonical_names(run.models.student, params)
-  factors = multipliers(stage.config.train, names=names, what=f"{key}.train")
+  all_factors = multipliers(stage.config.train, names=names, what=f"{key}.train")
   # Parameters of terms train only in the stages that have these terms.
   used = jax.eval_shape(lambda: stage.term_params(run.config.seed))
-  trained = {
+  factors = {
     name: factor
-    for name, factor in factors.items()
+    for name, factor in all_factors.items()
     if np.any(factor) and (not name.startswith(f"{TERM_PARAMS}.") or name in used)
   }
-  if not trained:
+  if not factors:
     raise InputError(
       f"{key}.train: no parameter trains; add a rule (regex, factor) that gives a parameter a factor above 0"
     )
   optimizer = make_optimizer(
     stage.config.optimizer,
-    trained=trained,
-    names={name: names[name] for name in trained},
+    factors=factors,
+    names={name: names[name] for name in factors},
     key=f"{key}.optimizer",
     steps=stage.steps,
   )
-  return trained, optimizer
+  return factors, optimizer

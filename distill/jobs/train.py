@@ -74,21 +74,21 @@ def _train_stages(
   run: Run, params: Params, *, directory: RunDirectory, checkpoints: Checkpoints, stop: Callable[[], bool]
 ) -> tuple[Params, bool]:
   """Trains the stages in order; returns (all parameters, True if the last stage was finished)."""
-  params, carried, done = _restore(run, params, checkpoints=checkpoints)
-  metrics = directory.metrics_writer(step=done)
+  params, saved_states, run_done = _restore(run, params, checkpoints=checkpoints)
+  metrics = directory.metrics_writer(step=run_done)
   try:
     for stage in run.stages:
-      if done >= stage.first + stage.steps:
+      stage_done = run_done - stage.first
+      if stage_done >= stage.steps:
         continue
-      # At the end of a stage the checkpoint carries that stage's optimizer state, which is not the next one's.
-      begun = done > stage.first
+      # A checkpoint from the end of a stage holds the optimizer state of that stage, which the next one does not use.
       state, optimizer = stage_state.begin(
-        run, stage, params, done=done - stage.first, carried=carried if begun else None
+        run, stage, params, done=stage_done, saved_states=saved_states if stage_done else None
       )
-      reporter = _StageReporter(run, stage, start=done - stage.first, metrics=metrics, checkpoints=checkpoints)
+      reporter = _StageReporter(run, stage, start=stage_done, metrics=metrics, checkpoints=checkpoints)
       step = compile_step(run, stage, state, optimizer)
       state, stage_done = _train_stage(run, stage, state, step=step, reporter=reporter, stop=stop)
-      params, carried, done = state.params, None, stage.first + stage_done
+      params, saved_states, run_done = state.params, None, stage.first + stage_done
       if stage_done < stage.steps:
         return params, False
   finally:

@@ -93,15 +93,15 @@ def loss_sums(terms: Sequence[Term], inputs: LossInputs, *, context: LossContext
   for index, term in enumerate(terms):
     state = context.states.get(str(index), {})
     weight = context.at(term.weight) * term.factor(state)
-    loss = term.token_loss(context, state)
-    if loss is None:
+    token_loss = term.token_loss(context, state)
+    if token_loss is None:
       values[index] = term.loss(inputs, context)
       total = total + weight * values[index]
     else:
-      # The factor that turns the sum over tokens into the term's value, and the weight of that.
-      scale = (1.0 / jnp.maximum(context.totals["predicted"], 1.0)) * loss.weight
+      # The shared walk sums over tokens. value = scale * sum, where scale = TokenLoss.weight / predicted tokens.
+      scale = (1.0 / jnp.maximum(context.totals["predicted"], 1.0)) * token_loss.weight
       scales[index] = scale
-      token_losses[index] = dataclasses.replace(loss, weight=weight * scale)
+      token_losses[index] = dataclasses.replace(token_loss, weight=weight * scale)
   if token_losses:
     token_total, sums = _shared_walk(list(token_losses.values()), inputs, shards=context.shards)
     total = total + token_total

@@ -14,8 +14,11 @@ from distill.schedules import schedule
 from distill.training.config import OptimizerConfig
 from distill.tree import Params, first_match
 
+# Stacked name -> the factor of a parameter: a number, or an array of one factor for each layer.
+RateFactors = dict[str, float | np.ndarray]
 
-def multipliers(rules: Sequence[tuple[str, float]], *, names: Mapping[str, Sequence[str]], what: str) -> Params:
+
+def multipliers(rules: Sequence[tuple[str, float]], *, names: Mapping[str, Sequence[str]], what: str) -> RateFactors:
   """Returns each stacked parameter's factor by the rules: a number, or an array [layers] if its layers' factors differ.
 
   Args:
@@ -26,7 +29,7 @@ def multipliers(rules: Sequence[tuple[str, float]], *, names: Mapping[str, Seque
   Raises:
     InputError: No rule matches a parameter.
   """
-  factors: Params = {}
+  factors: RateFactors = {}
   for stacked, canonical in names.items():
     values = [float(first_match(rules, name, what=what)) for name in canonical]
     factors[stacked] = values[0] if len(set(values)) == 1 else np.asarray(values, np.float32)
@@ -38,7 +41,7 @@ def _broadcast(factor, like):
 
 
 def make_optimizer(
-  config: OptimizerConfig, *, trained: Params, names: Mapping[str, Sequence[str]], key: str, steps: int
+  config: OptimizerConfig, *, factors: RateFactors, names: Mapping[str, Sequence[str]], key: str, steps: int
 ) -> optax.GradientTransformation:
   """Returns the optimizer of a stage over a flat dictionary of parameters.
 
@@ -46,7 +49,7 @@ def make_optimizer(
 
   Args:
     config: Options of the optimizer from the recipe.
-    trained: Factor of every trained parameter by the stage's `train` rules, from `multipliers`; 0 freezes a layer.
+    factors: Factor of every trained parameter by the stage's `train` rules, from `multipliers`; 0 freezes a layer.
     names: Stacked name -> canonical names of its layers.
     key: Key of the options in the recipe, for error messages.
     steps: Length of the stage in optimizer steps.
@@ -66,7 +69,7 @@ def make_optimizer(
   def scale_rates(updates, params):
     del params
     return {
-      name: update * _broadcast(rates[name], update) * _broadcast(trained[name], update)
+      name: update * _broadcast(rates[name], update) * _broadcast(factors[name], update)
       for name, update in updates.items()
     }
 

@@ -57,7 +57,7 @@ def test_three_training_steps_of_a_tiny_student_give_the_committed_losses():
   params = {f"student.{name}": x for name, x in student.init(jax.random.key(0)).items()}
   optimizer = make_optimizer(
     OptimizerConfig(learning_rate=CosineScheduleConfig(peak=1e-2), weight_decay=0.1),
-    trained=dict.fromkeys(params, 1.0),
+    factors=dict.fromkeys(params, 1.0),
     names=canonical_names(student, params),
     key="optimizer",
     steps=STEPS,

@@ -21,7 +21,7 @@ ALL = dict.fromkeys(NAMES, 1.0)
 
 
 def make(**options):
-  return make_optimizer(OptimizerConfig(**options), trained=ALL, names=NAMES, key="optimizer", steps=20)
+  return make_optimizer(OptimizerConfig(**options), factors=ALL, names=NAMES, key="optimizer", steps=20)
 
 
 def initial(mesh=None):
@@ -117,7 +117,7 @@ def test_a_frozen_layer_of_a_stacked_parameter_stays_bit_equal(name):
   params = initial()
   trained_layers = {KERNEL: np.asarray([1.0, 0.0], np.float32), NORM: 1.0}
   optimizer = make_optimizer(
-    OptimizerConfig(name=name, weight_decay=0.1), trained=trained_layers, names=NAMES, key="optimizer", steps=10
+    OptimizerConfig(name=name, weight_decay=0.1), factors=trained_layers, names=NAMES, key="optimizer", steps=10
   )
   updates, _ = optimizer.update(jax.grad(loss)(params), optimizer.init(params), params)
   assert np.any(updates[KERNEL][0]) and not np.any(updates[KERNEL][1])

@@ -54,7 +54,7 @@ class Steps:
     terms = (ForwardKl(weight=0.5), CrossEntropy(weight=0.5))
     optimizer = make_optimizer(
       OptimizerConfig(learning_rate=settings["learning_rate"], clip_norm=0.0),
-      trained=dict.fromkeys(trained, 1.0),
+      factors=dict.fromkeys(trained, 1.0),
       names=canonical_names(student, trained),
       key="optimizer",
       steps=_STEPS,
