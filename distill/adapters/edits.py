@@ -1,10 +1,11 @@
-"""The kinds of edit that an adapter makes to the parameters of a model, and `apply`, which makes one.
+"""The kinds of edit that an adapter makes to the parameters of a model, and `apply_edit`, which makes one.
 
-An adapter is a list of edits, each of one canonical parameter. `apply` takes two versions of this parameter: `current`,
-after all earlier adapters of the stack, and `base`, which the adapter was trained on. For a sequential adapter (trained
-on top of the earlier ones) the two are equal. For co-active adapters (trained next to each other on one model) `base`
-is the parameter before the first of them. Their changes add up, and the column norms that DoRA divides by do not
-include the changes of the others. The adapter's weight in the stack multiplies the change of `current`.
+An adapter is a list of edits, each of one canonical parameter. `apply_edit` takes two versions of this parameter:
+`current`, after all earlier adapters of the stack, and `trained_on`, which the adapter was trained on. For a sequential
+adapter (trained on top of the earlier ones) the two are equal. For co-active adapters (trained next to each other on
+one model) `trained_on` is the parameter before the first of them. Their changes add up, and the column norms that DoRA
+divides by do not include the changes of the others. The adapter's weight in the stack multiplies the change of
+`current`.
 """
 
 import dataclasses
@@ -40,7 +41,7 @@ class LowRank:
     return float(self.scale * np.sqrt(max(0.0, np.sum((self.a.T @ self.a) * (self.b @ self.b.T)))))
 
   def columns(self, trained_on: Float[np.ndarray, "I O"]) -> Float[np.ndarray, " O"] | None:
-    """Returns the factor [O] that rescales the columns of base + `delta` to their magnitudes; None for plain LoRA."""
+    """Returns the factor [O] that rescales the columns of trained_on + `delta` to `magnitude`; None for plain LoRA."""
     if self.magnitude is None:
       return None
     lengths = np.linalg.norm(trained_on + self.delta, axis=0)
@@ -53,7 +54,8 @@ class Replacement:
 
   Attributes:
     value: The new parameter, in the layout of canonical parameters.
-    underlies: True if the adapter's other edits of this parameter were trained on top of `value`.
+    underlies: True if the adapter's other edits of this parameter were trained on top of `value`. An example is the
+      resized embedding that PEFT stores as `base_layer.weight`: the LoRA factors next to it were trained on it.
   """
 
   value: np.ndarray

@@ -3,7 +3,6 @@
 import dataclasses
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -12,6 +11,7 @@ from jax.sharding import Mesh
 from distill.adapters import routed
 from distill.adapters.edits import LowRank
 from distill.adapters.factored import Factored, factored
+from distill.adapters.layout import EMBEDDING
 from distill.adapters.merging import add_missing_parameters, apply_stack, check_finite, edited, fit_config
 from distill.adapters.stack import StackedAdapter
 from distill.checkpoints import hf, sharded
@@ -47,7 +47,7 @@ def load_merged(
 ) -> tuple[DecoderConfig, Params]:
   """Loads a base model with adapters merged into it. Merging runs in float32, before the cast to `dtype`.
 
-  Low-rank changes are added block by block as the base is read. Parameters with other edits are prepared on the host.
+  Low-rank changes are added chunk by chunk as the base is read. Parameters with other edits are prepared on the host.
 
   Args:
     directory: Model directory of the base.
@@ -63,19 +63,52 @@ def load_merged(
   """
   with fail_together(str(directory)):
     base = StoredParams(directory)
-    grown, new = add_missing_parameters(base, adapters=adapters, config=base.config)
-    kinds = edited(adapters)
-    low = {name for name, found in kinds.items() if name in base and all(isinstance(one, LowRank) for one in found)}
-    whole = set(kinds) - low
-    values = {name: new[name] if name in new else base[name] for name in whole}
-    changed = new | apply_stack(values, adapters=adapters, only=whole)
-    untied = base.config.tie_embeddings and not grown.tie_embeddings
-    # A head is tied again if it equals the embedding, which is not on the host if only low ranks change it.
-    tied = untied and "embed.table" not in low
-    grown, changed = fit_config(changed, adapters=adapters, config=grown, tied=tied)
-    changes: dict[str, Any] = {name: np.asarray(x, np.float32) for name, x in changed.items()}
-    changes |= {name: _LowRankEdit(name, adapters, shape=base.shape(name)) for name in low}
-  return sharded.load(directory, mesh=mesh, dtype=dtype, edits=changes, config=grown)
+    grown, added = add_missing_parameters(base, adapters=adapters, config=base.config)
+    edits_of = edited(adapters)
+    only_low_rank = {name for name, edits in edits_of.items() if all(isinstance(edit, LowRank) for edit in edits)}
+    # Changed chunk by chunk as the base is read; the other edited parameters are changed whole, on the host.
+    by_chunk = only_low_rank & set(base)
+    whole = set(edits_of) - by_chunk
+    values = {name: added[name] if name in added else base[name] for name in whole}
+    changed = added | apply_stack(values, adapters=adapters, only=whole)
+    untied_by_adapters = base.config.tie_embeddings and not grown.tie_embeddings
+    # A head is tied again if it equals the embedding. An embedding that is changed by chunk is not on the host to be
+    # compared, so its head remains untied.
+    may_retie = untied_by_adapters and EMBEDDING not in by_chunk
+    grown, changed = fit_config(changed, adapters=adapters, config=grown, tied=may_retie)
+    replaced = {name: np.asarray(x, np.float32) for name, x in changed.items()}
+    chunk_edits = {name: _LowRankEdit(name, adapters, shape=base.shape(name)) for name in by_chunk}
+  return sharded.load(directory, mesh=mesh, dtype=dtype, edits={**replaced, **chunk_edits}, config=grown)
+
+
+class _LowRankEdit:
+  """A `ChunkEdit` for `sharded.load`: adds all low-rank changes of one parameter to each chunk that is read."""
+
+  def __init__(self, name: str, adapters: Sequence[StackedAdapter], *, shape: tuple[int, ...]):
+    self._name, self._adapters, self._shape = name, adapters, shape
+    self._dora = any(edit.magnitude is not None for edit in edited(adapters)[name] if isinstance(edit, LowRank))
+    self._last: tuple[slice, Factored] | None = None
+
+  def __call__(self, value: np.ndarray, chunk: Block, read: Callable[[Block], np.ndarray]) -> np.ndarray:
+    rows, columns = chunk
+    # DoRA needs the norms of whole columns. Consecutive chunks often have the same columns.
+    chosen = columns if self._dora else slice(0, self._shape[1])
+    if self._last is None or self._last[0] != chosen:
+      found = factored(
+        self._name,
+        adapters=self._adapters,
+        shape=self._shape,
+        base=lambda: read((slice(0, self._shape[0]), chosen)).astype(np.float32),
+        columns=chosen,
+      )
+      self._last = chosen, found
+    change = self._last[1]
+    if not self._dora:
+      change = dataclasses.replace(change, b=change.b[:, columns], column=change.column[columns])
+    with np.errstate(over="ignore", invalid="ignore"):
+      after = change.of(value, rows=rows)
+    check_finite(after, name=self._name, paths=[adapter.path for _, adapter in self._adapters])
+    return after
 
 
 def load_routed(
@@ -103,33 +136,3 @@ def load_routed(
   config, params = sharded.load(directory, mesh=mesh, dtype=dtype, edits=added.replaced, config=added.config)
   where = routed.shardings(Decoder(config), added.stacked, mesh=mesh)
   return config, params | {name: jax.device_put(x, where[name]) for name, x in added.stacked.items()}
-
-
-class _LowRankEdit:
-  """A `BlockEdit` for `sharded.load`: adds all low-rank changes of one parameter to each block that is read."""
-
-  def __init__(self, name: str, adapters: Sequence[StackedAdapter], *, shape: tuple[int, ...]):
-    self._name, self._adapters, self._shape = name, adapters, shape
-    self._dora = any(edit.magnitude is not None for edit in edited(adapters)[name] if isinstance(edit, LowRank))
-    self._last: tuple[slice, Factored] | None = None
-
-  def __call__(self, value: np.ndarray, block: Block, read: Callable[[Block], np.ndarray]) -> np.ndarray:
-    rows, columns = block
-    # DoRA needs the norms of whole columns. Consecutive blocks often have the same columns.
-    chosen = columns if self._dora else slice(0, self._shape[1])
-    if self._last is None or self._last[0] != chosen:
-      found = factored(
-        self._name,
-        adapters=self._adapters,
-        shape=self._shape,
-        base=lambda: read((slice(0, self._shape[0]), chosen)).astype(np.float32),
-        columns=chosen,
-      )
-      self._last = chosen, found
-    change = self._last[1]
-    if not self._dora:
-      change = dataclasses.replace(change, b=change.b[:, columns], column=change.column[columns])
-    with np.errstate(over="ignore", invalid="ignore"):
-      after = change.of(value, rows=rows)
-    check_finite(after, name=self._name, paths=[adapter.path for _, adapter in self._adapters])
-    return after

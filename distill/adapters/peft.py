@@ -243,22 +243,23 @@ class _EditReader:
     if len(shape) != 2 or entries[0].form == "conv" or embedding == entries[0].ours.endswith(".kernel"):
       kind = "an embedding" if embedding else "a linear projection"
       raise _Refusal(key, f"the model's {module} is not {kind}, as the adapter expects; {_WRONG_MODEL}")
-    (_, a), (_, b) = (parts[name] for name in pair)
+    (_, lora_a), (_, lora_b) = (parts[name] for name in pair)
     rank = self._settings.rank(module)
-    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != rank or b.shape[1] != rank:
+    if lora_a.ndim != 2 or lora_b.ndim != 2 or lora_a.shape[0] != rank or lora_b.shape[1] != rank:
       raise _Refusal(
         key,
-        f"lora_A {a.shape} and lora_B {b.shape} do not have rank {rank}, which adapter_config.json gives; {_DAMAGED}",
+        f"lora_A {lora_a.shape} and lora_B {lora_b.shape} do not have rank {rank}, which adapter_config.json gives; "
+        f"{_DAMAGED}",
       )
     if entries[0].ours in (EMBEDDING, HEAD):
       count = self._vocabulary(entries[0].ours)
       shape = (count, shape[1]) if entries[0].ours == EMBEDDING else (shape[0], count)
-    if (a.shape[1], b.shape[0]) != shape:
-      adapted = (a.shape[1], b.shape[0])
+    if (lora_a.shape[1], lora_b.shape[0]) != shape:
+      adapted = (lora_a.shape[1], lora_b.shape[0])
       raise _Refusal(
         key, f"the factors adapt a kernel {adapted} ([in, out]), but the model's is {shape}; {_WRONG_MODEL}"
       )
-    return self._split(module, parts, a.T, b.T, embedding=embedding)
+    return self._split(module, parts, lora_a.T, lora_b.T, embedding=embedding)
 
   def _split(self, module, parts, a, b, *, embedding) -> list[tuple[str, Edit]]:
     """Returns (canonical name, edit) of the kernels that an HF module holds: all share `a`, each has columns of `b`."""

@@ -213,6 +213,9 @@ def select_route(
 ) -> tuple[Params, Int[Array, " T"]]:
   """Returns the decoder's parameters for ONE row of a batch, and the row's tokens as row indices of their embedding.
 
+  The tokens change only if routes have different embeddings: their embedding is then one table that holds those of all
+  routes, one after another.
+
   The head stays that of the base: `widen_readout` makes one readout for the rows of all routes.
 
   Args:
@@ -231,12 +234,14 @@ def select_route(
         a=params[f"{name}{_A}"],
         b=params[f"{name}{_B}"],
         column=params.get(f"{name}{_COLUMN}"),
+        # The decoder scans over layers and cuts every leaf by its first axis, so the route is repeated for each layer.
         route=jnp.broadcast_to(route, layers),
       )
     elif f"{name}{_VALUES}" in params:
       values, place = params[f"{name}{_VALUES}"], params[f"{name}{_PLACE}"][route]
       if name == EMBEDDING:
-        # The tables of all routes are concatenated, and tokens shifted, so that no row copies a table.
+        # The tables of all routes become one long table, which rows share. A token's row in it is shifted by the tables
+        # before that of the route.
         chosen[name], tokens = values.reshape(-1, values.shape[-1]), tokens + place * values.shape[1]
       else:
         chosen[name] = values[place]

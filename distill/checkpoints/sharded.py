@@ -1,4 +1,8 @@
-"""Loads a checkpoint straight onto the mesh: every process reads only the blocks that its devices hold."""
+"""Loads a checkpoint straight onto the mesh: every process reads only what its devices hold.
+
+A *region* is the part of a parameter that one device holds. A *block* is what is read of a parameter at once for some
+regions. A *chunk* is a piece of a block of about 256 KiB, the unit in which values are read, edited and cast.
+"""
 
 import math
 import pathlib
@@ -21,9 +25,9 @@ from distill.models.decoder import Decoder
 from distill.parallel.processes import fail_together
 from distill.tree import Params
 
-# (value of a block in float32, the block, reads any other block in the checkpoint's dtype) -> new value of the block
-BlockEdit = Callable[[np.ndarray, Block, Callable[[Block], np.ndarray]], np.ndarray]
-BlockEdits = Mapping[str, BlockEdit | np.ndarray]
+# (values of a chunk in float32, the chunk, a function that reads any block in the checkpoint's dtype) -> its new values
+ChunkEdit = Callable[[np.ndarray, Block, Callable[[Block], np.ndarray]], np.ndarray]
+ChunkEdits = Mapping[str, ChunkEdit | np.ndarray]
 
 # The part of a parameter that one device holds; ranges can be dictionary keys, slices cannot.
 Region = tuple[range, ...]
@@ -39,7 +43,7 @@ def load(
   *,
   mesh: Mesh,
   dtype: Any = "float32",
-  edits: BlockEdits | None = None,
+  edits: ChunkEdits | None = None,
   config: DecoderConfig | None = None,
   report: Callable[[int], Any] = lambda size: None,
 ) -> tuple[DecoderConfig, Params]:
@@ -51,7 +55,7 @@ def load(
     directory: A model directory.
     mesh: The mesh.
     dtype: float32, bfloat16 or float16. Edits run in float32 before the cast.
-    edits: Canonical name -> a function that changes every block as it is read, or an array that replaces the
+    edits: Canonical name -> a function that changes every chunk as it is read, or an array that replaces the
       parameter and has the shape that `config` says.
     config: The configuration after the edits; None if the edits leave that of the directory unchanged.
     report: Called after every read of this process with the number of bytes of that read.
@@ -138,7 +142,7 @@ class _Loader:
     self,
     *,
     sources: Mapping[str, ParameterSource],
-    edits: BlockEdits,
+    edits: ChunkEdits,
     dtype: np.dtype,
     where: str,
     report: Callable[[int], Any],

@@ -59,6 +59,7 @@ def read_batches(config: RunConfig, *, tokenizer: PreTrainedTokenizerBase, token
     length: _stores(config, tokenizer=tokenizer, length=length, tokens=tokens)
     for length in sorted({length for _, length in shapes.values()})
   }
+  _, route_of_source = routes(config.data.sources)
   rows_read = dict.fromkeys(stores, 0)
   batches = {}
   for stage in config.stages:
@@ -68,7 +69,7 @@ def read_batches(config: RunConfig, *, tokenizer: PreTrainedTokenizerBase, token
       weights=[source.weight for source in config.data.sources],
       batch_size=rows,
       seed=config.seed,
-      routes=routes(config.data.sources)[1],
+      routes=route_of_source,
       first=rows_read[length],
       process=(jax.process_index(), jax.process_count()),
     )

@@ -100,7 +100,7 @@ def live_teacher(config: RunConfig, *, mesh: Mesh) -> LiveTeacher:
     directory = locate(spec.model)
     entries = stack(spec)
     adapters = read_adapters(entries, config=hf_config.read_config(directory))
-    named = routes(config.data.sources)[0]
+    named, _ = routes(config.data.sources)
     taught = [[adapters[place] for place in chosen(entries, route)] for route in named]
   if len(taught) < 2:
     adapters = tuple(taught[0]) if taught else adapters

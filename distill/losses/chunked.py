@@ -165,36 +165,44 @@ class _Chunks:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _total(static, hidden, readout, tokens, shared):
-  """Returns (weighted total, sum of each loss over all tokens), without gradients."""
+  """Returns (weighted total, sum of each loss over all tokens), without gradients.
+
+  JAX calls it only where no gradient is asked for, as in an evaluation; under `value_and_grad` it calls `_forward`.
+  """
   functions, shards = static
   chunks = _Chunks.of(len(hidden), shards=shards, vocab=readout.kernel.shape[-1], width=0)
   hidden, tokens = chunks.split((hidden, tokens))
   kernel = jnp.asarray(readout.kernel)
-  losses = chunks.each_shard(functools.partial(_chunk_losses, functions, shared), 0, None, 0)
+  chunk_losses = chunks.each_shard(functools.partial(_chunk_losses, functions, shared), 0, None, 0)
 
   def add_chunk(sums, start):
     _, hidden_chunk, tokens_chunk = chunks.take(start, hidden, tokens)
     products = matmul(hidden_chunk.astype(kernel.dtype), kernel)
-    return jax.tree.map(jnp.add, sums, losses(products, readout, tokens_chunk)), None
+    return jax.tree.map(jnp.add, sums, chunk_losses(products, readout, tokens_chunk)), None
 
   return chunks.sum_shards(jax.lax.scan(add_chunk, _zero_sums(chunks, functions), chunks.starts())[0])
 
 
 def _forward(static, hidden, readout, tokens, shared):
-  """Returns ((total, sums), gradients of the total with respect to `hidden` and `readout`)."""
+  """Returns ((total, sums), gradients of the total with respect to `hidden` and `readout`).
+
+  A training step runs this function. It forms the gradients in the same walk as the sums, and saves them for
+  `_backward`.
+  """
   functions, shards = static
   shape, width = hidden.shape, hidden.shape[1]
   chunks = _Chunks.of(len(hidden), shards=shards, vocab=readout.kernel.shape[-1], width=width)
   hidden, tokens = chunks.split((hidden, tokens))
   kernel = jnp.asarray(readout.kernel)
-  losses = jax.value_and_grad(functools.partial(_chunk_losses, functions, shared), argnums=(0, 1), has_aux=True)
-  losses, add_kernel_grad = chunks.each_shard(losses, 0, None, 0), chunks.each_shard(add_head_gradient, 0, 0, 0)
+  chunk_losses = jax.value_and_grad(functools.partial(_chunk_losses, functions, shared), argnums=(0, 1), has_aux=True)
+  chunk_losses = chunks.each_shard(chunk_losses, 0, None, 0)
+  add_kernel_grad = chunks.each_shard(add_head_gradient, 0, 0, 0)
 
   def add_chunk(carry, start):
     sums, hidden_grad, kernel_grad, bias_grad = carry
     begin, hidden_chunk, tokens_chunk = chunks.take(start, hidden, tokens)
     operand = hidden_chunk.astype(kernel.dtype)
-    found, (products_grad, readout_grad) = losses(matmul(operand, kernel), readout, tokens_chunk)
+    found, (products_grad, readout_grad) = chunk_losses(matmul(operand, kernel), readout, tokens_chunk)
     # The transpose belongs in the loop, where float32 matmuls make it on the way: made before the loop, it would be a
     # second head in memory.
     new = jnp.matmul(products_grad.astype(kernel.dtype), transposed(kernel), preferred_element_type=jnp.float32)

@@ -123,22 +123,26 @@ class DecoderModule(nnx.Module):
     x = self.embedded(tokens, positions, dtype)
     # Queries, keys and values are computed after the scan, from the inputs of their layers: the layers of one scan may
     # differ in their widths.
-    wanted = capture | Capture(layers=tuple(map(before, capture.qkv)))
-    captured, mixed = (jnp.zeros((len(asked), *x.shape), x.dtype) for asked in (wanted.layers, wanted.mixers))
+    needed = capture | Capture(layers=tuple(map(before, capture.qkv)))
+    # Captured activations live in one array of each kind, [captured layers, B, T, D], which all scans carry and fill.
+    layer_outputs, mixer_outputs = (
+      jnp.zeros((len(asked), *x.shape), x.dtype) for asked in (needed.layers, needed.mixers)
+    )
     balances = []
-    if INPUT in wanted.layers:
-      captured = captured.at[wanted.layers.index(INPUT)].set(x)
+    if INPUT in needed.layers:
+      layer_outputs = layer_outputs.at[needed.layers.index(INPUT)].set(x)
     for group, layers in zip(self.plan, self.groups, strict=True):
       numbers = [[group.layer(repeat, j) for j in range(len(layers))] for repeat in range(group.repeats)]
-      # A layer that is not captured writes past the end, which is dropped.
+      # A layer's slot is its row in `layer_outputs` or `mixer_outputs`. A layer that is not captured has a slot past
+      # the last row, and jax drops what it writes there.
       slots = [
         np.asarray([[asked.index(i) if i in asked else len(asked) for i in row] for row in numbers])
-        for asked in (wanted.layers, wanted.mixers)
+        for asked in (needed.layers, needed.mixers)
       ]
       graph, state = nnx.split(layers)
 
       def body(carry, xs, graph=graph):
-        (x, captured, mixed), group_balances = carry, []
+        (x, layer_outputs, mixer_outputs), group_balances = carry, []
         state, (layer_slots, mixer_slots) = xs
         for j, layer in enumerate(nnx.merge(graph, state)):
           added = layer.mix(x, segments=segments, positions=positions, dtype=dtype)
@@ -146,14 +150,16 @@ class DecoderModule(nnx.Module):
           balance = layer.balance(x, segments=segments)
           group_balances += [] if balance is None else [balance]
           x = layer.feed(x, dtype=dtype)
-          captured = captured.at[layer_slots[j]].set(x, mode="drop") if wanted.layers else captured
-          mixed = mixed.at[mixer_slots[j]].set(added, mode="drop") if wanted.mixers else mixed
-        return (x, captured, mixed), group_balances
+          layer_outputs = layer_outputs.at[layer_slots[j]].set(x, mode="drop") if needed.layers else layer_outputs
+          mixer_outputs = mixer_outputs.at[mixer_slots[j]].set(added, mode="drop") if needed.mixers else mixer_outputs
+        return (x, layer_outputs, mixer_outputs), group_balances
 
       body = jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=False)
-      (x, captured, mixed), group_balances = jax.lax.scan(body, (x, captured, mixed), (state, slots))
+      (x, layer_outputs, mixer_outputs), group_balances = jax.lax.scan(
+        body, (x, layer_outputs, mixer_outputs), (state, slots)
+      )
       balances += group_balances
-    outputs = dict(zip(wanted.layers, captured, strict=True))
+    outputs = dict(zip(needed.layers, layer_outputs, strict=True))
     qkv = self.run_isolated(
       [outputs[before(i)] for i in capture.qkv],
       layers=capture.qkv,
@@ -163,7 +169,7 @@ class DecoderModule(nnx.Module):
       hidden=self.norm(x),
       readout=self.readout(dtype),
       layers={i: outputs[i] for i in capture.layers},
-      mixers=dict(zip(wanted.mixers, mixed, strict=True)),
+      mixers=dict(zip(needed.mixers, mixer_outputs, strict=True)),
       qkv=dict(zip(capture.qkv, qkv, strict=True)),
       balance=jnp.mean(jnp.concatenate(balances), axis=0) if balances else None,
     )
