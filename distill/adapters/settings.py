@@ -84,7 +84,10 @@ class PeftSettings:
     return self._pattern("rank_pattern", module, self.values["r"])
 
   def scale(self, module: str) -> float:
-    """Returns the factor that multiplies the LoRA change of an HF module: alpha / r, or alpha / sqrt(r) for rsLoRA."""
+    """Returns the factor of an HF module's LoRA change: alpha / R, or alpha / sqrt(R) for rsLoRA, with R from `rank`.
+
+    alpha is that of the first key in `alpha_pattern` that matches the module, else `lora_alpha`.
+    """
     rank = self.rank(module)
     alpha = self._pattern("alpha_pattern", module, self.values["lora_alpha"])
     return alpha / (math.sqrt(rank) if self.get("use_rslora") else rank)

@@ -83,6 +83,10 @@ def _override(value: Any, path: Sequence[str], new: Any, *, key: str) -> Any:
   """Returns `value`, a recipe or a part of one, with what is at `path` replaced by `new`.
 
   A part of the path names a key of a dict, or an element of a list by its `name` or its index.
+
+  Raises:
+    InputError: The path leads into a value that is neither a dict nor a list, or names an element that the list lacks.
+      The message begins with `key`, the flag of the override.
   """
   if not path:
     return new

@@ -19,7 +19,10 @@ _MIN_PROMPT = 16  # Prompts are padded to a power of two, at least this, so that
 
 
 def _sample(output, *, positions, seed, sampling):
-  """Draws one token for each row; the random key depends on the seed, the row's index and the position."""
+  """Draws the next token of each row from the logits of `output`; returns token ids [B], int32.
+
+  The random key of a row depends on the seed, the index of the row and its entry in `positions` [B].
+  """
   rows = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(len(positions)))
   keys = jax.vmap(jax.random.fold_in)(rows, positions)
   logits = output.readout.logits(output.hidden)[:, : output.readout.vocab_size]
@@ -48,6 +51,8 @@ class _Texts:
 def _start(params, prompts, stop, seed, *, decoder, length, sampling, dtype):
   """Runs the prefill on `prompts`, (padded tokens [B,T], lengths [B]), and draws the first token of each text.
 
+  `length` is the number of positions that each text may grow to; `stop` holds the ids of the tokens that end a text.
+
   Returns (parameters of `decoder.unrolled`, `_Texts` after the first token).
   """
   tokens, lengths = prompts
@@ -59,9 +64,9 @@ def _start(params, prompts, stop, seed, *, decoder, length, sampling, dtype):
 
 @functools.partial(jax.jit, static_argnames=("decoder", "sampling", "dtype"), donate_argnames=("texts",))
 def _block(params, texts, count, stop, seed, *, decoder, sampling, dtype):
-  """Draws `count` tokens for each text, or fewer if all texts end before.
+  """Draws `count` tokens, at most `_BLOCK`, for each text, or fewer if all texts end before.
 
-  Returns (tokens [B, _BLOCK], number of tokens drawn for each text, `_Texts` after them).
+  Returns (tokens [B, _BLOCK], n, `_Texts` after them); n is a scalar, and the first n columns are the drawn tokens.
   """
 
   def goes_on(carry):

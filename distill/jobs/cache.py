@@ -107,8 +107,18 @@ def _claimed(
 ) -> list[tuple[Section, TokenStore, int]]:
   """Finds or creates the cache section of each token store that a stage reads to learn from a teacher.
 
+  Args:
+    config: Configuration of the run.
+    batches: Batches of each stage, by the stage's name.
+    teacher: The teacher whose signal the sections store.
+    states: Which of the teacher's outputs the sections store, as `_states` returns it.
+    workdir: Directory of the teacher cache.
+
   Returns:
-    For each section: (section, its token store, index of the store's route among the routes of all data sources).
+    For each section: (section, its token store, index in `routes` of the adapter set that teaches the store's rows).
+
+  Raises:
+    InputError: A section for the same rows and teacher has other settings, or `workdir` cannot be written.
   """
   subjects = _subjects(config)
   places = routes(config.data.sources)[1]
@@ -175,9 +185,11 @@ def _manifest(config: RunConfig, *, teacher: LiveTeacher, store: TokenStore) -> 
 
 
 def _states(config: RunConfig, *, teacher: DecoderConfig) -> dict[str, list[int]]:
-  """Returns which outputs of the teacher a cache stores, as {"layers": numbers, "mixers": numbers of their layers}.
+  """Returns which outputs of the teacher a cache stores: those that config.teacher_cache names or the terms need.
 
-  They are those that config.teacher_cache names and those that the run's terms need.
+  Returns:
+    {"layers": indices of the layers whose outputs are stored, "mixers": indices of the layers whose mixer outputs are
+    stored}, both from 0 and ascending. Among "layers", −1 stands for the first layer's input.
 
   Raises:
     InputError: config.teacher_cache names a layer that the teacher lacks, or a term does not fit the student.

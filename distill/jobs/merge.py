@@ -99,7 +99,15 @@ def merge_adapters(
 
 
 def _inputs(model: Path, adapters: Adapters, out: Path, density: float) -> tuple[pathlib.Path, pathlib.Path, Stack]:
-  """Checks the arguments; returns (directory of the base, directory to write, adapters)."""
+  """Finds the directories of base and adapters, and checks the arguments.
+
+  Returns:
+    (directory of the base, directory to write, adapters).
+
+  Raises:
+    InputError: The base or an adapter is wrong, there are no adapters, `out` is or contains a directory that is
+      read, or `density` is 0.
+  """
   source, target = locate(model), pathlib.Path(out)
   stack = adapter_stack(adapters)
   if not stack:
@@ -112,7 +120,11 @@ def _inputs(model: Path, adapters: Adapters, out: Path, density: float) -> tuple
 
 
 def _cast(merged: Mapping[str, Any], *, base: Mapping[str, Any], out: pathlib.Path) -> dict[str, np.ndarray]:
-  """Casts each parameter to its dtype in the base; a parameter that the base lacks gets the embedding's dtype."""
+  """Casts each parameter to its dtype in the base; a parameter that the base lacks gets the embedding's dtype.
+
+  Raises:
+    InputError: A value is not finite after the cast; the message begins with `out`, the directory to write.
+  """
   fallback = np.asarray(base["embed.table"]).dtype
   cast = {}
   for name, x in merged.items():

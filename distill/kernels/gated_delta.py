@@ -95,7 +95,8 @@ def gated_delta_rule_reference(
 def _block(state, xs):
   """Returns (state after a block of chunks, outputs of its chunks [chunks,B,N,C,P]).
 
-  Shapes: q, k, v, g and beta [chunks,B,N,C,…], docs [chunks,B,C], previous [chunks,B], state [B,N,H,P].
+  Shapes: q, k, v, g (logarithm of the decay) and beta [chunks,B,N,C,…], state [B,N,H,P], docs (segment numbers)
+  [chunks,B,C], previous (segment number of the position before each chunk) [chunks,B].
   """
   q, k, v, g, beta, docs, previous = xs
   last = docs[..., -1]

@@ -93,7 +93,8 @@ def ssd_reference(
 def _one_chunk(state, xs):
   """Returns (state after a chunk, outputs of the chunk).
 
-  Shapes: x [B,K,C,G*P], b and c [B,K,C,H], g [B,K,G,C], state [B,K,H,G*P], with G heads in each of K groups.
+  Shapes: x [B,K,C,G*P], b and c [B,K,C,H], g (logarithm of the decay) [B,K,G,C], state [B,K,H,G*P], with G heads in
+  each of K groups; docs (segment numbers) [B,C], previous (segment number of the position before the chunk) [B].
   """
   x, b, c, g, docs, previous = xs
   batch, groups, chunk, _ = x.shape

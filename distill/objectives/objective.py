@@ -41,7 +41,13 @@ def _union(captures: Sequence[Capture]) -> Capture:
 
 
 def init_params(terms: Sequence[Term], setting: Setting, *, key: Key[Array, ""]) -> Params:
-  """Returns the initial trained parameters of all terms, such as projectors."""
+  """Returns the initial values of the parameters that the terms themselves train, such as projectors, by name.
+
+  Args:
+    terms: Terms of the stage.
+    setting: The stage and the two models, which decide the shapes.
+    key: Random key; every term gets the same one.
+  """
   return {name: value for term in terms for name, value in term.init_params(setting, key=key).items()}
 
 
@@ -84,8 +90,8 @@ def loss_sums(terms: Sequence[Term], inputs: LossInputs, *, context: LossContext
     context: Step of the stage, counts of the global batch, and term states.
 
   Returns:
-    The contribution to the loss, Σ weight · factor · mean, and the contribution to each term's mean. The latter is by
-    the term's name in metrics: its index and kind, such as `0_forward_kl`.
+    The contribution to the loss, Σ weight · factor · mean (`Term.factor`), and the contribution to each term's mean.
+    The latter is by the term's name in metrics: its index and kind, such as `0_forward_kl`.
   """
   token_losses: dict[int, TokenLoss] = {}
   scales: dict[int, Scalar] = {}
@@ -116,7 +122,16 @@ def _names(terms: Sequence[Term]) -> list[str]:
 
 
 def _shared_walk(losses, inputs: LossInputs, *, shards: int):
-  """Returns the weighted sum of all token losses, and each loss's sum over tokens, in one pass over the logits."""
+  """Computes all token losses in one pass over the logits.
+
+  Args:
+    losses: The token losses of the stage, a sequence of `TokenLoss`.
+    inputs: The micro-batch, with the student's output and the teacher's signal.
+    shards: Number of parts of the mesh that the batch's rows are spread over.
+
+  Returns:
+    (Σ weight · sum over the losses, the unweighted sum over tokens of each loss [losses]).
+  """
   output, batch = inputs.output, inputs.batch
   assert output is not None, "a term that is a loss of logits needs the student's output"
   target, readout = (None, None) if inputs.signal is None else inputs.signal.target_rows()

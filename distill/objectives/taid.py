@@ -40,7 +40,10 @@ class Taid(DivergenceTerm):
     return {"t": jnp.float32(self.t_start), "momentum": jnp.float32(0.0), "last": jnp.float32(jnp.inf)}
 
   def next_state(self, state: TermState, *, value: Scalar, reference: Scalar, context: LossContext) -> TermState:
-    """Returns the next state; t follows a linear schedule, or runs ahead of it while the loss falls (algorithm 1)."""
+    """Returns the next state; t follows a linear schedule, or runs ahead of it while the loss falls (algorithm 1).
+
+    Args: as `Term.next_state`.
+    """
     fallen = jnp.where(jnp.isfinite(state["last"]), (state["last"] - value) / state["last"], 0.0)
     momentum = 0.99 * state["momentum"] + 0.01 * fallen
     line = self.t_start + (self.t_end - self.t_start) * ((context.step + 1) / context.steps)

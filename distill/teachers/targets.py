@@ -48,7 +48,7 @@ class TopK:
     return _map_positions(top, hidden, readout, ())
 
   def bytes_a_token(self, id_bits: int) -> float:
-    """Returns the size of one position on disk in bytes."""
+    """Returns the size of one position on disk in bytes; a token id takes `id_bits` bits."""
     return self.size * (id_bits + 16) / 8 + 2
 
   def pack(self, arrays: tuple[np.ndarray, ...], *, id_bits: int) -> bytes:
@@ -97,7 +97,7 @@ class Sampled:
     return _map_positions(drawn, hidden, readout, offsets)
 
   def bytes_a_token(self, id_bits: int) -> float:
-    """Returns the largest size of one position on disk in bytes, that of `size` different ids.
+    """Returns the largest size of one position on disk in bytes, that of `size` different ids of `id_bits` bits.
 
     Repeated ids take less: published models draw about 12 different ids in 50.
     """
@@ -171,7 +171,10 @@ def unpack(data: UInt8[np.ndarray, " bytes"], *, bits: int, count: int) -> Int[n
 
 
 def _map_positions(function: Callable[[Any, Any], TargetArrays], hidden, readout, extra) -> TargetArrays:
-  """Applies function(logits [M,V], extra [M,…]) to chunks of positions of all rows, and joins its arrays to [B,T,…]."""
+  """Applies function(logits [M,V], extra [M,…]) to chunks of positions of all rows, and joins its arrays to [B,T,…].
+
+  `readout` turns `hidden` [B,T,D] into logits. `extra` is a pytree of arrays [B,T,…].
+  """
   rows, length = hidden.shape[:2]
   size = max(1, chunk_tokens(readout.kernel.shape[-1], tokens=rows * length) // rows)
   chunks = -(-length // size)

@@ -121,7 +121,7 @@ def decoder(
 
 
 def mixers(config: DecoderConfig) -> list[AttentionConfig]:
-  """Returns the attention configuration of every layer. Every layer must have attention."""
+  """Returns the attention configuration of every layer, and asserts that every layer has attention."""
   found = [layer.mixer for layer in config.layers if isinstance(layer.mixer, AttentionConfig)]
   assert len(found) == len(config.layers), config.family
   return found
@@ -168,7 +168,13 @@ def written_ropes(layers: Sequence[AttentionConfig]) -> dict[str, Any]:
 
 
 def linear(ours: str, theirs: str, *, bias: bool = False) -> list[TensorEntry]:
-  """Returns the name-table entries of one linear projection: its kernel and, with `bias`, its bias."""
+  """Returns the name-table entries of one linear projection: its kernel and, with `bias`, its bias.
+
+  Args:
+    ours: Canonical name of the projection, without `.kernel` or `.bias`.
+    theirs: Name of the projection in the checkpoint, without `.weight` or `.bias`.
+    bias: True if the projection has a bias.
+  """
   kernel = TensorEntry(f"{ours}.kernel", f"{theirs}.weight", "transpose")
   return [kernel, TensorEntry(f"{ours}.bias", f"{theirs}.bias")] if bias else [kernel]
 

@@ -27,7 +27,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
   """Returns the decoder configuration that the keys of a config.json describe.
 
   Raises:
-    InputError: A key is missing, unknown or not supported, or given under two names.
+    InputError: A key is missing, unknown or not supported, or given under two names; the message begins with `where`.
   """
   if twice := next((key for key, name in _RENAMED.items() if key in values and name in values), None):
     raise InputError(f"{where}: the keys {twice} and {_RENAMED[twice]} mean the same; remove one of them")

@@ -40,7 +40,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
   """Returns the decoder configuration that the keys of a config.json describe.
 
   Raises:
-    InputError: A key is missing, unknown or not supported.
+    InputError: A key is missing, unknown or not supported; the message begins with `where`, the file's name.
   """
   roped = values.get("rope_parameters") or values.get("rope_scaling")
   have = Attributes(values if roped else {**values, "rope_parameters": _ROPE}, where=where)

@@ -24,7 +24,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
   """Returns the decoder configuration that the keys of a config.json describe.
 
   Raises:
-    InputError: A key is missing, unknown or not supported.
+    InputError: A key is missing, unknown or not supported; the message begins with `where`, the file's name.
   """
   have = Attributes(values, where=where)
   have.only("hidden_act", ("silu",))
@@ -47,7 +47,11 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
-  """Returns the keys of config.json that describe a decoder; the inverse of `read`."""
+  """Returns the keys of config.json that describe a decoder; the inverse of `read`.
+
+  Raises:
+    InputError: The width of the Mamba-2 mixer is not a multiple of the model's width.
+  """
   return {
     "vocab_size": config.vocab_size,
     "hidden_size": config.width,

@@ -28,7 +28,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
   """Returns the decoder configuration that the keys of a config.json describe.
 
   Raises:
-    InputError: A key is missing, unknown or not supported.
+    InputError: A key is missing, unknown or not supported; the message begins with `where`, the file's name.
   """
   have = Attributes(values, where=where)
   sizes, bias = heads(have), have.flag("attention_bias")

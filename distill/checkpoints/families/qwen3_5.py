@@ -23,7 +23,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
   """Returns the decoder configuration that the keys of a config.json describe.
 
   Raises:
-    InputError: A key is missing, unknown or not supported.
+    InputError: A key is missing, unknown or not supported; the message begins with `where`, the file's name.
   """
   have = Attributes(values, where=where)
   mixers = hybrid(have, kv=4)
@@ -69,7 +69,11 @@ def hybrid(have: Attributes, *, kv: int) -> list[AttentionConfig | GatedDeltaCon
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
-  """Returns the keys of config.json that describe a decoder; the inverse of `read`."""
+  """Returns the keys of config.json that describe a decoder; the inverse of `read`.
+
+  Raises:
+    InputError: All layers have the same type of attention, which config.json cannot express.
+  """
   return {**written_hybrid(config), "intermediate_size": dense(config).width}
 
 

@@ -33,7 +33,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
   """Returns the decoder configuration that the keys of a config.json describe.
 
   Raises:
-    InputError: A key is missing, unknown or not supported.
+    InputError: A key is missing, unknown or not supported; the message begins with `where`, the file's name.
   """
   have = Attributes(values, where=where)
   sizes, bias, act = heads(have, kv=4), have.flag("attention_bias"), have.activation()
@@ -79,7 +79,7 @@ def sparse(have: Attributes, *, mixture: MoeConfig, width: int) -> list[MlpConfi
 
 
 def written_sparse(config: DecoderConfig) -> dict[str, Any]:
-  """Returns the keys of config.json that `sparse` reads, and those of the mixture of experts."""
+  """Returns the keys of config.json for the MLPs: their sizes, the mixture of experts, and which layers are dense."""
   mlps = [layer.mlp for layer in config.layers]
   fields: dict[str, Any] = {}
   for spec in mlps:

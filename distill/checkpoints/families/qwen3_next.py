@@ -19,7 +19,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
   """Returns the decoder configuration that the keys of a config.json describe.
 
   Raises:
-    InputError: A key is missing, unknown or not supported.
+    InputError: A key is missing, unknown or not supported; the message begins with `where`, the file's name.
   """
   have = Attributes(values, where=where)
   mixers = hybrid(have, kv=2)
@@ -38,7 +38,11 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
-  """Returns the keys of config.json that describe a decoder; the inverse of `read`."""
+  """Returns the keys of config.json that describe a decoder; the inverse of `read`.
+
+  Raises:
+    InputError: All layers have the same type of attention, which config.json cannot express.
+  """
   shared = next((x.mlp.shared for x in config.layers if isinstance(x.mlp, MoeConfig)), None)
   fields = {} if shared is None else {"shared_expert_intermediate_size": shared}
   return {**written_hybrid(config), **written_sparse(config), **fields}
