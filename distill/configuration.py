@@ -123,7 +123,12 @@ class Description(NamedTuple):
 
 
 def describe(cls: type, *, key: str = "config") -> Iterator[Description]:
-  """Yields every option of a configuration dataclass and of those nested in it, depth first; `key` is its own key."""
+  """Yields every option of a configuration dataclass and of the dataclasses nested in it, depth first.
+
+  Args:
+    cls: The configuration dataclass.
+    key: Dotted key at which a recipe holds `cls`; the keys of all options begin with it.
+  """
   hints = typing.get_type_hints(cls)
   for name, field in _options(cls).items():
     where, hint = f"{key}.{name}", hints[name]

@@ -28,7 +28,10 @@ METHODS = ("sum", "ties", "dare")
 
 
 def ties(changes: Sequence[Float[np.ndarray, "..."]], *, density: float) -> Float[np.ndarray, "..."]:
-  """Merges changes by TIES: trims each, then averages, for every element, those whose sign is that of their sum.
+  """Merges changes by TIES: trims each change, elects one sign for every element, and averages over that sign.
+
+  The elected sign of an element is the sign of its sum over the trimmed changes. The average is over the changes that
+  have this sign there; it is 0 if the sum is 0.
 
   Args:
     changes: Weighted changes of one parameter.
@@ -117,7 +120,11 @@ def combine(
 
 
 def _changes(base: Params, adapters: Sequence[StackedAdapter]) -> Iterator[tuple[str, list[np.ndarray]]]:
-  """Yields (canonical name, changes) of every edited parameter: one change from the base for each adapter of it."""
+  """Yields (canonical name, changes from the base) of every edited parameter: a change for each adapter that edits it.
+
+  Raises:
+    InputError: An adapter changes the size of the vocabulary.
+  """
   for name in edited(adapters):
     changes = []
     for entry, adapter in adapters:
@@ -210,7 +217,7 @@ def _without_base(adapter: Adapter, base: Mapping[str, Any]) -> Adapter:
 def _difference(base: Params, merged: Params, adapters: Sequence[StackedAdapter]) -> dict[str, np.ndarray]:
   """Returns canonical name -> (merged - base) of every edited matrix.
 
-  If the merged model has no head because it is tied again, the embedding stands for the head.
+  A merged model whose head is tied to the embedding stores no head; its transposed embedding is used instead.
   """
   found = {}
   for name in edited(adapters):

@@ -262,7 +262,18 @@ class _EditReader:
     return self._split(module, parts, lora_a.T, lora_b.T, embedding=embedding)
 
   def _split(self, module, parts, a, b, *, embedding) -> list[tuple[str, Edit]]:
-    """Returns (canonical name, edit) of the kernels that an HF module holds: all share `a`, each has columns of `b`."""
+    """Returns (canonical name, edit) of each kernel and bias that the LoRA tensors of one HF module change.
+
+    Args:
+      module: Name of the HF module, which may hold several kernels, such as fused queries, keys and values.
+      parts: Kind of LoRA tensor -> (its stored name, tensor), for the module.
+      a: Left factor [I, rank], shared by all kernels.
+      b: Right factor [rank, O]; each kernel has its own columns of it.
+      embedding: True if the module is an embedding, False if it is a linear projection.
+
+    Raises:
+      _Refusal: The magnitude or the bias does not fit the module or adapter_config.json.
+    """
     theirs, scale, dora = f"{module}.weight", self._settings.scale(module), bool(self._settings.get("use_dora"))
     vectors = {name: parts[name][1] for name in ("magnitude", "bias") if name in parts}
     for name, vector in vectors.items():

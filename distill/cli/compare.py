@@ -18,7 +18,7 @@ _OUT = flags.DEFINE_string("out", None, "Directory of the report.", required=Tru
 
 
 def main(arguments: Sequence[str]) -> int:
-  """Compares the models, writes report.json and report.html, and prints a table of the main figures."""
+  """Compares the models, writes report.json and report.html, and prints the main figures; returns the exit code."""
   rest, overrides = configuration.split(arguments)
   parse(FLAGS, rest)
   report = compare(

@@ -22,7 +22,8 @@ _ROWS = 16  # Rows of the store that the devices run at once.
 def fidelity(models: Sequence[EvaluatedModel], *, store: TokenStore) -> tuple[FidelityRow, ...]:
   """Measures models on all rows of a token store, and returns one report row for each model.
 
-  KL and top-1 agreement compare a model with the teacher. They are None for the base and the teacher, and without one.
+  KL and top-1 agreement compare a model with the teacher. They are None for the base and the teacher, and for all
+  models if none is the teacher.
 
   Args:
     models: Models that share a tokenizer.

@@ -98,7 +98,7 @@ class Report:
   curves: tuple[Mapping[str, Any], ...]
 
   def by_skill(self) -> Iterator[tuple[SkillRow, ...]]:
-    """Yields the rows of one skill after another, each in the order of `models`."""
+    """Yields one tuple for each skill: its row for every model, in the order of `models`."""
     for first in range(0, len(self.skills), len(self.models)):
       yield self.skills[first : first + len(self.models)]
 

@@ -152,7 +152,14 @@ def _header(path: pathlib.Path, *, hint: str = "weights must be in the safetenso
 
 
 def _entry(path: pathlib.Path, name: str, entry: Any) -> tuple[int, Stored]:
-  """Checks one entry of a header; returns (offset of its first byte after the header, `Stored` tensor at offset 0)."""
+  """Reads one tensor's entry in the header of a file.
+
+  Returns:
+    (offset of the tensor's first byte from the end of the header, the tensor with `offset` 0 for the caller to set).
+
+  Raises:
+    InputError: The entry is damaged, or its dtype is not supported.
+  """
   where = f"{path}: tensor {name!r}"
   if not name or len(name) > 1000 or not name.isprintable() or "/" in name or "\\" in name:
     raise InputError(f"{where[:200]}: this is not a valid tensor name; {_FETCH_AGAIN}")

@@ -143,7 +143,19 @@ def _sums(decoder: Decoder, params: Mapping[str, Any], batch: Batch) -> Params:
 def _observe(
   layer: Layer, x, *, spec: LayerConfig, batch: Batch, valid: Float[Array, "B T"], centred: bool
 ) -> tuple[Float[Array, "B T D"], Params]:
-  """Runs a layer on `x` [B, T, D]; returns its output and name -> importance statistic, summed over the batch."""
+  """Runs a layer and sums importance statistics of its activations over the batch.
+
+  Args:
+    layer: The layer; each module whose input is needed is replaced by a `_Tap`.
+    x: Input of the layer [B, T, D].
+    spec: Configuration of the layer.
+    batch: The batch.
+    valid: 1 for tokens, 0 for padding.
+    centred: True if the norms of the residual stream subtract the mean (LayerNorm).
+
+  Returns:
+    (output of the layer, name of a statistic -> its sum).
+  """
   norms = {name: tap for name in _NORMS if (tap := _tap(layer, name)) is not None}
   inner = {}
   if getattr(spec.mixer, "qk_norm", None) == "full":

@@ -162,7 +162,12 @@ def _architecture(student: Path | Mapping[str, Any], *, teacher: DecoderConfig) 
 
 
 def _layers(layers: Sequence[int] | str, *, config: DecoderConfig, teacher: DecoderConfig) -> Sequence[int] | str:
-  """Returns a checked list of teacher layers; 'importance' is returned as it is, to be replaced once it is measured."""
+  """Returns the teacher layer of each student layer, or 'importance' if the layers are chosen after measuring it.
+
+  Raises:
+    InputError: `layers` does not name one teacher layer for each student layer, or is 'importance' although the student
+      has more layers than the teacher.
+  """
   if layers == IMPORTANCE and len(config.layers) <= len(teacher.layers):
     return layers
   return choose_layers(layers, config=config, teacher=teacher, importance=None, key="layers_from")

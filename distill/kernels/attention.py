@@ -128,10 +128,19 @@ def _einsum(formula, *operands):
 
 
 def _weights(scoring, block, q, k, segments, sinks):
-  """Returns (attention weights, weights of the sinks, derivative of the softcap) of one block of queries.
+  """Computes the attention weights of one block of C queries, over the S keys that it may attend to.
 
-  The first and the last are [B,K,G,C,S], the second [B,K,G,C,1]. The second is None without sinks, the last without a
-  softcap.
+  Args:
+    scoring: Static arguments of `attention`.
+    block: The block.
+    q: The queries of the block [B,K,G,C,H].
+    k: The keys of the whole row [B,K,T,H].
+    segments: Segment numbers of the whole row [B,T].
+    sinks: Sink logits [K,G], or None.
+
+  Returns:
+    (attention weights [B,K,G,C,S], weights of the sinks [B,K,G,C,1] or None without sinks, derivative of the softcap
+    [B,K,G,C,S] or None without a softcap).
   """
   scores = _einsum("bkgth,bksh->bkgts", q, k[:, :, block.keys]) * scoring.scale
   softcap_slope = None

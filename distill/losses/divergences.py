@@ -72,7 +72,7 @@ def forward_kl_of_logits(teacher: Logits, student: Logits) -> PerToken:
   """Computes `forward_kl` of two softmaxes over the same ids, differentiable in the student's logits only.
 
   The gradient is q − p. It needs neither a sum over the vocabulary nor a third array [C, V]. It is right even for
-  probabilities q below exp(LOG_ZERO); log-probabilities are cut off there, so that `forward_kl` has no gradient.
+  probabilities q below exp(LOG_ZERO). `forward_kl` has no gradient there, because its inputs are cut off at LOG_ZERO.
 
   Args:
     teacher: The teacher's logits, divided by the temperature.

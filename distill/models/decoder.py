@@ -95,7 +95,7 @@ class Decoder:
       remat: One of `REMAT_POLICIES`, which decides what the backward pass recomputes.
 
     Returns:
-      The final hidden state [B,T,D], the readout and the captured activations.
+      The final hidden state [B,T,D], the readout that turns it into logits, and the captured activations.
     """
     return self.module(params)(
       tokens,

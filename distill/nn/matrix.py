@@ -47,14 +47,14 @@ class DenseMatrix:
 class RoutedMatrix:
   """A weight with unmerged adapters: matrix * column[route] + a[route] @ b[route], used without forming this sum.
 
-  A route is one set of adapters.
+  A route is one set of adapters. Stacked layers add a leading dimension L to all arrays; the methods need one layer.
 
   Attributes:
-    matrix: Kernel of the base model.
+    matrix: Weight of the base model.
     a: Left low-rank factor of each route.
     b: Right low-rank factor of each route.
     column: Multiplier of each output column of each route (DoRA), or None if all are one.
-    route: Index of the route that is applied.
+    route: Index of the route that is applied, the same for all layers.
   """
 
   matrix: Float[Array, "*L I O"]
@@ -64,12 +64,12 @@ class RoutedMatrix:
   route: Int[Array, "*L"]
 
   def project(self, x: Float[Array, "M I"]) -> Float[Array, "M O"]:
-    """Computes x @ (matrix * column + a @ b) with operands in x's dtype and float32 sums."""
+    """Computes x @ (matrix * column[route] + a[route] @ b[route]) with operands in x's dtype and float32 sums."""
     low = jnp.matmul(x, self.a[self.route].astype(x.dtype), preferred_element_type=jnp.float32)
     return self._add(DenseMatrix(self.matrix).project(x), low.astype(x.dtype))
 
   def take(self, rows: Int[Array, "*B"]) -> Float[Array, "*B O"]:
-    """Returns the rows of matrix * column + a @ b with the indices `rows`, in float32."""
+    """Returns the rows of matrix * column[route] + a[route] @ b[route] with the indices `rows`, in float32."""
     return self._add(DenseMatrix(self.matrix).take(rows), jnp.take(self.a[self.route], rows, axis=0))
 
   def _add(self, y, low):

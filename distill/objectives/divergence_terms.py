@@ -40,7 +40,11 @@ class DivergenceTerm(Term):
   )
 
   def bind(self, setting: Setting, *, key: str) -> Term:
-    """Checks that the temperature's schedule fits the stage, and returns the term."""
+    """Checks the temperature's schedule against the length of the stage, and returns the term unchanged.
+
+    Raises:
+      InputError: The schedule's warm-up is not shorter than the stage, or the temperature is not always above 0.
+    """
     schedule(self.temperature, key=f"{key}.temperature", steps=setting.steps, above=0)
     return self
 
@@ -58,7 +62,7 @@ class DivergenceTerm(Term):
       )
 
   def token_loss(self, context: LossContext, state: TermState) -> TokenLoss:
-    """Returns the divergence as a loss of each token's logits."""
+    """Returns the divergence as a loss per token, at the temperature of the current step."""
     temperature = context.at(self.temperature)
     return divergence_loss(
       self.divergence(),
@@ -120,7 +124,11 @@ class _SkewTerm(DivergenceTerm):
   alpha: float = option(0.1, least=0, most=1, help="Share of the first distribution in the mixture, below 1.")
 
   def bind(self, setting: Setting, *, key: str) -> Term:
-    """Checks that alpha is below 1, so that the mixture contains both distributions."""
+    """Checks `alpha` and the temperature, and returns the term unchanged.
+
+    Raises:
+      InputError: `alpha` is 1, at which the divergence is always 0, or the temperature does not fit the stage.
+    """
     if self.alpha == 1.0:
       raise InputError(f"{key}.alpha: got {self.alpha}, at which {self.kind} is always 0; use a number below 1")
     return super().bind(setting, key=key)
@@ -169,7 +177,11 @@ class AlphaBeta(DivergenceTerm):
   beta: float = option(0.5, help="Power of the student.")
 
   def bind(self, setting: Setting, *, key: str) -> Term:
-    """Checks that alpha + beta is not 0, where the divergence is undefined."""
+    """Checks `alpha`, `beta` and the temperature, and returns the term unchanged.
+
+    Raises:
+      InputError: `alpha` + `beta` is 0, where the divergence is undefined, or the temperature does not fit the stage.
+    """
     if self.alpha + self.beta == 0:
       raise InputError(f"{key}: alpha {self.alpha} + beta {self.beta} is 0, which is not allowed; change one of them")
     return super().bind(setting, key=key)

@@ -53,7 +53,10 @@ class LiveTeacher:
   def signal(
     self, params: Mapping[str, Any], *, batch: Batch, capture: Capture = NO_CAPTURE, dtype: Any = jnp.bfloat16
   ) -> DenseSignal:
-    """Returns the next-token distributions for `batch`, each row with its route's adapters; see `Teacher.signal`."""
+    """Returns next-token distributions and captured activations for `batch`, as `Teacher.signal` describes.
+
+    Each row is computed with the adapters of its route, if the teacher has routes.
+    """
     params = jax.lax.stop_gradient(dict(params))
     if routed.is_routed(params):
       return self._routed(params, batch, capture, dtype)

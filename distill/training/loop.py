@@ -75,7 +75,7 @@ def run(
     hooks: Callbacks that log, save and stop.
 
   Returns:
-    (state, number of the stage's steps done), which is less than `steps` if the loop was asked to stop.
+    (state, number of the stage's steps done); the number is less than `steps` if the loop was asked to stop.
   """
   pending: tuple[int, Metrics] | None = None
   done = start

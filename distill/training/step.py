@@ -147,7 +147,7 @@ def _inputs(
   batch: Batch,
   config: StepConfig,
 ) -> LossInputs:
-  """Runs student and teacher on a micro-batch, each only if a term needs it."""
+  """Runs student and teacher on a micro-batch, each only if a term needs it, and returns what the terms read."""
   weights, adapters = branch(params, "student"), branch(params, "adapters")
   if adapters:
     weights = lora.apply(weights, adapters=adapters, scale=config.adapter_scale)

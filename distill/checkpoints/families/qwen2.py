@@ -44,6 +44,10 @@ def switched_window(have: Attributes) -> int | None:
 def switched_layers(have: Attributes, *, mixer: AttentionConfig) -> list[LayerConfig]:
   """Returns the layers; those that `layer_types` or `max_window_layers` selects have a sliding window.
 
+  Args:
+    have: The keys of config.json.
+    mixer: Attention of the layers without a window; the others differ from it only by their window.
+
   Raises:
     InputError: A key is missing or not supported.
   """
