@@ -1,9 +1,9 @@
 """The shape alphabet and the values that travel from a batch to a loss.
 
 B batch, T query position, S key position, D model width, F MLP width, N query heads, K key/value heads, G queries per
-key head, H head width, E experts, V vocabulary, L layers, R LoRA rank, C chunk, M tokens (B·T flattened), P state
-width, W convolution taps, I/O input/output width of a projection. A letter has one meaning; k counts the tokens of a
-sparse target. Names of arrays inside a function may end in their axes: `logits_MV`.
+key head, H head width, E experts, V vocabulary, L layers, R LoRA rank, C chunk, M tokens (B·T flattened), P value
+width of a mixer with a state [H, P], W convolution taps, I/O input/output width of a projection. A letter has one
+meaning; k counts the tokens of a sparse target. Names of arrays inside a function may end in their axes: `logits_MV`.
 """
 
 import dataclasses

@@ -109,7 +109,7 @@ def _on(directory: pathlib.Path, settings: PeftSettings, model: pathlib.Path) ->
 
 
 def _norms(after: Mapping[str, np.ndarray], base: Mapping[str, np.ndarray]) -> tuple[float, float]:
-  """Returns (‖after − base‖, ‖base‖) over all parameters in `after`; tokens that only one side has do not count."""
+  """Returns (‖after − base‖, ‖base‖) over all parameters in `after`, without tokens that only one of the two has."""
   change, weight = 0.0, 0.0
   for name, value in after.items():
     common = tuple(slice(0, min(pair)) for pair in zip(value.shape, base[name].shape, strict=True))
@@ -130,7 +130,12 @@ def _kind(edit: edits.Edit) -> str:
 
 
 def _modules(facts: Mapping[str, str], sizes: Mapping[str, float]) -> Iterator[str]:
-  """Yields a line for each module, with a note if its change is zero or an outlier."""
+  """Yields the number of modules, then a line for each module, with a note if its change is zero or an outlier.
+
+  Args:
+    facts: Name of the module -> text for its line.
+    sizes: Name of the module -> size of its change: ‖ΔW‖, or ‖ΔW‖ / ‖W‖ if the base is known.
+  """
   yield f"modules: {len(facts)}"
   changed = [size for size in sizes.values() if size > 0]
   median = float(np.median(changed)) if changed else 0.0

@@ -116,7 +116,10 @@ def _regions(sharding: NamedSharding, shape: Sequence[int]) -> dict[Region, list
 
 
 def _blocks(regions: Sequence[Region]) -> list[Block]:
-  """Returns the blocks to read for `regions`: a single one, read in long runs, if they fill it; else one for each."""
+  """Returns the blocks to read: the one block that spans all `regions` if it has no gaps, else one for each region.
+
+  One large block is read in longer runs.
+  """
   whole = tuple(
     slice(min(cut.start for cut in cuts), max(cut.stop for cut in cuts)) for cuts in zip(*regions, strict=True)
   )
@@ -184,7 +187,7 @@ class _Loader:
     return jax.make_array_from_single_device_arrays(shape, sharding, shards).block_until_ready()
 
   def _fill(self, name: str, targets: Mapping[Region, np.ndarray]) -> None:
-    """Reads one canonical parameter into `targets`: region -> the host array that it fills."""
+    """Reads one canonical parameter into `targets`: region -> host array that receives the values of this region."""
     for block in _blocks(list(targets)):
       for chunk, value in self._values(name, block):
         if value.dtype != self._dtype:

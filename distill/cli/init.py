@@ -31,7 +31,7 @@ _SEED = flags.DEFINE_integer(
 
 
 def main(arguments: Sequence[str]) -> int:
-  """Writes the student; prints which teacher layers its parts come from, and its KL from the teacher."""
+  """Writes the student, prints its source layers and its KL from the teacher, and returns the exit code."""
   parse(FLAGS, arguments)
   result = init(
     FLAGS.teacher,

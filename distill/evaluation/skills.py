@@ -103,7 +103,7 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def _pick(model: EvaluatedModel, prompts: Sequence[list[int]], choices: Sequence[list[list[int]]]) -> list[int]:
-  """Returns the index of the choice with the highest summed log-probability; choices may have several tokens."""
+  """Returns, for each prompt, the index of its choice (token ids) with the highest summed log-probability."""
   pairs = [(prompt, ids) for prompt, group in zip(prompts, choices, strict=True) for ids in group]
   rows = [(prompt + ids[:-1], list(range(len(prompt) - 1, len(prompt) + len(ids) - 1))) for prompt, ids in pairs]
   scores = iter(

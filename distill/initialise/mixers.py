@@ -269,10 +269,10 @@ def _full_norm(scale: Array, name: str, teacher: TeacherMixer, heads: Heads) -> 
 
 
 def _linear_kernel(name: str, teacher: TeacherMixer, heads: Heads) -> Array:
-  """Returns the kernel of queries or keys for each student key head, or of values for each student value head.
+  """Returns the teacher's attention kernel `name` ('q', 'k' or 'v'), regrouped for the heads of a linear mixer.
 
-  Linear attention has one query head for each key head. It starts from the mean of those of the teacher's query heads
-  that share the key head.
+  For 'q' and 'k' the result has one head for each key head of the student; for 'v', one for each value head. `heads`
+  assigns one or more teacher query heads to each student key head; the student's query head is the mean of these.
   """
   source, value = teacher.config, teacher.get(f"{name}.kernel")
   assert value is not None, name

@@ -104,9 +104,10 @@ def widen(name: str, value: Array, fresh: Any) -> Array | None:
 
 
 def _upcycles(mixture: MoeConfig, source: MlpConfig) -> bool:
-  """Returns True if a dense MLP can become the experts of `mixture`: both have the same form, and it is not too wide.
+  """Returns True if the dense MLP `source` can become the experts of `mixture`.
 
-  It is too wide if it has more neurons than all experts together.
+  The MLP must have a gate, the activation of the experts, and no more neurons than all experts together. Neither the
+  MLP nor the experts may have biases, and `mixture.clamp` must be None.
   """
   return (
     source.gated

@@ -37,13 +37,13 @@ class ShortConv(nnx.Module):
     """Convolves each document separately; the result is float32."""
     return self._biased(causal_conv(x, self.kernel[...], segments=segments))
 
-  def empty_window(self, batch: int) -> Float[Array, "B W I"]:
-    """Returns the window before the first position of a document: W − 1 inputs of zeros, float32."""
+  def empty_window(self, batch: int) -> Float[Array, "B window I"]:
+    """Returns the window before the first position of a document: zeros [B, W − 1, I], float32."""
     width, channels = self.kernel.shape[-2:]
     return jnp.zeros((batch, width - 1, channels), jnp.float32)
 
-  def window(self, x: Float[Array, "B T I"], *, lengths: Int[Array, " B"]) -> Float[Array, "B W I"]:
-    """Returns the window after the first `lengths` positions of each row: their last W − 1 inputs, float32.
+  def window(self, x: Float[Array, "B T I"], *, lengths: Int[Array, " B"]) -> Float[Array, "B window I"]:
+    """Returns the window after the first `lengths` positions of each row: their last inputs [B, W − 1, I], float32.
 
     Inputs before the row count as zeros.
     """
@@ -52,8 +52,11 @@ class ShortConv(nnx.Module):
     return jnp.take_along_axis(x, rows[..., None], axis=1)
 
   def step(
-    self, x: Float[Array, "B I"], *, window: Float[Array, "B W I"]
-  ) -> tuple[Float[Array, "B I"], Float[Array, "B W I"]]:
-    """Returns (output at the next position of each row, window after it), float32."""
+    self, x: Float[Array, "B I"], *, window: Float[Array, "B window I"]
+  ) -> tuple[Float[Array, "B I"], Float[Array, "B window I"]]:
+    """Convolves the next position of each row, whose input is `x`; returns (output, next window), float32.
+
+    Both windows are [B, W − 1, I]: `window` holds the inputs before this position, and the next one ends with `x`.
+    """
     window = jnp.concatenate([window, x.astype(jnp.float32)[:, None]], axis=1)
     return self._biased(jnp.einsum("bwi,wi->bi", window, self.kernel[...])), window[:, 1:]

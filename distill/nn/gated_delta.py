@@ -71,7 +71,7 @@ class GatedDeltaConfig:
 class GatedDeltaState:
   """Decoding state of a gated delta mixer: the last W − 1 inputs of each convolution, and the recurrent state."""
 
-  windows: dict[str, Float[Array, "B W _"]]
+  windows: dict[str, Float[Array, "B window _"]]
   recurrent: Float[Array, "B N H P"]
 
 

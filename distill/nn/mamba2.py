@@ -74,7 +74,7 @@ class Mamba2Config:
 class Mamba2State:
   """Decoding state of a Mamba-2 mixer: the last W − 1 inputs of each convolution, and the recurrent state."""
 
-  windows: dict[str, Float[Array, "B W _"]]
+  windows: dict[str, Float[Array, "B window _"]]
   recurrent: Float[Array, "B N H P"]
 
 

@@ -19,7 +19,11 @@ class Balance(Term):
   kind: ClassVar[str] = "balance"
 
   def bind(self, setting: Setting, *, key: str) -> Term:
-    """Checks that the student has MoE layers, and returns the term unchanged."""
+    """Returns the term unchanged, after a check that the student has MoE layers.
+
+    Raises:
+      InputError: The student has no MoE layers.
+    """
     if not any(layer.mlp is not None and layer.mlp.routed for layer in setting.student.layers):
       raise InputError(f"{key}: the balance term needs an MoE student; this student has no MoE layers")
     return self

@@ -25,7 +25,12 @@ class _IsolatedTerm(DistanceTerm):
   runs_student: ClassVar[bool] = False
 
   def bind(self, setting: Setting, *, key: str) -> PairTerm:
-    """Checks that student and teacher have the same width, so that student layers can run on the teacher's inputs."""
+    """Returns the term with its layer pairs listed, or with none if they depend on an unknown `layers_from`.
+
+    Raises:
+      InputError: An option does not fit the stage, or the models have different widths, so that student layers cannot
+        run on the teacher's inputs.
+    """
     if setting.student.width != setting.teacher_width:
       raise InputError(
         f"{key}: {self.kind} runs the student's layers (width {setting.student.width}) on the teacher's inputs (width "

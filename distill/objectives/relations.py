@@ -28,7 +28,12 @@ class Relations(PairTerm):
   heads: int = option(8, least=1, help="Relation heads that queries, keys and values of both models are cut into.")
 
   def bind(self, setting: Setting, *, key: str) -> PairTerm:
-    """Checks that `heads` divides the query, key and value widths of both models, where they are known."""
+    """Returns the term with its layer pairs listed, or with none if they depend on an unknown `layers_from`.
+
+    Raises:
+      InputError: An option does not fit the stage, or `heads` does not divide the known widths of the queries, keys and
+        values of a paired layer.
+    """
     bound = super().bind(setting, key=key)
     for pair in bound.listed:
       for model, config, layer in zip(("student", "teacher"), (setting.student, setting.teacher), pair, strict=True):

@@ -100,7 +100,7 @@ class Term(Protocol):
     kind: Name of the term in metrics, and in recipes if it is listed in `TERMS`.
     runs_student: True if the term needs the student to run end to end.
     runs_teacher: True if the term needs a teacher.
-    reference: True if this term is in the weighted sum to which balanced terms of the same stage are scaled.
+    reference: True if the term is part of the weighted sum to which `PairTerm.balanced` scales other terms.
     weight: Number or schedule that the term's mean is multiplied by in the loss.
   """
 
@@ -124,11 +124,11 @@ class Term(Protocol):
     return self
 
   def student_capture(self) -> Capture:
-    """Returns the activations of the student, run end to end, that the loss reads."""
+    """Returns a capture of the student activations that the loss reads when the student runs end to end."""
     return NO_CAPTURE
 
   def teacher_capture(self) -> Capture:
-    """Returns the teacher activations that the loss reads in addition to the next-token distribution."""
+    """Returns a capture of the teacher activations that the loss reads in addition to the next-token distribution."""
     return NO_CAPTURE
 
   def check_targets(self, targets: Targets, *, key: str) -> None:

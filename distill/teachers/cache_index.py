@@ -24,9 +24,9 @@ class CacheIndex:
 
   Args:
     directory: Directory of the teacher cache.
-    subjects: For each stage with a teacher, by its name, one mapping for each of its token stores: the keys of
-      `sections.SUBJECT`, with the values that the manifest of the store's section must have.
-    settings: For each key that all manifests must agree on with the recipe: (key in the recipe, value in the recipe).
+    subjects: Name of a stage with a teacher -> for each token store of the stage, a mapping from keys of
+      `sections.SUBJECT` to the values that the manifest of the store's section must have.
+    settings: Key of the manifests -> (key of the recipe, value in the recipe); all manifests must have this value.
 
   Attributes:
     teacher: The `CachedTeacher` that the run uses in place of a live teacher.

@@ -112,7 +112,13 @@ def write_mixer(spec: Mamba2Config | None, words: Mapping[str, str], *, width: i
 
 
 def mixer(ours: str, theirs: str, *, spec: Mamba2Config) -> list[TensorEntry]:
-  """Returns the name-table entries of one Mamba-2 mixer; checkpoints concatenate its projections and convolutions."""
+  """Returns the name-table entries of one Mamba-2 mixer; checkpoints concatenate its projections and convolutions.
+
+  Args:
+    ours: Start of the canonical names of its parameters.
+    theirs: Start of the names of its tensors in the checkpoint.
+    spec: Configuration of the mixer.
+  """
   inner, shared = spec.num_heads * spec.head_dim, spec.num_groups * spec.state_size
   convolved = {"x": inner, "b": shared, "c": shared}
   projected = {"z": inner, **convolved, "dt": spec.num_heads}
