@@ -17,7 +17,8 @@ EMBEDDING, HEAD = "embed.table", "head.kernel"
 class Layout:
   """The name table of a model, looked up by HF tensor. A tied head counts as a separate tensor.
 
-  In the methods `theirs` is the name of an HF tensor, and "our layout" is that of canonical parameters: kernels [I, O].
+  In the methods `theirs` is the name of an HF tensor. Canonical parameters are those of the project's own decoder: they
+  have its names, such as `embed.table`, and kernels are [I, O].
 
   Attributes:
     config: Configuration of the model.
@@ -37,7 +38,11 @@ class Layout:
     return (*first[:-1], first[-1] + sum(shape[-1] for shape in others))
 
   def pieces(self, theirs: str, value: np.ndarray) -> dict[str, np.ndarray]:
-    """Splits `value`, the array of the HF tensor `theirs`; returns canonical name -> piece of this parameter."""
+    """Splits `value`, the array of the HF tensor `theirs`, into the canonical parameters that the tensor holds.
+
+    Returns canonical name -> array in the layout of canonical parameters: the whole parameter or, of stacked experts,
+    the expert that the tensor holds.
+    """
     return {entry.ours: to_ours(value, entry=entry) for entry in self.entries[theirs]}
 
   def columns(self, theirs: str, value: np.ndarray) -> dict[str, np.ndarray]:
@@ -50,7 +55,12 @@ class Layout:
     return {entry.ours: value if entry.part is None else entry.part.take(value) for entry in self.entries[theirs]}
 
   def join(self, theirs: str, pieces: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Joins pieces that `columns` has split into one array for the HF tensor `theirs`; missing pieces become zero."""
+    """Returns one array for the HF tensor `theirs`, joined from pieces: the inverse of `columns`.
+
+    Args:
+      theirs: Name of the HF tensor.
+      pieces: Canonical name -> columns, as `columns` returns them. At least one; the missing ones become zero.
+    """
     first = next(iter(pieces.values()))
     whole = np.zeros((*first.shape[:-1], self.shape(theirs)[-1]), np.float32)
     for entry in self.entries[theirs]:

@@ -1,8 +1,9 @@
 """Adapters that are not merged into the base model, so that each row of a batch can use its own set of adapters.
 
 A *route* is an ordered set of adapters. Its LoRA and DoRA adapters, whatever their order, weights and modes, change a
-matrix to column * base + a @ b, so one pass over the base serves the rows of all routes. Other changes (a replaced
-norm, a bias, a resized embedding) are stored once for each different value.
+matrix to column * base + a @ b, where `column` is one factor for each output column and a @ b is of low rank. So one
+pass over the base serves the rows of all routes. Other changes (a replaced norm, a bias, a resized embedding) are
+stored once for each different value.
 """
 
 import collections
@@ -184,7 +185,10 @@ def is_routed(params: Mapping[str, Any]) -> bool:
 
 
 def shardings(decoder: Decoder, params: Mapping[str, Any], *, mesh: Mesh) -> dict[str, NamedSharding]:
-  """Returns name -> sharding of all parameters: the side of a factor that its matrix has, too, is sharded like there.
+  """Returns name -> sharding of all parameters, those that routes add included.
+
+  A low-rank factor shares one axis with its matrix, and that axis is sharded as in the matrix; the rank axis is not
+  sharded.
 
   Args:
     decoder: The decoder of the base.
@@ -211,10 +215,10 @@ def shardings(decoder: Decoder, params: Mapping[str, Any], *, mesh: Mesh) -> dic
 def select_route(
   params: Mapping[str, Any], *, tokens: Int[Array, " T"], route: Int[Array, ""]
 ) -> tuple[Params, Int[Array, " T"]]:
-  """Returns the decoder's parameters for ONE row of a batch, and the row's tokens as row indices of their embedding.
+  """Returns (the decoder's parameters for ONE row of a batch, index [T] of each token in their embedding table).
 
-  The tokens change only if routes have different embeddings: their embedding is then one table that holds those of all
-  routes, one after another.
+  The index is the token id, unless routes have different embeddings: then their tables are concatenated into one, and
+  the ids are shifted to the rows of this route's table.
 
   The head stays that of the base: `widen_readout` makes one readout for the rows of all routes.
 
@@ -253,7 +257,8 @@ def widen_readout(
 ) -> tuple[Float[Array, "B T widened"], Readout]:
   """Returns hidden states and one readout for all rows, wider than D if routes differ at the head.
 
-  The widened kernel has rows for each route. A widened hidden state is zero where these rows belong to other routes.
+  The widened kernel [widened, V] has a block of rows for each route, which routes with equal heads may share. A widened
+  hidden state is zero at the blocks of other routes.
 
   Args:
     params: Stacked parameters of base and routes.

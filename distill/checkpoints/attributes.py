@@ -103,7 +103,7 @@ class Attributes:
     return self._values.get(key)
 
   def has(self, key: str) -> bool:
-    """Returns True if the key is present, even if its value is null."""
+    """Returns True if the key is present, even if its value is null; does not count the key as read."""
     return key in self._values
 
   def take(self, key: str, default: Any = None) -> Any:
@@ -118,10 +118,10 @@ class Attributes:
     return default if value is None else value
 
   def integer(self, key: str, default: int | None = None) -> int:
-    """Returns the value of a key, a whole number from 1 to the largest plausible size for this key.
+    """Returns the value of a key, a whole number from 1 to the largest plausible size; if absent or null, the default.
 
     Raises:
-      InputError: The key is absent and there is no default, or its value is anything else.
+      InputError: The key is absent or null and there is no default, or its value is anything else.
     """
     return values.integer(self.take(key, default), where=f"{self.where}: {key}", high=_MAX.get(key, 2**31 - 1))
 
@@ -135,7 +135,7 @@ class Attributes:
       high: The largest allowed value.
 
     Raises:
-      InputError: The key is absent and there is no default, or its value is anything else.
+      InputError: The key is absent or null and there is no default, or its value is anything else.
     """
     return self.finite(key, self.take(key, default), low=low, high=high)
 
@@ -148,7 +148,7 @@ class Attributes:
     return values.number(value, where=f"{self.where}: {key}", low=low, high=high)
 
   def epsilon(self, key: str, default: float) -> float:
-    """Returns the value of a key that holds the epsilon of a norm: a number from 1e-20 to 1.
+    """Returns the epsilon of a norm, the value of a key: a number from 1e-20 to 1; if absent or null, the default.
 
     The lower limit excludes numbers that are too small for float32.
 
@@ -176,7 +176,7 @@ class Attributes:
       raise InputError(f"{self.where}: {key} = {value!r} is not supported; expected {' or '.join(map(repr, allowed))}")
 
   def activation(self, key: str = "hidden_act", default: str = "silu") -> str:
-    """Returns the value of a key, the name of an activation that our layers implement.
+    """Returns the value of a key, an activation that our layers implement; `default` if the key is absent or null.
 
     Raises:
       InputError: The value is anything else.
@@ -228,7 +228,7 @@ class Attributes:
     self._taken.update(keys)
 
   def finish(self) -> None:
-    """Checks that all keys were read; a key may be left over if its value is null or it is a switch that is off.
+    """Checks that all keys were read, except null ones and known options that are off (false or empty).
 
     Raises:
       InputError: Another key was not read, or `is_causal` is present and not true.

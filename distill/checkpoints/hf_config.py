@@ -74,7 +74,10 @@ def who_loads(config: DecoderConfig) -> str:
 
 
 def name_table(config: DecoderConfig) -> tuple[TensorEntry, ...]:
-  """Returns every tensor of a checkpoint with this configuration, and the canonical parameter that the tensor holds."""
+  """Returns the tensors of a checkpoint with this configuration, with the canonical parameters that they hold.
+
+  Each entry pairs one parameter, or a piece of one, with its tensor, so a tensor of several parameters has several.
+  """
   return FAMILIES[config.family].table(config)
 
 

@@ -135,11 +135,11 @@ def _fingerprint(source: DocumentSource, *, tokenizer: PreTrainedTokenizerBase, 
 
 
 def _digest(tokenizer: PreTrainedTokenizerBase) -> str:
-  words = json.dumps([_words(tokenizer), tokenizer.eos_token_id], sort_keys=True)
+  words = json.dumps([_tokenizer_settings(tokenizer), tokenizer.eos_token_id], sort_keys=True)
   return hashlib.sha256(words.encode()).hexdigest()
 
 
-def _words(tokenizer: PreTrainedTokenizerBase) -> Any:
+def _tokenizer_settings(tokenizer: PreTrainedTokenizerBase) -> Any:
   """Returns all settings of the tokenizer that affect which tokens a text becomes.
 
   Truncation and padding are left out, because every call of the tokenizer sets them.

@@ -26,8 +26,8 @@ def accuracy(correct: np.ndarray) -> Interval:
 def retention(*, base: np.ndarray, teacher: np.ndarray, student: np.ndarray, chance: float) -> Interval | None:
   """Returns (student − base) / (teacher − base), where an accuracy below chance counts as chance.
 
-  Guessing is worth nothing: with c(x) = (max(x, chance) − chance) / (1 − chance) this is the share of the
-  chance-corrected gain of the adapters. The interval resamples examples, the same ones for all three models.
+  The three names stand for the models' accuracies, so the value is the share of the adapters' gain that the student
+  retains; guessing retains nothing. The interval resamples examples, the same ones for all three models.
 
   Args:
     base: True where the base answers correctly, bool [examples].

@@ -102,7 +102,7 @@ class Fresh:
     """Returns None: every parameter keeps its random initialisation."""
 
   def describe(self, mixer: MixerConfig, source: MixerConfig, *, heads: Heads | None) -> str:
-    """Returns why the mixer keeps its random initialisation: the teacher's mixer, which is named, does not convert."""
+    """Returns, for the summary table, why the mixer stays random, with the type of the teacher's mixer."""
     same = mixer.kind == source.kind
     return f"fresh: the teacher's {source.kind} {'is configured otherwise' if same else 'does not convert'}"
 
@@ -120,7 +120,7 @@ class FromAttention:
     return choose_heads(scores, keys=source.num_kv_heads, retained=shape.heads, retained_keys=shape.key_heads)
 
   def describe(self, mixer: MixerConfig, source: AttentionConfig, *, heads: Heads | None) -> str:
-    """Returns the head counts of both mixers where they differ, or the reason why the teacher's heads do not fit."""
+    """Returns, for the summary table, what is converted and which head counts differ, or why no heads fit."""
     shape = mixer.head_shape
     assert shape is not None
     if heads is None:
@@ -181,7 +181,10 @@ class Linear(FromAttention):
     return True
 
   def parameter(self, name: str, *, mixer: Any, teacher: TeacherMixer, heads: Heads | None) -> Array | None:
-    """Returns a projection of the teacher, a gate of about one or an identity convolution; None if fresh."""
+    """Returns the student's parameter `name`: converted projection, output gate of about one or identity convolution.
+
+    Returns None, for a fresh parameter, for any other name, or if no heads fit.
+    """
     if heads is None:
       return None
     size, mean = teacher.config.head_dim, teacher.mean

@@ -28,10 +28,10 @@ def routes(sources: Sequence[SourceConfig]) -> tuple[list[Route], list[int]]:
 
 
 def stack(teacher: TeacherConfig) -> Stack:
-  """Returns the stack of adapters that `config.teacher` names.
+  """Returns the teacher's stack of adapters, from its list `adapters` or its file `adapter_stack`.
 
   Raises:
-    InputError: Both a list and a stack file are given, or the file is wrong.
+    InputError: Both the list and the file are given, or the file is wrong.
   """
   if teacher.adapters and teacher.adapter_stack:
     raise InputError("config.teacher: adapters and adapter_stack are both set; set only one of them")

@@ -185,9 +185,10 @@ class _StageReporter:
     self.close = self._progress.close
 
   def log(self, done: int, values: dict[str, float]) -> None:
-    """Shows the metrics of step `done`; every `log_every` steps it also writes them to metrics.jsonl.
+    """Shows the progress and the loss of step `done`, and writes the step's metrics to metrics.jsonl if it is due.
 
-    A written line has the tokens since the line before.
+    A line is due every `log_every` steps, at the stage's last step, and if the loss is not finite. Its `tokens` counts
+    all tokens since the previous line.
 
     Raises:
       InputError: The loss is not finite.

@@ -22,7 +22,7 @@ _LANES = 16
 
 
 def chunk_tokens(vocab: int, *, tokens: int, width: int = 0) -> int:
-  """Returns the number of tokens per chunk: those of 8 MiB of float32 logits, at least 128 and at most `tokens`.
+  """Returns the number of tokens per chunk: as many as fill 8 MiB with float32 logits, from 128 to at most `tokens`.
 
   Args:
     vocab: Width of the head V.
@@ -118,9 +118,11 @@ class _Chunks:
 
   @classmethod
   def of(cls, tokens: int, *, shards: int, vocab: int, width: int) -> "_Chunks":
-    """Chooses the chunk size that spreads each shard's tokens most evenly.
+    """Returns the division of `tokens` tokens, with the chunk size that spreads each shard's tokens most evenly.
 
-    All chunks have this size. The last one may therefore overlap its predecessor, and the overlap is wasted work.
+    Args: as `chunk_tokens`, but `tokens` of all shards together.
+
+    All chunks have one size. The last one may therefore overlap its predecessor, and the overlap is wasted work.
     """
     shard_tokens = tokens // shards
     size = chunk_tokens(vocab, tokens=shard_tokens, width=width)
@@ -141,7 +143,7 @@ class _Chunks:
     return jnp.arange(-(-self.shard_tokens // self.size)) * self.size
 
   def split(self, tree: Any) -> Any:
-    """Reshapes arrays [M,…] to [shards,M / shards,…]; one shard has no dimension of its own."""
+    """Reshapes arrays [M,…] to [shards,M / shards,…]; with one shard they keep the shape [M,…]."""
     return jax.tree.map(lambda x: x.reshape(*self.lead, self.shard_tokens, *x.shape[1:]), tree)
 
   def each_shard(self, function: Callable[..., Any], *axes: int | None) -> Callable[..., Any]:

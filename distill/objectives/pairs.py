@@ -48,7 +48,11 @@ class PairTerm(Term):
   )
 
   def bind(self, setting: Setting, *, key: str) -> "PairTerm":
-    """Returns the term with its layer pairs listed, or with none if they depend on an unknown `layers_from`."""
+    """Returns the term with its layer pairs listed, or unchanged if the pairs depend on an unknown `layers_from`.
+
+    Raises:
+      InputError: A pair is missing or does not exist, or `balanced` has no reference term; begins with `key`.
+    """
     if self.balanced and not setting.has_reference:
       raise InputError(
         f"{key}.balanced: the stage has no divergence or cross-entropy to scale this term to; add one, or leave out "

@@ -93,7 +93,11 @@ def _read(spec: Any, *, key: str) -> Term:
 
 
 def _imported(kind: str, *, key: str) -> type:
-  """Returns the class that 'package.module:Class' names."""
+  """Returns the class that `kind` names as 'package.module:Class', after a check that it can be used as a term.
+
+  Raises:
+    InputError: The import fails, or the class does not implement `Term`; the message begins with `key`.
+  """
   module, _, name = kind.partition(":")
   try:
     found = getattr(importlib.import_module(module), name)

@@ -72,7 +72,7 @@ class CacheWriter:
       # Every process has to take part in each step: without a shard of its own it repeats the last one's rows.
       mine = bounds[min(index, len(turn) - 1)]
       packed: list[bytes] = []
-      for at, rows in self._packed(section, store, route, mine, steps=max(map(len, bounds))):
+      for at, rows in self._packed(section, store, route, mine, max_rows=max(map(len, bounds))):
         packed += rows
         report(sum(max(0, min(len(rows), len(one) - at)) for one in bounds))
         if len(packed) < max(map(len, bounds)) and stop():
@@ -82,15 +82,23 @@ class CacheWriter:
           section.write(turn[index], packed[: len(mine)])
     return True
 
-  def _packed(self, section, store, route, mine: range, *, steps: int) -> Iterator[tuple[int, list[bytes]]]:
-    """Yields, for each batch of a shard, the position of its first row in the shard, and its packed rows.
+  def _packed(self, section, store, route, mine: range, *, max_rows: int) -> Iterator[tuple[int, list[bytes]]]:
+    """Yields (position in the shard of the batch's first row, its packed rows) for each batch of a process's shard.
 
-    The device computes the next batch while the host packs one.
+    A shard shorter than `max_rows` is filled up with its last row, so that all processes run the same number of
+    batches. The device computes the next batch while the host packs one.
+
+    Args:
+      section: As `fill`.
+      store: As `fill`.
+      route: As `fill`.
+      mine: Indices in the store of the rows of this process's shard; without one, of the last shard written at once.
+      max_rows: Number of rows of the longest shard that the processes write at once.
     """
     share = section.manifest["batch_size"] // jax.process_count()
     key = jax.random.fold_in(jax.random.key(section.manifest["seed"]), int(store.fingerprint[:8], 16))
     previous: Any = None
-    for at in range(0, steps, share):
+    for at in range(0, max_rows, share):
       rows = np.minimum(mine.start + at + np.arange(share), mine.stop - 1)
       routes: Any = np.full(share, route, np.int32)
       batch, numbers = to_global_batch(

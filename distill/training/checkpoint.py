@@ -101,7 +101,7 @@ class Checkpoints:
 
     Args:
       abstract: Maps a checkpoint's `extra` to the shapes, dtypes and shardings of its arrays.
-      log: Called with one line for each damaged checkpoint; by default it prints to standard error.
+      log: Called with one line of text for each damaged checkpoint; None prints the line to standard error.
 
     Raises:
       InputError: There are checkpoints, and all of them are damaged.
@@ -140,6 +140,6 @@ class Checkpoints:
     return arrays, notes["extra"]
 
   def close(self) -> None:
-    """Waits until all checkpoints are on disk, and closes the manager; the object is not used afterwards."""
+    """Waits until all checkpoints are on disk, and closes Orbax's checkpoint manager; no other method may follow."""
     self._manager.wait_until_finished()
     self._manager.close()

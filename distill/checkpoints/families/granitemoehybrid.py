@@ -71,7 +71,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
 
 
 def _mlp(have: Attributes) -> MlpConfig | MoeConfig:
-  """Returns the MLP of every layer: a mixture of experts with a shared MLP, or the shared MLP alone without experts."""
+  """Returns the configuration of every layer's MLP: experts and a shared MLP or, without experts, the shared MLP."""
   shared, count = have.integer("shared_intermediate_size", 1024), have.get("num_local_experts")
   if type(count) is int and count == 0:
     have.ignore("num_experts_per_tok", "intermediate_size")
@@ -142,7 +142,7 @@ def _shared(ours: str, theirs: str, *, width: int) -> list[TensorEntry]:
 
 
 def _experts(ours: str, theirs: str, *, spec: MoeConfig) -> list[TensorEntry]:
-  """Returns the name-table entries of a router and of experts with one tensor for each projection."""
+  """Returns the name-table entries of a router and of experts; each tensor of a projection holds all experts."""
   return [
     *linear(f"{ours}.router", f"{theirs}.router.layer"),
     *_shared(f"{ours}.experts", theirs, width=spec.width),
