@@ -49,9 +49,10 @@ def singles(layers: Sequence[LayerConfig]) -> tuple[Group, ...]:
 def groups(layers: Sequence[LayerConfig]) -> tuple[Group, ...]:
   """Groups layers into repeated patterns, so that each pattern compiles once.
 
-  The first group has the shortest pattern whose repeats leave fewer layers than one pattern at the end. If there is
-  none, the group has all layers once. The layers that are left are grouped in the same way. For example, D D D A D D D
-  A D becomes two repeats of D D D A, and D; D D D A becomes one group of four layers, not three repeats of D, and A.
+  The first group starts at the first layer. It repeats, at least twice, the shortest pattern that leaves fewer layers
+  at the end than the pattern has. If there is no such pattern, the group is all layers, once. The layers that are left
+  are grouped in the same way. For example, D D D A D D D A D becomes two repeats of D D D A, and D; D D D A becomes one
+  group of four layers, not three repeats of D, and A.
 
   Raises:
     InputError: There are no layers.
