@@ -4,6 +4,9 @@ A *route* is an ordered set of adapters. Its LoRA and DoRA adapters, whatever th
 matrix to column * base + a @ b, where `column` is one factor for each output column and a @ b is of low rank. So one
 pass over the base serves the rows of all routes. Other changes (a replaced norm, a bias, a resized embedding) are
 stored once for each different value.
+
+Parameters are stacked by group, as `Decoder` stacks the layers of a pattern. The word *stack* alone means the ordered
+list of adapters.
 """
 
 import collections
@@ -143,7 +146,7 @@ def _factors(
   grid = [[one(layer, route) for route in routes] for layer in layers]
   rank = max(one.a.shape[1] for row in grid for one in row)
 
-  def stack(arrays: list[list[np.ndarray]]) -> np.ndarray:
+  def stacked_by_layer(arrays: list[list[np.ndarray]]) -> np.ndarray:
     rows = np.stack([np.stack(row) for row in arrays])
     return rows if name.startswith("groups.") else rows[0]
 
@@ -153,11 +156,11 @@ def _factors(
     return np.pad(x, widths)
 
   found = {
-    f"{name}{_A}": stack([[pad(one.a, 1) for one in row] for row in grid]),
-    f"{name}{_B}": stack([[pad(one.b, 0) for one in row] for row in grid]),
+    f"{name}{_A}": stacked_by_layer([[pad(one.a, 1) for one in row] for row in grid]),
+    f"{name}{_B}": stacked_by_layer([[pad(one.b, 0) for one in row] for row in grid]),
   }
   if any((one.column != 1).any() for row in grid for one in row):
-    found[f"{name}{_COLUMN}"] = stack([[one.column for one in row] for row in grid])
+    found[f"{name}{_COLUMN}"] = stacked_by_layer([[one.column for one in row] for row in grid])
   return found
 
 

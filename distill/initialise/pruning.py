@@ -108,7 +108,7 @@ def cut_channels(name: str, value: Array, channels: Int[Array, " D"] | None) -> 
   return value if channels is None or axis is None else np.take(value, channels, axis=axis)
 
 
-def norm_correction(share: Float[Array, " F"], retained: Sequence[int] | Int[Array, " M"]) -> float:
+def norm_correction(share: Float[Array, " F"], retained: Sequence[int] | Int[Array, " retained"]) -> float:
   """Returns the factor for a norm's scale that compensates for removed inputs.
 
   A norm divides by the root mean square (RMS) of its inputs, and removing inputs changes the RMS. The factor is the

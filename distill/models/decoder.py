@@ -228,7 +228,7 @@ class Decoder:
     return flat
 
   def stack(self, canonical: Mapping[str, Any]) -> Params:
-    """Stacks parameters with canonical names; layers of one stack must have parameters of the same names."""
+    """Stacks parameters with canonical names; layers that become one array must have parameters of the same names."""
     slots = {
       group.layer(repeat, j): (f"groups.{g}.{j}", repeat)
       for g, group in enumerate(self._groups)

@@ -121,6 +121,10 @@ class DecoderModule(nnx.Module):
     return x if self.positions is None else x + self.positions(positions)
 
   def __call__(self, tokens, *, segments, positions, capture: Capture, dtype, remat) -> ModelOutput:
+    """Runs the decoder on whole rows; returns final hidden states, readout and captured activations.
+
+    Args: as `Decoder.apply`.
+    """
     x = self.embedded(tokens, positions, dtype)
     # Queries, keys and values are computed after the scan, from the inputs of their layers: the layers of one scan may
     # differ in their widths.
@@ -134,14 +138,15 @@ class DecoderModule(nnx.Module):
       layer_outputs = layer_outputs.at[needed.layers.index(INPUT)].set(x)
     for group, layers in zip(self.plan, self.groups, strict=True):
       numbers = [[group.layer(repeat, j) for j in range(len(layers))] for repeat in range(group.repeats)]
-      # A layer's slot is its row in `layer_outputs` or `mixer_outputs`. A layer that is not captured has a slot past
-      # the last row, and jax drops what it writes there.
+      # [repeats, pattern]: a layer's slot is its row in `layer_outputs` or `mixer_outputs`. A layer that is not
+      # captured has a slot past the last row, and jax drops what it writes there.
       slots = [
         np.asarray([[asked.index(i) if i in asked else len(asked) for i in row] for row in numbers])
         for asked in (needed.layers, needed.mixers)
       ]
       graph, state = nnx.split(layers)
 
+      # One repeat of the group's pattern; the scan below runs it for every repeat.
       def body(carry, xs, graph=graph):
         (x, layer_outputs, mixer_outputs), group_balances = carry, []
         state, (layer_slots, mixer_slots) = xs
@@ -182,7 +187,7 @@ class DecoderModule(nnx.Module):
     layers: Sequence[int],
     run: Callable[[Layer, Float[Array, "B T D"]], Any],
   ) -> tuple[Any, ...]:
-    """Runs each of `layers` on an input of its own; the layers of one stack run in one scan.
+    """Runs each of `layers` on an input of its own; layers that are stacked in one array run in one scan.
 
     Args:
       inputs: One input for each of `layers`.

@@ -5,6 +5,7 @@ import json
 import pathlib
 import sys
 
+from configs import cached
 from configs.quickstart import get_config
 from distill.demo import ROOT
 from distill.jobs.config import resolve
@@ -29,6 +30,13 @@ def resolved() -> str:
 
 def test_the_quick_start_resolves_to_the_committed_configuration():
   assert resolved() == GOLDEN.read_text(), HOW
+
+
+def test_the_recipe_with_a_teacher_cache_has_the_quick_starts_models_data_and_evaluation():
+  recipes = resolve(get_config()), resolve(cached.get_config())
+  for section in ("seed", "teacher", "student", "data", "training", "evaluation"):
+    first, second = (getattr(recipe, section) for recipe in recipes)
+    assert first == second, section
 
 
 if __name__ == "__main__":
