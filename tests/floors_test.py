@@ -32,7 +32,7 @@ def test_files_import_only_from_their_own_package_and_packages_below_it(name):
     assert lower, f"{name} (floor {FLOORS[here]}) imports distill.{other} (floor {FLOORS[other]})"
 
 
-def test_every_package_is_listed_in_FLOORS():
+def test_every_package_of_the_library_has_a_floor_in_FLOORS():
   rooms = {name.split(".")[1] for name in FILES} - {"__init__", "__main__"}
   assert rooms <= set(FLOORS)
 

@@ -48,7 +48,7 @@ class Adapter:
 
   Attributes:
     path: The PEFT directory.
-    edits: Pairs (canonical name, edit), in the order in which they apply.
+    edits: Pairs (canonical name of a parameter, change that the adapter makes to it), in the order in which they apply.
     problems: Pairs (name of a stored tensor, reason why it cannot be loaded); `read_adapter` raises instead.
   """
 

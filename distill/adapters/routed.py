@@ -183,7 +183,7 @@ def _values(name: str, layers: list[str], results: list[Params], base: Mapping[s
 
 
 def is_routed(params: Mapping[str, Any]) -> bool:
-  """Returns True if the stacked parameters `params` hold those of routed adapters next to those of the base."""
+  """Returns True if the stacked parameters `params` hold routed adapters in addition to the base."""
   return any(name.endswith(SUFFIXES) for name in params)
 
 

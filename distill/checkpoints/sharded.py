@@ -155,7 +155,16 @@ class _Loader:
   def parameter(
     self, layers: list[str], *, shape: tuple[int, ...], sharding: NamedSharding, stacked: bool
   ) -> jax.Array:
-    """Loads one stacked parameter, a few layers at a time if all layers at once need too much host memory."""
+    """Returns one parameter on the mesh.
+
+    A stacked one is loaded a few layers at a time if all layers at once need too much host memory.
+
+    Args:
+      layers: Canonical name of each layer's parameter, or of the one parameter if it is not stacked.
+      shape: Shape of the result, with the leading dimension of layers if it is stacked.
+      sharding: Sharding of the result.
+      stacked: True if the parameter has a leading dimension of layers.
+    """
     if not stacked:
       return self._layers(layers, sharding=sharding, shape=shape, stacked=False)
     assert not sharding.spec or sharding.spec[0] is None, sharding
@@ -172,7 +181,14 @@ class _Loader:
     return whole
 
   def _layers(self, names: list[str], *, sharding: NamedSharding, shape: tuple[int, ...], stacked: bool = True):
-    """Loads some layers of a stacked parameter, or one parameter that is not stacked."""
+    """Loads some layers of a stacked parameter, or one parameter that is not stacked; returns an array on the mesh.
+
+    Args:
+      names: Canonical name of each layer's parameter, or of the one parameter.
+      sharding: Sharding of the result.
+      shape: Shape of the result, with the leading dimension of layers if it is stacked.
+      stacked: True for layers of a stacked parameter.
+    """
     inner = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:])) if stacked else sharding
     regions = _regions(inner, shape[1:] if stacked else shape)
     buffers = {region: np.empty((len(names), *map(len, region)), self._dtype) for region in regions}

@@ -104,7 +104,7 @@ class Report:
 
   @property
   def labels(self) -> tuple[str, ...]:
-    """Returns the label of each model: its role ('stack' for the teacher's), or its name if several have that role."""
+    """Returns a label for each model: 'stack' for the teacher, else its role, or its name if models share a role."""
     counts = collections.Counter(model.role for model in self.models)
     labels = {role: STACK if role == TEACHER else role for role in counts}
     return tuple(labels[model.role] if counts[model.role] == 1 else model.name for model in self.models)

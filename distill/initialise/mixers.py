@@ -138,7 +138,10 @@ class Regrouped(FromAttention):
   """Conversion from attention to attention with other head counts, another score scale, or other gates."""
 
   def needs_importance(self, mixer: AttentionConfig, source: AttentionConfig) -> bool:
-    """Returns True if the student drops heads, or has other heads under a norm over all heads (`qk_norm` 'full')."""
+    """Returns True if the student has fewer query or key heads, or other head counts and `qk_norm` is 'full'.
+
+    Importance decides which heads are retained, and corrects a norm over all heads ('full') for those that are not.
+    """
     heads, keys = mixer.num_heads, mixer.num_kv_heads
     same = (heads, keys) == (source.num_heads, source.num_kv_heads)
     return not same and (source.qk_norm == "full" or heads < source.num_heads or keys < source.num_kv_heads)

@@ -233,7 +233,11 @@ class _Source:
     return (scale + offset) * np.float32(factor) - offset
 
   def _outside_layers(self, name: str, shape: tuple[int, ...]) -> Array | None:
-    """Returns the student's parameter `name` outside the layers; a tied teacher's head is its embedding, transposed."""
+    """Returns the student's parameter `name` outside the layers, or None if it stays fresh, as the teacher lacks it.
+
+    The head of a teacher with tied embeddings is its embedding, transposed. Learned positions are cut to the student's
+    number.
+    """
     if name == "head.kernel" and name not in self.teacher:
       table = self._get("embed.table")
       return None if table is None else table.T

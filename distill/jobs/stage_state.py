@@ -63,7 +63,10 @@ def to_arrays(state: TrainState) -> Params:
 
 
 def from_arrays(arrays: Params) -> tuple[Params, Params]:
-  """Splits a checkpoint's arrays: returns (parameters, the `saved_states` argument of `begin`)."""
+  """Splits a checkpoint's arrays: returns (parameters, states of optimizer and terms), each without its prefix.
+
+  `begin` takes the states as `saved_states`.
+  """
   return branch(arrays, "params"), branch(arrays, "optimizer")
 
 

@@ -98,7 +98,7 @@ def chunked_divergence(
 
 
 class _Tokens(NamedTuple):
-  """Arrays with one entry per token, except the hidden states."""
+  """The arrays with one entry per token that accompany the student's hidden states: target, labels and mask."""
 
   target: Any
   labels: Any

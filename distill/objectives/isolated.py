@@ -64,7 +64,7 @@ class MixerOutput(_IsolatedTerm):
     return student, span.source
 
   def teacher_capture(self) -> Capture:
-    """Returns a capture of the inputs of the teacher's paired layers and the outputs of their mixers."""
+    """Returns a request to capture the inputs and the mixer outputs of the teacher layers in `listed`."""
     layers = tuple(j for _, j in self.listed)
     return Capture(layers=tuple(map(before, layers)), mixers=layers)
 
@@ -80,7 +80,8 @@ class MixerOutput(_IsolatedTerm):
 class BlockOutput(_IsolatedTerm):
   """Distance between the outputs of a whole student layer and a teacher layer, both run on the teacher's input.
 
-  A pair (student, first, last) compares one student layer with the teacher layers `first` to `last` together.
+  A pair (student, first, last) compares one student layer with the teacher layers `first` to `last` together; a pair
+  (student, teacher) compares it with one teacher layer, which is both first and last.
   """
 
   kind: ClassVar[str] = "block_output"
@@ -91,7 +92,7 @@ class BlockOutput(_IsolatedTerm):
     return student, span.first, span.last
 
   def teacher_capture(self) -> Capture:
-    """Returns a capture of the input of the first and the output of the last teacher layer of each pair."""
+    """Returns a request to capture the input of `first` and the output of `last` for each (student, first, last)."""
     return Capture(layers=tuple(layer for pair in self.listed for layer in (before(pair[1]), pair[-1])))
 
   def distances(self, inputs: LossInputs) -> Iterator[Float[Array, "B T"]]:

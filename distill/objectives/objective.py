@@ -24,12 +24,12 @@ def needs_teacher(terms: Sequence[Term]) -> bool:
 
 
 def student_capture(terms: Sequence[Term]) -> Capture:
-  """Returns the union of the student activations that the terms need."""
+  """Returns a request to capture all student activations that any of the terms reads."""
   return _union([term.student_capture() for term in terms])
 
 
 def teacher_capture(terms: Sequence[Term]) -> Capture:
-  """Returns the union of the teacher activations that the terms need."""
+  """Returns a request to capture all teacher activations that any of the terms reads."""
   return _union([term.teacher_capture() for term in terms])
 
 

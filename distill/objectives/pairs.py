@@ -78,7 +78,7 @@ class PairTerm(Term):
     return cast(Pairs, self.pairs)
 
   def loss(self, inputs: LossInputs, context: LossContext) -> Scalar:
-    """Returns the micro-batch's share of the mean distance over pairs and non-padding tokens."""
+    """Returns this micro-batch's share of the mean distance over layer pairs and the batch's non-padding tokens."""
     present = (inputs.batch.segments > 0).astype(jnp.float32)
     total = jnp.zeros((), jnp.float32)
     for distance in self.distances(inputs):
@@ -90,7 +90,12 @@ class PairTerm(Term):
     return {"ratio": jnp.float32(1.0)} if self.balanced else {}
 
   def next_state(self, state: TermState, *, value: Scalar, reference: Scalar, context: LossContext) -> TermState:
-    """Returns the state with the ratio (reference terms) / (this term's mean), or the old ratio if it is not finite."""
+    """Returns the state with the ratio reference / value, by which `balanced` scales the weight of the next step.
+
+    Returns the old ratio if the new one is not finite.
+
+    Args: as `Term.next_state`.
+    """
     ratio = reference / value
     return {"ratio": jnp.where(jnp.isfinite(ratio), ratio, state["ratio"])}
 

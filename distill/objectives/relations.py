@@ -18,9 +18,10 @@ from distill.types import Capture
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Relations(PairTerm):
-  """KL between the self-attention relations of paired layers: the mean for queries, keys and values.
+  """KL between the self-attention relations of paired student and teacher layers: mean of queries, keys and values.
 
-  Relations are how positions relate to each other (`relation_kl`), so the widths of the models may differ.
+  The relations of queries are a softmax over the products between positions' queries, and likewise for keys and values
+  (`relation_kl`). Their shape does not depend on the width, so the widths of the models may differ.
   """
 
   kind: ClassVar[str] = "relations"
@@ -50,11 +51,11 @@ class Relations(PairTerm):
     return student, span.source
 
   def student_capture(self) -> Capture:
-    """Returns a capture of the queries, keys and values of the student's paired layers."""
+    """Returns a request to capture the queries, keys and values of the student layers in `listed`."""
     return Capture(qkv=tuple(i for i, _ in self.listed))
 
   def teacher_capture(self) -> Capture:
-    """Returns a capture of the queries, keys and values of the teacher's paired layers."""
+    """Returns a request to capture the queries, keys and values of the teacher layers in `listed`."""
     return Capture(qkv=tuple(j for _, j in self.listed))
 
   def distances(self, inputs: LossInputs) -> Iterator[Float[Array, "B T"]]:

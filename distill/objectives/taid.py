@@ -32,7 +32,7 @@ class Taid(DivergenceTerm):
     return lambda p, q, t: divergences.taid(p, q, t=t)
 
   def extra(self, state: TermState) -> tuple[Scalar, ...]:
-    """Returns (t,) from the state: the last argument of the function that `divergence` returns."""
+    """Returns (t,), the teacher's share in the target: the last argument of the function from `divergence`."""
     return (state["t"],)
 
   def initial_state(self) -> TermState:

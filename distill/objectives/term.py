@@ -124,11 +124,11 @@ class Term(Protocol):
     return self
 
   def student_capture(self) -> Capture:
-    """Returns a capture of the student activations that the loss reads when the student runs end to end."""
+    """Returns a request for the student activations that the loss reads when the student runs end to end."""
     return NO_CAPTURE
 
   def teacher_capture(self) -> Capture:
-    """Returns a capture of the teacher activations that the loss reads in addition to the next-token distribution."""
+    """Returns a request for the teacher activations that the loss reads besides the next-token distribution."""
     return NO_CAPTURE
 
   def check_targets(self, targets: Targets, *, key: str) -> None:

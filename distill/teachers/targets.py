@@ -52,7 +52,12 @@ class TopK:
     return self.size * (id_bits + 16) / 8 + 2
 
   def pack(self, arrays: tuple[np.ndarray, ...], *, id_bits: int) -> bytes:
-    """Returns the bytes of a row: ids [T,k], log_probs [T,k] and tail [T]."""
+    """Returns the bytes of one row: log_probs and tail as float16, then the ids.
+
+    Args:
+      arrays: (ids [T,k], log_probs [T,k], tail [T]) of the row.
+      id_bits: Number of bits that a token id takes.
+    """
     ids, log_probs, tail = arrays
     return (
       log_probs.astype("<f2").tobytes() + tail.astype("<f2").tobytes() + pack(ids.reshape(-1), bits=id_bits).tobytes()
@@ -104,7 +109,15 @@ class Sampled:
     return self.size * (id_bits + 1) / 8
 
   def pack(self, arrays: tuple[np.ndarray, ...], *, id_bits: int) -> bytes:
-    """Returns the bytes of a row of ascending ids [T,size]: a bit for each draw, 1 if its id is new, then these ids."""
+    """Returns the bytes of one row of drawn ids.
+
+    First comes a bit for each draw: 0 if its id repeats that of the position's previous draw, else 1. The ids of all
+    draws with a 1 follow.
+
+    Args:
+      arrays: (ids,), the drawn ids [T,size], ascending at each position.
+      id_bits: Number of bits that a token id takes.
+    """
     (ids,) = arrays
     new = np.ones(ids.shape, bool)
     new[:, 1:] = ids[:, 1:] != ids[:, :-1]

@@ -42,7 +42,7 @@ def test_cuts_and_take_of_a_part_select_the_same_columns(data):
   np.testing.assert_array_equal(found, piece[first:last])
 
 
-def test_tensor_names_are_matched_without_the_prefix_and_buffers_are_left_out():
+def test_tensor_names_stored_without_the_prefix_model_are_matched_and_buffers_are_left_out():
   table = (TensorEntry("embed.table", "model.embed_tokens.weight"), TensorEntry("norm.scale", "model.norm.weight"))
   full = ["model.embed_tokens.weight", "model.norm.weight", "model.layers.0.self_attn.rotary_emb.inv_freq", "mtp.x"]
   assert spellings(full, table=table, ignored=r"mtp\.") == {name: name for name in full[:2]}

@@ -81,7 +81,7 @@ def test_only_completions_are_trained_on(tokenizer, tmp_path):
   assert tokenizer.decode(in_loss) == " knew<end>"
 
 
-def test_teaches_is_true_only_if_some_token_counts_in_the_loss(tokenizer, tmp_path, monkeypatch):
+def test_a_token_store_teaches_only_if_some_token_counts_in_the_loss(tokenizer, tmp_path, monkeypatch):
   monkeypatch.setattr(store_module, "_SCANNED_ROWS", 1)
   empty, pair = Document(""), Document(" knew", "the old model")
   only_ends = build_store(source_of(empty, empty), tokenizer=tokenizer, length=2, directory=tmp_path)

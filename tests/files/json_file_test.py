@@ -51,7 +51,7 @@ def test_number_refuses_other_types_and_values_out_of_range(value):
     number(value, where="file: key", low=0, high=1)
 
 
-def test_flag_refuses_numbers():
+def test_a_number_is_refused_where_true_or_false_is_expected():
   assert flag(True, where="file: key") is True
   with pytest.raises(InputError, match="^file: key = 1: expected true or false$"):
     flag(1, where="file: key")

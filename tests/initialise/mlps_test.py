@@ -21,7 +21,7 @@ def test_mlp_neurons_with_zero_output_are_removed_first():
   assert_equal_logits(config, made.params, TEACHER, teacher)
 
 
-def test_an_mlp_wider_than_the_teachers_starts_with_the_same_outputs():
+def test_an_mlp_wider_than_the_teachers_starts_with_the_teachers_outputs():
   config = dataclasses.replace(TEACHER, layers=(dataclasses.replace(LAYER, mlp=MlpConfig(width=40)),) * 3)
   teacher = random(TEACHER, 0)
   made = start(TEACHER, teacher, config)
@@ -30,7 +30,7 @@ def test_an_mlp_wider_than_the_teachers_starts_with_the_same_outputs():
 
 
 @pytest.mark.parametrize("renormalise", [True, False])
-def test_experts_as_wide_as_the_dense_mlp_compute_the_same_as_it(renormalise):
+def test_experts_as_wide_as_the_teachers_dense_mlp_start_with_its_outputs(renormalise):
   mixture = MoeConfig(width=24, num_experts=4, top_k=4, renormalise=renormalise)
   config = dataclasses.replace(TEACHER, layers=(dataclasses.replace(LAYER, mlp=mixture),) * 3)
   teacher = random(TEACHER, 0)
@@ -38,7 +38,7 @@ def test_experts_as_wide_as_the_dense_mlp_compute_the_same_as_it(renormalise):
   assert_equal_logits(config, params, TEACHER, teacher)
 
 
-def test_a_shared_expert_made_from_a_dense_mlp_starts_at_zero():
+def test_a_shared_expert_added_to_a_dense_teachers_mlp_starts_with_zero_output():
   mixture = MoeConfig(width=24, num_experts=4, top_k=2, shared=8)
   config = dataclasses.replace(TEACHER, layers=(dataclasses.replace(LAYER, mlp=mixture),) * 3)
   teacher = random(TEACHER, 0)

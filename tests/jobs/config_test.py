@@ -133,7 +133,7 @@ def test_the_fingerprint_ignores_keys_that_do_not_affect_the_result():
   assert fingerprint(here) == fingerprint(there) != fingerprint(resolve(RECIPE))
 
 
-def test_difference_names_the_first_key_that_differs():
+def test_difference_returns_the_first_differing_key_that_affects_the_result():
   earlier = json.loads(json.dumps(dataclasses.asdict(resolve(RECIPE))))
   assert difference(earlier, resolve(RECIPE)) == ""
   assert difference(earlier, resolve({**RECIPE, **stage(steps=5)})) == "config.stages[0].steps"

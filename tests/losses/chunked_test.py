@@ -175,7 +175,7 @@ def collectives_in_loops(text):
 
 
 @pytest.mark.parametrize("shape", [(-1, 1, 1), (2, 2, 2)])
-def test_shards_sum_gradients_and_gather_the_head_outside_the_loop_over_chunks(monkeypatch, shape):
+def test_shards_sum_gradients_and_gather_the_output_head_outside_the_loop_over_chunks(monkeypatch, shape):
   monkeypatch.setattr(module, "chunk_tokens", lambda vocab, *, tokens, width: 50)
   mesh = make_mesh(shape)
   shards = batch_shards(mesh)
@@ -213,7 +213,7 @@ def test_chunked_divergence_equals_chunked_losses_at_temperature_one():
   )
 
 
-def test_a_bfloat16_head_has_finite_gradients_on_several_devices():
+def test_a_bfloat16_output_head_has_finite_gradients_on_several_devices():
   hidden, readout, _, _, mask = problem(304)
   readout = dataclasses.replace(readout, kernel=readout.kernel.astype(jnp.bfloat16))
   labels = jnp.zeros(len(mask), jnp.int32)
@@ -230,5 +230,7 @@ def test_a_bfloat16_head_has_finite_gradients_on_several_devices():
   ("vocab", "tokens", "width", "expected"),
   [(32_768, 100, 0, 100), (32_768, 4096, 0, 128), (2048, 4096, 0, 1024), (32_768, 4096, 1024, 448)],
 )
-def test_chunks_hold_eight_mib_of_logits_and_more_for_wide_heads(vocab, tokens, width, expected):
+def test_chunks_hold_eight_mib_of_logits_but_no_fewer_tokens_than_the_minimum_for_the_model_width(
+  vocab, tokens, width, expected
+):
   assert chunk_tokens(vocab, tokens=tokens, width=width) == expected

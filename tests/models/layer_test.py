@@ -43,7 +43,7 @@ def test_the_residual_scale_multiplies_the_outputs_of_mixer_and_mlp():
     np.testing.assert_allclose(scaled, 0.25 * plain, atol=1e-6)
 
 
-def test_a_layer_without_an_mlp_has_no_mlp_norm_and_its_feed_returns_the_input():
+def test_a_layer_without_an_mlp_has_no_mlp_norm_and_its_method_feed_returns_the_input():
   module = build(LayerConfig(mixer=ATTENTION, mlp=None), norms="both")
   assert module.feed(X, dtype=jnp.float32) is X
   assert set(nnx.to_pure_dict(nnx.state(module))) == {"mixer", "mixer_norm", "mixer_post_norm"}

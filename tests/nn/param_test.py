@@ -6,7 +6,7 @@ from distill.nn.param import Init, log_rate, normal, time_step
 SHAPE, AXES = (4, 3), ("embed", "mlp")
 
 
-def test_initial_values_depend_only_on_the_parameter_name_and_repeats_add_a_layer_axis():
+def test_initial_values_do_not_depend_on_earlier_draws_and_differ_between_repeated_layers():
   init = Init(jax.random.key(0)).child("mlp")
   up = init.param("up", shape=SHAPE, axes=AXES, init=normal(1.0))
   init.param("down", shape=(3, 4), axes=("mlp", "embed"), init=normal(1.0))

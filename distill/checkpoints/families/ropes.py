@@ -123,7 +123,10 @@ def _rope(
 
 
 class _ScalingReader:
-  """Reads the settings of one type of rope scaling, and removes each setting that it reads from `fields`."""
+  """Reads the settings of one type of rope scaling from the dictionary `fields`.
+
+  Every setting that is read is removed from `fields`; those left at the end do not belong to the type.
+  """
 
   def __init__(self, have: Attributes, fields: dict[str, Any], *, kind: str, pairs: int):
     self.have, self.fields, self.kind, self.pairs = have, fields, kind, pairs

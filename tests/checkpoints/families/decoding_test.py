@@ -16,7 +16,7 @@ PROMPTS = (25, 9, 1, 17)  # Beyond every window, and within.
 
 
 @pytest.mark.parametrize(("family", "case"), EVERY)
-def test_a_document_gives_equal_outputs_alone_packed_with_others_and_decoded_from_any_prompt(family, case):
+def test_a_document_gives_equal_outputs_alone_and_packed_with_others_and_decoded_from_any_prompt(family, case):
   directory, _ = reference.built(family, case)
   config, params = hf.load(directory)
   decoder = Decoder(config)
