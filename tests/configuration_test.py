@@ -60,7 +60,7 @@ def test_option_values_are_converted_to_the_types_of_their_annotations():
     (3, "config: got 3; give a dict with steps, name, on, layers, rules, inner, many, model"),
   ],
 )
-def test_a_wrong_configuration_value_or_key_is_refused_with_its_key(given, message):
+def test_the_error_for_a_wrong_configuration_value_or_key_names_the_key(given, message):
   with pytest.raises(InputError) as error:
     read(Outer, given, key="config")
   assert str(error.value) == message

@@ -332,7 +332,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_each_check_passes_and_fails_once_its_fault_is_injected(name, monkeypatch):
+def test_each_check_passes_without_its_injected_fault_and_fails_with_it(name, monkeypatch):
   check, inject = FAULTS[name]
   check()
   inject(monkeypatch)

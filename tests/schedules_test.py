@@ -39,7 +39,7 @@ def test_every_step_of_a_warm_up_is_below_the_peak():
     (True, "rate: got True; use a number, or a dict with a kind"),
   ],
 )
-def test_a_wrong_schedule_is_refused_with_its_key(spec, message):
+def test_the_error_for_a_wrong_schedule_names_its_key(spec, message):
   with pytest.raises(InputError, match=re.escape(message)):
     schedule(spec, key="rate", steps=10, least=0)
 

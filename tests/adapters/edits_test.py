@@ -48,7 +48,7 @@ def test_token_rows_change_only_the_listed_tokens(axis):
   np.testing.assert_array_equal(after[[0, 2, 4]], BASE[[0, 2, 4]])
 
 
-def test_a_bias_addition_is_scaled_by_the_stack_weight():
+def test_a_bias_addition_is_scaled_by_the_weight_of_its_adapter_in_the_stack():
   after = apply_edit(
     Addition(value=np.ones(4, np.float32)), np.zeros(4, np.float32), trained_on=np.zeros(4), weight=0.5
   )

@@ -83,7 +83,7 @@ def one_line(directory, config, model):
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @example(values={"lora_alpha": 66004485658881560577})
 @given(values=st.dictionaries(st.sampled_from(KEYS), JSON, min_size=1, max_size=3))
-def test_any_json_in_adapter_config_is_read_or_refused_in_one_line(values, copy, config, llama_dir):
+def test_any_json_in_adapter_config_is_read_or_raises_a_one_line_error(values, copy, config, llama_dir):
   one_line(copy(values), config, llama_dir)
 
 
@@ -113,7 +113,7 @@ def test_any_json_in_adapter_config_is_read_or_refused_in_one_line(values, copy,
   drop=st.booleans(),
   dora=st.booleans(),
 )
-def test_any_tensor_in_an_adapter_file_is_read_or_refused_in_one_line(
+def test_any_tensor_in_an_adapter_file_is_read_or_raises_a_one_line_error(
   module, end, shape, dtype, drop, dora, copy, config, llama_dir
 ):
   value = None if drop else np.ones(shape, dtype)
@@ -180,13 +180,13 @@ def test_common_regexes_for_module_names_are_accepted_in_rank_pattern(pattern, c
     ("something_new", "yes"),
   ],
 )
-def test_unsupported_adapter_settings_are_refused_with_the_name_of_the_key(key, value, copy, config):
+def test_the_error_for_an_unsupported_adapter_setting_names_its_key(key, value, copy, config):
   extra = {f"{PREFIX}model.embed_tokens.token_adapter.trainable_tokens_delta": np.ones((2, 32), np.float32)}
   with pytest.raises(InputError, match=rf"adapter_config.json: {key}"):
     read_adapter(copy({key: value}, extra if "token" in key and key[0] == "t" else None), config=config)
 
 
-def test_lora_on_expert_weights_is_refused_with_the_reason(copy, tmp_path):
+def test_the_error_for_lora_on_expert_weights_gives_the_reason(copy, tmp_path):
   values = {
     "model_type": "qwen3_moe",
     "vocab_size": 50,

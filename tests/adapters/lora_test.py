@@ -22,7 +22,7 @@ def test_fresh_lora_changes_nothing_and_exported_factors_equal_the_applied_chang
     np.testing.assert_allclose(applied[name], params[name] + 2.0 * pair.a @ pair.b, atol=1e-4)
 
 
-def test_lora_targets_that_match_no_kernel_or_some_layers_of_a_group_are_refused(llama_dir):
+def test_lora_targets_that_match_no_kernel_or_only_some_layers_of_a_stack_are_refused(llama_dir):
   decoder = Decoder(hf_config.read_config(llama_dir))
   for targets in ("nothing", r"layers\.0\.mixer\.q\.kernel"):
     with pytest.raises(InputError, match="targets"):

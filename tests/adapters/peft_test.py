@@ -74,7 +74,7 @@ def test_a_stack_file_sets_the_weight_of_an_adapter(llama_dir, adapter_dirs, tmp
     ("surprise", 1, "surprise"),
   ],
 )
-def test_an_adapter_with_an_unsupported_or_wrong_setting_is_refused_with_the_name_of_the_setting(
+def test_the_error_for_an_unsupported_or_wrong_adapter_setting_names_the_setting(
   llama_dir, adapter_dirs, tmp_path, key, value, says
 ):
   directory = tmp_path / "adapter"

@@ -85,7 +85,7 @@ def test_inspect_lists_wrong_token_ids_and_still_describes_the_other_tensors(lla
   assert any("layers.0.self_attn.q_proj  rank 4" in line for line in lines)
 
 
-def test_inspect_refuses_an_unsupported_adapter_with_the_reason(damaged, command):
+def test_the_error_of_inspect_for_an_unsupported_adapter_gives_the_reason(damaged, command):
   directory = damaged(lambda tensors, settings: settings.update(peft_type="IA3"))
   out, errors = command("inspect", directory, check=2)
   assert "adapter: IA3 of rank 4" in out and "peft_type" in errors

@@ -10,14 +10,14 @@ def attributes(**values):
   return Attributes(values, where="here")
 
 
-def test_a_config_json_key_that_was_not_read_is_refused_by_name():
+def test_the_error_for_a_config_json_key_that_was_not_read_names_the_key():
   have = attributes(hidden_size=4, new_switch=True)
   assert have.integer("hidden_size") == 4
   with pytest.raises(InputError, match="^here: new_switch = True is not understood"):
     have.finish()
 
 
-def test_finish_accepts_unread_keys_that_are_null_false_or_bookkeeping():
+def test_finish_accepts_unread_keys_that_are_null_off_or_do_not_change_the_output():
   attributes(
     torch_dtype="bfloat16", new_key=None, use_qk_norm=False, pruned_heads={}, quantization_config=None
   ).finish()

@@ -136,7 +136,7 @@ def of_header(original):
   return changed(header).map(lambda text: len(text).to_bytes(8, "little") + text + data) | torn(original)
 
 
-def test_a_randomly_changed_config_json_is_read_or_refused_in_one_line(model):
+def test_a_randomly_changed_config_json_is_read_or_raises_a_one_line_error(model):
   attack(model / "config.json", of_json, lambda: hf.sources(model), examples=60)
 
 

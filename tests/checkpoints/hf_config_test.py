@@ -33,7 +33,7 @@ def test_an_unknown_model_type_is_refused(name):
     hf_config.config_from_dict({"model_type": name}, where="here")
 
 
-def test_a_config_json_value_whose_type_breaks_a_family_is_refused_in_one_line(monkeypatch):
+def test_a_config_json_value_whose_type_breaks_a_family_raises_a_one_line_error(monkeypatch):
   def read(values, *, where):
     return values["layers"] + 1
 

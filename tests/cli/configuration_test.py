@@ -53,7 +53,7 @@ def test_a_section_that_the_recipe_leaves_out_may_be_overridden(recipe):
     ("training.batch_size.x", "--config.training.batch_size.x: 16 is neither a dict nor a list, so it has no 'x'"),
   ],
 )
-def test_an_override_of_an_unknown_key_is_refused_with_the_nearest_key(recipe, key, message):
+def test_the_error_for_an_override_of_an_unknown_key_names_the_key_and_what_may_replace_it(recipe, key, message):
   with pytest.raises(InputError) as error:
     load(recipe, **{key: "1"})
   assert message in str(error.value)

@@ -12,7 +12,7 @@ def test_distill_without_arguments_lists_the_commands(distill):
     assert f"\n  {name} " in shown
 
 
-def test_an_unknown_command_is_refused_with_the_nearest_command(capsys):
+def test_the_error_for_an_unknown_command_suggests_the_nearest_command(capsys):
   assert main(["scroe"]) == 2
   assert "did you mean score?" in capsys.readouterr().err
 
@@ -60,5 +60,5 @@ def test_the_debug_flag_lets_an_input_error_through_with_its_traceback():
   ],
   ids=" ".join,
 )
-def test_wrong_flags_and_arguments_are_refused_with_their_names(refused, arguments, says):
+def test_the_error_for_wrong_flags_or_arguments_names_them(refused, arguments, says):
   refused(*arguments, says=says)

@@ -27,13 +27,13 @@ def test_flags_get_their_values_and_positional_arguments_are_returned(values):
     (["--model=a", "x"], "'x': unexpected argument; write flags as --flag=value (--help lists them)"),
   ],
 )
-def test_a_missing_flag_or_an_extra_argument_is_refused_with_its_name(values, arguments, message):
+def test_the_error_for_a_missing_flag_or_an_extra_argument_names_it(values, arguments, message):
   with pytest.raises(InputError) as error:
     parse(values, arguments)
   assert str(error.value) == message
 
 
-def test_a_missing_positional_argument_is_refused_with_its_name(values):
+def test_the_error_for_a_missing_positional_argument_names_it(values):
   with pytest.raises(InputError, match="DIR: this argument is missing"):
     parse(values, ["--model=a"], positional=["DIR"])
 

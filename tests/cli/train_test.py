@@ -24,7 +24,7 @@ def train(command, recipe, tmp_path):
   return run
 
 
-def test_an_unknown_configuration_key_is_refused_with_a_suggestion(train, tmp_path):
+def test_the_error_for_an_unknown_configuration_key_suggests_a_known_key(train, tmp_path):
   line = train("--config.training.batchsize=4")
   assert "batchsize" in line and "batch_size" in line
   assert not (tmp_path / "run").exists()
@@ -48,7 +48,7 @@ def test_a_workdir_without_checkpoints_accepts_another_configuration(train, tmp_
   assert "gone" in (tmp_path / "config.json").read_text()
 
 
-def test_a_student_that_no_checkpoint_can_hold_is_refused(train):
+def test_a_student_whose_layer_types_its_config_json_cannot_express_is_refused(train):
   line = train(
     text=lambda text: text.replace("dense if variant", '{**hybrid, "full_attention_interval": 5} if variant')
   )
@@ -84,7 +84,7 @@ def test_a_tokenizer_larger_than_the_students_vocabulary_is_refused(train, token
   assert "config.tokenizer" in line and "vocabulary" in line
 
 
-def test_a_missing_text_file_is_refused_with_its_name(train):
+def test_the_error_for_a_missing_text_file_names_the_file(train):
   def gone(text):
     start = text.index('"path": ') + 8
     return text[:start] + "'gone.jsonl'" + text[text.index("}", start) :]

@@ -160,7 +160,7 @@ def test_two_concurrent_builds_of_the_same_store_both_succeed(tokenizer, tmp_pat
 
 @pytest.mark.parametrize("name", ["tokens", "segments", "in_loss"])
 @pytest.mark.parametrize("keep", [0, 40, -50, None])
-def test_a_damaged_array_is_refused_with_the_advice_to_delete_the_store(name, keep, make):
+def test_the_error_for_a_damaged_array_advises_to_delete_the_store(name, keep, make):
   store = make()
   path = store.directory / f"{name}.npy"
   content = path.read_bytes()
@@ -174,7 +174,7 @@ def test_a_damaged_array_is_refused_with_the_advice_to_delete_the_store(name, ke
 
 
 @pytest.mark.parametrize("meta", ["", "[]", "{}", '{"rows": "many", "length": 3, "fingerprint": ""}'])
-def test_a_damaged_meta_json_is_refused_with_the_advice_to_delete_the_store(meta, make):
+def test_the_error_for_a_damaged_meta_json_advises_to_delete_the_store(meta, make):
   store = make()
   (store.directory / "meta.json").write_text(meta)
   with pytest.raises(InputError, match="delete"):

@@ -38,7 +38,7 @@ def test_chance_accuracy_is_the_mean_over_questions_of_one_over_the_number_of_ch
   assert Skill("s", (Example("p", ("a", "b"), 0), Example("p", ("a", "b", "c", "d"), 0))).chance == 0.375
 
 
-def test_a_malformed_line_of_a_skill_file_is_refused_with_its_line_number(tmp_path):
+def test_the_error_for_a_malformed_line_of_a_skill_file_gives_the_line_number(tmp_path):
   path = tmp_path / "skill.jsonl"
   good = json.dumps({"skill": "s", "prompt": "p", "choices": ["a", "b"], "answer": 1})
   for bad in ("{", json.dumps({"skill": "s", "prompt": "p", "choices": ["a", "b"], "answer": 2})):

@@ -98,7 +98,7 @@ def test_a_file_and_a_directory_with_a_link_are_not_replaced_by_a_directory(tmp_
     check_replaceable(tmp_path / "model", **MODEL)
 
 
-def test_replacing_a_directory_whose_parent_is_a_file_is_refused_in_one_line(tmp_path):
+def test_replacing_a_directory_whose_parent_is_a_file_raises_an_input_error(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(InputError, match="cannot be written"), replace_directory(tmp_path / "file/model", **MODEL):
     pytest.fail("written")

@@ -49,7 +49,7 @@ def test_unrolled_and_stacked_parameters_generate_the_same_texts(hybrid):
   assert unrolled == generate(decoder, params=params, prompts=PROMPTS, max_tokens=5)
 
 
-def test_drawn_tokens_depend_only_on_the_seed_the_index_and_the_prompt(hybrid):
+def test_drawn_tokens_depend_only_on_the_seed_the_prompt_and_the_index_of_the_prompt(hybrid):
   decoder, params = hybrid
 
   def drawn(prompts, seed=1):

@@ -45,7 +45,7 @@ def test_a_shared_expert_added_to_a_dense_teachers_mlp_starts_with_zero_output()
   assert_equal_logits(config, start(TEACHER, teacher, config).params, TEACHER, teacher)
 
 
-def test_experts_narrower_than_the_dense_mlp_together_hold_each_neuron_equally_often():
+def test_narrow_experts_together_hold_each_neuron_of_the_dense_mlp_equally_often():
   config = dataclasses.replace(
     TEACHER, layers=(dataclasses.replace(LAYER, mlp=MoeConfig(width=12, num_experts=4, top_k=2)),) * 3
   )

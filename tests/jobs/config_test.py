@@ -35,7 +35,7 @@ def test_a_stage_may_override_batch_size_and_length():
   assert config.stage_shape(config.stages[0]) == (4, 512)
 
 
-def test_stages_as_a_dict_are_refused_with_the_list_to_write_instead():
+def test_the_error_for_stages_as_a_dict_shows_the_list_to_write_instead():
   message = (
     "config.stages: got a dict, but the order of the elements matters; give a list: "
     "[{'name': 'align', …}, {'name': 'distill', …}]"
@@ -119,7 +119,7 @@ def optimizer(**options):
     ({"evaluation": {"skills": None}}, "config.evaluation.skills: got None"),
   ],
 )
-def test_a_wrong_value_is_refused_with_its_key(change, key):
+def test_the_error_for_a_wrong_value_names_its_key(change, key):
   with pytest.raises(InputError, match=re.escape(key)) as error:
     resolve({**RECIPE, **change})
   assert "\n" not in str(error.value)

@@ -36,7 +36,7 @@ def test_stages_of_the_same_length_read_different_rows(tmp_path, tokenizer_dir):
 
 
 @pytest.mark.parametrize("sources", ["text.txt", ["text.txt"], [{"kind": "text", "path": "x", "weight": "two"}], ()])
-def test_invalid_sources_are_refused_with_their_key(sources, tmp_path, tokenizer_dir):
+def test_the_error_for_invalid_sources_names_their_key(sources, tmp_path, tokenizer_dir):
   config = {
     "tokenizer": str(tokenizer_dir),
     "data": {"sources": sources},

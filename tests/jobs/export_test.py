@@ -23,7 +23,7 @@ def test_export_refuses_to_replace_a_directory_that_holds_other_files(llama_dir,
   assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
 
 
-def test_an_output_directory_that_cannot_be_created_is_refused_with_its_name(llama_dir):
+def test_the_error_for_an_output_directory_that_cannot_be_created_names_it(llama_dir):
   with pytest.raises(InputError, match="/proc/nowhere: cannot be written"):
     export(llama_dir, out="/proc/nowhere")
 

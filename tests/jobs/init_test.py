@@ -62,12 +62,12 @@ def test_layers_from_without_one_teacher_layer_for_each_student_layer_is_refused
   refused("layers_from: .* 0 to 3 .* 4 layers", layers_from=layers)
 
 
-def test_missing_student_and_calibration_files_are_refused_with_their_names(refused, tmp_path):
+def test_errors_for_missing_student_and_calibration_files_name_the_file(refused, tmp_path):
   refused("gone.json: no such file", student=tmp_path / "gone.json")
   refused("calibration.*gone.jsonl", calibration=Calibration(path=tmp_path / "gone.jsonl"))
 
 
-def test_an_output_directory_with_other_files_or_the_teacher_is_refused(refused, llama_dir, tmp_path):
+def test_an_output_directory_that_holds_other_files_or_is_the_teacher_is_refused(refused, llama_dir, tmp_path):
   refused("out=.*which this command reads; name another", out=llama_dir)
   (tmp_path / "letter.txt").write_text("dear")
   refused("holds other files", out=tmp_path)

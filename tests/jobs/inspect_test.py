@@ -25,7 +25,7 @@ def test_inspect_refuses_an_empty_directory(tmp_path):
     inspect(tmp_path)
 
 
-def test_a_damaged_model_is_refused_with_the_name_of_the_file(llama_dir, tmp_path):
+def test_the_error_for_a_damaged_model_names_the_file(llama_dir, tmp_path):
   model = shutil.copytree(llama_dir, tmp_path / "model")
   path = model / "model.safetensors"
   path.write_bytes(path.read_bytes()[:50])

@@ -27,7 +27,7 @@ def test_an_adapter_stack_is_a_list_of_directories_or_a_json_file(adapter_dirs, 
     ('{"adapters": [{"path": "x", "mode": "parallel"}]}', r"adapters\[0\].mode.*sequential"),
   ],
 )
-def test_a_malformed_stack_file_is_refused_with_its_name(tmp_path, text, match):
+def test_the_error_for_a_malformed_or_missing_stack_file_names_the_file(tmp_path, text, match):
   (tmp_path / "stack.json").write_text(text)
   with pytest.raises(InputError, match=f"stack.json.*{match}"):
     adapter_stack(tmp_path / "stack.json")
@@ -35,6 +35,6 @@ def test_a_malformed_stack_file_is_refused_with_its_name(tmp_path, text, match):
     adapter_stack(tmp_path / "gone.json")
 
 
-def test_a_missing_adapter_is_refused_with_its_name(llama_dir, tmp_path):
+def test_the_error_for_a_missing_adapter_names_the_missing_file(llama_dir, tmp_path):
   with pytest.raises(InputError, match="gone/adapter_config.json"):
     load_model(llama_dir, stack=adapter_stack([tmp_path / "gone"]))

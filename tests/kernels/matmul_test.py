@@ -67,7 +67,7 @@ def dot_dtypes(function, *args):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("left", [False, True])
-def test_transposed_equals_the_plain_transpose_where_it_materialises_it(one_device, dtype, left):
+def test_a_materialised_transpose_equals_the_plain_transpose(one_device, dtype, left):
   matrices = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 6)), dtype)
   run = jax.jit(jax.vmap(lambda x: transposed(x, left=left)))
   np.testing.assert_array_equal(run(matrices), matrices.swapaxes(1, 2))

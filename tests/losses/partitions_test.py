@@ -18,7 +18,7 @@ def test_dense_log_probs_cover_the_ids_that_both_vocabularies_have():
 
 
 @pytest.mark.parametrize("raised", [0.0, 12.0, -12.0], ids=["even", "small tail", "large tail"])
-def test_bucket_log_probs_are_precise_in_value_and_gradient(raised):
+def test_log_probs_of_listed_ids_and_of_all_others_are_precise_in_value_and_gradient(raised):
   rng = np.random.default_rng(0)
   logits, ids = rng.normal(size=(4, 9)), np.asarray([[0, 3, -1], [8, 1, 2], [-1, -1, -1], [4, 5, 6]])
   # Unused entries have no weight, as in a divergence.

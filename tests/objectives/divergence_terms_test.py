@@ -40,7 +40,7 @@ def test_a_divergence_is_multiplied_by_the_squared_temperature_unless_switched_o
     ({"kind": "forward_kl", "temperature": {"kind": "linear", "start": 2, "end": 0}}, "temperature: "),
   ],
 )
-def test_a_divergence_option_out_of_range_is_refused_with_its_key(spec, message):
+def test_the_error_for_a_divergence_option_out_of_range_names_the_key_of_the_term(spec, message):
   with pytest.raises(InputError, match=r"config\.stages\.a\.terms\[0\].*" + message):
     bound(spec)
 

@@ -66,7 +66,7 @@ def test_default_layer_pairs_stay_empty_while_layers_from_is_unknown():
     ({"kind": "hidden", "pairs": "uniform", "distance": "far"}, "distance: got 'far'; use one of 'mse', 'cosine'"),
   ],
 )
-def test_wrong_layer_pairs_are_refused_with_their_key(spec, message):
+def test_the_error_for_wrong_layer_pairs_names_the_key_of_the_term(spec, message):
   layers_from = {"layers_from": spec["layers_from"]} if "layers_from" in spec else {}
   spec = {name: value for name, value in spec.items() if name != "layers_from"}
   with pytest.raises(InputError, match=r"config\.stages\.a\.terms\[0\].*" + message):

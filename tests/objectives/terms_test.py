@@ -22,6 +22,6 @@ def test_the_keys_of_TERMS_are_the_kinds_of_its_classes():
     ([], "a stage needs at least one term"),
   ],
 )
-def test_a_wrong_kind_or_option_of_a_term_is_refused_with_its_place_in_the_recipe(specs, message):
+def test_the_error_for_a_wrong_kind_or_option_of_a_term_gives_the_place_of_the_term_in_the_recipe(specs, message):
   with pytest.raises(InputError, match=r"config\.stages\.a\.terms.*" + message):
     bound(*specs)

@@ -73,7 +73,7 @@ def test_cached_rows_are_read_in_any_order_with_the_captured_activations(tmp_pat
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_a_cache_shard_with_a_flipped_bit_is_refused_with_its_file_name(tmp_path, data):
+def test_the_error_for_a_cache_shard_with_a_flipped_bit_names_the_file(tmp_path, data):
   section, _ = made(tmp_path)
   path = section.path(data.draw(st.integers(0, 2)))
   everything = np.arange(ROWS)
@@ -113,7 +113,7 @@ def test_an_unfinished_cache_section_is_refused_and_can_be_completed(tmp_path):
     ("store", "other text"),
   ],
 )
-def test_a_cache_of_another_teacher_or_text_is_refused_with_the_key_that_differs(tmp_path, key, says):
+def test_the_error_for_a_cache_of_another_teacher_or_text_names_the_key_that_differs(tmp_path, key, says):
   made(tmp_path)
   other = {**SUBJECT, key: 7 if key == "length" else [] if key == "adapters" else "e" * 64}
   if key in ("tokenizer", "length"):
@@ -154,7 +154,7 @@ def test_swapped_cache_shards_are_refused(tmp_path):
     sections.find_section(sections.open_sections(tmp_path), SUBJECT, what="rows").read(np.asarray([2]))
 
 
-def test_a_cache_shard_holds_whole_batches_up_to_64_mib():
+def test_a_cache_shard_holds_as_many_whole_batches_as_fit_in_64_mib_but_at_least_one():
   rows = row_format({**MANIFEST, "length": 4096, "width": 4096, "vocab_size": 152_000, "size": 64}, where="")
   assert rows.rows_per_shard(16) == 16
   few = row_format({**MANIFEST, "length": 128, "layers": [], "mixers": [], "vocab_size": 4096, "size": 64}, where="")
@@ -174,13 +174,13 @@ def test_a_cache_shard_holds_whole_batches_up_to_64_mib():
     ),
   ],
 )
-def test_a_damaged_cache_manifest_is_refused_with_its_path(tmp_path, text):
+def test_the_error_for_a_damaged_cache_manifest_names_the_file(tmp_path, text):
   section, _ = made(tmp_path)
   (section.directory / sections.MANIFEST).write_text(text)
   with pytest.raises(InputError, match=r"manifest\.json"):
     sections.find_section(sections.open_sections(tmp_path), SUBJECT, what="rows")
 
 
-def test_an_empty_cache_directory_is_refused_with_the_command_to_run(tmp_path):
+def test_the_error_for_an_empty_cache_directory_names_the_command_to_run(tmp_path):
   with pytest.raises(InputError, match="run distill cache"):
     sections.find_section(sections.open_sections(tmp_path), SUBJECT, what="rows")

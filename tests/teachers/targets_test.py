@@ -191,6 +191,6 @@ def test_the_gradient_of_50_draws_of_the_embedded_teacher_is_within_6_degrees_of
     ({"temperature": {"kind": "linear"}}, "temperature"),
   ],
 )
-def test_invalid_sparse_target_options_are_refused_with_their_key(changed, key):
+def test_the_error_for_an_invalid_sparse_target_option_names_its_key(changed, key):
   with pytest.raises(InputError, match=rf"config\.teacher_cache\.{key}"):
     read_targets({"targets": "top_k", "size": 8, "temperature": 1.0, **changed}, where="config.teacher_cache", vocab=97)

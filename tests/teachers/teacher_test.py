@@ -19,7 +19,7 @@ def test_live_and_cached_teachers_implement_the_teacher_protocol():
   assert (live.identity, cached.identity) == ("", "a")
 
 
-def test_a_cached_teacher_returns_the_signal_of_the_batch_and_refuses_another_capture():
+def test_a_cached_teacher_returns_the_signal_of_the_batch_and_refuses_activations_not_in_it():
   rows, teacher = batch(1), CachedTeacher(width=16, depth=2, vocab_size=31, identity="a")
   target = SparseTarget(ids=jnp.zeros((1, 15, 2), int), log_probs=jnp.zeros((1, 15, 2)), tail=jnp.zeros((1, 15)))
   signal = SparseSignal(target=target, layers={1: jnp.zeros((1, 15, 16))})

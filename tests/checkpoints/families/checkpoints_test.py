@@ -32,7 +32,7 @@ def reload(directory):
 
 
 @pytest.mark.parametrize(("family", "case"), EVERY)
-def test_a_saved_model_is_bit_equal_and_transformers_computes_the_same(tmp_path, family, case):
+def test_a_model_saved_after_loading_is_bit_equal_to_the_original_and_loads_in_transformers(tmp_path, family, case):
   directory, model = reference.built(family, case)
   config, params = hf.load(directory)
   hf.save(tmp_path / "copy", config=config, params=params)
@@ -201,7 +201,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("family", "key"), [(family, key) for family, keys in REFUSED.items() for key in keys])
-def test_config_json_keys_that_change_the_output_and_are_unsupported_are_refused_by_name(family, key):
+def test_the_error_for_an_unsupported_config_json_key_that_changes_the_output_names_the_key(family, key):
   values = {
     "model_type": family,
     **json.loads(json.dumps(next(iter(CASES[family].values())))),
@@ -235,7 +235,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
     (_longrope(long_factor=[1e-40] * 6), "long_factor"),
   ],
 )
-def test_implausible_rotary_settings_are_refused_by_name(rope, hint):
+def test_the_error_for_implausible_rotary_settings_names_the_setting(rope, hint):
   values = {"model_type": "llama", **CASES["llama"]["linear rope, relu"], "rope_scaling": rope}
   with pytest.raises(InputError, match=f"^somewhere: .*{hint}"):
     hf_config.config_from_dict(values, where="somewhere")
@@ -243,7 +243,7 @@ def test_implausible_rotary_settings_are_refused_by_name(rope, hint):
 
 @pytest.mark.parametrize("value", [-1, 0, 1e-46, 2.0])
 @pytest.mark.parametrize(("family", "key"), [("llama", "rms_norm_eps"), ("gpt2", "layer_norm_epsilon")])
-def test_an_implausible_epsilon_is_refused_by_name(family, key, value):
+def test_the_error_for_an_implausible_epsilon_names_its_key(family, key, value):
   with pytest.raises(InputError, match=f"^somewhere: {key} = "):
     hf_config.config_from_dict({"model_type": family, **CASES[family][FIRST_OF[family]], key: value}, where="somewhere")
 
