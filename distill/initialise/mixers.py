@@ -140,7 +140,7 @@ class Regrouped(FromAttention):
   def needs_importance(self, mixer: AttentionConfig, source: AttentionConfig) -> bool:
     """Returns True if the student has fewer query or key heads, or other head counts and `qk_norm` is 'full'.
 
-    Importance decides which heads are retained, and corrects a norm over all heads ('full') for those that are not.
+    Importance decides which heads are retained, and corrects a norm over all heads ('full') for other heads.
     """
     heads, keys = mixer.num_heads, mixer.num_kv_heads
     same = (heads, keys) == (source.num_heads, source.num_kv_heads)
