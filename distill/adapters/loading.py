@@ -59,7 +59,8 @@ def load_merged(
     The configuration after merging, and stacked parameters on the mesh.
 
   Raises:
-    InputError: `sharded.load` refuses the directory, or the adapters contradict each other.
+    InputError: The model directory is incomplete or damaged, `dtype` cannot hold a value, or the adapters contradict
+      each other.
   """
   with fail_together(str(directory)):
     base = StoredParams(directory)
@@ -128,7 +129,8 @@ def load_routed(
     The configuration, and stacked parameters of base and routes on the mesh.
 
   Raises:
-    InputError: `sharded.load` refuses the directory, or the routes do not share one vocabulary.
+    InputError: The model directory is incomplete or damaged, `dtype` cannot hold a value, or the routes do not share
+      one vocabulary.
   """
   with fail_together(str(directory)):
     base = StoredParams(directory)

@@ -307,7 +307,8 @@ class _Refusal(Exception):
 def _targets(chosen: set[str], *, everything: Iterable[str]) -> list[str]:
   """Returns `target_modules` of adapter_config.json for the HF modules `chosen` among `everything`.
 
-  These are the last parts of the names, such as `q_proj`, if no other module has them; else the full names.
+  The list holds the last parts of the chosen names, such as `q_proj`, if no module outside `chosen` has such a last
+  part; else it holds the full names.
   """
   ends = {name.rsplit(".", 1)[-1] for name in chosen}
   exact = chosen == {name for name in everything if name.rsplit(".", 1)[-1] in ends}

@@ -188,7 +188,7 @@ def is_routed(params: Mapping[str, Any]) -> bool:
 
 
 def shardings(decoder: Decoder, params: Mapping[str, Any], *, mesh: Mesh) -> dict[str, NamedSharding]:
-  """Returns name -> sharding of all parameters, those that routes add included.
+  """Returns name -> sharding of all parameters: those of the base, and those that the adapters of routes add to them.
 
   A low-rank factor shares one axis with its matrix, and that axis is sharded as in the matrix; the rank axis is not
   sharded.

@@ -201,7 +201,9 @@ class Attributes:
     good = isinstance(value, list | tuple) and len(value) == len(default)
     if not good or not all(isinstance(x, str | int) and x in allowed for x in value):
       entries = " or ".join(map(str, allowed))
-      raise InputError(f"{self.where}: {key} must be a list of {len(default)} entries, one for each layer: {entries}")
+      raise InputError(
+        f"{self.where}: {key} must be a list of {len(default)} entries, one for each layer; each is {entries}"
+      )
     return tuple(value)
 
   def experts(self, default: int, *, chosen: int) -> tuple[int, int]:

@@ -38,7 +38,7 @@ def load(directory: pathlib.Path) -> tuple[DecoderConfig, Params]:
   """Loads a model directory: its configuration, and canonical parameters on the host in the dtypes of the files.
 
   Raises:
-    InputError: `sources` refuses the directory, or a tensor holds values that are not finite.
+    InputError: A file is missing or damaged, or a tensor is missing, unexpected, of the wrong shape or not finite.
   """
   config, found = sources(directory)
   return config, {name: source.read() for name, source in found.items()}

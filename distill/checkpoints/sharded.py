@@ -64,7 +64,8 @@ def load(
     The configuration, and stacked parameters sharded as `Decoder.shardings` says.
 
   Raises:
-    InputError: `hf.load` would refuse the directory, or `dtype` cannot hold a value. If one process raises, all do.
+    InputError: A file is missing or damaged, a tensor is missing, unexpected, of the wrong shape or not finite, or
+      `dtype` cannot hold a value. If one process raises, all do.
   """
   with fail_together(str(directory)):
     edits = edits or {}

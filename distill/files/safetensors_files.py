@@ -48,7 +48,8 @@ def read(directory: pathlib.Path, *, stem: str) -> dict[str, np.ndarray]:
   """Reads all tensors of `{stem}.safetensors`, or of the files that `{stem}.safetensors.index.json` lists.
 
   Raises:
-    InputError: `stored` refuses the files, or a tensor holds values that are not finite.
+    InputError: A file is missing or damaged, the index contradicts the files, or a tensor holds values that are not
+      finite.
   """
   reader = TensorReader()
   tensors = {name: reader.read(one) for name, one in stored(directory, stem=stem).items()}
@@ -105,7 +106,7 @@ def digest(directory: pathlib.Path, *, stem: str, settings: str) -> str:
     settings: Name of the JSON file.
 
   Raises:
-    InputError: The JSON file is missing, or `stored` refuses the safetensors files.
+    InputError: A file is missing or damaged, or the index contradicts the safetensors files.
   """
   directory = pathlib.Path(directory)
   regular(directory / settings, hint="put the file that describes the tensors next to them")

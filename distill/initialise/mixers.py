@@ -84,7 +84,7 @@ class Copied:
     return teacher.get(name)
 
   def describe(self, mixer: MixerConfig, source: MixerConfig, *, heads: Heads | None) -> str:
-    """Returns 'copied', for the summary table."""
+    """Returns 'copied' for the summary table: every parameter comes from the teacher."""
     return "copied"
 
 
@@ -246,7 +246,11 @@ def _scale(config: AttentionConfig) -> float:
 def _attention(
   name: str, value: Array, *, mixer: AttentionConfig, source: AttentionConfig, norm_offset: float
 ) -> Array:
-  """Adjusts an attention parameter to the student's score scale and gate. A new gate passes half, so `o` is doubled."""
+  """Returns an attention parameter, rescaled for the student's score scale and output gate.
+
+  Scores keep the teacher's values. A gate that only the student has passes half of its input at first, so the output
+  projection `o` is doubled; it is halved if only the teacher has a gate.
+  """
   scores, size = np.float32(_scale(source) / _scale(mixer)), source.head_dim
   if name == "q_norm.scale":
     return (value + np.float32(norm_offset)) * scores - np.float32(norm_offset)

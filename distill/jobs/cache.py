@@ -163,7 +163,9 @@ def _line(section: Section, store: TokenStore) -> str:
 
 
 def _manifest(config: RunConfig, *, teacher: LiveTeacher, store: TokenStore) -> dict[str, Any]:
-  """Returns the manifest's entries on a section's rows, the teacher's size and dtypes, and the stored targets."""
+  """Returns entries of the manifest of a section, the part of a teacher cache for one teacher and token store.
+
+  They describe the rows, the teacher's size and dtypes, and the stored targets."""
   vocab = teacher.decoder.config.vocab_size
   kept = read_targets(vars(config.teacher_cache), where="config.teacher_cache", vocab=vocab)
   return {
@@ -263,7 +265,7 @@ def cached_batches(index: CacheIndex, batches: Batches, *, stage: Stage) -> Batc
 
 
 def _subjects(config: RunConfig) -> Callable[[int, TokenStore], dict[str, Any]]:
-  """Returns a function that identifies the teacher and the text of a cache section.
+  """Returns a function that says which teacher and text a section of a teacher cache must have been made from.
 
   The function takes the index of a data source and its token store. It returns the manifest's entries that
   `sections.SUBJECT` lists, without those of the teacher and its adapters if config.teacher.model is empty.

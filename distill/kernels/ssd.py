@@ -46,7 +46,7 @@ def ssd(
   count = -(-length // chunk)
 
   def cut(y):
-    """Pads y, casts it to float32 and rearranges it from [B,T,…] to [chunks,B,C,K,…]."""
+    """Pads y, casts it to float32 and cuts it: [B,T,heads or groups,…] -> [chunks,B,positions,groups,…]."""
     y = jnp.pad(y.astype(jnp.float32), [(0, 0), (0, count * chunk - length)] + [(0, 0)] * (y.ndim - 2))
     return jnp.moveaxis(y.reshape(batch, count, chunk, groups, -1), 1, 0)
 

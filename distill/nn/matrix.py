@@ -34,11 +34,11 @@ class DenseMatrix:
   value: Float[Array | np.ndarray, "I O"]
 
   def project(self, x: Float[Array, "M I"]) -> Float[Array, "M O"]:
-    """Computes x @ value with operands in x's dtype and float32 sums."""
+    """Computes x @ self.value with operands in x's dtype and float32 sums."""
     return matmul_rows(x, jnp.asarray(self.value))
 
   def take(self, rows: Int[Array, "*B"]) -> Float[Array, "*B O"]:
-    """Returns the rows of `value` with the indices `rows`, in float32."""
+    """Returns the rows of the array with the indices `rows`, in float32."""
     return jnp.take(self.value, rows, axis=0).astype(jnp.float32)
 
 
@@ -69,7 +69,7 @@ class RoutedMatrix:
     return self._add(DenseMatrix(self.matrix).project(x), low.astype(x.dtype))
 
   def take(self, rows: Int[Array, "*B"]) -> Float[Array, "*B O"]:
-    """Returns the rows of matrix * column[route] + a[route] @ b[route] with the indices `rows`, in float32."""
+    """Returns the rows with the indices `rows` of the weight with this route's adapters (see the class), in float32."""
     return self._add(DenseMatrix(self.matrix).take(rows), jnp.take(self.a[self.route], rows, axis=0))
 
   def _add(self, y, low):

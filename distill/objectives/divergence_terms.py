@@ -158,7 +158,7 @@ class SkewReverseKl(_SkewTerm):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TotalVariation(DivergenceTerm):
-  """Total variation distance, between 0 and 1."""
+  """Total variation distance between the teacher's and the student's distribution, from 0 to 1."""
 
   kind: ClassVar[str] = "total_variation"
 

@@ -24,7 +24,7 @@ class Hidden(DistanceTerm):
   kind: ClassVar[str] = "hidden"
 
   def pair(self, student: int, span: Span) -> tuple[int, ...]:
-    """Returns the pair (student layer, last teacher layer of its span)."""
+    """Returns the entry of `pairs` for a student layer: (its index, last teacher layer that it replaces)."""
     return student, span.last
 
   def student_capture(self) -> Capture:
@@ -45,7 +45,7 @@ class Hidden(DistanceTerm):
     return {_name(pair): projector() for pair in self.listed}
 
   def distances(self, inputs: LossInputs) -> Iterator[Float[Array, "B T"]]:
-    """Yields the distance at every token, for one pair of layers after another."""
+    """Yields, for each pair in turn, the distance between the outputs of its two layers, at every token."""
     assert inputs.output is not None and inputs.signal is not None
     for i, j in self.listed:
       student = projected(inputs.output.layers[i], inputs.params.get(_name((i, j))))

@@ -39,12 +39,16 @@ class _IsolatedTerm(DistanceTerm):
     return super().bind(setting, key=key)
 
   def run(self, inputs: LossInputs, method: Callable[..., Any]) -> dict[tuple[int, int], Float[Array, "B T D"]]:
-    """Runs `method` of each pair's student layer on the input of the pair's first teacher layer.
+    """Runs the student layer of each entry (student, first[, last]) of `pairs` on the input of teacher layer `first`.
 
     Stacked layers run in one scan.
 
+    Args:
+      inputs: The micro-batch, with the teacher's recorded activations.
+      method: The method of `Layer` to run: `Layer.mix`, or `Layer.__call__` for the whole layer.
+
     Returns:
-      Output of the student layer [B,T,D], by (student layer, first teacher layer).
+      (student layer, teacher layer whose input it ran on) -> output of the student layer [B,T,D].
     """
     assert inputs.signal is not None and inputs.run_isolated is not None
     pairs = sorted({(pair[0], pair[1]) for pair in self.listed})
@@ -60,7 +64,7 @@ class MixerOutput(_IsolatedTerm):
   kind: ClassVar[str] = "mixer_output"
 
   def pair(self, student: int, span: Span) -> tuple[int, ...]:
-    """Returns the pair (student layer, teacher layer that it is initialised from)."""
+    """Returns the entry of `pairs` for a student layer: (its index, teacher layer that it is initialised from)."""
     return student, span.source
 
   def teacher_capture(self) -> Capture:
@@ -69,7 +73,7 @@ class MixerOutput(_IsolatedTerm):
     return Capture(layers=tuple(map(before, layers)), mixers=layers)
 
   def distances(self, inputs: LossInputs) -> Iterator[Float[Array, "B T"]]:
-    """Yields the distance at every token, for one pair of layers after another."""
+    """Yields, for each pair in turn, the distance between the mixer outputs of its two layers, at every token."""
     assert inputs.signal is not None
     outputs = self.run(inputs, Layer.mix)
     for i, j in self.listed:
@@ -88,7 +92,7 @@ class BlockOutput(_IsolatedTerm):
   spans: ClassVar[bool] = True
 
   def pair(self, student: int, span: Span) -> tuple[int, ...]:
-    """Returns the triple (student layer, first and last teacher layer that it replaces)."""
+    """Returns the entry of `pairs` for a student layer: (its index, first and last teacher layer that it replaces)."""
     return student, span.first, span.last
 
   def teacher_capture(self) -> Capture:
@@ -96,7 +100,7 @@ class BlockOutput(_IsolatedTerm):
     return Capture(layers=tuple(layer for pair in self.listed for layer in (before(pair[1]), pair[-1])))
 
   def distances(self, inputs: LossInputs) -> Iterator[Float[Array, "B T"]]:
-    """Yields the distance at every token, for one pair of layers after another."""
+    """Yields, for each entry of `pairs` in turn, the distance between student and teacher output at every token."""
     assert inputs.signal is not None
     outputs = self.run(inputs, Layer.__call__)
     for pair in self.listed:

@@ -90,8 +90,8 @@ def loss_sums(terms: Sequence[Term], inputs: LossInputs, *, context: LossContext
     context: Step of the stage, counts of the global batch, and term states.
 
   Returns:
-    The contribution to the loss, Σ weight · factor · mean (`Term.factor`), and the contribution to each term's mean.
-    The latter is by the term's name in metrics: its index and kind, such as `0_forward_kl`.
+    (contribution to the loss, which is Σ weight · `Term.factor` · mean; name of a term in metrics -> contribution to
+    the term's mean). The name is the term's index and kind, such as `0_forward_kl`.
   """
   token_losses: dict[int, TokenLoss] = {}
   scales: dict[int, Scalar] = {}

@@ -73,7 +73,7 @@ class PairTerm(Term):
 
   @property
   def listed(self) -> Pairs:
-    """Returns the layer pairs that `bind` listed; only for a term that `bind` returned."""
+    """Returns the option `pairs` as tuples of layer indices; use it only on a term that `bind` returned."""
     assert isinstance(self.pairs, tuple), "the pairs are listed by bind; call it first"
     return cast(Pairs, self.pairs)
 

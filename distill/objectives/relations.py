@@ -47,7 +47,7 @@ class Relations(PairTerm):
     return bound
 
   def pair(self, student: int, span: Span) -> tuple[int, ...]:
-    """Returns the pair (student layer, teacher layer that it is initialised from)."""
+    """Returns the entry of `pairs` for a student layer: (its index, teacher layer that it is initialised from)."""
     return student, span.source
 
   def student_capture(self) -> Capture:
@@ -59,7 +59,7 @@ class Relations(PairTerm):
     return Capture(qkv=tuple(j for _, j in self.listed))
 
   def distances(self, inputs: LossInputs) -> Iterator[Float[Array, "B T"]]:
-    """Yields the divergence at every token, for one pair of layers after another."""
+    """Yields, for each pair in turn, the divergence between the relations of its two layers, at every token."""
     assert inputs.output is not None and inputs.signal is not None
     for i, j in self.listed:
       total = jnp.zeros(inputs.batch.segments.shape, jnp.float32)

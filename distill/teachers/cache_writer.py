@@ -92,7 +92,8 @@ class CacheWriter:
       section: As `fill`.
       store: As `fill`.
       route: As `fill`.
-      mine: Indices in the store of the rows of this process's shard; without one, of the last shard written at once.
+      mine: Indices in the store of the rows to compute: those of this process's shard or, if this process has none to
+        write, those of the last shard that the other processes are writing.
       max_rows: Number of rows of the longest shard that the processes write at once.
     """
     share = section.manifest["batch_size"] // jax.process_count()

@@ -21,7 +21,8 @@ class RowFormat:
     targets: Kind of the sparse targets.
     length: Number of positions in a row, T.
     id_bits: Number of bits of a token id.
-    capture: Stored activations: layers, then mixers, each in ascending order.
+    capture: Names the activations that a row stores. They stand in the row as the outputs of its layers, then of its
+      mixers, each by ascending layer index.
     width: Width D of the activations.
   """
 
@@ -42,7 +43,7 @@ class RowFormat:
 
     Args:
       targets: The row's arrays of `Targets.select`, without their batch axis.
-      activations: Outputs [T,D] of the layers in `self.capture`, then of the mixers in it.
+      activations: Outputs [T,D] of the layers, then of the mixers, that `self.capture` names.
     """
     rounded = [np.asarray(x, ml_dtypes.bfloat16).view(np.uint16) for x in activations]
     packed = self.targets.pack(tuple(targets), id_bits=self.id_bits)

@@ -227,7 +227,9 @@ def claim(directory: pathlib.Path, manifest: Mapping[str, Any]) -> Section:
 
 
 def open_sections(directory: str | os.PathLike[str]) -> list[Section]:
-  """Returns all sections of a teacher cache, which share their open shards.
+  """Opens a teacher cache; returns its sections, one for each teacher and token store.
+
+  The sections share one limit on the number of open shards.
 
   Raises:
     InputError: The directory holds no section, or a manifest is damaged.
@@ -273,5 +275,5 @@ def find_section(sections: Sequence[Section], subject: Mapping[str, Any], *, wha
     )
   if missing := nearest.missing():
     first = nearest.path(missing[0])
-    raise InputError(f"{first}: this shard is missing, {len(missing)} in all; run distill cache again to write them")
+    raise InputError(f"{first}: missing (shards missing in all: {len(missing)}); run distill cache again to write them")
   return nearest

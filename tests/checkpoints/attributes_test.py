@@ -56,7 +56,7 @@ def test_an_activation_that_is_not_implemented_is_refused():
 @pytest.mark.parametrize("value", [["full"], ["full", "odd"], "full", [["full"], "full"]])
 def test_layer_types_without_one_allowed_entry_for_each_layer_are_refused(value):
   with pytest.raises(
-    InputError, match="^here: layer_types must be a list of 2 entries, one for each layer: full or sliding"
+    InputError, match="^here: layer_types must be a list of 2 entries, one for each layer; each is full or sliding"
   ):
     attributes(layer_types=value).one_a_layer("layer_types", ["full"] * 2, allowed=("full", "sliding"))
 

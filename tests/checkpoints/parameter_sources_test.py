@@ -70,7 +70,7 @@ def opened(tensors):
   return source, parameter_sources(TABLE, tensors=source, infos=source.tensors(), shapes=SHAPES, where="here")
 
 
-def test_pending_tensors_equal_those_that_the_name_table_makes_at_once():
+def test_tensors_made_only_when_written_equal_those_made_at_once():
   made = pending(TABLE, params=PARAMS)
   expected = checkpoint(TABLE, params=PARAMS)
   assert set(made) == set(expected)

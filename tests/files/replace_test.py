@@ -38,7 +38,7 @@ def test_new_directory_keeps_what_a_faster_process_wrote(tmp_path):
   assert (tmp_path / "store/rows").read_text() == "theirs" and names(tmp_path) == ["store"]
 
 
-def test_a_failed_new_directory_leaves_nothing(tmp_path):
+def test_new_directory_leaves_nothing_if_its_writing_fails(tmp_path):
   with pytest.raises(RuntimeError), new_directory(tmp_path / "store") as work:
     (work / "rows").write_text("half")
     raise RuntimeError
@@ -55,7 +55,7 @@ def test_replace_directory_leaves_no_file_of_the_earlier_directory(tmp_path, mon
   assert names(tmp_path / "parents") == ["model"]
 
 
-def test_a_failed_replace_directory_leaves_the_earlier_directory(tmp_path):
+def test_replace_directory_leaves_the_earlier_directory_if_its_writing_fails(tmp_path):
   (tmp_path / "config.json").write_text("old")
   with pytest.raises(RuntimeError), replace_directory(tmp_path, **MODEL) as work:
     (work / "config.json").write_text("half")
@@ -80,7 +80,7 @@ def test_replaced_files_and_directories_have_ordinary_permissions(tmp_path):
     (["config.json", "a.safetensors/x"], "holds a.safetensors, which is no part of a model"),
   ],
 )
-def test_export_does_not_replace_a_directory_with_other_files(tmp_path, held, says):
+def test_check_replaceable_refuses_a_directory_that_holds_other_files(tmp_path, held, says):
   for name in held:
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("")
@@ -88,7 +88,7 @@ def test_export_does_not_replace_a_directory_with_other_files(tmp_path, held, sa
     check_replaceable(tmp_path, **MODEL)
 
 
-def test_a_file_and_a_directory_with_a_link_are_not_replaced_by_a_directory(tmp_path):
+def test_check_replaceable_refuses_a_file_and_a_directory_that_holds_a_link(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(InputError, match="file: is a file; name a directory"):
     check_replaceable(tmp_path / "file", **MODEL)

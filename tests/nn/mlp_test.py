@@ -9,7 +9,7 @@ from tests.kernels.precision import assert_equal_up_to_rounding
 
 
 @pytest.mark.parametrize("gated", [True, False])
-def test_an_mlp_applies_its_activation_to_gate_or_without_a_gate_to_up(gated):
+def test_an_mlp_applies_its_activation_to_the_gate_projection_or_to_up_if_it_has_no_gate(gated):
   mlp = MlpConfig(width=7, act="relu2", gated=gated).build(Init(jax.random.key(0)), width=5)
   x = np.random.default_rng(0).normal(size=(2, 3, 5))
   up, down = (np.asarray(part.kernel[...], np.float64) for part in (mlp.up, mlp.down))

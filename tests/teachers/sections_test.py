@@ -95,7 +95,7 @@ def test_an_unfinished_cache_section_is_refused_and_can_be_completed(tmp_path):
   section, _ = made(tmp_path)
   whole = {path.name: path.read_bytes() for path in section.directory.iterdir()}
   section.path(1).unlink()
-  with pytest.raises(InputError, match=r"00001\.safetensors: this shard is missing, 1 in all"):
+  with pytest.raises(InputError, match=r"00001\.safetensors: missing \(shards missing in all: 1\)"):
     sections.find_section(sections.open_sections(tmp_path), SUBJECT, what="rows")
   (section.directory / ".00001.safetensors-77").mkdir()
   assert section.missing() == [1]

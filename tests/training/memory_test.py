@@ -33,7 +33,7 @@ def steps():
   return [of(remat) for remat in REMAT_POLICIES], compiled
 
 
-def test_the_second_remat_policy_needs_less_memory_and_gives_the_same_gradient():
+def test_remat_of_layers_needs_less_memory_than_of_projections_and_gives_the_same_gradient():
   params = MODEL.init(jax.random.key(0))
   both, _ = steps()
   sizes = [needed(step.lower(params).compile()) for step in both]

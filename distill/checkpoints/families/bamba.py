@@ -38,7 +38,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
   mlp = MlpConfig(width=have.integer("intermediate_size", 14336), use_bias=have.flag("mlp_bias"))
   count, chosen = have.integer("num_hidden_layers"), have.take("attn_layer_indices", [])
   if not isinstance(chosen, list | tuple) or not all(type(x) is int and 0 <= x < count for x in chosen):
-    raise InputError(f"{where}: attn_layer_indices = {chosen!r} must be a list of layer numbers below {count}")
+    raise InputError(f"{where}: attn_layer_indices = {chosen!r} must be a list of layer indices from 0 to {count - 1}")
   layers = [LayerConfig(mixer=full if i in chosen else space, mlp=mlp) for i in range(count)]
   return decoder(have, family="bamba", layers=layers, norm_eps=1e-5)
 
