@@ -88,7 +88,18 @@ def _shown(spec: Any) -> str:
 
 
 def _check_range(values: tuple[float, ...], spec: Any, *, key: str, least: float, above: float) -> None:
-  """Raises InputError if one of a schedule's end points `values`, between which it is monotonic, is out of range."""
+  """Checks that a number, or a schedule at every step, is finite, at least `least` and greater than `above`.
+
+  Args:
+    values: The number; or the values at which parts of the schedule start and end, between which it is monotonic.
+    spec: The number or schedule, for the error message.
+    key: Its key in the recipe; the error message begins with it.
+    least: Smallest allowed value.
+    above: All values must be greater than this.
+
+  Raises:
+    InputError: One of `values` is out of range.
+  """
   if not all(math.isfinite(value) and value >= least and value > above for value in values):
     limit = f" above {above:g}" if above > -math.inf else f" of at least {least:g}" if least > -math.inf else ""
     raise InputError(f"{key}: got {_shown(spec)}; use numbers{limit} at every step")

@@ -163,7 +163,7 @@ class SparseSignal:
   qkv: Mapping[int, Qkv] = dataclasses.field(default_factory=dict)
 
   def target_rows(self) -> tuple[SparseTarget, None]:
-    """Returns the sparse target of the batch, flattened to M tokens, and None, since it needs no readout."""
+    """Returns (the sparse target flattened to the M tokens of the batch, None in place of a readout: it needs none)."""
     return jax.tree.map(_rows, self.target), None
 
 

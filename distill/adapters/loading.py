@@ -59,8 +59,8 @@ def load_merged(
     The configuration after merging, and stacked parameters on the mesh.
 
   Raises:
-    InputError: The model directory is incomplete or damaged, `dtype` cannot hold a value, or the adapters contradict
-      each other.
+    InputError: The model directory is incomplete or damaged, `dtype` cannot hold a value, merging makes a parameter
+      infinite, or the adapters give a parameter, or embedding and head, sizes that do not fit together.
   """
   with fail_together(str(directory)):
     base = StoredParams(directory)

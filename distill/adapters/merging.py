@@ -49,7 +49,8 @@ def merge_adapters(
     The configuration after merging and all canonical parameters, as `merge` returns them.
 
   Raises:
-    InputError: An adapter makes a parameter infinite.
+    InputError: An adapter makes a parameter infinite, or the adapters give a parameter, or embedding and head, sizes
+      that do not fit together.
   """
   grown, new = add_missing_parameters(params, adapters=adapters, config=config)
   changed = new | apply_stack({**params, **new}, adapters=adapters)
@@ -138,6 +139,9 @@ def apply_stack(
     params: Canonical parameters; all that are edited must be present.
     adapters: The adapters, in the order of the stack.
     only: Names of the parameters to edit; by default all that the adapters edit.
+
+  Raises:
+    InputError: An adapter makes a parameter infinite, or does not fit the size that earlier adapters gave a parameter.
   """
   names = set(edited(adapters) if only is None else only)
   current = {name: params[name] for name in names}

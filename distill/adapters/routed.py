@@ -56,7 +56,9 @@ class RoutedAdapters:
 def build_routed(
   params: Mapping[str, Any], *, routes: Sequence[Sequence[StackedAdapter]], config: DecoderConfig
 ) -> RoutedAdapters:
-  """Computes the parameters that routes add to a base, in float32 on the host.
+  """Returns the parameters that routes, sets of adapters that rows of a batch can use, add to a base.
+
+  They are float32 arrays on the host.
 
   Args:
     params: Canonical parameters of the base; only those that an edit depends on are read.
@@ -165,7 +167,10 @@ def _factors(
 
 
 def _values(name: str, layers: list[str], results: list[Params], base: Mapping[str, Any]) -> Params:
-  """Returns the different values of a stacked parameter and the index of each route's value; {} if routes agree."""
+  """Returns a stacked parameter's different values and, for each route, the index of its value; {} if routes agree.
+
+  The keys are the parameter's name with `.route_values` and with `.route_place`.
+  """
   others = {layer: np.asarray(base[layer], np.float32) for layer in layers if layer not in results[0]}
   different: list[np.ndarray] = []
   places = []
@@ -258,7 +263,7 @@ def select_route(
 def widen_readout(
   params: Mapping[str, Any], *, hidden: Float[Array, "B T D"], readout: Readout, routes: Int[Array, " B"]
 ) -> tuple[Float[Array, "B T widened"], Readout]:
-  """Returns hidden states and one readout for all rows, wider than D if routes differ at the head.
+  """Returns (hidden states, one readout for the rows of all routes), both widened if routes differ at the head.
 
   The widened kernel [widened, V] has a block of rows for each route, which routes with equal heads may share. A widened
   hidden state is zero at the blocks of other routes.

@@ -42,7 +42,10 @@ StackedAdapter = tuple[StackEntry, Adapter]
 
 
 def stack_of(paths: Sequence[str | os.PathLike[str]]) -> Stack:
-  """Returns the stack of the adapters at `paths` (directories or hub names): all sequential, each with weight 1."""
+  """Returns the stack of the adapters at `paths`, directories or hub names, each with weight 1.
+
+  All have the mode 'sequential': each was trained on top of those before it.
+  """
   return tuple(StackEntry(path=locate(path), name=_called(path)) for path in paths)
 
 
@@ -55,7 +58,7 @@ def _called(path: str | os.PathLike[str]) -> str:
 def read_stack(path: pathlib.Path) -> Stack:
   """Reads a stack from a JSON file: {"adapters": [{"path", "weight": 1.0, "mode": "sequential", "name"}]}.
 
-  Paths are relative to the file.
+  Paths are relative to the file; `StackEntry` describes the keys.
 
   Raises:
     InputError: The file is missing or malformed, or a key or mode is unknown.

@@ -28,7 +28,7 @@ def config_from_dict(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
   """Returns the decoder configuration that the keys of a config.json describe; error messages begin with `where`.
 
   Raises:
-    InputError: `model_type` is unknown, or its family refuses another key.
+    InputError: `model_type` is unknown, or another key is missing, unknown or not supported.
   """
   name = values.get("model_type")
   if not isinstance(name, str) or name not in FAMILIES:

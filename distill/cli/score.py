@@ -27,7 +27,9 @@ def main(arguments: Sequence[str]) -> int:
   try:
     hidden = [int(text) for text in _HIDDEN.value]
   except ValueError as error:
-    raise InputError(f"--hidden={','.join(_HIDDEN.value)}: give layer numbers such as 0,2") from error
+    raise InputError(
+      f"--hidden={','.join(_HIDDEN.value)}: this is not a list of layer numbers; give numbers such as 0,2"
+    ) from error
   check_writable(_OUT.value)
   scores = score(FLAGS.model, tokens=_TOKENS.value, adapters=models.adapters(FLAGS), hidden=hidden, dtype=_DTYPE.value)
   write_scores(scores, out=_OUT.value)

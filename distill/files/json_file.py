@@ -105,7 +105,7 @@ def read_json(path: pathlib.Path, *, hint: str = "give a directory in the Huggin
   """Reads the JSON object in a file; `hint` tells the user what to do if the file is missing.
 
   Raises:
-    InputError: The file is missing or larger than 100 MiB, or `parse` refuses its text.
+    InputError: The file is missing, larger than 100 MiB, or not valid JSON (see `parse`).
   """
   path = pathlib.Path(path)
   if (size := regular(path, hint=hint)) > _MAX_JSON:

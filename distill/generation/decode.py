@@ -99,8 +99,8 @@ def stream(
 ) -> Iterator[list[list[int]]]:
   """Yields the tokens of `generate` as they are drawn.
 
-  Each item is a list of the new tokens of every prompt, empty for a prompt whose text has ended. Arguments and errors
-  are those of `generate`.
+  Each item has one list for each prompt: its tokens since the previous item, empty once its text has ended. Arguments
+  and errors are those of `generate`.
   """
   if max_tokens < 1:
     raise InputError(f"max_tokens={max_tokens}: the number of tokens to draw is too small; give at least 1")

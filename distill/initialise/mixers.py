@@ -76,7 +76,7 @@ class Copied:
     """Returns None: all heads are copied, none is chosen."""
 
   def needs_importance(self, mixer: MixerConfig, source: MixerConfig) -> bool:
-    """Returns False: no importance is read."""
+    """Returns False: the conversion reads no measured importance of the teacher's parts."""
     return False
 
   def parameter(self, name: str, *, mixer: Any, teacher: TeacherMixer, heads: Heads | None) -> Array | None:
@@ -95,7 +95,7 @@ class Fresh:
     """Returns None: no heads are chosen."""
 
   def needs_importance(self, mixer: MixerConfig, source: MixerConfig) -> bool:
-    """Returns False: no importance is read."""
+    """Returns False: the conversion reads no measured importance of the teacher's parts."""
     return False
 
   def parameter(self, name: str, *, mixer: Any, teacher: TeacherMixer, heads: Heads | None) -> None:
@@ -218,7 +218,10 @@ CONVERSIONS: Mapping[tuple[type, type], Conversion] = {
 
 
 def conversion(mixer: MixerConfig, source: MixerConfig) -> Conversion:
-  """Returns the conversion for a pair of mixers: from `CONVERSIONS`, else `Copied` if they are equal, else `Fresh`."""
+  """Returns the conversion from the teacher's mixer `source` to the student's `mixer`.
+
+  It is that of `CONVERSIONS` for their two types; without one, `Copied` for equal mixers, else `Fresh`.
+  """
   return CONVERSIONS.get((type(source), type(mixer))) or (Copied() if mixer == source else Fresh())
 
 

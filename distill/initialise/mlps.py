@@ -48,7 +48,7 @@ def convert_mlp(
 ) -> Array | None:
   """Returns one parameter of a student's MLP, made from the teacher's MLP; None if the parameter stays fresh.
 
-  For a student with more neurons it holds only the teacher's neurons, and `widen` adds the rest.
+  For a student with more neurons than the teacher, the result holds only the teacher's, and `widen` adds the rest.
 
   Args:
     name: Name of the parameter within the MLP.

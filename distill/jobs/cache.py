@@ -107,6 +107,8 @@ def _claimed(
 ) -> list[tuple[Section, TokenStore, int]]:
   """Finds or creates the cache section of each token store that a stage reads to learn from a teacher.
 
+  A section is the part of a teacher cache with one teacher's signal for the rows of one token store.
+
   Args:
     config: Configuration of the run.
     batches: Batches of each stage, by the stage's name.
@@ -251,7 +253,7 @@ def open_index(config: RunConfig, batches: Mapping[str, Batches]) -> CacheIndex:
 
 
 def cached_batches(index: CacheIndex, batches: Batches, *, stage: Stage) -> Batches:
-  """Adds the cached teacher signal to a stage's batches; without a term that needs a teacher they stay as they are.
+  """Returns the batches of a stage with the cached teacher signal; unchanged if no term of the stage needs a teacher.
 
   Raises:
     InputError: The cache lacks a signal that a term of the stage needs.

@@ -87,7 +87,11 @@ def prepare(
 
 
 def _check_shapes(config: RunConfig, mesh: Mesh) -> None:
-  """Raises an InputError unless the rows of every micro-batch divide evenly among the devices."""
+  """Checks that the rows of every micro-batch divide evenly among the devices.
+
+  Raises:
+    InputError: The rows of a micro-batch do not.
+  """
   row_devices = mesh.size // mesh.shape["tensor"]
   for stage in config.stages:
     rows = config.stage_shape(stage)[0] // config.training.micro_batches
@@ -110,7 +114,11 @@ def _cache_index(config: RunConfig, text: Mapping[str, Batches] | None) -> Cache
 
 
 def _check_vocabulary(models: Models, *, tokens: int) -> None:
-  """Raises an InputError if the tokenizer has more tokens than the student's vocabulary."""
+  """Checks that the student's vocabulary holds all `tokens` tokens of the tokenizer.
+
+  Raises:
+    InputError: The vocabulary is smaller.
+  """
   vocab = models.student.config.vocab_size
   if tokens > vocab:
     raise InputError(
@@ -120,7 +128,11 @@ def _check_vocabulary(models: Models, *, tokens: int) -> None:
 
 
 def _check_lengths(config: RunConfig, models: Models) -> None:
-  """Raises an InputError if rows have more tokens than the student or the teacher has positions."""
+  """Checks that the longest rows fit the learned positions of student and teacher, where these have any.
+
+  Raises:
+    InputError: A row has more tokens than one of them has positions.
+  """
   length = max(config.stage_shape(stage)[1] for stage in config.stages)
   for architecture in (models.student.config, models.teacher.config if models.teacher else None):
     if architecture is not None:

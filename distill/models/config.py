@@ -66,7 +66,7 @@ class DecoderConfig:
     return self.learned_positions or any(layer.mixer.bound_to_length for layer in self.layers)
 
   def check_length(self, length: int, *, what: str) -> None:
-    """Raises an error if documents of `length` tokens need more learned positions than the model has.
+    """Checks that documents of `length` tokens fit the learned positions of the model, if it has any.
 
     Args:
       length: Number of tokens of the longest document.

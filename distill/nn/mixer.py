@@ -50,7 +50,7 @@ class Mixer(Protocol):
   def qkv(self, x: Float[Array, "B T D"], *, dtype: DTypeLike) -> tuple[Float[Array, "B T I"], ...]:
     """Returns the projections of x to queries, keys and values, each concatenated over heads.
 
-    A mixer without them returns the three projections that take their roles.
+    A mixer without queries, keys and values returns the three projections that take their roles.
     """
 
   def init_state(self, batch: int, *, length: int, dtype: DTypeLike) -> Any:

@@ -49,7 +49,11 @@ class DivergenceTerm(Term):
     return self
 
   def check_targets(self, targets: Targets, *, key: str) -> None:
-    """Raises InputError if sampled targets would bias the gradient, or the targets were made at another temperature."""
+    """Checks that the targets of a teacher cache can replace the teacher's full distribution in this term.
+
+    Raises:
+      InputError: Sampled targets would bias the gradient, or the targets were made at another temperature.
+    """
     if targets.sampled and not self.linear_in_teacher:
       raise InputError(
         f"{key}.kind: the gradient of {self.kind} is biased if the teacher cache holds sampled targets; use "
@@ -113,7 +117,7 @@ class Jsd(DivergenceTerm):
   beta: float = option(0.5, least=0, most=1, help="Share of the teacher in the mixture; 0 is forward, 1 reverse KL.")
 
   def divergence(self) -> Divergence:
-    """Returns the Jensen-Shannon divergence with the option `beta` as the teacher's share of the mixture."""
+    """Returns the JSD, a function of both models' log-probabilities; `beta` is the teacher's share of the mixture."""
     return functools.partial(divergences.jsd, beta=self.beta)
 
 
@@ -127,7 +131,8 @@ class _SkewTerm(DivergenceTerm):
     """Checks `alpha` and the temperature, and returns the term unchanged.
 
     Raises:
-      InputError: `alpha` is 1, at which the divergence is always 0, or the temperature does not fit the stage.
+      InputError: `alpha` is 1, at which the divergence is always 0, the temperature is not always above 0, or the
+        warm-up of its schedule is not shorter than the stage.
     """
     if self.alpha == 1.0:
       raise InputError(f"{key}.alpha: got {self.alpha}, at which {self.kind} is always 0; use a number below 1")
@@ -141,7 +146,7 @@ class SkewKl(_SkewTerm):
   kind: ClassVar[str] = "skew_kl"
 
   def divergence(self) -> Divergence:
-    """Returns the skew KL with the option `alpha` as the teacher's share of the mixture."""
+    """Returns skew KL, a function of both models' log-probabilities; `alpha` is the teacher's share of the mixture."""
     return functools.partial(divergences.skew_kl, alpha=self.alpha)
 
 
@@ -152,7 +157,7 @@ class SkewReverseKl(_SkewTerm):
   kind: ClassVar[str] = "skew_reverse_kl"
 
   def divergence(self) -> Divergence:
-    """Returns the skew reverse KL with the option `alpha` as the student's share of the mixture."""
+    """Returns skew reverse KL, a function of both log-probabilities; `alpha` is the student's share of the mixture."""
     return functools.partial(divergences.skew_reverse_kl, alpha=self.alpha)
 
 
@@ -180,14 +185,15 @@ class AlphaBeta(DivergenceTerm):
     """Checks `alpha`, `beta` and the temperature, and returns the term unchanged.
 
     Raises:
-      InputError: `alpha` + `beta` is 0, where the divergence is undefined, or the temperature does not fit the stage.
+      InputError: `alpha` + `beta` is 0, where the divergence is undefined, the temperature is not always above 0, or
+        the warm-up of its schedule is not shorter than the stage.
     """
     if self.alpha + self.beta == 0:
       raise InputError(f"{key}: alpha {self.alpha} + beta {self.beta} is 0, which is not allowed; change one of them")
     return super().bind(setting, key=key)
 
   def divergence(self) -> Divergence:
-    """Returns the divergence with the options `alpha` and `beta` as its powers."""
+    """Returns the α-β divergence, a function of both models' log-probabilities, with the options `alpha` and `beta`."""
     return functools.partial(divergences.alpha_beta, alpha=self.alpha, beta=self.beta)
 
 

@@ -45,7 +45,7 @@ class Hidden(DistanceTerm):
     return {_name(pair): projector() for pair in self.listed}
 
   def distances(self, inputs: LossInputs) -> Iterator[Float[Array, "B T"]]:
-    """Yields, for each pair in turn, the distance between the outputs of its two layers, at every token."""
+    """Yields, for each pair (student layer, teacher layer), the distance between their outputs at every token."""
     assert inputs.output is not None and inputs.signal is not None
     for i, j in self.listed:
       student = projected(inputs.output.layers[i], inputs.params.get(_name((i, j))))

@@ -73,7 +73,7 @@ class MixerOutput(_IsolatedTerm):
     return Capture(layers=tuple(map(before, layers)), mixers=layers)
 
   def distances(self, inputs: LossInputs) -> Iterator[Float[Array, "B T"]]:
-    """Yields, for each pair in turn, the distance between the mixer outputs of its two layers, at every token."""
+    """Yields, for each pair (student layer, teacher layer), the distance between their mixer outputs at every token."""
     assert inputs.signal is not None
     outputs = self.run(inputs, Layer.mix)
     for i, j in self.listed:

@@ -77,7 +77,7 @@ def next_states(terms: Sequence[Term], *, context: LossContext, parts: Mapping[s
 
 
 def counts(batch: Batch) -> dict[str, Scalar]:
-  """Counts the batch's `predicted` tokens, which have a target, and `present` tokens, which are not padding."""
+  """Returns two counts of a batch: tokens with a target, `predicted`, and tokens that are not padding, `present`."""
   return {"predicted": jnp.sum(batch.loss_mask), "present": jnp.sum(batch.segments > 0).astype(jnp.float32)}
 
 

@@ -48,10 +48,14 @@ class PairTerm(Term):
   )
 
   def bind(self, setting: Setting, *, key: str) -> "PairTerm":
-    """Returns the term with its layer pairs listed, or unchanged if the pairs depend on an unknown `layers_from`.
+    """Returns the term with its (student layer, teacher layer) pairs listed; unchanged while they cannot be known.
+
+    They cannot be known if they follow `layers_from` and the layers are not chosen yet.
 
     Raises:
-      InputError: A pair is missing or does not exist, or `balanced` has no reference term; begins with `key`.
+      InputError: There are no pairs, one is malformed or names a layer that does not exist, or `balanced` is set but
+        the stage has no reference term (`Term.reference`). The message begins with `key`, the term's place in the
+        recipe.
     """
     if self.balanced and not setting.has_reference:
       raise InputError(
@@ -68,7 +72,7 @@ class PairTerm(Term):
     raise NotImplementedError
 
   def distances(self, inputs: LossInputs) -> Iterator[Float[Array, "B T"]]:
-    """Yields the distance at every token, for one pair after another; no gradient flows into the teacher."""
+    """Yields the distance at every token, once for each layer pair; no gradient flows into the teacher."""
     raise NotImplementedError
 
   @property
@@ -86,7 +90,7 @@ class PairTerm(Term):
     return total / len(self.listed) / context.totals["present"]
 
   def initial_state(self) -> TermState:
-    """Returns a state with the ratio 1 if `balanced` is set, else an empty state."""
+    """Returns {'ratio': 1} if `balanced` is set, else {}; the ratio is a factor of the term's weight."""
     return {"ratio": jnp.float32(1.0)} if self.balanced else {}
 
   def next_state(self, state: TermState, *, value: Scalar, reference: Scalar, context: LossContext) -> TermState:
@@ -104,7 +108,11 @@ class PairTerm(Term):
     return state["ratio"] if self.balanced else 1.0
 
   def _spread(self, setting: Setting) -> Any:
-    """Returns the pairs that a rule such as 'uniform' stands for; explicit pairs are returned unchanged."""
+    """Returns the layer pairs that the option `pairs` stands for: explicit pairs, or those of a rule such as 'uniform'.
+
+    Pairs are not checked here. Without the option they are the default pairs (`pair`), or none if `layers_from` is not
+    in ascending order.
+    """
     student, teacher = len(setting.student.layers), setting.teacher_depth
     if not self.pairs:
       return [self.pair(i, span) for i, span in enumerate(_spans(setting.layers_from or (), depth=teacher))]

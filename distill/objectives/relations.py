@@ -59,7 +59,7 @@ class Relations(PairTerm):
     return Capture(qkv=tuple(j for _, j in self.listed))
 
   def distances(self, inputs: LossInputs) -> Iterator[Float[Array, "B T"]]:
-    """Yields, for each pair in turn, the divergence between the relations of its two layers, at every token."""
+    """Yields, for each pair (student layer, teacher layer), the divergence of their relations at every token."""
     assert inputs.output is not None and inputs.signal is not None
     for i, j in self.listed:
       total = jnp.zeros(inputs.batch.segments.shape, jnp.float32)

@@ -24,7 +24,7 @@ def test_low_rank_norm_equals_the_norm_of_the_whole_change():
   assert edit.norm == pytest.approx(np.linalg.norm(edit.delta), rel=1e-5)
 
 
-def test_a_co_active_replacement_adds_its_change_from_the_base_to_the_current_parameter():
+def test_a_replacement_trained_on_the_base_adds_its_change_from_the_base_to_the_current_parameter():
   current, value = BASE + 1, BASE * 2
   np.testing.assert_allclose(
     apply_edit(Replacement(value=value), current, trained_on=BASE, weight=1.0), current + BASE, rtol=1e-5, atol=1e-6

@@ -55,7 +55,7 @@ def test_inspect_marks_modules_without_change_and_modules_with_unusually_large_c
   assert "NO CHANGE" in marked["0"] and "OUTLIER" in marked["1"]
 
 
-def test_inspect_names_tensors_that_would_not_load_with_the_reason(llama_dir, damaged):
+def test_inspect_names_each_tensor_that_would_not_load_and_the_reason(llama_dir, damaged):
   def change(tensors, settings):
     tensors["base_model.model.model.layers.9.self_attn.q_proj.lora_A.weight"] = np.ones((4, 32), np.float32)
     tensors["base_model.model.model.layers.0.surprise"] = np.ones(3, np.float32)

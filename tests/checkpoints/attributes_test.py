@@ -23,7 +23,7 @@ def test_finish_accepts_unread_keys_that_are_null_off_or_do_not_change_the_outpu
   ).finish()
 
 
-def test_finish_refuses_an_unread_key_that_is_true():
+def test_a_config_json_key_that_was_not_read_is_refused_if_true():
   with pytest.raises(InputError, match="use_qk_norm = True"):
     attributes(use_qk_norm=True).finish()
 

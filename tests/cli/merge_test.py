@@ -3,7 +3,7 @@
 from distill.cli import merge
 
 
-def test_merge_prints_the_mean_and_the_lowest_retained_share_of_the_modules(command, monkeypatch):
+def test_merge_to_an_adapter_prints_the_mean_and_lowest_share_of_the_change_that_modules_retain(command, monkeypatch):
   calls = []
   shares = {"q_proj": 0.75, "v_proj": 0.25}
   monkeypatch.setattr(merge, "merge_adapters", lambda model, **given: calls.append(given) or shares)

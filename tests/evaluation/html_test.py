@@ -24,6 +24,6 @@ def test_each_model_role_has_its_own_colour_in_the_html_report():
   assert 'fill="var(--second)"' in page and 'fill="var(--third)"' in page
 
 
-def test_the_html_report_shows_accuracies_without_held_out_text_and_teacher():
+def test_the_html_report_shows_accuracies_even_without_held_out_text_or_a_teacher():
   page = render(report(("student", "new"), heldout=False))
   assert "On held-out text" not in page and "retention" not in page.split("</p>")[-1] and "50.0%" in page

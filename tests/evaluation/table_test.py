@@ -17,7 +17,7 @@ def test_the_table_says_if_the_adapter_stack_gains_nothing_in_a_skill():
   assert table(report(*THREE, retained=None)).splitlines()[1].endswith("   the stack gains nothing")
 
 
-def test_a_control_model_gets_its_own_table_column_and_retention():
+def test_a_model_in_the_role_control_gets_its_own_table_column_and_retention():
   lines = table(report(*THREE, ("control", "new"), heldout=False)).splitlines()
   assert lines[0].endswith("student  control   retention of the stack's gain (95 %): student, control")
   assert lines[1].count("(75% to 85%)") == 2

@@ -89,7 +89,7 @@ def test_the_importance_of_a_layer_is_one_minus_the_cosine_of_its_input_and_outp
     np.testing.assert_allclose(ours.layers[i], 1.0 - cosine.mean(), rtol=1e-4)
 
 
-def test_the_share_of_each_input_channel_of_a_norm_equals_what_torch_hooks_measure(both):
+def test_each_channels_share_of_the_squared_input_of_a_norm_equals_what_torch_hooks_measure(both):
   ours, seen = both
   for name, rows in (("layers.2.mixer_norm", "into.2"), ("layers.1.mlp_norm", "into.1.mlp_norm"), ("norm", "into.4")):
     square = np.square(np.concatenate(seen[rows]))

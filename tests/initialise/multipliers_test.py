@@ -17,7 +17,7 @@ MULTIPLIED = dataclasses.replace(
 
 
 @pytest.mark.parametrize("gated", [False, True])
-def test_a_student_without_multipliers_computes_its_teachers_logits(gated):
+def test_a_student_without_multipliers_starts_with_the_logits_of_a_teacher_that_has_them(gated):
   mixer = dataclasses.replace(LAYER.mixer, use_bias=True, gated=gated)
   config = dataclasses.replace(TEACHER, layers=(LayerConfig(mixer=mixer, mlp=MLP),) * 3, tie_embeddings=False)
   teacher = random(MULTIPLIED, 0)

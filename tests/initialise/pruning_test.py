@@ -28,7 +28,7 @@ SCORES = np.asarray([1.0, 5.0, 2.0, 3.0, 4.0, 9.0])
     (6, 7, 7, None),
   ],
 )
-def test_query_heads_stay_with_the_key_heads_they_were_trained_with(keys, retained, retained_keys, expected):
+def test_retained_query_heads_stay_with_the_key_heads_they_were_trained_with(keys, retained, retained_keys, expected):
   assert choose_heads(SCORES, keys=keys, retained=retained, retained_keys=retained_keys) == expected
 
 

@@ -118,7 +118,9 @@ def test_a_cache_whose_writing_was_killed_resumes_to_the_same_bytes(command, tmp
 
 
 @pytest.mark.slow
-def test_a_run_from_a_cache_that_was_killed_and_resumed_ends_bit_equal(cached, command, tmp_path):
+def test_killing_and_resuming_a_run_with_a_teacher_cache_gives_the_same_bits_as_an_unbroken_run(
+  cached, command, tmp_path
+):
   straight, cut = tmp_path / "straight", tmp_path / "cut"
   compiled = tmp_path / "compiled"
   cache_flag = f"--compilation_cache={compiled}"

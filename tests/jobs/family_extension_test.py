@@ -44,7 +44,9 @@ def toy(monkeypatch):
   monkeypatch.setitem(FAMILIES, "toy", family)
 
 
-def test_a_family_defined_outside_the_package_trains_is_exported_and_read_back(toy, llama_dir, text_file, tmp_path):
+def test_a_model_of_a_family_defined_outside_the_package_is_trained_exported_and_read_back(
+  toy, llama_dir, text_file, tmp_path
+):
   recipe = {
     "teacher": {"model": str(llama_dir)},
     "student": {"config": CONFIG},

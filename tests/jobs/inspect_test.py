@@ -33,6 +33,6 @@ def test_the_error_for_a_damaged_model_names_the_file(llama_dir, tmp_path):
     list(inspect(model))
 
 
-def test_inspect_refuses_a_base_model_for_a_directory_that_is_not_an_adapter(llama_dir):
+def test_inspect_refuses_its_argument_model_if_the_directory_is_not_an_adapter(llama_dir):
   with pytest.raises(InputError, match="model=base: "):
     inspect(llama_dir, model="base")

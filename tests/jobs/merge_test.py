@@ -93,7 +93,7 @@ def test_a_combined_adapter_keeps_the_rank_of_a_fused_kernel_or_returns_the_shar
     combined("no", paths, rank=2)
 
 
-def test_merge_refuses_an_output_that_it_reads_no_adapters_zero_density_and_ties_without_rank(
+def test_merge_refuses_an_input_as_output_an_empty_adapter_list_zero_density_and_ties_without_rank(
   llama_dir, adapter_dirs, tmp_path
 ):
   for out in (adapter_dirs[0], adapter_dirs[0].parent):

@@ -82,7 +82,7 @@ def test_each_source_is_taught_by_its_own_adapters(llama_dir, adapter_dirs, file
   np.testing.assert_allclose(json.loads(line)["0_forward_kl"], total / batch.loss_mask.sum(), rtol=1e-5)
 
 
-def test_sources_with_the_same_adapters_share_a_route_and_adapters_none_is_the_whole_stack():
+def test_sources_with_the_same_adapters_share_a_route_and_adapters_none_means_the_whole_stack():
   named = [None, ("b", "a"), (), ("a", "b"), None]
   assert routes([SourceConfig(adapters=names) for names in named]) == ([None, ("a", "b"), ()], [0, 1, 2, 1, 0])
 

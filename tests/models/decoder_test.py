@@ -50,7 +50,7 @@ def test_canonical_parameters_do_not_depend_on_how_layers_are_grouped(repeated):
   jax.tree.map(np.testing.assert_array_equal, repeated.unrolled.unstack(unrolled), repeated.unstack(params))
 
 
-def test_every_dimension_of_a_parameter_has_a_logical_axis_and_the_first_of_stacks_is_layers(repeated):
+def test_every_dimension_of_a_parameter_has_a_logical_axis_and_a_stacks_first_axis_is_layers(repeated):
   axes = repeated.axes()
   assert {name: len(one) for name, one in axes.items()} == {name: x.ndim for name, x in repeated.abstract().items()}
   assert {name for name, one in axes.items() if one[0] == "layers"} == {

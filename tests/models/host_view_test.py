@@ -9,7 +9,7 @@ from distill.models.host_view import HostView, place
 from distill.parallel.mesh import make_mesh
 
 
-def test_host_view_reads_back_the_canonical_parameters_that_place_copied():
+def test_a_host_view_reads_the_canonical_parameters_back_from_the_devices():
   attention = AttentionConfig(num_heads=2, num_kv_heads=1, head_dim=8, rope=None)
   layer = LayerConfig(mixer=attention, mlp=MlpConfig(width=16))
   odd = dataclasses.replace(layer, mlp=MlpConfig(width=24))

@@ -16,7 +16,7 @@ def test_the_loss_is_the_sum_of_the_means_of_all_divergence_terms():
   np.testing.assert_allclose(total, values.sum(), rtol=1e-5)
 
 
-def test_the_forward_kl_term_uses_the_faster_function_of_logits(monkeypatch):
+def test_the_forward_kl_term_computes_from_logits_instead_of_log_probabilities(monkeypatch):
   right, seen = LOGIT_DIVERGENCES[forward_kl], []
   monkeypatch.setitem(LOGIT_DIVERGENCES, forward_kl, lambda *logits: (seen.append(logits), right(*logits))[1])
   sums(bound({"kind": "forward_kl"}), inputs(1))

@@ -139,7 +139,7 @@ def test_sampled_targets_of_50_tokens_take_at_most_40_bytes_a_position():
 
 
 @pytest.mark.slow
-def test_the_gradient_of_50_draws_of_the_embedded_teacher_is_within_6_degrees_of_the_exact_one():
+def test_50_tokens_drawn_from_the_demo_teacher_give_a_gradient_within_6_degrees_of_the_exact_one():
   """The gradient is that of the base without adapters as student, for all its parameters and 2,048 tokens."""
   base, rows = ROOT / "teacher", 16
   adapters = read_adapters(stack_of([ROOT / "adapters" / name for name in SKILLS]), config=hf_config.read_config(base))

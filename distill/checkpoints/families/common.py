@@ -1,4 +1,7 @@
-"""Functions that the families share: they read and write parts of config.json and make parts of the name tables."""
+"""Functions that the families share: they read and write parts of config.json and make parts of the name tables.
+
+A name table says which tensor of a checkpoint holds which canonical parameter; each entry is one such pair.
+"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -168,7 +171,7 @@ def written_ropes(layers: Sequence[AttentionConfig]) -> dict[str, Any]:
 
 
 def linear(ours: str, theirs: str, *, bias: bool = False) -> list[TensorEntry]:
-  """Returns the name-table entries of one linear projection: its kernel and, with `bias`, its bias.
+  """Returns the name-table entries (parameter, tensor) of one linear projection: its kernel and, with `bias`, its bias.
 
   Args:
     ours: Canonical name of the projection, without `.kernel` or `.bias`.
@@ -182,7 +185,7 @@ def linear(ours: str, theirs: str, *, bias: bool = False) -> list[TensorEntry]:
 def fused(
   sizes: Mapping[str, int], *, ours: str, theirs: str, form: str = "transpose", grouped: bool = False
 ) -> list[TensorEntry]:
-  """Returns the name-table entries of parameters that are concatenated in one tensor.
+  """Returns the name-table entries (parameter, tensor) of parameters that are concatenated in one tensor.
 
   Args:
     sizes: String that replaces {} in `ours` -> number of columns of this parameter (in one group, if `grouped`).
@@ -199,7 +202,7 @@ def fused(
 
 
 def frame(config: DecoderConfig) -> list[TensorEntry]:
-  """Returns the name-table entries of embedding, final norm and, unless it is tied, head."""
+  """Returns the name-table entries (parameter, tensor) of embedding, final norm and, unless it is tied, head."""
   rows = [TensorEntry("embed.table", "model.embed_tokens.weight"), TensorEntry("norm.scale", "model.norm.weight")]
   return rows if config.tie_embeddings else [*rows, *linear("head", "lm_head")]
 
@@ -217,7 +220,7 @@ _NORMS = {
 
 
 def norms(index: int, *, config: DecoderConfig) -> list[TensorEntry]:
-  """Returns the name-table entries of the norms around the mixer and the MLP of one layer."""
+  """Returns the name-table entries (parameter, tensor) of the norms around the mixer and the MLP of one layer."""
   return [
     TensorEntry(f"layers.{index}.{ours}.scale", f"model.layers.{index}.{theirs}_layernorm.weight")
     for ours, theirs in _NORMS[config.norms]
@@ -225,14 +228,14 @@ def norms(index: int, *, config: DecoderConfig) -> list[TensorEntry]:
 
 
 def mlp(index: int, *, spec: MlpConfig) -> list[TensorEntry]:
-  """Returns the name-table entries of the gated MLP of one layer."""
+  """Returns the name-table entries (parameter, tensor) of the gated MLP of one layer."""
   ours, theirs = f"layers.{index}.mlp", f"model.layers.{index}.mlp"
   names = ("gate", "up", "down")
   return [row for x in names for row in linear(f"{ours}.{x}", f"{theirs}.{x}_proj", bias=spec.use_bias)]
 
 
 def experts(index: int, *, spec: MoeConfig, block: str, names: dict[str, str]) -> list[TensorEntry]:
-  """Returns the name-table entries of a router and of experts that are separate tensors.
+  """Returns the name-table entries (parameter, tensor) of a router and of experts that are separate tensors.
 
   Args:
     index: Index of the layer, from 0.
@@ -251,7 +254,7 @@ def experts(index: int, *, spec: MoeConfig, block: str, names: dict[str, str]) -
 
 
 def attention(index: int, *, spec: AttentionConfig) -> list[TensorEntry]:
-  """Returns the name-table entries of one attention layer."""
+  """Returns the name-table entries (parameter, tensor) of one attention layer."""
   ours, theirs = f"layers.{index}.mixer", f"model.layers.{index}.self_attn"
   rows = [row for name in "qkv" for row in linear(f"{ours}.{name}", f"{theirs}.{name}_proj", bias=spec.use_bias)]
   rows += linear(f"{ours}.o", f"{theirs}.o_proj", bias=spec.use_out_bias)

@@ -136,13 +136,13 @@ def table(config: DecoderConfig) -> tuple[TensorEntry, ...]:
 
 
 def _shared(ours: str, theirs: str, *, width: int) -> list[TensorEntry]:
-  """Returns the name-table entries of an MLP whose gate and up projections are concatenated."""
+  """Returns the name-table entries (parameter, tensor) of an MLP whose gate and up projections are concatenated."""
   rows = fused({"gate": width, "up": width}, ours=f"{ours}.{{}}.kernel", theirs=f"{theirs}.input_linear.weight")
   return [*rows, *linear(f"{ours}.down", f"{theirs}.output_linear")]
 
 
 def _experts(ours: str, theirs: str, *, spec: MoeConfig) -> list[TensorEntry]:
-  """Returns the name-table entries of a router and of experts; each tensor of a projection holds all experts."""
+  """Returns the name-table entries (parameter, tensor) of a router and of experts; each tensor holds all experts."""
   return [
     *linear(f"{ours}.router", f"{theirs}.router.layer"),
     *_shared(f"{ours}.experts", theirs, width=spec.width),

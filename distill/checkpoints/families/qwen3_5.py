@@ -127,7 +127,7 @@ def table(config: DecoderConfig) -> tuple[TensorEntry, ...]:
 
 
 def delta(index: int, *, spec: GatedDeltaConfig, interleaved: bool = False) -> list[TensorEntry]:
-  """Returns the name-table entries of one gated delta layer.
+  """Returns the name-table entries (parameter, tensor) of one gated delta layer.
 
   Args:
     index: Index of the layer, from 0.

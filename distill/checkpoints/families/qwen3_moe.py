@@ -114,7 +114,7 @@ def table(config: DecoderConfig) -> tuple[TensorEntry, ...]:
 
 
 def sparse_mlp(index: int, *, spec: MlpConfig | MoeConfig | None) -> list[TensorEntry]:
-  """Returns the name-table entries of one layer's mixture of experts with its shared expert, or of its dense MLP."""
+  """Returns the name-table entries (parameter, tensor) of one layer's MoE and shared expert, or of its dense MLP."""
   if not isinstance(spec, MoeConfig):
     assert spec is not None, index
     return mlp(index, spec=spec)

@@ -112,7 +112,9 @@ def write_mixer(spec: Mamba2Config | None, words: Mapping[str, str], *, width: i
 
 
 def mixer(ours: str, theirs: str, *, spec: Mamba2Config) -> list[TensorEntry]:
-  """Returns the name-table entries of one Mamba-2 mixer; checkpoints concatenate its projections and convolutions.
+  """Returns the name-table entries (parameter, tensor) of one Mamba-2 mixer.
+
+  Checkpoints concatenate its projections, and also its convolutions.
 
   Args:
     ours: Start of the canonical names of its parameters.
