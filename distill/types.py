@@ -27,7 +27,7 @@ def before(layer: int) -> int:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Capture:
-  """Names the activations that a forward pass returns; `a | b` names those that `a` or `b` names.
+  """A request to a forward pass: which activations to capture, that is, to return; `a | b` requests those of both.
 
   It is hashable, so that it can be a static argument of a jitted function. Each field is sorted, without duplicates.
 
@@ -148,7 +148,7 @@ class DenseSignal:
   qkv: Mapping[int, Qkv] = dataclasses.field(default_factory=dict)
 
   def target_rows(self) -> tuple[Float[Array, "M D"], Readout]:
-    """Returns the hidden states of the batch, flattened to M tokens, and their readout."""
+    """Returns the teacher's hidden states [M,D] of all M tokens of the batch, and the map from them to logits."""
     return _rows(self.hidden), self.readout
 
 
@@ -163,7 +163,7 @@ class SparseSignal:
   qkv: Mapping[int, Qkv] = dataclasses.field(default_factory=dict)
 
   def target_rows(self) -> tuple[SparseTarget, None]:
-    """Returns (the sparse target flattened to the M tokens of the batch, None in place of a readout: it needs none)."""
+    """Returns the teacher's sparse targets of all M tokens of the batch, and None, since they need no map to logits."""
     return jax.tree.map(_rows, self.target), None
 
 

@@ -148,7 +148,7 @@ def as_adapter(
   report: Callable[[str, float], Any] = lambda name, share: None,
   **how: Any,
 ) -> dict[str, LowRank]:
-  """Returns the combined change of several adapters as plain LoRA factors: exact, or the nearest change of `rank`.
+  """Returns the combined change of several adapters as plain LoRA factors: exact, or the nearest of a given rank.
 
   Args:
     params: Canonical parameters of the base.
@@ -240,7 +240,10 @@ def _concatenated(adapters: Sequence[StackedAdapter]) -> dict[str, LowRank]:
 
 
 def _shorter(edit: LowRank, rank: int) -> LowRank:
-  """Returns `low_rank` of the product A @ B of `edit`, computed from A and B without forming the product."""
+  """Returns factors of lower rank whose product is nearest to that of the factors A and B of `edit`.
+
+  The result is that of `low_rank` for the matrix A @ B, which is never formed.
+  """
   (qa, ra), (qb, rb) = np.linalg.qr(edit.a), np.linalg.qr(edit.b.T)
   inner = low_rank(ra @ rb.T, rank=rank)
   return LowRank(a=qa @ inner.a, b=inner.b @ qb.T, scale=1.0)

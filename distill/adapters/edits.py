@@ -22,7 +22,8 @@ class LowRank:
     a: [I, R] float32; for an embedding I is the number of tokens.
     b: [R, O] float32.
     scale: alpha / R, or alpha / sqrt(R) for rsLoRA.
-    magnitude: [O] the norms to which the columns of trained_on + scale * a @ b are rescaled; None for plain LoRA.
+    magnitude: [O] the norms to which the columns of (matrix that the adapter was trained on) + scale * a @ b are
+      rescaled; None for plain LoRA.
   """
 
   a: Float[np.ndarray, "I R"]

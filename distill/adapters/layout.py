@@ -1,4 +1,4 @@
-"""Maps each Hugging Face (HF) tensor, by the name that adapters use, to the canonical parameters stored in it."""
+"""Maps each Hugging Face (HF) tensor, by its name in adapters, to the decoder's own (canonical) parameters in it."""
 
 import dataclasses
 import functools
@@ -75,7 +75,7 @@ class Layout:
 
 @functools.lru_cache(maxsize=4)
 def layout(config: DecoderConfig) -> Layout:
-  """Returns the `Layout` of models that have this configuration."""
+  """Returns the `Layout`, the map between HF tensors and canonical parameters, of models with this configuration."""
   untied = dataclasses.replace(config, tie_embeddings=False)
   entries: dict[str, tuple[TensorEntry, ...]] = {}
   for entry in hf_config.name_table(untied):

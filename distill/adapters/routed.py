@@ -97,7 +97,7 @@ def build_routed(
 def stack_with_routes(
   params: Mapping[str, Any], *, routes: Sequence[Sequence[StackedAdapter]], config: DecoderConfig
 ) -> tuple[DecoderConfig, Params]:
-  """Stacks the parameters of a base by layer, on the host, and adds those of its routes.
+  """Returns a base's parameters, stacked by layer on the host, together with those of its routes (sets of adapters).
 
   Args:
     params: Canonical parameters of the base.

@@ -18,7 +18,7 @@ def read_config(directory: pathlib.Path) -> DecoderConfig:
   """Reads the config.json of a model directory.
 
   Raises:
-    InputError: The file is missing or damaged, or `config_from_dict` refuses it.
+    InputError: The file is missing or damaged, or describes a model that is not supported.
   """
   path = pathlib.Path(directory) / "config.json"
   return config_from_dict(read_json(path), where=str(path))

@@ -30,7 +30,7 @@ class Part:
     return found.reshape(*value.shape[:-1], found.shape[-2] * found.shape[-1])
 
   def put(self, whole: np.ndarray, piece: np.ndarray) -> None:
-    """Writes `piece` into this part's columns of the contiguous array `whole`, in place."""
+    """Writes `piece`, this part's columns, into the contiguous array `whole` of all columns, in place."""
     target = self._grouped(whole)
     target[...] = piece.reshape(target.shape)
 
@@ -59,7 +59,7 @@ class TensorEntry:
     form: How the checkpoint stores it: 'copy', 'transpose' ([…, O, I] for our […, I, O]) or 'conv' ([I, 1, W] for our
       [W, I]).
     part: The parameter's columns of the tensor, in our layout, if the tensor holds several parameters (fused
-      projections), else None. The parts of all its parameters cover the tensor.
+      projections), else None. Together the parts cover the tensor.
     expert: Index of the expert on our first axis if the checkpoint has one tensor for each expert, else None.
   """
 

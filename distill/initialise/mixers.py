@@ -271,7 +271,7 @@ def _attention(
 
 
 def _full_norm(scale: Array, name: str, teacher: TeacherMixer, heads: Heads) -> Array:
-  """Returns the scale of a norm over all heads, corrected if the student does not retain exactly all heads."""
+  """Returns the scale of a norm over all heads, multiplied to make up for heads that the student adds or lacks."""
   source, queries = teacher.config, name == "q_norm.scale"
   count = source.num_heads if queries else source.num_kv_heads
   chosen = [(head,) for head in heads.queries] if queries else list(heads.keys)

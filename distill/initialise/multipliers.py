@@ -33,10 +33,11 @@ class MultiplierRatios:
 
   @classmethod
   def between(cls, teacher: DecoderConfig, student: DecoderConfig) -> "MultiplierRatios":
-    """Computes the ratios from the configurations of both models.
+    """Returns the ratios of the teacher's multipliers to the student's, from the models' configurations.
 
     Raises:
-      InputError: The student ties embedding and head, and one table cannot hold both of the teacher.
+      InputError: The student ties embedding and head, the ratios of the two differ, and the norms of the models are of
+        different kinds, so that the final norm cannot make up for the difference.
     """
     embedding, logits = teacher.embed_scale / student.embed_scale, teacher.logit_scale / student.logit_scale
     uneven = student.tie_embeddings and not np.isclose(embedding, logits)

@@ -195,7 +195,7 @@ def _retained(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Source:
-  """Makes the student's parameters from the teacher's, before the teacher's multipliers are folded into them."""
+  """Makes the student's parameters from the teacher's, but does not fold in multipliers such as the embedding scale."""
 
   config: DecoderConfig
   teacher_config: DecoderConfig
@@ -226,7 +226,7 @@ class _Source:
     return value
 
   def _corrected(self, scale: Array, name: str, retained: Sequence[int] | Array) -> Array:
-    """Returns the scale of the teacher's norm `name`, corrected for a norm over the retained inputs alone."""
+    """Returns the scale of the teacher's norm `name`, multiplied to make up for inputs missing from `retained`."""
     assert self.importance is not None
     factor = norm_correction(self.importance.shares[name.removesuffix(".scale")], retained)
     offset = np.float32(self.teacher_config.norm_offset)

@@ -54,7 +54,7 @@ def build_models(
   cached: Teacher | None = None,
   resumes: bool = False,
 ) -> Models:
-  """Loads the teacher and builds the student of a configuration.
+  """Loads the teacher and builds the student of a configuration; returns both.
 
   Args:
     config: Configuration of the run.

@@ -74,6 +74,6 @@ def relation_kl(
 
 
 def _relation_heads(x, heads):
-  """Reshapes x [B,T,I] to [B,N,T,H] and multiplies it by H^−¼, so that products of positions are divided by √H."""
+  """Reshapes x [B,T,I] to [B,N,T,H] and multiplies it by H^−¼, so that dot products are divided by √H."""
   x = x.astype(jnp.float32).reshape(*x.shape[:2], heads, -1)
   return jnp.moveaxis(x, 2, 1) * x.shape[-1] ** -0.25

@@ -69,12 +69,12 @@ class TokenLoss:
 
 
 def cross_entropy_loss(*, weight: Scalar = 1.0) -> TokenLoss:
-  """Makes a `TokenLoss` of the `cross_entropy` of the student's logits with the labels."""
+  """Returns the cross-entropy of the student's logits with the labels, as a `TokenLoss`."""
   return TokenLoss(per_token=lambda logits, teacher, labels, *_: cross_entropy(logits, labels), weight=weight)
 
 
 def z_loss(*, weight: Scalar = 1.0) -> TokenLoss:
-  """Makes a `TokenLoss` of the `squared_log_normaliser` of the student's logits."""
+  """Returns the squared logsumexp of the student's logits, as a `TokenLoss`."""
   return TokenLoss(per_token=lambda logits, *_: squared_log_normaliser(logits), weight=weight)
 
 

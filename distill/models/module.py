@@ -104,7 +104,7 @@ class DecoderModule(nnx.Module):
     self.head = None if config.tie_embeddings else Linear(init.child("head"), shape=shape, axes=("embed", "vocab"))
 
   def readout(self, dtype) -> Readout:
-    """Returns the readout with a kernel in `dtype`: the head's, or the transposed embedding table if they are tied."""
+    """Returns the map to logits, with a kernel in `dtype`: the head's or, if tied, the transposed embedding table."""
     kernel = self.embed.table[...].T if self.head is None else self.head.kernel[...]
     return Readout(
       kernel=kernel.astype(dtype),

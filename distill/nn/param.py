@@ -56,7 +56,7 @@ class Init:
     self._key, self._repeats, self._scope = key, repeats, scope
 
   def child(self, name: str) -> "Init":
-    """Returns the `Init` of the child module `name`."""
+    """Returns the `Init` that creates the parameters of the child module `name`."""
     return Init(self._key, repeats=self._repeats, scope=f"{self._scope}.{name}")
 
   def param(self, name: str, *, shape: Sequence[int], axes: Sequence[str | None], init: Initializer) -> nnx.Param:

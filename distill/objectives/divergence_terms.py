@@ -93,7 +93,7 @@ class ForwardKl(DivergenceTerm):
   linear_in_teacher: ClassVar[bool] = True
 
   def divergence(self) -> Divergence:
-    """Returns forward KL itself: `divergence_loss` recognises this function and computes it more cheaply."""
+    """Returns `divergences.forward_kl` itself, not a wrapper: `divergence_loss` has a cheaper form of this function."""
     return divergences.forward_kl
 
 
@@ -123,7 +123,7 @@ class Jsd(DivergenceTerm):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _SkewTerm(DivergenceTerm):
-  """Base class of skew divergences: the KL from one model's distribution to a mixture of both."""
+  """Base class of skew divergences: the KL from one model's distribution to a mixture of both models'."""
 
   alpha: float = option(0.1, least=0, most=1, help="Share of the first distribution in the mixture, below 1.")
 
@@ -141,7 +141,7 @@ class _SkewTerm(DivergenceTerm):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SkewKl(_SkewTerm):
-  """KL(teacher ‖ mixture of both) (DistiLLM, 2402.03898)."""
+  """The skew KL divergence, KL(teacher ‖ mixture of teacher and student) (DistiLLM, 2402.03898)."""
 
   kind: ClassVar[str] = "skew_kl"
 
@@ -152,7 +152,7 @@ class SkewKl(_SkewTerm):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SkewReverseKl(_SkewTerm):
-  """KL(student ‖ mixture of both) (DistiLLM, 2402.03898)."""
+  """The skew reverse KL divergence, KL(student ‖ mixture of student and teacher) (DistiLLM, 2402.03898)."""
 
   kind: ClassVar[str] = "skew_reverse_kl"
 
@@ -211,5 +211,5 @@ class DecoupledKl(DivergenceTerm):
   beta: float = option(1.0, help="Factor of the KL among the rest.")
 
   def divergence(self) -> Divergence:
-    """Returns the decoupled KL with the term's options as factors of its two parts."""
+    """Returns the decoupled KL of log-probabilities, with the options `alpha` and `beta` as factors of its two KLs."""
     return functools.partial(divergences.decoupled_kl, alpha=self.alpha, beta=self.beta)

@@ -24,7 +24,7 @@ class Hidden(DistanceTerm):
   kind: ClassVar[str] = "hidden"
 
   def pair(self, student: int, span: Span) -> tuple[int, ...]:
-    """Returns the entry of `pairs` for a student layer: (its index, last teacher layer that it replaces)."""
+    """Returns a student layer's default entry of `pairs`: (its index, last teacher layer that it replaces)."""
     return student, span.last
 
   def student_capture(self) -> Capture:
@@ -36,7 +36,10 @@ class Hidden(DistanceTerm):
     return Capture(layers=tuple(j for _, j in self.listed))
 
   def init_params(self, setting: Setting, *, key: Key[Array, ""]) -> Params:
-    """Returns a projector for each pair: the identity for equal widths, else Gaussian of variance 1 / student D."""
+    """Returns a projector for each pair of layers: the identity if the models' widths are equal, else random.
+
+    Random values are Gaussian of variance 1 / (student's width).
+    """
     shape = (setting.student.width, setting.teacher_width)
 
     def projector():

@@ -25,7 +25,9 @@ class _IsolatedTerm(DistanceTerm):
   runs_student: ClassVar[bool] = False
 
   def bind(self, setting: Setting, *, key: str) -> PairTerm:
-    """Returns the term with its layer pairs listed, or with none if they depend on an unknown `layers_from`.
+    """Returns the term with its (student layer, teacher layer) pairs listed; checks them and the other options.
+
+    By default the pairs follow from `setting.layers_from`; while this is None, the term is returned without pairs.
 
     Raises:
       InputError: An option does not fit the stage, or the models have different widths, so that student layers cannot
@@ -64,7 +66,7 @@ class MixerOutput(_IsolatedTerm):
   kind: ClassVar[str] = "mixer_output"
 
   def pair(self, student: int, span: Span) -> tuple[int, ...]:
-    """Returns the entry of `pairs` for a student layer: (its index, teacher layer that it is initialised from)."""
+    """Returns a student layer's default entry of `pairs`: (its index, teacher layer that it is initialised from)."""
     return student, span.source
 
   def teacher_capture(self) -> Capture:
@@ -92,7 +94,7 @@ class BlockOutput(_IsolatedTerm):
   spans: ClassVar[bool] = True
 
   def pair(self, student: int, span: Span) -> tuple[int, ...]:
-    """Returns the entry of `pairs` for a student layer: (its index, first and last teacher layer that it replaces)."""
+    """Returns a student layer's default entry of `pairs`: (its index, first and last teacher layer it replaces)."""
     return student, span.first, span.last
 
   def teacher_capture(self) -> Capture:

@@ -52,13 +52,13 @@ def init_params(terms: Sequence[Term], setting: Setting, *, key: Key[Array, ""])
 
 
 def initial_states(terms: Sequence[Term]) -> dict[str, TermState]:
-  """Returns the initial state of each term that has one, by the term's index in the stage."""
+  """Returns the initial state of each term that has one, by the term's index in the stage, written as a string."""
   states = {str(index): term.initial_state() for index, term in enumerate(terms)}
   return {index: state for index, state in states.items() if state}
 
 
 def next_states(terms: Sequence[Term], *, context: LossContext, parts: Mapping[str, Scalar]) -> dict[str, TermState]:
-  """Returns the terms' states after a step, by the term's index in the stage.
+  """Returns the terms' states after a step, by the term's index in the stage, written as a string.
 
   Args:
     terms: Terms of the stage.

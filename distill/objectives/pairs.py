@@ -104,7 +104,7 @@ class PairTerm(Term):
     return {"ratio": jnp.where(jnp.isfinite(ratio), ratio, state["ratio"])}
 
   def factor(self, state: TermState) -> float | Scalar:
-    """Returns the factor of the term's weight: the ratio in the state if `balanced` is set, else 1."""
+    """Returns the factor of the term's weight: `ratio` of the state (see `next_state`) if `balanced` is set, else 1."""
     return state["ratio"] if self.balanced else 1.0
 
   def _spread(self, setting: Setting) -> Any:

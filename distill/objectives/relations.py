@@ -29,11 +29,13 @@ class Relations(PairTerm):
   heads: int = option(8, least=1, help="Relation heads that queries, keys and values of both models are cut into.")
 
   def bind(self, setting: Setting, *, key: str) -> PairTerm:
-    """Returns the term with its layer pairs listed, or with none if they depend on an unknown `layers_from`.
+    """Returns the term with its (student layer, teacher layer) pairs listed; checks them and the other options.
+
+    By default the pairs follow from `setting.layers_from`; while this is None, the term is returned without pairs.
 
     Raises:
       InputError: An option does not fit the stage, or `heads` does not divide the known widths of the queries, keys and
-        values of a paired layer.
+        values of a layer in a pair.
     """
     bound = super().bind(setting, key=key)
     for pair in bound.listed:
@@ -47,7 +49,7 @@ class Relations(PairTerm):
     return bound
 
   def pair(self, student: int, span: Span) -> tuple[int, ...]:
-    """Returns the entry of `pairs` for a student layer: (its index, teacher layer that it is initialised from)."""
+    """Returns a student layer's default entry of `pairs`: (its index, teacher layer that it is initialised from)."""
     return student, span.source
 
   def student_capture(self) -> Capture:

@@ -40,7 +40,7 @@ class Taid(DivergenceTerm):
     return {"t": jnp.float32(self.t_start), "momentum": jnp.float32(0.0), "last": jnp.float32(jnp.inf)}
 
   def next_state(self, state: TermState, *, value: Scalar, reference: Scalar, context: LossContext) -> TermState:
-    """Returns the next state; t follows a linear schedule, or runs ahead of it while the loss falls (algorithm 1).
+    """Returns the next state; t, the teacher's share, follows a line, or runs ahead of it while the loss falls (TAID).
 
     Args: as `Term.next_state`.
     """

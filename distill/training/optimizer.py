@@ -49,7 +49,8 @@ def make_optimizer(
 
   Args:
     config: Options of the optimizer from the recipe.
-    factors: Factor of every trained parameter by the stage's `train` rules, from `multipliers`; 0 freezes a layer.
+    factors: Learning-rate factor of every trained parameter by the stage's `train` rules, as `multipliers` returns it;
+      0 freezes a layer.
     names: Stacked name -> canonical names of its layers.
     key: Key of the options in the recipe, for error messages.
     steps: Length of the stage in optimizer steps.
