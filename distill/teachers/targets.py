@@ -35,14 +35,15 @@ class TopK:
   def select(self, hidden: Float[Array, "B T D"], readout: Readout, *, keys: Key[Array, " B"]) -> TargetArrays:
     """Returns ids [B,T,k] and log_probs [B,T,k] of the most probable tokens, and tail [B,T] of all others together.
 
-    Positions are computed in chunks, so that logits of the whole batch are never in memory. `keys` is ignored.
+    Log-probabilities are float32; `pack` rounds them. Positions are computed in chunks, so that logits of the whole
+    batch are never in memory. `keys` is ignored.
     """
     del keys
 
     def top(logits_MV, _):
       logits_MV = logits_MV / self.temperature
       ids = jax.lax.top_k(logits_MV, self.size)[1]
-      log_probs = bucket_log_probs(logits_MV, ids).astype(jnp.float16)
+      log_probs = bucket_log_probs(logits_MV, ids)
       return ids, log_probs[:, :-1], log_probs[:, -1]
 
     return _map_positions(top, hidden, readout, ())
@@ -59,6 +60,8 @@ class TopK:
       id_bits: Number of bits that a token id takes.
     """
     ids, log_probs, tail = arrays
+    # Rounded here and not on the device: the CPU code of XLA (jaxlib 0.10.2) has no conversion to float16 for a CPU
+    # without the F16C instructions, and fails with "Symbols not found: [ __truncsfhf2 ]".
     return (
       log_probs.astype("<f2").tobytes() + tail.astype("<f2").tobytes() + pack(ids.reshape(-1), bits=id_bits).tobytes()
     )
