@@ -111,7 +111,11 @@ class FromAttention:
   """Base class of conversions whose teacher mixer is attention: chooses the attention heads to start from."""
 
   def heads(self, mixer: MixerConfig, source: AttentionConfig, *, scores: Array | None) -> Heads | None:
-    """Returns the teacher's most important heads; None if the head widths differ or the groups of heads do not fit."""
+    """Returns the teacher's most important heads, or None if the student's heads cannot be made from the teacher's.
+
+    They cannot if the head widths differ, if the teacher has too few heads, or if the student has more query heads for
+    each key head than the teacher, but not a multiple of the teacher's number.
+    """
     shape = mixer.head_shape
     assert shape is not None
     if shape.key_width != source.head_dim or shape.value_width != source.head_dim:
@@ -120,7 +124,7 @@ class FromAttention:
     return choose_heads(scores, keys=source.num_kv_heads, retained=shape.heads, retained_keys=shape.key_heads)
 
   def describe(self, mixer: MixerConfig, source: AttentionConfig, *, heads: Heads | None) -> str:
-    """Returns, for the summary table, what is converted and which head counts differ, or why no heads fit."""
+    """Returns, for the summary table, what is converted and which head counts differ; if `heads` is None, why not."""
     shape = mixer.head_shape
     assert shape is not None
     if heads is None:
@@ -138,9 +142,10 @@ class Regrouped(FromAttention):
   """Conversion from attention to attention with other head counts, another score scale, or other gates."""
 
   def needs_importance(self, mixer: AttentionConfig, source: AttentionConfig) -> bool:
-    """Returns True if the student has fewer query or key heads, or other head counts and `qk_norm` is 'full'.
+    """Returns True if the student has fewer query or key heads, or more of them and the teacher's norm is 'full'.
 
-    Importance decides which heads are retained, and corrects a norm over all heads ('full') for other heads.
+    Importance decides which heads are retained. For a norm over all heads (`qk_norm` 'full'), measured activations also
+    correct the scale for the heads that the student adds or lacks.
     """
     heads, keys = mixer.num_heads, mixer.num_kv_heads
     same = (heads, keys) == (source.num_heads, source.num_kv_heads)
@@ -149,7 +154,7 @@ class Regrouped(FromAttention):
   def parameter(self, name: str, *, mixer: AttentionConfig, teacher: TeacherMixer, heads: Heads | None) -> Array | None:
     """Returns the teacher's parameter `name`, regrouped so that scores, gates and norms compute as in the teacher.
 
-    Returns None, for a fresh parameter, if no heads fit or the teacher lacks the parameter.
+    Returns None, for a fresh parameter, if `heads` is None or the teacher lacks the parameter.
     """
     value = None if heads is None else _regrouped(name, teacher, heads)
     if value is None or heads is None:
@@ -186,7 +191,7 @@ class Linear(FromAttention):
   def parameter(self, name: str, *, mixer: Any, teacher: TeacherMixer, heads: Heads | None) -> Array | None:
     """Returns the student's parameter `name`: converted projection, output gate of about one or identity convolution.
 
-    Returns None, for a fresh parameter, for any other name, or if no heads fit.
+    Returns None, for a fresh parameter, for any other name, or if `heads` is None.
     """
     if heads is None:
       return None

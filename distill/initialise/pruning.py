@@ -47,8 +47,8 @@ def choose_heads(scores: Float[Array, " N"], *, keys: int, retained: int, retain
 
   A group is the query heads that share one key head. If the student's groups are no larger than the teacher's, each
   holds the most important query heads of one teacher group; several start from the same teacher group only if the
-  student has more key heads than the teacher. If they are larger, each merges whole teacher groups, under the mean of
-  their key heads (Ainslie et al. 2023, 2305.13245).
+  student has more key heads than the teacher. If the student's groups are larger, each merges whole teacher groups,
+  whose key heads are averaged (Ainslie et al. 2023, 2305.13245).
 
   Args:
     scores: Importance of the teacher's query heads.
@@ -57,7 +57,8 @@ def choose_heads(scores: Float[Array, " N"], *, keys: int, retained: int, retain
     retained_keys: Number of the student's key heads.
 
   Returns:
-    The chosen heads; None if the teacher has too few heads, or the sizes of the groups do not divide each other.
+    The chosen heads; None if the teacher has too few, or the size of the student's groups is above the teacher's but
+    not a multiple of it.
   """
   group, size = len(scores) // keys, retained // retained_keys
   by_key = scores.reshape(keys, group)

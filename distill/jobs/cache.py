@@ -113,11 +113,13 @@ def _claimed(
     config: Configuration of the run.
     batches: Batches of each stage, by the stage's name.
     teacher: The teacher whose signal the sections store.
-    states: Which of the teacher's outputs the sections store, as `_states` returns it.
+    states: Indices of the teacher's layers whose outputs the sections store ("layers") and whose mixer outputs they
+      store ("mixers"), as `_states` returns them.
     workdir: Directory of the teacher cache.
 
   Returns:
-    For each section: (section, its token store, index in `routes` of the adapter set that teaches the store's rows).
+    For each section: (section, its token store, index of the adapter set that teaches the store's rows, in the list of
+    adapter sets that `routes` returns).
 
   Raises:
     InputError: A section for the same rows and teacher has other settings, or `workdir` cannot be written.
@@ -269,8 +271,8 @@ def cached_batches(index: CacheIndex, batches: Batches, *, stage: Stage) -> Batc
 def _subjects(config: RunConfig) -> Callable[[int, TokenStore], dict[str, Any]]:
   """Returns a function that says which teacher and text a section of a teacher cache must have been made from.
 
-  The function takes the index of a data source and its token store. It returns the manifest's entries that
-  `sections.SUBJECT` lists, without those of the teacher and its adapters if config.teacher.model is empty.
+  The function takes the index of a data source and its token store. It returns the manifest's entries 'tokenizer',
+  'length' and 'store', and also 'teacher' and 'adapters' unless config.teacher.model is empty.
   """
   spec, sources = config.teacher, config.data.sources
   teacher, adapters = "", []

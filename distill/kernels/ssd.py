@@ -46,7 +46,11 @@ def ssd(
   count = -(-length // chunk)
 
   def cut(y):
-    """Pads y, casts it to float32 and cuts it: [B,T,heads or groups,…] -> [chunks,B,positions,groups,…]."""
+    """Pads y, casts it to float32 and cuts it into chunks of C positions and K groups of G = N / K heads.
+
+    x [B,T,N,P] becomes [chunks,B,C,K,G*P]; log_decay [B,T,N] becomes [chunks,B,C,K,G]; b and c [B,T,K,H] become
+    [chunks,B,C,K,H].
+    """
     y = jnp.pad(y.astype(jnp.float32), [(0, 0), (0, count * chunk - length)] + [(0, 0)] * (y.ndim - 2))
     return jnp.moveaxis(y.reshape(batch, count, chunk, groups, -1), 1, 0)
 

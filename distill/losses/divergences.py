@@ -111,7 +111,8 @@ def jsd(log_p: LogProbs, log_q: LogProbs, *, beta: float) -> PerToken:
   Args:
     log_p: The teacher's log-probabilities.
     log_q: The student's log-probabilities.
-    beta: β, 0 to 1; 0 gives the forward and 1 the reverse KL divergence.
+    beta: β, 0 to 1. The formula is 0 at both ends. There the result is its limit after division by β or 1 − β instead:
+      0 gives the forward KL divergence, 1 the reverse one.
 
   References:
     Agarwal et al. 2023, 2306.13649.

@@ -42,7 +42,7 @@ class Group:
 
 
 def singles(layers: Sequence[LayerConfig]) -> tuple[Group, ...]:
-  """Puts each layer into a group of its own, which occurs once."""
+  """Returns one group for each layer: a pattern of this layer alone, with one repeat."""
   return tuple(Group(i, (layer,), 1) for i, layer in enumerate(layers))
 
 

@@ -28,11 +28,11 @@ class Hidden(DistanceTerm):
     return student, span.last
 
   def student_capture(self) -> Capture:
-    """Returns a request to capture the outputs of the student layers in `listed`."""
+    """Returns a request to capture the outputs of the student layers in the layer pairs (`pairs`)."""
     return Capture(layers=tuple(i for i, _ in self.listed))
 
   def teacher_capture(self) -> Capture:
-    """Returns a request to capture the outputs of the teacher layers in `listed`."""
+    """Returns a request to capture the outputs of the teacher layers in the layer pairs (`pairs`)."""
     return Capture(layers=tuple(j for _, j in self.listed))
 
   def init_params(self, setting: Setting, *, key: Key[Array, ""]) -> Params:

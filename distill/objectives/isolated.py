@@ -66,11 +66,14 @@ class MixerOutput(_IsolatedTerm):
   kind: ClassVar[str] = "mixer_output"
 
   def pair(self, student: int, span: Span) -> tuple[int, ...]:
-    """Returns a student layer's default entry of `pairs`: (its index, teacher layer that it is initialised from)."""
+    """Returns a student layer's default entry of `pairs`: (its index, teacher layer that it is initialised from).
+
+    If the option is 'uniform', the teacher layer is the first that the student layer replaces.
+    """
     return student, span.source
 
   def teacher_capture(self) -> Capture:
-    """Returns a request to capture the inputs and the mixer outputs of the teacher layers in `listed`."""
+    """Returns a request to capture the inputs and the mixer outputs of the teacher layers in `pairs`."""
     layers = tuple(j for _, j in self.listed)
     return Capture(layers=tuple(map(before, layers)), mixers=layers)
 

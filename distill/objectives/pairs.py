@@ -18,7 +18,13 @@ Pairs = tuple[tuple[int, ...], ...]
 
 
 class Span(NamedTuple):
-  """The teacher layers of one student layer, which replaces `first` to `last` and is initialised from `source`."""
+  """Indices of the neighbouring teacher layers that one student layer replaces.
+
+  Attributes:
+    source: The teacher layer that the student layer is initialised from; `first` if `pairs` is 'uniform'.
+    first: The first replaced layer.
+    last: The last replaced layer.
+  """
 
   source: int
   first: int
@@ -68,7 +74,15 @@ class PairTerm(Term):
     return dataclasses.replace(self, pairs=_checked(pairs, term=self, setting=setting, key=f"{key}.pairs"))
 
   def pair(self, student: int, span: Span) -> tuple[int, ...]:
-    """Returns the default pair, (student layer, teacher layer or layers), of a student layer that replaces `span`."""
+    """Returns the pair of a student layer if `pairs` is empty or 'uniform'.
+
+    Args:
+      student: Index of the student layer.
+      span: The teacher layers that it replaces.
+
+    Returns:
+      (student layer, teacher layer) or, if `spans` is set, (student layer, first teacher layer, last teacher layer).
+    """
     raise NotImplementedError
 
   def distances(self, inputs: LossInputs) -> Iterator[Float[Array, "B T"]]:

@@ -18,7 +18,7 @@ from distill.types import Capture
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Relations(PairTerm):
-  """KL between the self-attention relations of paired student and teacher layers: mean of queries, keys and values.
+  """KL between the self-attention relations of paired layers, averaged over those of queries, keys and values.
 
   The relations of queries are a softmax over the products between positions' queries, and likewise for keys and values
   (`relation_kl`). Their shape does not depend on the width, so the widths of the models may differ.
@@ -49,15 +49,18 @@ class Relations(PairTerm):
     return bound
 
   def pair(self, student: int, span: Span) -> tuple[int, ...]:
-    """Returns a student layer's default entry of `pairs`: (its index, teacher layer that it is initialised from)."""
+    """Returns a student layer's default entry of `pairs`: (its index, teacher layer that it is initialised from).
+
+    If the option is 'uniform', the teacher layer is the first that the student layer replaces.
+    """
     return student, span.source
 
   def student_capture(self) -> Capture:
-    """Returns a request to capture the queries, keys and values of the student layers in `listed`."""
+    """Returns a request to capture the queries, keys and values of the student layers in the layer pairs (`pairs`)."""
     return Capture(qkv=tuple(i for i, _ in self.listed))
 
   def teacher_capture(self) -> Capture:
-    """Returns a request to capture the queries, keys and values of the teacher layers in `listed`."""
+    """Returns a request to capture the queries, keys and values of the teacher layers in the layer pairs (`pairs`)."""
     return Capture(qkv=tuple(j for _, j in self.listed))
 
   def distances(self, inputs: LossInputs) -> Iterator[Float[Array, "B T"]]:

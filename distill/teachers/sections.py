@@ -250,7 +250,8 @@ def find_section(sections: Sequence[Section], subject: Mapping[str, Any], *, wha
 
   Args:
     sections: Sections of the cache.
-    subject: Values that the section's manifest must have, for those keys of `SUBJECT` that are known.
+    subject: What the section must have been made for: key of its manifest ('teacher', 'adapters', 'tokenizer', 'length'
+      or 'store') -> value. A key that is left out may have any value.
     what: Name of the token store in error messages.
 
   Raises:

@@ -59,7 +59,7 @@ def test_hf_datasets_reads_local_files_in_order(kind, tmp_path, monkeypatch):
       list(wrong.documents())
 
 
-def test_the_error_for_a_file_that_hf_datasets_cannot_read_names_the_key(tmp_path, monkeypatch):
+def test_the_error_for_a_file_that_hf_datasets_cannot_read_names_the_data_source_key(tmp_path, monkeypatch):
   import datasets
 
   monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")

@@ -99,7 +99,7 @@ def with_further_prediction(tensors):
   ("family", "change"),
   [("gpt2", old_gpt2), ("llama", with_buffers_and_tied_head), ("qwen3_next", with_further_prediction)],
 )
-def test_published_variants_of_checkpoints_hold_the_same_model(tmp_path, family, change):
+def test_published_variants_of_a_checkpoint_load_equal_parameters(tmp_path, family, change):
   directory, _ = reference.built(family, next(iter(CASES[family])))
   _, params = hf.load(directory)
   _, found = hf.load(rewritten(directory, tmp_path, change))
