@@ -38,7 +38,7 @@ class LowRank:
 
   @property
   def norm(self) -> float:
-    """Frobenius norm of `delta`, without forming it."""
+    """Frobenius norm of the change `delta`, computed from a and b without forming the [I, O] matrix."""
     return float(self.scale * np.sqrt(max(0.0, np.sum((self.a.T @ self.a) * (self.b @ self.b.T)))))
 
   def columns(self, trained_on: Float[np.ndarray, "I O"]) -> Float[np.ndarray, " O"] | None:

@@ -46,7 +46,7 @@ class Layout:
     return {entry.ours: to_ours(value, entry=entry) for entry in self.entries[theirs]}
 
   def columns(self, theirs: str, value: np.ndarray) -> dict[str, np.ndarray]:
-    """Splits an array by columns; returns canonical name -> the columns that belong to this parameter.
+    """Splits an array's columns among the parameters that an HF tensor holds; returns canonical name -> columns.
 
     Args:
       theirs: Name of the HF tensor, which may hold several parameters (fused projections).

@@ -219,7 +219,10 @@ class _Loader:
             target[shared[0]] = value[shared[1]]
 
   def _values(self, name: str, block: Block) -> Iterator[tuple[Block, np.ndarray]]:
-    """Yields pairs (chunk, values after the edit) that together cover `block` of one canonical parameter."""
+    """Yields (chunk, its values) for chunks that together cover `block` of one canonical parameter.
+
+    If `edits` (see `load`) has an entry for the parameter, the values are the edited ones.
+    """
     edit = self._edits.get(name)
     if isinstance(edit, np.ndarray):
       yield block, edit[block]

@@ -80,7 +80,7 @@ class Copied:
     return False
 
   def parameter(self, name: str, *, mixer: Any, teacher: TeacherMixer, heads: Heads | None) -> Array | None:
-    """Returns the teacher's parameter of the same name."""
+    """Returns the teacher's parameter `name`, cut to the student's channels; None if the teacher lacks it."""
     return teacher.get(name)
 
   def describe(self, mixer: MixerConfig, source: MixerConfig, *, heads: Heads | None) -> str:
@@ -154,7 +154,7 @@ class Regrouped(FromAttention):
   def parameter(self, name: str, *, mixer: AttentionConfig, teacher: TeacherMixer, heads: Heads | None) -> Array | None:
     """Returns the teacher's parameter `name`, regrouped so that scores, gates and norms compute as in the teacher.
 
-    Returns None, for a fresh parameter, if `heads` is None or the teacher lacks the parameter.
+    Returns None, so that the parameter keeps its random initialisation, if `heads` is None or the teacher lacks it.
     """
     value = None if heads is None else _regrouped(name, teacher, heads)
     if value is None or heads is None:
@@ -189,9 +189,11 @@ class Linear(FromAttention):
     return True
 
   def parameter(self, name: str, *, mixer: Any, teacher: TeacherMixer, heads: Heads | None) -> Array | None:
-    """Returns the student's parameter `name`: converted projection, output gate of about one or identity convolution.
+    """Returns the student's parameter `name`, or None if this parameter keeps its random initialisation.
 
-    Returns None, for a fresh parameter, for any other name, or if `heads` is None.
+    Kernels of queries, keys, values and the output come from the teacher's attention, the kernel of the output gate
+    from the mean input of this attention, and kernels of convolutions are the identity. Every other parameter stays
+    random; all do if `heads` is None.
     """
     if heads is None:
       return None

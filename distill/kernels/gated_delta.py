@@ -48,7 +48,10 @@ def gated_delta_rule(
   pad = blocks * size * chunk - length
 
   def cut(x):
-    """Pads x, casts it to float32 and rearranges it from [B,T,N,…] to [blocks,chunks,B,N,C,…]."""
+    """Pads x, casts it to float32 and rearranges it from [B,T,N,…] to [blocks,chunks,B,N,C,…].
+
+    C is the number of positions in a chunk, and `chunks` the number of chunks in a block.
+    """
     x = jnp.pad(x.astype(jnp.float32), [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
     return jnp.moveaxis(x.reshape(x.shape[0], blocks, size, chunk, *x.shape[2:]), (1, 2, 4), (0, 1, 3))
 

@@ -158,7 +158,9 @@ class Decoder:
     length: int,
     dtype: Any = jnp.bfloat16,
   ) -> tuple[ModelOutput, Any]:
-    """Runs prompts; returns (output at the last token of each, with `hidden` [B,D], decoding state after it).
+    """Runs prompts; returns (output, decoding state after the prompts).
+
+    The output is that at the last token of each prompt, so its `hidden` is [B,D].
 
     Args:
       params: Stacked parameters.
@@ -197,11 +199,14 @@ class Decoder:
     return self.module(params).step(tokens, state=state, positions=positions, dtype=dtype)
 
   def unroll(self, params: Mapping[str, Any]) -> Params:
-    """Converts stacked parameters to those of `unrolled`; call this once under jit, outside the decoding loop."""
+    """Splits stacked parameters by layers, for the methods of the decoder `unrolled`.
+
+    Call this once under jit, outside the decoding loop.
+    """
     return self.unrolled.stack(self.unstack(params)) if self._scanned else dict(params)
 
   def unroll_state(self, state: Any) -> list[list[Any]]:
-    """Converts a decoding state, stacked by groups, to that of `unrolled`: one state for each layer."""
+    """Splits a decoding state, stacked by groups of layers, into a state for each layer, for the decoder `unrolled`."""
     layers = {}
     for group, states in zip(self._groups, state, strict=True):
       for repeat, (j, one) in itertools.product(range(group.repeats), enumerate(states)):

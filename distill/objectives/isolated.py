@@ -41,7 +41,7 @@ class _IsolatedTerm(DistanceTerm):
     return super().bind(setting, key=key)
 
   def run(self, inputs: LossInputs, method: Callable[..., Any]) -> dict[tuple[int, int], Float[Array, "B T D"]]:
-    """Runs the student layer of each entry (student, first[, last]) of `pairs` on the input of teacher layer `first`.
+    """Runs the student layer of each entry of `pairs` on the input of the first teacher layer that the entry names.
 
     Stacked layers run in one scan.
 

@@ -110,7 +110,7 @@ class PairTerm(Term):
   def next_state(self, state: TermState, *, value: Scalar, reference: Scalar, context: LossContext) -> TermState:
     """Returns the state with the ratio reference / value, by which `balanced` scales the weight of the next step.
 
-    Returns the old ratio if the new one is not finite.
+    If this ratio is not finite, the state keeps the ratio of the step before.
 
     Args: as `Term.next_state`.
     """
@@ -156,9 +156,17 @@ class DistanceTerm(PairTerm):
 
 
 def _spans(layers_from: Sequence[int], *, depth: int) -> list[Span]:
-  """Divides the teacher's `depth` layers among the student's: each span ends before the next student layer's source.
+  """Divides the teacher's layers among the student's; returns the span of each student layer.
 
-  Returns an empty list if `layers_from` is not in ascending order, since no such division exists then.
+  The first span starts at layer 0. Every other span starts at the teacher layer that its student layer is initialised
+  from, and the span before it ends one layer earlier. The last span ends with the teacher's last layer.
+
+  Args:
+    layers_from: For each student layer, the index of the teacher layer that it is initialised from.
+    depth: Number of the teacher's layers.
+
+  Returns:
+    One span for each student layer; an empty list if `layers_from` is empty or not in ascending order.
   """
   if not layers_from or any(b <= a for a, b in zip(layers_from, layers_from[1:], strict=False)):
     return []

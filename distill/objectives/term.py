@@ -153,7 +153,7 @@ class Term(Protocol):
     Args:
       state: State before the step, with which its loss was computed.
       value: The term's mean over the step's global batch.
-      reference: Weighted sum of the means of the stage's reference terms.
+      reference: Weighted sum of the means of those terms of the stage whose attribute `reference` is True.
       context: Step, counts and states that the step's loss was computed with.
     """
     return state

@@ -67,7 +67,7 @@ class TopK:
     )
 
   def unpack(self, data: bytes, *, length: int, id_bits: int) -> SparseTarget:
-    """Returns the sparse target of a row of `length` positions from the bytes of `pack`."""
+    """Returns the sparse target of a row of `length` positions from the bytes that `pack` returned."""
     many, few = length * self.size, length
     numbers = np.frombuffer(data, "<f2", many + few).astype(np.float32)
     ids = unpack(np.frombuffer(data, np.uint8, offset=2 * (many + few)), bits=id_bits, count=many)
@@ -105,7 +105,7 @@ class Sampled:
     return _map_positions(drawn, hidden, readout, offsets)
 
   def bytes_a_token(self, id_bits: int) -> float:
-    """Returns the largest size of one position on disk in bytes, that of `size` different ids of `id_bits` bits.
+    """Returns the bytes of one position on disk if all its drawn ids differ; a token id takes `id_bits` bits.
 
     Repeated ids take less: published models draw about 12 different ids in 50.
     """
@@ -127,7 +127,10 @@ class Sampled:
     return np.packbits(new, bitorder="little").tobytes() + pack(ids[new], bits=id_bits).tobytes()
 
   def unpack(self, data: bytes, *, length: int, id_bits: int) -> SparseTarget:
-    """Returns the sparse target of a row of `length` positions: log(count / size) of each drawn id, and no tail."""
+    """Returns the sparse target of a row of `length` positions from the bytes that `pack` returned.
+
+    The probability of an id is its share of the position's draws; the tail, all other ids together, has none.
+    """
     many = length * self.size
     head = -(-many // 8)
     new = np.unpackbits(np.frombuffer(data, np.uint8, head), count=many, bitorder="little").astype(bool)

@@ -28,7 +28,7 @@ def test_modules_to_save_match_whole_parts_of_module_names(tmp_path):
 
 
 @pytest.mark.parametrize("given", [None, [1], [1, -2], [1, 1], {"other": [1, 2]}])
-def test_missing_negative_repeated_and_too_few_token_ids_are_refused(tmp_path, given):
+def test_missing_negative_repeated_or_too_few_trainable_token_indices_are_refused(tmp_path, given):
   read = settings(tmp_path, trainable_token_indices=given)
   with pytest.raises(InputError, match="trainable_token_indices "):
     read.tokens("model.embed_tokens", count=2)

@@ -30,7 +30,7 @@ def test_a_parameter_of_a_grouped_projection_takes_its_columns_of_every_group():
 
 
 @given(st.data())
-def test_part_cuts_and_part_take_select_the_same_columns_of_a_fused_tensor(data):
+def test_the_methods_cuts_and_take_of_a_part_select_the_same_columns_of_a_fused_tensor(data):
   period = data.draw(st.integers(1, 6))
   start = data.draw(st.integers(0, period - 1))
   part = Part(start, data.draw(st.integers(start + 1, period)), data.draw(st.sampled_from([period, None])))

@@ -46,7 +46,7 @@ def test_packing_fills_the_room_after_long_documents_with_short_ones():
 
 
 @given(documents())
-def test_positions_and_loss_mask_equal_their_definitions(drawn):
+def test_positions_and_loss_mask_of_packed_rows_equal_their_definitions(drawn):
   given_documents, length = drawn
   tokens, segments, in_loss = packed(given_documents, length)
   where, mask = positions(segments), loss_mask(segments, in_loss=in_loss)

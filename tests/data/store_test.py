@@ -81,7 +81,7 @@ def test_only_completions_are_trained_on(tokenizer, tmp_path):
   assert tokenizer.decode(in_loss) == " knew<end>"
 
 
-def test_a_token_store_teaches_only_if_some_token_counts_in_the_loss(tokenizer, tmp_path, monkeypatch):
+def test_token_store_teaches_returns_true_only_if_some_token_counts_in_the_loss(tokenizer, tmp_path, monkeypatch):
   monkeypatch.setattr(store_module, "_SCANNED_ROWS", 1)
   empty, pair = Document(""), Document(" knew", "the old model")
   only_ends = build_store(source_of(empty, empty), tokenizer=tokenizer, length=2, directory=tmp_path)
@@ -188,7 +188,9 @@ def test_a_store_with_another_fingerprint_is_refused(make):
     make()
 
 
-def test_a_missing_end_token_a_short_row_and_an_empty_source_are_refused(make, tokenizer, tokenizer_dir, tmp_path):
+def test_build_store_refuses_a_missing_end_token_a_row_length_of_one_and_an_empty_source(
+  make, tokenizer, tokenizer_dir, tmp_path
+):
   endless = load_tokenizer(str(tokenizer_dir))
   endless.eos_token = None
   with pytest.raises(InputError, match="eos_token"):

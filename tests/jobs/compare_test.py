@@ -35,7 +35,7 @@ def test_a_student_is_compared_with_its_teacher_and_the_base(llama_dir, adapter_
   assert json.loads((tmp_path / "report/report.json").read_text())["skills"][2]["role"] == "student"
 
 
-def test_an_evaluation_without_skills_and_heldout_text_is_refused(tmp_path):
+def test_an_evaluation_with_neither_skills_nor_heldout_text_is_refused(tmp_path):
   with pytest.raises(InputError, match="config.evaluation: skills and heldout are both empty"):
     compare("a", teacher="b", evaluation={}, out=tmp_path / "out")
 

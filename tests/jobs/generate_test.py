@@ -53,7 +53,7 @@ def test_max_tokens_beyond_the_models_positions_is_refused(llama_dir):
     generate(llama_dir, prompts=["old"], max_tokens=99)
 
 
-def test_a_model_without_a_tokenizer_is_refused(llama_dir, tmp_path):
+def test_generating_with_a_model_without_a_tokenizer_is_refused(llama_dir, tmp_path):
   model = shutil.copytree(llama_dir, tmp_path / "model")
   (model / "tokenizer_config.json").unlink()
   with pytest.raises(InputError, match="tokenizer_config.json: no such file"):

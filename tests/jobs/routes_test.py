@@ -95,7 +95,9 @@ def test_sources_with_the_same_adapters_share_a_route_and_adapters_none_means_th
     ([[1], []], r"config\.data\.sources\[0\]\.adapters\[0\]: got 1; use a text"),
   ],
 )
-def test_a_source_that_names_adapters_wrongly_is_refused(llama_dir, adapter_dirs, files, sets, says, tmp_path):
+def test_an_unknown_adapter_name_or_a_wrong_type_in_adapters_of_a_source_is_refused(
+  llama_dir, adapter_dirs, files, sets, says, tmp_path
+):
   with pytest.raises(InputError, match=says):
     train(config(llama_dir, adapter_dirs, files, sets), workdir=tmp_path)
 

@@ -119,7 +119,7 @@ def plain_z(logits, labels):
 @pytest.mark.parametrize(
   ("loss", "plain_loss", "vocab"), [(cross_entropy_loss(), plain_nll, 2050), (z_loss(), plain_z, 17)]
 )
-def test_losses_without_a_teacher_equal_the_plain_formula(loss, plain_loss, vocab):
+def test_chunked_cross_entropy_and_z_loss_equal_the_formula_on_all_logits(loss, plain_loss, vocab):
   hidden, readout, _, _, mask = problem(vocab, tokens=600, pad=(3, 0))
   labels = jnp.asarray(np.random.default_rng(2).integers(0, vocab, 600))
 

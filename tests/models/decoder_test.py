@@ -28,7 +28,7 @@ def repeated():
   return decoder(NARROW, WIDE, NARROW, WIDE, NARROW)
 
 
-def test_stack_undoes_unstack_bit_for_bit(repeated):
+def test_stacking_unstacked_parameters_restores_the_stacked_ones_bit_for_bit(repeated):
   stacked = random(repeated)
   canonical = repeated.unstack(stacked)
   assert [canonical[f"layers.{i}.mlp.up.kernel"].shape for i in range(5)] == [(8, 12), (8, 16)] * 2 + [(8, 12)]

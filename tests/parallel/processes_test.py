@@ -48,7 +48,7 @@ def test_two_processes_exchange_flags_numbers_and_rows_and_stop_together():
     assert second == f"(8,) {[x + 10 * rank for x in range(4)]} [False, True]"
 
 
-def test_flags_and_numbers_of_a_single_process_are_returned_unchanged():
+def test_gather_flags_and_broadcast_numbers_return_the_values_of_a_single_process():
   assert is_writer()
   assert gather_flags(True).tolist() == [True] and broadcast_numbers((1, 2)) == [1, 2]
 
