@@ -195,7 +195,11 @@ def _tuple(value: Any, arguments: Sequence[Any], *, options: Mapping[str, Any], 
 
 
 def _element_keys(values: Sequence[Any], hint: Any, *, key: str) -> list[str]:
-  """Returns the key of each element of a list for messages: its index, or its name where names are required."""
+  """Returns the place of each list element in the recipe: `key[index]`, or `key.name` if elements must have a name.
+
+  Raises:
+    InputError: Two elements have the same name.
+  """
   if not _is_named(hint):
     return [f"{key}[{i}]" for i in range(len(values))]
   names = [_name(one) for one in values]

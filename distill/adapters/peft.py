@@ -72,7 +72,7 @@ def read_adapter(directory: pathlib.Path, *, config: DecoderConfig) -> Adapter:
 
 
 def read_with_problems(directory: pathlib.Path, *, config: DecoderConfig) -> Adapter:
-  """Reads an adapter as `read_adapter` does, but lists tensors that cannot be loaded in `problems` and does not raise.
+  """Reads an adapter like `read_adapter`, but a tensor that cannot be loaded is an entry of `problems`, not an error.
 
   Raises:
     InputError: Missing or damaged files, or unsupported settings.

@@ -56,9 +56,9 @@ class RoutedAdapters:
 def build_routed(
   params: Mapping[str, Any], *, routes: Sequence[Sequence[StackedAdapter]], config: DecoderConfig
 ) -> RoutedAdapters:
-  """Returns the parameters that routes, sets of adapters that rows of a batch can use, add to a base.
+  """Returns the parameters that routes add to a base, as float32 arrays on the host.
 
-  They are float32 arrays on the host.
+  A route is a set of adapters; each row of a batch uses one route.
 
   Args:
     params: Canonical parameters of the base; only those that an edit depends on are read.
@@ -140,7 +140,7 @@ def _factors(
   *,
   shape: tuple[int, ...],
 ) -> Params:
-  """Returns the factors of a stacked matrix for all layers and routes, padded with zeros to the largest rank."""
+  """Returns a stacked matrix's low-rank factors for all layers and routes, padded with zeros to the largest rank."""
 
   def one(layer: str, route: Sequence[StackedAdapter]) -> Factored:
     return factored(layer, adapters=route, shape=shape, base=lambda: np.asarray(base[layer], np.float32))
@@ -167,7 +167,7 @@ def _factors(
 
 
 def _values(name: str, layers: list[str], results: list[Params], base: Mapping[str, Any]) -> Params:
-  """Returns a stacked parameter's different values and, for each route, the index of its value; {} if routes agree.
+  """Returns a stacked parameter's distinct values and, for each route, the index of its value; {} if routes agree.
 
   The keys are the parameter's name with `.route_values` and with `.route_place`.
   """

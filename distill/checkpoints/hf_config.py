@@ -76,7 +76,8 @@ def who_loads(config: DecoderConfig) -> str:
 def name_table(config: DecoderConfig) -> tuple[TensorEntry, ...]:
   """Returns the tensors of a checkpoint with this configuration, with the canonical parameters that they hold.
 
-  Each entry pairs one parameter, or a piece of one, with its tensor, so a tensor of several parameters has several.
+  Each entry pairs one parameter, or a piece of one, with its tensor, so a tensor that holds several parameters has
+  several entries.
   """
   return FAMILIES[config.family].table(config)
 

@@ -1,7 +1,8 @@
 """Loads a checkpoint straight onto the mesh: every process reads only what its devices hold.
 
-A *region* is the part of a parameter that one device holds. A *block* is what is read of a parameter at once for some
-regions. A *chunk* is a piece of a block of about 256 KiB, the unit in which values are read, edited and cast.
+A *region* is the part of a parameter that one device holds. A *block* is a part that is loaded in one pass: one
+region, or several regions without gaps between them. A *chunk* is a piece of a block, of about 256 KiB; it is the unit
+in which values are read, edited and cast.
 """
 
 import math

@@ -50,7 +50,7 @@ class _OpenRow:
     self.room, self._documents = length, 0
 
   def add(self, tokens: Int32[np.ndarray, " tokens"], in_loss: Bool[np.ndarray, " tokens"]) -> None:
-    """Appends a document, or a piece of one, as a new segment."""
+    """Appends a document, or a piece of one, as a new segment; `in_loss` is True for tokens that count in the loss."""
     start = len(self.arrays[0]) - self.room
     place = slice(start, start + len(tokens))
     self._documents += 1

@@ -98,6 +98,8 @@ def check_replaceable(path: pathlib.Path, *, marker: str, files: Sequence[str]) 
     for entry in entries:
       known = any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in files)
       if not known or entry.is_symlink() or not entry.is_file():
-        raise InputError(f"{path}: holds {entry.name}, which is no part of a model; name a new or empty directory")
+        raise InputError(
+          f"{path}: holds {entry.name}, which is no part of a model or an adapter; name a new or empty directory"
+        )
   except OSError as error:
     raise InputError(f"{path}: cannot be written ({error.strerror}); name another directory") from error

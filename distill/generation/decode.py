@@ -53,7 +53,7 @@ def _start(params, prompts, stop, seed, *, decoder, length, sampling, dtype):
 
   `length` is the number of positions that each text may grow to; `stop` holds the ids of the tokens that end a text.
 
-  Returns (parameters of `decoder.unrolled`, `_Texts` after the first token).
+  Returns (parameters from `decoder.unroll`, with an array for each layer; `_Texts` after the first token).
   """
   tokens, lengths = prompts
   output, state = decoder.prefill(params, tokens=tokens, lengths=lengths, length=length, dtype=dtype)
@@ -155,7 +155,7 @@ def generate(
   frequencies depend on the length of a text (dynamic, longrope), all texts use the frequencies of the longest.
 
   Args:
-    decoder: Architecture. Repeated calls are faster with `decoder.unrolled` and unrolled parameters.
+    decoder: Architecture. Repeated calls are faster with `decoder.unrolled` and the parameters from `decoder.unroll`.
     params: Stacked parameters.
     prompts: Token ids of each prompt, of any lengths, at least one token each.
     max_tokens: Maximum number of tokens to draw for each prompt, at least one.

@@ -146,7 +146,7 @@ def _observe(
   """Runs a layer and sums importance statistics of its activations over the batch.
 
   Args:
-    layer: The layer; each module whose input is needed is replaced by a `_Tap`.
+    layer: The layer; each module whose input is needed is replaced by a `_Tap`, which records it.
     x: Input of the layer [B, T, D].
     spec: Configuration of the layer.
     batch: The batch.

@@ -131,7 +131,7 @@ def _check_lengths(config: RunConfig, models: Models) -> None:
   """Checks that the longest rows fit the learned positions of student and teacher, where these have any.
 
   Raises:
-    InputError: A row has more tokens than one of them has positions.
+    InputError: A row has more tokens than a model has learned positions.
   """
   length = max(config.stage_shape(stage)[1] for stage in config.stages)
   for architecture in (models.student.config, models.teacher.config if models.teacher else None):

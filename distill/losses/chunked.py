@@ -63,7 +63,7 @@ def chunked_losses(
       tokens cannot be divided equally, there is only one part.
 
   Returns:
-    (total, sums): the sum over tokens of mask * loss for each loss, and the total Σ weight · sum over the losses.
+    (total, sums): for each loss, its sum is Σ mask · loss over the tokens; the total is Σ weight · sum over the losses.
   """
   count = hidden.shape[0]
   labels = jnp.zeros(count, jnp.int32) if labels is None else labels

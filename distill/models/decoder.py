@@ -233,7 +233,7 @@ class Decoder:
     return flat
 
   def stack(self, canonical: Mapping[str, Any]) -> Params:
-    """Stacks parameters with canonical names; layers that become one array must have parameters of the same names."""
+    """Returns stacked parameters from canonical ones; layers that become one array must have equal parameter names."""
     slots = {
       group.layer(repeat, j): (f"groups.{g}.{j}", repeat)
       for g, group in enumerate(self._groups)

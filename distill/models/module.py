@@ -37,7 +37,7 @@ class Group:
   repeats: int
 
   def layer(self, repeat: int, position: int) -> int:
-    """Returns the index in the decoder of the layer at `position` in repeat `repeat` of the pattern, from 0."""
+    """Returns the decoder's index of the layer at `position` in the pattern's repeat `repeat`; all count from 0."""
     return self.start + repeat * len(self.pattern) + position
 
 

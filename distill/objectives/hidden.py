@@ -24,7 +24,7 @@ class Hidden(DistanceTerm):
   kind: ClassVar[str] = "hidden"
 
   def pair(self, student: int, span: Span) -> tuple[int, ...]:
-    """Returns a student layer's default entry of `pairs`: (its index, last teacher layer that it replaces)."""
+    """Returns the pair (student layer, `span.last`); `span` is the teacher layers that the student layer replaces."""
     return student, span.last
 
   def student_capture(self) -> Capture:

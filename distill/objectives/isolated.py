@@ -97,7 +97,7 @@ class BlockOutput(_IsolatedTerm):
   spans: ClassVar[bool] = True
 
   def pair(self, student: int, span: Span) -> tuple[int, ...]:
-    """Returns a student layer's default entry of `pairs`: (its index, first and last teacher layer it replaces)."""
+    """Returns (student layer, `span.first`, `span.last`); the student layer replaces the teacher layers in `span`."""
     return student, span.first, span.last
 
   def teacher_capture(self) -> Capture:

@@ -25,7 +25,9 @@ class Taid(DivergenceTerm):
 
   t_start: float = option(0.4, least=0, most=1, help="Share of the teacher in the target at the first step.")
   t_end: float = option(1.0, least=0, most=1, help="Share of the teacher in the target at the last step.")
-  alpha: float = option(5e-4, least=0, most=1, help="How far the share runs ahead of a line while the loss falls.")
+  alpha: float = option(
+    5e-4, least=0, most=1, help="How far the share runs ahead of a linear schedule; further while the loss falls."
+  )
 
   def divergence(self) -> Divergence:
     """Returns the divergence as a function of the teacher's and the student's log-probabilities and of t."""
@@ -40,7 +42,7 @@ class Taid(DivergenceTerm):
     return {"t": jnp.float32(self.t_start), "momentum": jnp.float32(0.0), "last": jnp.float32(jnp.inf)}
 
   def next_state(self, state: TermState, *, value: Scalar, reference: Scalar, context: LossContext) -> TermState:
-    """Returns the next state; t, the teacher's share, follows a line, or runs ahead of it while the loss falls (TAID).
+    """Returns the next state; t is on the straight line from `t_start` to `t_end`, or above it if the loss falls.
 
     Args: as `Term.next_state`.
     """

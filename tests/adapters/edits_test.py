@@ -19,7 +19,7 @@ def test_dora_sets_the_norm_of_each_column_to_its_magnitude():
   np.testing.assert_allclose(np.linalg.norm(after, axis=0), magnitude, rtol=1e-6)
 
 
-def test_low_rank_norm_equals_the_norm_of_the_whole_change():
+def test_the_norm_computed_from_lora_factors_equals_that_of_the_whole_change():
   edit = LowRank(a=A, b=B, scale=0.5)
   assert edit.norm == pytest.approx(np.linalg.norm(edit.delta), rel=1e-5)
 
@@ -32,7 +32,7 @@ def test_a_replacement_trained_on_the_base_adds_its_change_from_the_base_to_the_
   np.testing.assert_array_equal(apply_edit(Replacement(value=value), BASE, trained_on=BASE, weight=1.0), value)
 
 
-def test_rows_of_added_tokens_are_copied_unscaled_by_the_stack_weight():
+def test_rows_of_added_tokens_are_copied_whatever_the_weight_of_the_adapter_in_the_stack():
   value = RNG.normal(size=(7, 4)).astype(np.float32)
   after = apply_edit(Replacement(value=value), BASE, trained_on=BASE, weight=0.5)
   np.testing.assert_array_equal(after[5:], value[5:])

@@ -76,8 +76,8 @@ def test_replaced_files_and_directories_have_ordinary_permissions(tmp_path):
   "held, says",
   [
     (["thesis.txt"], "holds other files and no config.json"),
-    (["config.json", "thesis.txt"], "holds thesis.txt, which is no part of a model"),
-    (["config.json", "a.safetensors/x"], "holds a.safetensors, which is no part of a model"),
+    (["config.json", "thesis.txt"], "holds thesis.txt, which is no part of a model or an adapter"),
+    (["config.json", "a.safetensors/x"], "holds a.safetensors, which is no part of a model or an adapter"),
   ],
 )
 def test_check_replaceable_refuses_a_directory_that_holds_other_files(tmp_path, held, says):

@@ -75,7 +75,7 @@ def test_gated_delta_values_and_gradients_are_finite_for_strong_decay_and_long_r
 
 
 @pytest.mark.parametrize("size", [1, 2, 16])
-def test_unit_lower_inverse_is_exact_for_equal_keys(size):
+def test_unit_lower_inverse_is_accurate_where_all_entries_below_the_diagonal_are_one(size):
   # Equal keys make every entry below the diagonal one, where a product of powers overflows its digits.
   a = np.tril(np.ones((3, size, size), np.float32), -1)
   got = value_and_gradients(unit_lower_inverse, jnp.asarray(a))

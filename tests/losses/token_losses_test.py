@@ -21,7 +21,7 @@ def test_the_z_loss_is_the_squared_logsumexp():
   np.testing.assert_allclose(squared_log_normaliser(logits), [np.log(8.0) ** 2, 0.0], atol=1e-6)
 
 
-def test_a_divergence_that_needs_labels_receives_the_column_of_each_label_in_the_log_probs():
+def test_a_divergence_that_needs_labels_receives_the_index_of_each_labels_column_in_the_log_probs():
   seen = []
 
   def divergence(log_p, log_q, labels):

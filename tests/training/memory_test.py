@@ -42,7 +42,7 @@ def test_remat_of_layers_needs_less_memory_than_of_projections_and_gives_the_sam
     np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
-def test_the_first_training_step_that_fits_into_memory_runs_and_is_compiled_once(monkeypatch):
+def test_the_first_remat_policy_whose_training_step_fits_into_memory_runs_and_is_compiled_once(monkeypatch):
   params = MODEL.init(jax.random.key(0))
   both, compiled = steps()
   said = []

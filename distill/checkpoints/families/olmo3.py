@@ -1,4 +1,4 @@
-"""OLMo 3: OLMo 2 in which three of four layers have a sliding window, and another rotary embedding than the rest."""
+"""OLMo 3: OLMo 2 with a sliding window in three of four layers, whose rotary embedding differs from the fourth's."""
 
 from collections.abc import Mapping
 from typing import Any
