@@ -40,7 +40,7 @@ SUFFIXES = (_A, _B, _COLUMN, _VALUES, _PLACE)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RoutedAdapters:
-  """The parameters that routes add to a base.
+  """The parameters that routes, sets of adapters that rows of a batch can use, add to a base.
 
   Attributes:
     config: Configuration of base and routes.
@@ -193,14 +193,14 @@ def is_routed(params: Mapping[str, Any]) -> bool:
 
 
 def shardings(decoder: Decoder, params: Mapping[str, Any], *, mesh: Mesh) -> dict[str, NamedSharding]:
-  """Returns name -> sharding of all parameters: those of the base, and those that the adapters of routes add to them.
+  """Returns name -> sharding of all parameters: those of the base, and those that hold adapters not merged into it.
 
   A low-rank factor shares one axis with its matrix, and that axis is sharded as in the matrix; the rank axis is not
   sharded.
 
   Args:
     decoder: The decoder of the base.
-    params: Stacked parameters of base and routes, or their shapes.
+    params: Stacked parameters of the base and of unmerged adapters, or the shapes of these parameters.
     mesh: The mesh that the parameters are sharded over.
   """
   axes, found = decoder.axes(), decoder.shardings(mesh)

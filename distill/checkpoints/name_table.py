@@ -25,7 +25,7 @@ class Part:
     return value.reshape(*value.shape[:-1], value.shape[-1] // max(period, 1), period)[..., self.start : self.stop]
 
   def take(self, value: np.ndarray) -> np.ndarray:
-    """Returns this part's columns of `value`; with a `period`, the last axis of `value` is a multiple of it."""
+    """Returns this part's columns of `value`, whose number of columns is a multiple of a given `period`."""
     found = self._grouped(value)
     return found.reshape(*value.shape[:-1], found.shape[-2] * found.shape[-1])
 

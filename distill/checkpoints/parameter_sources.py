@@ -36,7 +36,7 @@ class ParameterSource:
 
   @property
   def dtype(self) -> np.dtype:
-    """The dtype in which the checkpoint stores the parameter (that of the first piece)."""
+    """The dtype in which the checkpoint stores the parameter; that of the first tensor if it is stored as several."""
     return self.pieces[0][1].dtype
 
   def read(self, *, index: Block | None = None) -> np.ndarray:
@@ -111,7 +111,8 @@ def parameter_sources(
   Args:
     table: The name table of the architecture.
     tensors: Reader of the checkpoint's tensors.
-    infos: Name of a tensor in the table -> this tensor of the checkpoint; for all names in the table.
+    infos: Name of a tensor -> its shape, dtype and file as the checkpoint's headers give them; for all tensors in the
+      table.
     shapes: Canonical name -> shape, for all parameters of the architecture.
     where: The directory, for error messages.
 

@@ -17,7 +17,7 @@ _MODEL = flags.DEFINE_string(
 
 
 def main(arguments: Sequence[str]) -> int:
-  """Prints a description of the directory, line by line; returns the exit code."""
+  """Prints a description of the directory that the command line names, line by line; returns the exit code."""
   (directory,) = parse(FLAGS, arguments, positional=["DIR"])
   for line in inspect(directory, model=_MODEL.value):
     print(line)

@@ -184,9 +184,9 @@ def _header(file: BinaryIO, *, dtype: np.dtype, shape: tuple[int, int]) -> None:
 def _encode(
   documents: Iterator[Document], tokenizer: PreTrainedTokenizerBase, counts: dict[str, int]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Yields (tokens, in_loss) of each document, and adds the document to `counts`.
+  """Yields (token ids, True for each token that counts in the loss) of each document, and adds to the totals `counts`.
 
-  The tokens end with the end-of-text token; no start token is added.
+  Tokens of a prompt do not count in the loss. The ids end with the end-of-text token; no start token is added.
   """
   for group in _groups(documents):
     prompts = tokenizer([one.prompt for one in group], add_special_tokens=False, verbose=False)["input_ids"]

@@ -53,7 +53,7 @@ def _start(params, prompts, stop, seed, *, decoder, length, sampling, dtype):
 
   `length` is the number of positions that each text may grow to; `stop` holds the ids of the tokens that end a text.
 
-  Returns (parameters from `decoder.unroll`, with an array for each layer; `_Texts` after the first token).
+  Returns (parameters from `decoder.unroll`, with an array for each layer; the texts including their first token).
   """
   tokens, lengths = prompts
   output, state = decoder.prefill(params, tokens=tokens, lengths=lengths, length=length, dtype=dtype)
@@ -64,9 +64,10 @@ def _start(params, prompts, stop, seed, *, decoder, length, sampling, dtype):
 
 @functools.partial(jax.jit, static_argnames=("decoder", "sampling", "dtype"), donate_argnames=("texts",))
 def _block(params, texts, count, stop, seed, *, decoder, sampling, dtype):
-  """Draws `count` tokens, at most `_BLOCK`, for each text, or fewer if all texts end before.
+  """Draws `count` tokens, at most `_BLOCK`, for each of `texts`, or fewer once a token of `stop` has ended every text.
 
-  Returns (tokens [B, _BLOCK], n, `_Texts` after them); n is a scalar, and the first n columns are the drawn tokens.
+  Returns (tokens [B, _BLOCK], n, the texts including the drawn tokens). The scalar n is the number of tokens drawn for
+  each text; they are the first n columns.
   """
 
   def goes_on(carry):

@@ -117,7 +117,10 @@ def _tap(parent: object, name: str) -> _Tap | None:
 
 
 def _sums(decoder: Decoder, params: Mapping[str, Any], batch: Batch) -> Params:
-  """Returns the statistics of `Importance` for one batch, as sums over its rows or tokens: stacked name -> sum."""
+  """Returns the sums over one batch from which `measure_importance` computes an `Importance`: name -> sum.
+
+  Statistics of layers are named like stacked parameters (`groups.0.0.heads`), and hold the layers on their first axis.
+  """
   config, module = decoder.config, decoder.module(params)
   valid = (batch.segments > 0).astype(jnp.float32)
   found: Params = {"count": jnp.sum(valid)}

@@ -43,7 +43,7 @@ class InitialStudent:
     params: All canonical parameters of the student.
     taken: Names of the parameters that come from the teacher.
     channels: Indices of the teacher's channels that the student's residual stream retains; None for all.
-    retained: For each student layer, the parts of the teacher that it starts from.
+    retained: For each student layer, the teacher layer that it starts from, with the chosen heads and neurons.
   """
 
   params: Params

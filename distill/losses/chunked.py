@@ -186,10 +186,10 @@ def _total(static, hidden, readout, tokens, shared):
 
 
 def _forward(static, hidden, readout, tokens, shared):
-  """Returns ((total, sums), gradients of the total with respect to `hidden` and `readout`).
+  """Returns (the result of `_total`, gradients of the weighted total with respect to `hidden` and `readout`).
 
-  A training step runs this function. It forms the gradients in the same walk as the sums, and saves them for
-  `_backward`.
+  A training step runs this function. It computes the gradients in the same loop over chunks as the losses, and saves
+  them for `_backward`.
   """
   functions, shards = static
   shape, width = hidden.shape, hidden.shape[1]

@@ -148,7 +148,8 @@ class Attention(nnx.Module):
   def _project(self, x, positions, inverse):
     """Returns (q [*B,K,G,H], k [*B,K,H], v [*B,K,H], gate [*B,N,H] or None).
 
-    q and k are normalised and rotated. q, k and v have x's dtype; the gate is float32.
+    q and k are normalised, and rotated by the rotary frequencies `inverse`. q, k and v have x's dtype; the gate is
+    float32.
     """
     config = self.config
     q, k, gate = self.q(x, out=jnp.float32), self.k(x, out=jnp.float32), None

@@ -52,7 +52,11 @@ class Mamba2Config:
 
   @property
   def head_shape(self) -> HeadShape:
-    """Numbers and widths of the heads. Each group that shares b and c counts as one key head, with b as its key."""
+    """Numbers and widths of the heads, which are the value heads.
+
+    Heads of a group share b, which writes to the state, and c, which reads it. A group counts as one key head; b is its
+    key.
+    """
     return HeadShape(
       heads=self.num_heads, key_heads=self.num_groups, key_width=self.state_size, value_width=self.head_dim
     )
@@ -142,6 +146,8 @@ class Mamba2(nnx.Module):
 
   def _whole(self, projected, segments, real):
     """Returns (input of the output projection, recurrent state after the last position) of whole rows.
+
+    `projected` holds the input projections of the rows by name.
 
     A position with `real` [B,T] False does not change the recurrent state; None means that all are True.
     """

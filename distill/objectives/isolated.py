@@ -101,7 +101,10 @@ class BlockOutput(_IsolatedTerm):
     return student, span.first, span.last
 
   def teacher_capture(self) -> Capture:
-    """Returns a request to capture the input of `first` and the output of `last` for each (student, first, last)."""
+    """Returns a request to capture the input of the first and the output of the last teacher layer in each of `pairs`.
+
+    An entry of `pairs` is (student layer, first teacher layer, last teacher layer).
+    """
     return Capture(layers=tuple(layer for pair in self.listed for layer in (before(pair[1]), pair[-1])))
 
   def distances(self, inputs: LossInputs) -> Iterator[Float[Array, "B T"]]:

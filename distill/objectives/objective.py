@@ -63,7 +63,7 @@ def next_states(terms: Sequence[Term], *, context: LossContext, parts: Mapping[s
   Args:
     terms: Terms of the stage.
     context: Step, counts and term states that the step's loss was computed with.
-    parts: Mean of each term over the global batch, by the term's name in metrics (`loss_sums`).
+    parts: Mean of each term over the global batch, by the term's name in metrics, such as `0_forward_kl`.
   """
   names = _names(terms)
   reference = sum(
@@ -130,7 +130,7 @@ def _shared_walk(losses, inputs: LossInputs, *, shards: int):
     shards: Number of parts of the mesh that the batch's rows are spread over.
 
   Returns:
-    (Σ weight · sum over the losses, the unweighted sum over tokens of each loss [losses]).
+    (weighted total of all losses, [losses] unweighted sum of each loss over the tokens of the micro-batch).
   """
   output, batch = inputs.output, inputs.batch
   assert output is not None, "a term that is a loss of logits needs the student's output"

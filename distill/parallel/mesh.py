@@ -73,7 +73,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def batch_shards(mesh: Mesh) -> int:
-  """Returns the number of parts that `batch_sharding` divides a batch into: the size of data times that of fsdp."""
+  """Returns the number of parts that `batch_sharding` divides a batch into: size of mesh axis data × that of fsdp."""
   return math.prod(mesh.shape[name] for name in LOGICAL_TO_MESH["batch"] or ())
 
 

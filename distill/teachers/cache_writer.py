@@ -83,7 +83,7 @@ class CacheWriter:
     return True
 
   def _packed(self, section, store, route, mine: range, *, max_rows: int) -> Iterator[tuple[int, list[bytes]]]:
-    """Yields (position in the shard of the batch's first row, its packed rows) for each batch of a process's shard.
+    """Yields, for each batch of this process's shard, (number of shard rows before it, bytes of each of its rows).
 
     A shard shorter than `max_rows` is filled up with its last row, so that all processes run the same number of
     batches. The device computes the next batch while the host packs one.

@@ -19,7 +19,7 @@ RateFactors = dict[str, float | np.ndarray]
 
 
 def multipliers(rules: Sequence[tuple[str, float]], *, names: Mapping[str, Sequence[str]], what: str) -> RateFactors:
-  """Returns each stacked parameter's factor by the rules: a number, or an array [layers] if its layers' factors differ.
+  """Returns stacked name -> the factor that the rules give a parameter, or an array [layers] if its layers' differ.
 
   Args:
     rules: Ordered (regex, factor) pairs, matched against canonical names; the first match counts.

@@ -17,7 +17,7 @@ def test_the_error_for_a_config_json_key_that_was_not_read_names_the_key():
     have.finish()
 
 
-def test_finish_accepts_unread_keys_that_are_null_off_or_do_not_change_the_output():
+def test_an_unread_config_json_key_is_accepted_if_it_is_null_or_off_or_does_not_change_the_output():
   attributes(
     torch_dtype="bfloat16", new_key=None, use_qk_norm=False, pruned_heads={}, quantization_config=None
   ).finish()

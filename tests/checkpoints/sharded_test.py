@@ -114,7 +114,7 @@ def test_an_edit_that_is_an_array_replaces_the_embedding_even_with_more_tokens(d
   np.testing.assert_array_equal(params["embed.table"], table)
 
 
-def test_a_stored_tied_head_must_equal_the_embedding(directory, tmp_path):
+def test_a_stored_tied_head_is_refused_if_it_differs_from_the_embedding(directory, tmp_path):
   path = tmp_path / "model"
   hf.save(path, config=CONFIG, params=PARAMS)
   tensors = safetensors.numpy.load_file(path / "model.safetensors")

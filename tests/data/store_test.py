@@ -74,7 +74,7 @@ def test_stored_rows_do_not_depend_on_how_documents_are_grouped_for_tokenisation
     assert np.array_equal(value, parts.read(np.arange(parts.rows))[name])
 
 
-def test_only_completions_are_trained_on(tokenizer, tmp_path):
+def test_a_completion_and_its_end_token_count_in_the_loss_and_the_prompt_does_not(tokenizer, tmp_path):
   pair = Document(" knew", "the old model")
   fields = build_store(source_of(pair), tokenizer=tokenizer, length=32, directory=tmp_path).read(np.arange(1))
   in_loss = fields["tokens"][0, 1:][fields["loss_mask"][0, :-1] > 0]

@@ -36,17 +36,17 @@ def test_infinity_is_read_inside_a_time_step_limit_list():
 
 
 @pytest.mark.parametrize("value", [True, "1", 1.5, 0, 6, float("nan"), None, 10**400])
-def test_integer_refuses_other_types_and_values_out_of_range(value):
+def test_other_types_and_values_out_of_range_are_refused_where_an_integer_is_expected(value):
   with pytest.raises(InputError, match="^file: key = .*: expected a whole number from 1 to 5$"):
     integer(value, where="file: key", high=5)
 
 
-def test_integer_reads_whole_floats():
+def test_a_whole_float_is_read_where_an_integer_is_expected():
   assert integer(4.0, where="file: key", high=5) == 4
 
 
 @pytest.mark.parametrize("value", [False, "1", float("inf"), -0.1, 10**400, [1] * 100])
-def test_number_refuses_other_types_and_values_out_of_range(value):
+def test_other_types_and_values_out_of_range_are_refused_where_a_number_is_expected(value):
   with pytest.raises(InputError, match="^file: key = .*: expected a finite number from 0 to 1$"):
     number(value, where="file: key", low=0, high=1)
 

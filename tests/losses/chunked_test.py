@@ -205,7 +205,7 @@ def test_the_number_of_shards_does_not_change_the_loss(tokens, shards):
   assert_same_value_and_gradients(functools.partial(chunked, shards=shards), plain, *problem(2050, tokens=tokens))
 
 
-def test_chunked_divergence_equals_chunked_losses_at_temperature_one():
+def test_chunked_divergence_equals_chunked_losses_of_the_same_divergence_at_temperature_one():
   hidden, readout, teacher_hidden, teacher_readout, mask = problem(17)
   given = dict(hidden=hidden, readout=readout, target=teacher_hidden, teacher_readout=teacher_readout, mask=mask)
   np.testing.assert_array_equal(

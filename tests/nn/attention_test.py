@@ -6,7 +6,7 @@ from distill.nn.attention import AttentionConfig, ring_positions
 from distill.nn.rope import DynamicNtk, Interpolation, RopeConfig
 
 
-def test_each_ring_slot_holds_its_latest_position_and_an_empty_slot_is_negative():
+def test_ring_positions_gives_the_position_that_each_kv_cache_slot_holds_and_is_negative_for_an_empty_slot():
   assert ring_positions(jnp.asarray([6, 1]), size=4).tolist() == [[4, 5, 6, 3], [0, 1, -2, -1]]
 
 

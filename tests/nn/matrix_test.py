@@ -25,7 +25,7 @@ def test_a_routed_matrix_equals_the_dense_matrix_with_its_route_merged(column):
     np.testing.assert_allclose(found.take(rows), merged.take(rows), atol=1e-5)
 
 
-def test_products_with_and_rows_of_a_bfloat16_matrix_are_float32():
+def test_a_bfloat16_matrix_gives_float32_products_and_float32_rows():
   kernel = jax.random.normal(jax.random.key(0), (6, 5)).astype(jnp.bfloat16)
   x = jax.random.normal(jax.random.key(1), (4, 6)).astype(jnp.bfloat16)
   y = as_matrix(kernel).project(x)

@@ -23,7 +23,7 @@ def test_the_forward_kl_term_computes_from_logits_instead_of_log_probabilities(m
   assert seen
 
 
-def test_a_divergence_is_multiplied_by_the_squared_temperature_unless_switched_off():
+def test_a_divergence_is_multiplied_by_the_squared_temperature_unless_temperature_squared_is_false():
   term = {"kind": "reverse_kl", "temperature": 3.0}
   _, parts = sums(bound(term, {**term, "temperature_squared": False}), inputs(1))
   np.testing.assert_allclose(parts["0_reverse_kl"], 9.0 * parts["1_reverse_kl"], rtol=1e-6)
