@@ -9,7 +9,7 @@ from typing import Any
 
 from distill.checkpoints import hf_config
 from distill.checkpoints.name_table import spellings
-from distill.checkpoints.parameter_sources import ParameterSource, parameter_sources, pending
+from distill.checkpoints.parameter_sources import ParameterSource, parameter_sources, tensors_to_write
 from distill.checkpoints.registry import FAMILIES
 from distill.checkpoints.tensor_source import SafetensorsSource
 from distill.errors import InputError
@@ -104,7 +104,7 @@ def save(
   Raises:
     InputError: The directory holds other files, or cannot be written.
   """
-  tensors = pending(hf_config.name_table(config), params=params)
+  tensors = tensors_to_write(hf_config.name_table(config), params=params)
   with replace_directory(pathlib.Path(directory), marker="config.json", files=EXPORT_FILES) as work:
     safetensors_files.write(work, tensors, stem="model", max_file_bytes=max_file_bytes)
     if config_from is not None:

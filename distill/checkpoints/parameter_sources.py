@@ -157,8 +157,15 @@ def _shape(entry: TensorEntry, info: TensorInfo) -> tuple[int, tuple[int, ...]]:
   return whole.shape[-1], info.shape and (whole if entry.part is None else entry.part.take(whole)).shape
 
 
-def pending(table: Iterable[TensorEntry], *, params: Mapping[str, Any]) -> dict[str, Pending]:
-  """Returns name -> tensor of a whole checkpoint; each is made from canonical parameters only when it is written."""
+def tensors_to_write(table: Iterable[TensorEntry], *, params: Mapping[str, Any]) -> dict[str, Pending]:
+  """Returns tensor name -> tensor, for all tensors of a checkpoint. Each is made only when it is written.
+
+  Making a tensor transposes the canonical parameters that it holds and joins them, as the table says.
+
+  Args:
+    table: The name table of the architecture.
+    params: All canonical parameters.
+  """
   rows: dict[str, list[TensorEntry]] = {}
   for entry in table:
     rows.setdefault(entry.theirs, []).append(entry)

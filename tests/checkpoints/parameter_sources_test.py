@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill.checkpoints.name_table import Part, TensorEntry, checkpoint
-from distill.checkpoints.parameter_sources import parameter_sources, pending
+from distill.checkpoints.parameter_sources import parameter_sources, tensors_to_write
 from distill.checkpoints.tensor_source import TensorInfo
 from distill.errors import InputError
 
@@ -71,7 +71,7 @@ def opened(tensors):
 
 
 def test_tensors_made_only_when_written_equal_those_made_at_once():
-  made = pending(TABLE, params=PARAMS)
+  made = tensors_to_write(TABLE, params=PARAMS)
   expected = checkpoint(TABLE, params=PARAMS)
   assert set(made) == set(expected)
   for name, value in expected.items():
