@@ -91,6 +91,16 @@ class _LowRankEdit:
     self._last: tuple[slice, Factored] | None = None
 
   def __call__(self, value: np.ndarray, chunk: Block, read: Callable[[Block], np.ndarray]) -> np.ndarray:
+    """Returns the values of a chunk after all low-rank edits.
+
+    Args:
+      value: The base's values of the chunk, float32.
+      chunk: The chunk's (rows, columns) of the parameter [I, O].
+      read: Reads any block of the base's parameter, without the edits, in the checkpoint's dtype.
+
+    Raises:
+      InputError: The edits make a value infinite or NaN.
+    """
     rows, columns = chunk
     # DoRA needs the norms of whole columns. Consecutive chunks often have the same columns.
     chosen = columns if self._dora else slice(0, self._shape[1])

@@ -263,10 +263,11 @@ def select_route(
 def widen_readout(
   params: Mapping[str, Any], *, hidden: Float[Array, "B T D"], readout: Readout, routes: Int[Array, " B"]
 ) -> tuple[Float[Array, "B T widened"], Readout]:
-  """Returns (hidden states, one readout for the rows of all routes), both widened if routes differ at the head.
+  """Returns (hidden states, one readout for the rows of all routes).
 
-  The widened kernel [widened, V] has a block of rows for each route, which routes with equal heads may share. A widened
-  hidden state is zero at the blocks of other routes.
+  Both are widened if `params` has factors or values of the head by route; else they are unchanged. The widened kernel
+  [widened, V] has a block of rows for each route, which routes with equal heads may share. A widened hidden state is
+  zero at the blocks of other routes.
 
   Args:
     params: Stacked parameters of base and routes.

@@ -139,7 +139,8 @@ class DecoderModule(nnx.Module):
     for group, layers in zip(self.plan, self.groups, strict=True):
       numbers = [[group.layer(repeat, j) for j in range(len(layers))] for repeat in range(group.repeats)]
       # [repeats, pattern]: a layer's slot is its row in `layer_outputs` or `mixer_outputs`. A layer that is not
-      # captured has a slot past the last row, and jax drops what it writes there.
+      # captured has a slot past the last row, and jax drops what it writes there. If layers 1 and 4 are captured, the
+      # slots of layers 0, 1, 2, … are 2 0 2 2 1 2 2 …
       slots = [
         np.asarray([[asked.index(i) if i in asked else len(asked) for i in row] for row in numbers])
         for asked in (needed.layers, needed.mixers)

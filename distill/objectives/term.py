@@ -140,7 +140,10 @@ class Term(Protocol):
     del targets, key
 
   def init_params(self, setting: Setting, *, key: Key[Array, ""]) -> Params:
-    """Returns the term's own trained parameters, such as projectors; names are unique across a recipe's terms."""
+    """Returns initial values of the term's own trained parameters, such as projectors, by name.
+
+    Terms that give the same name share the parameter, in one stage or in several.
+    """
     return {}
 
   def initial_state(self) -> TermState:
