@@ -43,7 +43,8 @@ def option(
     most: Largest number allowed.
     choices: The only strings allowed; empty allows all.
     regex: True if strings must be valid regular expressions.
-    kinds: For a value that is a dict with a `kind`: the dataclass of each kind; the field is annotated with their base.
+    kinds: For a value that is a dict with the key `kind`: kind -> dataclass that the dict is read into. The field is
+      annotated with the base class of these dataclasses.
   """
   metadata: dict[str, Any] = {"help": help, "least": least, "above": above, "most": most}
   metadata |= {"choices": tuple(choices), "regex": regex, "kinds": kinds}
@@ -169,7 +170,11 @@ def _value(value: Any, hint: Any, *, options: Mapping[str, Any], key: str) -> An
 
 
 def _one_of(value: Any, hints: Sequence[Any], *, options: Mapping[str, Any], key: str) -> Any:
-  """Returns the value read by the first member of a union that fits the value's type."""
+  """Reads `value` as the first member of a union, listed in `hints`, whose type the value has.
+
+  Raises:
+    InputError: The value has none of these types, or is out of range.
+  """
   for hint in hints:
     if hint is type(None) and value is None:
       return None

@@ -23,7 +23,7 @@ class LowRank:
     b: [R, O] float32.
     scale: alpha / R, or alpha / sqrt(R) for rsLoRA.
     magnitude: [O] the norms to which the columns of (matrix that the adapter was trained on) + scale * a @ b are
-      rescaled; None for plain LoRA.
+      rescaled; None without DoRA.
   """
 
   a: Float[np.ndarray, "I R"]
@@ -38,11 +38,11 @@ class LowRank:
 
   @property
   def norm(self) -> float:
-    """Frobenius norm of the change `delta`, computed from a and b without forming the [I, O] matrix."""
+    """Frobenius norm of the property `delta`, computed from a and b without forming the [I, O] matrix."""
     return float(self.scale * np.sqrt(max(0.0, np.sum((self.a.T @ self.a) * (self.b @ self.b.T)))))
 
   def columns(self, trained_on: Float[np.ndarray, "I O"]) -> Float[np.ndarray, " O"] | None:
-    """Returns the factor [O] that rescales the columns of trained_on + `delta` to `magnitude`; None for plain LoRA."""
+    """Returns the factor [O] that rescales the columns of trained_on + `delta` to `magnitude`; None without DoRA."""
     if self.magnitude is None:
       return None
     lengths = np.linalg.norm(trained_on + self.delta, axis=0)

@@ -55,7 +55,7 @@ class Layout:
     return {entry.ours: value if entry.part is None else entry.part.take(value) for entry in self.entries[theirs]}
 
   def join(self, theirs: str, pieces: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Returns one array for the HF tensor `theirs`, joined from pieces: the inverse of `columns`.
+    """Returns one array for the HF tensor `theirs`, joined from pieces: the inverse of the method `columns`.
 
     Args:
       theirs: Name of the HF tensor.

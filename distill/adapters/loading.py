@@ -1,4 +1,7 @@
-"""Loads a base model with adapters, merged or routed by row, from its files straight onto the mesh."""
+"""Loads a base model with adapters from files onto the mesh.
+
+Either the adapters are merged into the base, or each row of a batch uses its own set of them (`routed`).
+"""
 
 import dataclasses
 import pathlib

@@ -318,7 +318,7 @@ def _targets(chosen: set[str], *, everything: Iterable[str]) -> list[str]:
 def write_adapter(
   directory: pathlib.Path, *, factors: Mapping[str, LowRank], config: DecoderConfig, base: str = ""
 ) -> None:
-  """Writes a plain LoRA adapter as a PEFT directory, which appears complete or not at all.
+  """Writes a LoRA adapter without DoRA as a PEFT directory, which appears complete or not at all.
 
   Args:
     directory: The directory to write: absent, empty, or an earlier export, which is replaced.

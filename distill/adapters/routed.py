@@ -40,12 +40,12 @@ SUFFIXES = (_A, _B, _COLUMN, _VALUES, _PLACE)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RoutedAdapters:
-  """The parameters that routes, sets of adapters that rows of a batch can use, add to a base.
+  """The parameters that routes add to a base. A route is a set of adapters; each row of a batch uses one route.
 
   Attributes:
     config: Configuration of base and routes.
     replaced: Canonical parameters that replace those of the base, or that the base lacks.
-    stacked: Name of a stacked parameter with a suffix, such as `.route_a` -> factors or values of all routes.
+    stacked: Name of a stacked parameter plus a suffix such as `.route_a` -> factors or values of all routes.
   """
 
   config: DecoderConfig
@@ -140,7 +140,12 @@ def _factors(
   *,
   shape: tuple[int, ...],
 ) -> Params:
-  """Returns a stacked matrix's low-rank factors for all layers and routes, padded with zeros to the largest rank."""
+  """Returns the low-rank factors of one stacked matrix, for all layers and routes.
+
+  The keys are the matrix's name with `.route_a` [layers,routes,I,R] and `.route_b` [layers,routes,R,O], where R is the
+  largest rank; factors of lower rank are padded with zeros. A third key, with `.route_column` [layers,routes,O], is
+  added unless all column factors are 1. The axis of layers is absent if the matrix is outside the layers.
+  """
 
   def one(layer: str, route: Sequence[StackedAdapter]) -> Factored:
     return factored(layer, adapters=route, shape=shape, base=lambda: np.asarray(base[layer], np.float32))

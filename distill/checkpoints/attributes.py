@@ -118,7 +118,9 @@ class Attributes:
     return default if value is None else value
 
   def integer(self, key: str, default: int | None = None) -> int:
-    """Returns the value of a key, a whole number from 1 to the largest plausible size; if absent or null, the default.
+    """Returns the value of a key, a whole number of at least 1; if absent or null, the default.
+
+    The largest allowed number is that of the key in `_MAX`, or 2³¹ − 1 for a key that is not there.
 
     Raises:
       InputError: The key is absent or null and there is no default, or its value is anything else.

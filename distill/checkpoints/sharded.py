@@ -222,7 +222,7 @@ class _Loader:
   def _values(self, name: str, block: Block) -> Iterator[tuple[Block, np.ndarray]]:
     """Yields (chunk, its values) for chunks that together cover `block` of one canonical parameter.
 
-    If `edits` (see `load`) has an entry for the parameter, the values are the edited ones.
+    The values include the edit of the parameter, if the argument `edits` of `load` has one.
     """
     edit = self._edits.get(name)
     if isinstance(edit, np.ndarray):

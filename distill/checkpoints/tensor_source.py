@@ -33,7 +33,7 @@ class TensorInfo:
 
 @runtime_checkable  # The tests check signatures at run time.
 class TensorSource(Protocol):
-  """Lists and reads the tensors of one checkpoint. Only implementations depend on the format of its files."""
+  """Lists and reads the tensors of one checkpoint. Its file format matters only to the implementation."""
 
   def tensors(self) -> Mapping[str, TensorInfo]:
     """Returns every tensor by its name, from headers alone."""

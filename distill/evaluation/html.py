@@ -97,7 +97,10 @@ def _lead(report: Report, model: ModelRow) -> str:
 
 
 def _headlines(report: Report) -> list[str]:
-  """Returns an HTML tile for each skill and model, except base and teacher, with the model's retention."""
+  """Returns an HTML tile for each skill of each model other than base and teacher.
+
+  A tile shows the retention (see `SkillRow`). The list is empty unless both base and teacher are in the report.
+  """
   tiles = []
   for rows in report.by_skill():
     measured = [(label, row) for label, row in zip(report.labels, rows, strict=True) if is_measured(row)]
@@ -116,7 +119,7 @@ def _key(entries: Sequence[tuple[str, str]]) -> str:
 
 
 def _offsets(report: Report) -> list[int]:
-  """Returns the vertical offset in pixels of each model's circle in a chart: teacher above the base, others below."""
+  """Returns how many pixels each model's circle is below the base's in a chart; negative (above) for the teacher."""
   offsets, below = [], 0
   for model in report.models:
     below += 7 if is_measured(model) else 0

@@ -104,7 +104,10 @@ class Report:
 
   @property
   def labels(self) -> tuple[str, ...]:
-    """Returns a label for each model: 'stack' for the teacher, else its role, or its name if models share a role."""
+    """Returns a label for each model: its role, or its name if several models have this role.
+
+    The label of a teacher is 'stack' in place of its role: it is the base with a stack of adapters.
+    """
     counts = collections.Counter(model.role for model in self.models)
     labels = {role: STACK if role == TEACHER else role for role in counts}
     return tuple(labels[model.role] if counts[model.role] == 1 else model.name for model in self.models)

@@ -31,7 +31,7 @@ class Stored:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pending:
-  """A tensor to be written. `make` creates it just before, so that not all tensors are in memory at once."""
+  """A tensor to be written. `make` creates it just before it is written, so that few tensors are in memory at once."""
 
   shape: tuple[int, ...]
   dtype: np.dtype

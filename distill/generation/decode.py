@@ -1,4 +1,4 @@
-"""Generates tokens after prompts: a prefill runs the prompts, then a compiled loop samples one block after another."""
+"""Generates tokens after prompts: a prefill runs the prompts, then a compiled loop samples blocks of tokens."""
 
 import dataclasses
 import functools

@@ -185,7 +185,7 @@ class Linear(FromAttention):
   kernels: Mapping[str, str]
 
   def needs_importance(self, mixer: MixerConfig, source: AttentionConfig) -> bool:
-    """Returns True: the conversion needs the size of the teacher's activations."""
+    """Returns True: the conversion reads `power` and `mean` of `TeacherMixer`, which are measured activations."""
     return True
 
   def parameter(self, name: str, *, mixer: Any, teacher: TeacherMixer, heads: Heads | None) -> Array | None:

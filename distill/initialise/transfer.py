@@ -183,7 +183,7 @@ def _retained_channels(config: DecoderConfig, teacher: DecoderConfig, importance
 def _retained(
   index: int, layer: int, config: DecoderConfig, teacher: DecoderConfig, importance: Importance | None
 ) -> RetainedParts:
-  """Returns the parts of teacher layer `layer` that student layer `index` starts from."""
+  """Returns the heads and neurons of teacher layer `layer` that student layer `index` starts from."""
   student, source = config.layers[index], teacher.layers[layer]
   scores, neurons = (None, None) if importance is None else (importance.heads[layer], importance.neurons[layer])
   return RetainedParts(
@@ -226,7 +226,11 @@ class _Source:
     return value
 
   def _corrected(self, scale: Array, name: str, retained: Sequence[int] | Array) -> Array:
-    """Returns the scale of the teacher's norm `name`, multiplied to make up for inputs missing from `retained`."""
+    """Returns the scale of the teacher's norm `name` for a norm over the inputs with the indices `retained` only.
+
+    The effective scale (stored scale + `norm_offset`) is multiplied by the factor from `norm_correction`. The result is
+    again a stored scale, without the offset.
+    """
     assert self.importance is not None
     factor = norm_correction(self.importance.shares[name.removesuffix(".scale")], retained)
     offset = np.float32(self.teacher_config.norm_offset)

@@ -39,9 +39,9 @@ from distill.types import INPUT, Capture
 
 
 def cache_teacher(recipe: Mapping[str, Any] | RunConfig, *, workdir: pathlib.Path) -> int:
-  """Stores the teacher's signal for all rows of text of the stages that learn from a teacher.
+  """Stores the teacher's signal for all text rows of the stages that learn from a teacher.
 
-  After an interruption, the same call continues the cache.
+  After an interruption, the same call continues where the caching stopped.
 
   Args:
     recipe: The run's configuration, resolved or as a recipe.
@@ -269,10 +269,10 @@ def cached_batches(index: CacheIndex, batches: Batches, *, stage: Stage) -> Batc
 
 
 def _subjects(config: RunConfig) -> Callable[[int, TokenStore], dict[str, Any]]:
-  """Returns a function that says which teacher and text a section of a teacher cache must have been made from.
+  """Returns a function (index of a data source, its token store) -> entries that a section's manifest must have.
 
-  The function takes the index of a data source and its token store. It returns the manifest's entries 'tokenizer',
-  'length' and 'store', and also 'teacher' and 'adapters' unless config.teacher.model is empty.
+  The entries identify the text and the teacher that the section was made from. They are 'tokenizer', 'length' and
+  'store', and also 'teacher' and 'adapters' unless config.teacher.model is empty.
   """
   spec, sources = config.teacher, config.data.sources
   teacher, adapters = "", []

@@ -94,7 +94,10 @@ def build_models(
 
 
 def live_teacher(config: RunConfig, *, mesh: Mesh) -> LiveTeacher:
-  """Loads the teacher into memory: its adapters are merged if all rows have one route, else applied row by row."""
+  """Loads the teacher into memory.
+
+  Its adapters are merged if all rows of text use the same set of them (one route), else applied row by row.
+  """
   spec = config.teacher
   with fail_together("config.teacher"):
     directory = locate(spec.model)

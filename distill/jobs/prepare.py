@@ -49,7 +49,7 @@ def prepare(
 
   Args:
     config: The configuration.
-    directory: The run's directory, already claimed.
+    directory: The run's directory, after a call of its method `claim`.
     batches: Batch source of each stage, by name, in place of the configuration's text.
 
   Returns:

@@ -64,7 +64,7 @@ class RunDirectory:
     return MetricsWriter(self._metrics, tensorboard=self.path / "tensorboard", step=step)
 
   def metrics(self) -> list[dict[str, Any]]:
-    """Returns the lines of metrics.jsonl written so far."""
+    """Returns the lines of metrics.jsonl written so far, each as a dictionary."""
     return read_metrics(self._metrics)
 
   def summary(self) -> str:

@@ -71,7 +71,7 @@ def from_arrays(arrays: Params) -> tuple[Params, Params]:
 
 
 def array_shapes(run: Run, params: Params, *, stage: str) -> Params:
-  """Returns shapes, dtypes and shardings of the arrays in a checkpoint of a stage.
+  """Returns array name -> `jax.ShapeDtypeStruct` with sharding, for all arrays in a checkpoint of one stage.
 
   Args:
     run: The run.

@@ -1,4 +1,4 @@
-"""Causal softmax attention over whole rows, one block of queries at a time."""
+"""Causal softmax attention for training and prefill, one block of queries at a time; decoding steps do not use it."""
 
 import dataclasses
 import functools

@@ -48,7 +48,7 @@ def gated_delta_rule(
   pad = blocks * size * chunk - length
 
   def cut(x):
-    """Pads x, casts it to float32 and rearranges it from [B,T,N,…] to [blocks,chunks,B,N,C,…].
+    """Zero-pads x to full blocks, casts it to float32 and rearranges it from [B,T,N,…] to [blocks,chunks,B,N,C,…].
 
     C is the number of positions in a chunk, and `chunks` the number of chunks in a block.
     """

@@ -112,7 +112,9 @@ def divergence_loss(
   temperature: Scalar = 1.0,
   extra: tuple[Scalar, ...] = (),
 ) -> TokenLoss:
-  """Makes a `TokenLoss` of a divergence of student from teacher; the squared temperature is not a factor of it.
+  """Returns a `TokenLoss` that measures a divergence between the teacher's and the student's distributions.
+
+  The loss is not multiplied by the squared temperature; `weight` can include this factor.
 
   Args:
     divergence: A function (log_p, log_q, *extra) as in `divergences`, or (log_p, log_q, labels, *extra) if `labelled`.

@@ -24,9 +24,10 @@ from distill.types import NO_CAPTURE, Capture, ModelOutput
 class Decoder:
   """A decoder-only language model as pure functions of flat, named parameters.
 
-  The methods take *stacked* parameters: `groups.{g}.{j}.…` holds those of all layers at position j of the repeated
-  pattern of group g, with a leading dimension of repeats. `unstack` converts them to canonical names `layers.{i}.…`,
-  which do not depend on how layers are grouped, and `stack` converts them back.
+  The layers are divided into groups, each of which repeats a pattern of layers. The methods take *stacked* parameters:
+  `groups.{g}.{j}.…` is an array with a leading dimension of repeats. It holds the parameters of the layers at position
+  j of group g's pattern. `unstack` converts stacked parameters to canonical names `layers.{i}.…`, which do not depend
+  on how layers are grouped, and `stack` converts them back.
 
   Args:
     config: Architecture.
@@ -135,7 +136,7 @@ class Decoder:
     return self.module(params).run_isolated(inputs, layers=layers, run=run)
 
   def init_state(self, params: Mapping[str, Any], *, batch: int, length: int, dtype: Any = jnp.bfloat16) -> Any:
-    """Returns the decoding state of `batch` empty rows that may grow to `length` positions.
+    """Returns the decoding state of `batch` empty rows, from which `step` starts.
 
     Args:
       params: Stacked parameters.

@@ -37,7 +37,10 @@ class Group:
   repeats: int
 
   def layer(self, repeat: int, position: int) -> int:
-    """Returns the decoder's index of the layer at `position` in the pattern's repeat `repeat`; all count from 0."""
+    """Returns a layer's index in the decoder, from the number of its repeat and its position in the pattern.
+
+    All three count from 0.
+    """
     return self.start + repeat * len(self.pattern) + position
 
 
@@ -218,7 +221,9 @@ class DecoderModule(nnx.Module):
     return tuple(outputs[place] for place in range(len(layers)))
 
   def init_state(self, batch: int, *, length: int, dtype) -> list[list[Any]]:
-    """Returns an empty decoding state for every layer; the states of stacked layers are stacked too.
+    """Returns the decoding states of empty rows, states[g][j] for the layers at position j of group g's pattern.
+
+    If the group repeats its pattern, each array in states[g][j] has a leading axis of repeats.
 
     Args: as `Decoder.init_state`.
     """
@@ -254,7 +259,11 @@ class DecoderModule(nnx.Module):
     return x, after
 
   def prefill(self, tokens, *, lengths, length, dtype) -> tuple[ModelOutput, list[list[Any]]]:
-    """Runs prompts of `lengths` tokens; returns (output at each last token, with `hidden` [B,D], decoding states).
+    """Runs prompts; returns (output, decoding states after the prompts).
+
+    The output is that at the last token of each prompt, so its `hidden` is [B,D]. `lengths` [B] are the numbers of
+    tokens in the prompts; `length` is the number of positions that every row may grow to. The states are nested as in
+    `init_state`.
 
     Args: as `Decoder.prefill`.
     """
@@ -270,6 +279,8 @@ class DecoderModule(nnx.Module):
 
   def step(self, tokens, *, state, positions, dtype) -> tuple[ModelOutput, list[list[Any]]]:
     """Runs the next token of each row; returns (output with `hidden` [B,D], new decoding states).
+
+    The states are nested as in `init_state`.
 
     Args: as `Decoder.step`.
     """

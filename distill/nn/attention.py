@@ -250,7 +250,7 @@ class Attention(nnx.Module):
     return length if self.config.window is None else min(length, self.config.window)
 
   def _decoding_inverse(self, length: int):
-    """Returns the rotary frequencies [Half] of a document of `length` positions; None without RoPE."""
+    """Returns the frequency of each rotated channel pair, for documents of `length` positions; None without RoPE."""
     rope = self.config.rope
     return None if rope is None else frequencies(self.config.head_dim, rope=rope, length=length)[0][-1]
 

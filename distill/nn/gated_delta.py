@@ -69,7 +69,12 @@ class GatedDeltaConfig:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GatedDeltaState:
-  """Decoding state of a gated delta mixer: the last W − 1 inputs of each convolution, and the recurrent state."""
+  """Decoding state of a gated delta mixer, float32.
+
+  Attributes:
+    windows: Name of a convolution -> its last `conv_width` − 1 inputs.
+    recurrent: State of each head's recurrence.
+  """
 
   windows: dict[str, Float[Array, "B window _"]]
   recurrent: Float[Array, "B N H P"]
@@ -168,7 +173,10 @@ class GatedDelta(nnx.Module):
     return self._mix(x, segments=segments, real=None, dtype=dtype)[0]
 
   def init_state(self, batch: int, *, length: int, dtype: DTypeLike) -> GatedDeltaState:
-    """Returns the decoding state of `batch` empty rows, float32; `length` and `dtype` are ignored."""
+    """Returns the decoding state of `batch` empty rows.
+
+    `length` and `dtype` are ignored: the state has the same size for any number of positions, and is always float32.
+    """
     del length, dtype
     config = self.config
     return GatedDeltaState(
@@ -181,8 +189,9 @@ class GatedDelta(nnx.Module):
   ) -> tuple[Float[Array, "B T D"], GatedDeltaState]:
     """Mixes prompts of `lengths` positions.
 
-    Returns (outputs, decoding state). The state is the one that `lengths` calls of `step` would leave. Outputs past a
-    row's length are undefined. `length` is ignored.
+    Returns (outputs, decoding state), float32. The state is the one that `lengths` calls of `step` would leave. Outputs
+    past a prompt's end are undefined. The number of positions that a row may grow to, `length`, is ignored: the state
+    has the same size for any number of positions.
     """
     del length
     real = jnp.arange(x.shape[1])[None, :] < lengths[:, None]
@@ -195,7 +204,7 @@ class GatedDelta(nnx.Module):
   ) -> tuple[Float[Array, "B D"], GatedDeltaState]:
     """Mixes the next position of each row by one step of the recurrence.
 
-    Returns (output, new decoding state), float32. `positions` is ignored.
+    Returns (output, new decoding state), float32. `positions` is ignored: the recurrence needs no position indices.
     """
     del positions
     convolved, windows = {}, {}

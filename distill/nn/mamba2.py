@@ -76,7 +76,12 @@ class Mamba2Config:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mamba2State:
-  """Decoding state of a Mamba-2 mixer: the last W − 1 inputs of each convolution, and the recurrent state."""
+  """Decoding state of a Mamba-2 mixer, float32.
+
+  Attributes:
+    windows: Name of a convolution -> its last `conv_width` − 1 inputs.
+    recurrent: State of each head's recurrence.
+  """
 
   windows: dict[str, Float[Array, "B window _"]]
   recurrent: Float[Array, "B N H P"]
@@ -159,7 +164,10 @@ class Mamba2(nnx.Module):
     return self._gate(y, inputs, projected["z"]), recurrent
 
   def qkv(self, x: Float[Array, "B T D"], *, dtype: DTypeLike) -> tuple[Float[Array, "B T I"], ...]:
-    """Returns c, b and x, which take the roles of queries, keys and values, float32, before the convolutions."""
+    """Projects the input to c, b and x of the recurrence, which take the roles of queries, keys and values.
+
+    The results are float32 and not convolved.
+    """
     x = x.astype(dtype)
     return tuple(project(x, out=jnp.float32) for project in (self.c, self.b, self.x))
 
@@ -176,7 +184,10 @@ class Mamba2(nnx.Module):
     return self.o(y.astype(dtype), out=jnp.float32)
 
   def init_state(self, batch: int, *, length: int, dtype: DTypeLike) -> Mamba2State:
-    """Returns the decoding state of `batch` empty rows, float32; `length` and `dtype` are ignored."""
+    """Returns the decoding state of `batch` empty rows.
+
+    `length` and `dtype` are ignored: the state has the same size for any number of positions, and is always float32.
+    """
     del length, dtype
     config = self.config
     return Mamba2State(
@@ -189,8 +200,9 @@ class Mamba2(nnx.Module):
   ) -> tuple[Float[Array, "B T D"], Mamba2State]:
     """Mixes prompts of `lengths` positions.
 
-    Returns (outputs, decoding state). The state is the one that `lengths` calls of `step` would leave. Outputs past a
-    row's length are undefined. `length` is ignored.
+    Returns (outputs, decoding state), float32. The state is the one that `lengths` calls of `step` would leave. Outputs
+    past a prompt's end are undefined. The number of positions that a row may grow to, `length`, is ignored: the state
+    has the same size for any number of positions.
     """
     del length
     projected, real = self._project(x, dtype), jnp.arange(x.shape[1])[None, :] < lengths[:, None]
@@ -203,7 +215,7 @@ class Mamba2(nnx.Module):
   ) -> tuple[Float[Array, "B D"], Mamba2State]:
     """Mixes the next position of each row by one step of the recurrence.
 
-    Returns (output, new decoding state), float32. `positions` is ignored.
+    Returns (output, new decoding state), float32. `positions` is ignored: the recurrence needs no position indices.
     """
     del positions
     projected, convolved, windows = self._project(x, dtype), {}, {}

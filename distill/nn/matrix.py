@@ -64,7 +64,7 @@ class RoutedMatrix:
   route: Int[Array, "*L"]
 
   def project(self, x: Float[Array, "M I"]) -> Float[Array, "M O"]:
-    """Computes x @ (weight with this route's adapters, see the class) with operands in x's dtype and float32 sums."""
+    """Computes x @ (matrix * column[route] + a[route] @ b[route]) with operands in x's dtype and float32 sums."""
     low = jnp.matmul(x, self.a[self.route].astype(x.dtype), preferred_element_type=jnp.float32)
     return self._add(DenseMatrix(self.matrix).project(x), low.astype(x.dtype))
 

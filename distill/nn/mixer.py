@@ -32,7 +32,7 @@ class Mixer(Protocol):
 
   The output at a position depends on that position and on those before it in the same document, and on nothing else.
   All results are float32. If the outputs of the heads are concatenated before one output projection, that projection
-  must be called `o`: the importance of heads is measured at its input.
+  must be the attribute `o`: the importance of heads is measured at its input.
   """
 
   def __call__(
@@ -54,7 +54,13 @@ class Mixer(Protocol):
     """
 
   def init_state(self, batch: int, *, length: int, dtype: DTypeLike) -> Any:
-    """Returns the decoding state, a pytree of arrays, of `batch` empty rows that may grow to `length` positions."""
+    """Returns the decoding state of empty rows, a pytree of arrays.
+
+    Args:
+      batch: Number of rows.
+      length: Number of positions that each row may grow to.
+      dtype: Dtype of a KV cache; a mixer with another kind of state may ignore it.
+    """
 
   def prefill(
     self, x: Float[Array, "B T D"], *, lengths: Int[Array, " B"], length: int, dtype: DTypeLike

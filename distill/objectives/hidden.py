@@ -24,7 +24,10 @@ class Hidden(DistanceTerm):
   kind: ClassVar[str] = "hidden"
 
   def pair(self, student: int, span: Span) -> tuple[int, ...]:
-    """Returns the pair (student layer, `span.last`); `span` is the teacher layers that the student layer replaces."""
+    """Returns the default entry of `pairs` for the layer `student`: (its index, index of a teacher layer).
+
+    The teacher layer is the last of those that the student layer replaces, which `span` describes.
+    """
     return student, span.last
 
   def student_capture(self) -> Capture:

@@ -66,9 +66,10 @@ class MixerOutput(_IsolatedTerm):
   kind: ClassVar[str] = "mixer_output"
 
   def pair(self, student: int, span: Span) -> tuple[int, ...]:
-    """Returns a student layer's default entry of `pairs`: (its index, teacher layer that it is initialised from).
+    """Returns the default entry of `pairs` for the layer `student`: (its index, index of a teacher layer).
 
-    If the option is 'uniform', the teacher layer is the first that the student layer replaces.
+    The teacher layer is the one that the student layer is initialised from. If the option `pairs` is 'uniform', it is
+    the first of those that the student layer replaces.
     """
     return student, span.source
 
@@ -87,7 +88,7 @@ class MixerOutput(_IsolatedTerm):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockOutput(_IsolatedTerm):
-  """Distance between the outputs of a whole student layer and a teacher layer, both run on the teacher's input.
+  """Distance between the outputs of a student layer and of teacher layers, both run on the teacher's input.
 
   A pair (student, first, last) compares one student layer with the teacher layers `first` to `last` together; a pair
   (student, teacher) compares it with one teacher layer, which is both first and last.

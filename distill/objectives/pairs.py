@@ -108,7 +108,7 @@ class PairTerm(Term):
     return {"ratio": jnp.float32(1.0)} if self.balanced else {}
 
   def next_state(self, state: TermState, *, value: Scalar, reference: Scalar, context: LossContext) -> TermState:
-    """Returns the state with the ratio reference / value, by which `balanced` scales the weight of the next step.
+    """Returns the state with the ratio reference / value, a factor of the next step's weight if `balanced` is set.
 
     If this ratio is not finite, the state keeps the ratio of the step before.
 

@@ -38,11 +38,14 @@ class Taid(DivergenceTerm):
     return (state["t"],)
 
   def initial_state(self) -> TermState:
-    """Returns a state of `t_start` as t, zero momentum and an infinite previous loss, which stands for none."""
+    """Returns the state before the first step: t = `t_start`, momentum 0 and previous loss ∞, which means none."""
     return {"t": jnp.float32(self.t_start), "momentum": jnp.float32(0.0), "last": jnp.float32(jnp.inf)}
 
   def next_state(self, state: TermState, *, value: Scalar, reference: Scalar, context: LossContext) -> TermState:
-    """Returns the next state; t is on the straight line from `t_start` to `t_end`, or above it if the loss falls.
+    """Returns the next state; t, the teacher's share in the target, rises to at most `t_end`.
+
+    The new t is the larger of two values: a straight line over the stage from `t_start` to `t_end`, and the old t plus
+    alpha · sigmoid(momentum) · (1 − old t), which grows faster while the loss falls.
 
     Args: as `Term.next_state`.
     """

@@ -9,7 +9,7 @@ EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: run the same command again.
 
 
 class Interruption:
-  """A context manager in which SIGTERM or SIGINT only requests a stop, which the run reads from `requested`.
+  """A context manager in which SIGTERM or SIGINT only requests a stop; the method `requested` reports the request.
 
   A SIGINT after such a request raises KeyboardInterrupt at once.
   """

@@ -35,7 +35,7 @@ def broadcast_numbers(numbers: Sequence[int]) -> list[int]:
 
 
 def local_rows(x: jax.Array) -> np.ndarray:
-  """Returns the rows of an array sharded over its rows that this process's devices hold, in row order."""
+  """Returns the rows of `x` that this process's devices hold, in row order; `x` is sharded by rows."""
   parts = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
   return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
 

@@ -37,7 +37,10 @@ class CachedTeacher:
     return {}
 
   def signal(self, params: Mapping[str, Any], *, batch: Batch, capture: Capture, dtype: Any) -> SparseSignal:
-    """Returns `batch.signal`, which was read from the cache with the same `capture`; other arguments are ignored."""
+    """Returns `batch.signal`, which must hold exactly the activations in `capture`.
+
+    `params` and `dtype` are ignored, as no model runs.
+    """
     del params, dtype
     assert batch.signal is not None, "the batch has no signal from the teacher cache"
     found = {name: tuple(getattr(batch.signal, name)) for name in ("layers", "mixers", "qkv")}

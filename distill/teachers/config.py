@@ -18,7 +18,7 @@ class TeacherConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TeacherCacheConfig:
-  """Options of `distill cache`: the sparse targets and activations of the teacher that it stores."""
+  """Options of `distill cache`, which stores sparse targets and activations of a teacher."""
 
   targets: str = option(
     "top_k", help="The likeliest tokens (top_k), or tokens drawn from the teacher.", choices=("top_k", "sampled")

@@ -49,7 +49,7 @@ class TopK:
     return _map_positions(top, hidden, readout, ())
 
   def bytes_a_token(self, id_bits: int) -> float:
-    """Returns the size of one position on disk in bytes; a token id takes `id_bits` bits."""
+    """Returns the size in bytes of one position's targets on disk; a token id takes `id_bits` bits."""
     return self.size * (id_bits + 16) / 8 + 2
 
   def pack(self, arrays: tuple[np.ndarray, ...], *, id_bits: int) -> bytes:
@@ -105,7 +105,7 @@ class Sampled:
     return _map_positions(drawn, hidden, readout, offsets)
 
   def bytes_a_token(self, id_bits: int) -> float:
-    """Returns the bytes of one position on disk if all its drawn ids differ; a token id takes `id_bits` bits.
+    """Returns the size in bytes of one position's targets on disk if all drawn ids differ; an id takes `id_bits` bits.
 
     Repeated ids take less: published models draw about 12 different ids in 50.
     """

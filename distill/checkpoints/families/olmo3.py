@@ -1,4 +1,7 @@
-"""OLMo 3: OLMo 2 with a sliding window in three of four layers, whose rotary embedding differs from the fourth's."""
+"""OLMo 3: OLMo 2 with a sliding window in three of four layers.
+
+Layers with and without a window have different rotary embeddings.
+"""
 
 from collections.abc import Mapping
 from typing import Any
