@@ -21,8 +21,8 @@ class DivergenceTerm(Term):
   """Base class of terms that compare the student's next-token distribution with the teacher's.
 
   Attributes:
-    labelled: True if the function that the method `divergence` returns takes labels as its third argument. A label is
-      the index of a token's label among the columns of the log-probabilities.
+    labelled: True if the function that the method `divergence` returns takes labels as its third argument. They are
+      column indices: for each token, the column of the log-probabilities that holds the token's label.
     linear_in_teacher: True if the gradient is linear in the teacher's probabilities. Its mean over sampled targets then
       equals the gradient for the teacher's full distribution.
   """
