@@ -139,7 +139,10 @@ class SparseTarget:
 @_pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DenseSignal:
-  """A teacher's whole next-token distribution, as (hidden, readout), and its captured activations by layer number."""
+  """A teacher's next-token distributions over the whole vocabulary, as hidden states and the readout to logits.
+
+  Captured activations are in `layers`, `mixers` and `qkv`, keyed by layer index.
+  """
 
   hidden: Float[Array, "B T D"]
   readout: Readout
@@ -163,7 +166,11 @@ class SparseSignal:
   qkv: Mapping[int, Qkv] = dataclasses.field(default_factory=dict)
 
   def target_rows(self) -> tuple[SparseTarget, None]:
-    """Returns the teacher's sparse targets of all M tokens of the batch, and None, since they need no map to logits."""
+    """Returns the teacher's sparse targets of all M tokens of the batch, and None.
+
+    None is in the place of the readout that `DenseSignal.target_rows` returns. Sparse targets need no readout, because
+    they already hold log-probabilities.
+    """
     return jax.tree.map(_rows, self.target), None
 
 

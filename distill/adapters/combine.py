@@ -148,13 +148,14 @@ def as_adapter(
   report: Callable[[str, float], Any] = lambda name, share: None,
   **how: Any,
 ) -> dict[str, LowRank]:
-  """Returns the combined change of several adapters as plain LoRA factors: exact, or the nearest of a given rank.
+  """Returns the combined change of several adapters as LoRA factors: exact, or the nearest of a given rank.
 
   Args:
     params: Canonical parameters of the base.
     adapters: The adapters, in the order of the stack.
     config: Configuration of the base.
-    rank: Rank of the factors. 0 asks for the exact change, which has factors only if it is a sum of plain LoRA.
+    rank: Rank of the factors. 0 asks for the exact change, which has factors only if the method is 'sum' and no
+      adapter uses DoRA.
     report: Called for every HF module with its name and the fraction of the norm of its change that the factors
       retain. It is not called for the exact change.
     **how: `method`, `density` and `seed` of `combine`.

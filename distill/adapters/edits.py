@@ -123,7 +123,10 @@ def _towards(start: np.ndarray, end: np.ndarray, weight: float) -> np.ndarray:
 
 
 def _replaced(value: np.ndarray, current: np.ndarray, trained_on: np.ndarray, weight: float) -> np.ndarray:
-  """Returns `current` plus `weight` times the change from `trained_on` to `value`; new tokens of `value` are copied."""
+  """Returns `current` plus `weight` times the change from `trained_on` to `value`.
+
+  If `value` has more tokens than `current`, the vectors of the new tokens are those of `value`.
+  """
   if value.shape != current.shape:
     axis = next(i for i, (one, other) in enumerate(zip(value.shape, current.shape, strict=True)) if one != other)
     shared = min(value.shape[axis], current.shape[axis])

@@ -1,4 +1,4 @@
-"""Composes all low-rank edits of one matrix by a stack of adapters into a single change: column * base + a @ b."""
+"""Composes all low-rank edits that adapters make to one matrix into one change: base becomes column * base + a @ b."""
 
 import dataclasses
 from collections.abc import Callable, Sequence

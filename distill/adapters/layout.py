@@ -89,7 +89,8 @@ def layout(config: DecoderConfig) -> Layout:
 def with_bias(config: DecoderConfig, name: str) -> DecoderConfig:
   """Returns the configuration with the bias `name` (`layers.{i}.….bias`), or unchanged if the layer cannot have it.
 
-  A configuration has biases for all projections or none, so all projections of all layers of that kind get one.
+  All other projections of that mixer or MLP get a bias too, because its options cannot add a single one. So do the
+  layers whose mixer or MLP has an equal configuration.
   """
   parts = name.split(".")
   if len(parts) < 3 or parts[0] != "layers" or parts[2] not in ("mixer", "mlp"):

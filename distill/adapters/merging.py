@@ -100,13 +100,13 @@ def add_missing_parameters(
 def fit_config(
   changed: Params, *, adapters: Sequence[StackedAdapter], config: DecoderConfig, tied: bool
 ) -> tuple[DecoderConfig, Params]:
-  """Adjusts the configuration to the merged embedding and head; ties the head again if it equals the embedding.
+  """Sets `vocab_size` to the number of tokens of the merged embedding and head; ties a head that equals the embedding.
 
   Args:
     changed: All parameters that differ from the base.
     adapters: The adapters, for error messages.
-    config: The configuration from `add_missing_parameters`.
-    tied: True if the head may be tied again, as it was in the base.
+    config: The configuration that `add_missing_parameters` returned.
+    tied: True if the base ties its head, which may then be tied again.
 
   Returns:
     The configuration with the new number of tokens, tied again if embedding and head are equal, and `changed` without a

@@ -224,7 +224,10 @@ class _EditReader:
     return found
 
   def _vocabulary(self, ours: str) -> int:
-    """Returns the vocabulary size of embedding or head (`ours`): that of a stored replacement, else the model's."""
+    """Returns the number of tokens of the parameter `ours`, which is the embedding or the head.
+
+    It is that of the replacement of this parameter, or of the embedding, that the adapter stores; else the model's.
+    """
     for _, theirs, value in self._wholes.values():
       if theirs in (self._layout.theirs(ours), self._layout.theirs(EMBEDDING)):
         return value.shape[0]

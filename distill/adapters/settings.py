@@ -93,7 +93,7 @@ class PeftSettings:
     return alpha / (math.sqrt(rank) if self.get("use_rslora") else rank)
 
   def saves(self, module: str) -> bool:
-    """Tells whether a module was trained and stored as a whole (`modules_to_save`), not as LoRA factors."""
+    """Returns True if a module was trained and stored as a whole (`modules_to_save`), not as LoRA factors."""
     return any(module == name or module.endswith(f".{name}") for name in self.get("modules_to_save") or ())
 
   def tokens(self, module: str, *, count: int) -> list[int]:

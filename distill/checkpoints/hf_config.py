@@ -66,7 +66,7 @@ def check_writable(config: DecoderConfig, *, where: str) -> None:
 
 
 def who_loads(config: DecoderConfig) -> str:
-  """Returns a phrase that names the library which can load an export of this configuration."""
+  """Returns a phrase for messages: which library can load an exported model with this configuration."""
   name = FAMILIES[config.family].architecture
   if name in dir(transformers):  # hasattr would import the class.
     return f"transformers.{name} loads it"

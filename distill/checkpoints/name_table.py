@@ -25,7 +25,10 @@ class Part:
     return value.reshape(*value.shape[:-1], value.shape[-1] // max(period, 1), period)[..., self.start : self.stop]
 
   def take(self, value: np.ndarray) -> np.ndarray:
-    """Returns this part's columns of `value`, whose number of columns is a multiple of a given `period`."""
+    """Returns this part's columns of `value`, an array [..., columns] with all columns of the tensor.
+
+    If the part has a `period`, their number must be a multiple of it.
+    """
     found = self._grouped(value)
     return found.reshape(*value.shape[:-1], found.shape[-2] * found.shape[-1])
 

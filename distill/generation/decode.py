@@ -64,10 +64,10 @@ def _start(params, prompts, stop, seed, *, decoder, length, sampling, dtype):
 
 @functools.partial(jax.jit, static_argnames=("decoder", "sampling", "dtype"), donate_argnames=("texts",))
 def _block(params, texts, count, stop, seed, *, decoder, sampling, dtype):
-  """Draws `count` tokens, at most `_BLOCK`, for each of `texts`, or fewer once a token of `stop` has ended every text.
+  """Draws `count` tokens for each of `texts`, and stops early once a token of `stop` has ended every text.
 
-  Returns (tokens [B, _BLOCK], n, the texts including the drawn tokens). The scalar n is the number of tokens drawn for
-  each text; they are the first n columns.
+  `count` is at most `_BLOCK`. Returns (tokens [B, _BLOCK], n, the texts including the drawn tokens). The scalar n is
+  the number of tokens drawn for each text; they are the first n columns.
   """
 
   def goes_on(carry):

@@ -107,7 +107,10 @@ class _Tap:
 
 
 def _tap(parent: object, name: str) -> _Tap | None:
-  """Replaces the child `name` of `parent` by a `_Tap` and returns it; None without such a child."""
+  """Replaces the child `name` of `parent` by a `_Tap`, which records its input.
+
+  Returns the `_Tap`, or None without such a child.
+  """
   module = getattr(parent, name, None)
   if module is None:
     return None
@@ -190,7 +193,7 @@ def _cosine(x, y):
 
 
 def _by_row(size: Float[Array, "B T F"], valid: Float[Array, "B T"]) -> Float[Array, " F"]:
-  """Returns the sum over rows of the squared mean of `size` over each row's valid tokens."""
+  """Averages the magnitudes `size` over each row's valid tokens, squares these means and sums them over rows."""
   count = jnp.maximum(jnp.sum(valid, axis=1), 1.0)
   return jnp.sum(jnp.square(jnp.einsum("bt,btf->bf", valid, size) / count[:, None]), axis=0)
 

@@ -92,7 +92,7 @@ class Fresh:
   """Conversion between mixers that share no parameters: every student parameter keeps its random initialisation."""
 
   def heads(self, mixer: MixerConfig, source: MixerConfig, *, scores: Array | None) -> None:
-    """Returns None: no heads are chosen."""
+    """Returns None: the student's mixer starts from none of the teacher's heads."""
 
   def needs_importance(self, mixer: MixerConfig, source: MixerConfig) -> bool:
     """Returns False: the conversion reads no measured importance of the teacher's parts."""

@@ -195,7 +195,10 @@ def _retained(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Source:
-  """Makes the student's parameters from the teacher's, but does not fold in multipliers such as the embedding scale."""
+  """Makes the student's parameters from the teacher's.
+
+  It does not fold in multipliers such as the embedding scale: `from_teacher` does so afterwards.
+  """
 
   config: DecoderConfig
   teacher_config: DecoderConfig

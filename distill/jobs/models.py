@@ -35,7 +35,7 @@ class Models:
     student: The student's decoder.
     params: Stacked parameters before the first step: `student.…` of the student, `adapters.…` of its trained adapter.
     teacher: The teacher, live or cached, if there is one.
-    adapter_scale: alpha / rank of the adapter that is trained.
+    adapter_scale: alpha / rank, the factor of the trained adapter's change; unused without a trained adapter.
     layers_from: Index of the teacher layer that each student layer starts from; empty if they start from none.
   """
 
@@ -114,7 +114,7 @@ def live_teacher(config: RunConfig, *, mesh: Mesh) -> LiveTeacher:
 
 
 def _start(spec: TeacherConfig, *, teacher, mesh) -> tuple[Decoder, Params]:
-  """Returns the decoder and parameters that a student starts from: the teacher with its whole adapter stack merged."""
+  """Returns the decoder and parameters that a student starts from: the teacher, with all its adapters merged."""
   if not is_routed(teacher.params):
     return teacher.decoder, teacher.params
   with fail_together("config.teacher"):

@@ -118,11 +118,16 @@ class _Chunks:
 
   @classmethod
   def of(cls, tokens: int, *, shards: int, vocab: int, width: int) -> "_Chunks":
-    """Returns the division of `tokens` tokens, with the chunk size that spreads each shard's tokens most evenly.
+    """Divides tokens into shards, and the tokens of each shard into as few chunks as `chunk_tokens` allows.
 
-    Args: as `chunk_tokens`, but `tokens` of all shards together.
+    All chunks have one size: the smallest that gives this number of chunks, rounded up to a multiple of `_LANES` where
+    possible. The last chunk may therefore overlap its predecessor, and the overlap is wasted work.
 
-    All chunks have one size. The last one may therefore overlap its predecessor, and the overlap is wasted work.
+    Args:
+      tokens: Number of tokens of all shards together.
+      shards: Number of shards, a divisor of `tokens`.
+      vocab: As in `chunk_tokens`.
+      width: As in `chunk_tokens`.
     """
     shard_tokens = tokens // shards
     size = chunk_tokens(vocab, tokens=shard_tokens, width=width)

@@ -62,7 +62,10 @@ class DecoderConfig:
 
   @property
   def bound_to_length(self) -> bool:
-    """True if the output at a position depends on its document's length, or if there are learned positions."""
+    """True if the length of a document matters to the model.
+
+    Either the output at a position depends on this length, or learned positions limit it to `max_positions`.
+    """
     return self.learned_positions or any(layer.mixer.bound_to_length for layer in self.layers)
 
   def check_length(self, length: int, *, what: str) -> None:

@@ -70,7 +70,10 @@ class Decoder:
     return flatten(nnx.state(self._fresh(key)))
 
   def module(self, params: Mapping[str, Any]) -> DecoderModule:
-    """Returns the flax module with the stacked parameters `params`, for use inside one pure function."""
+    """Returns the flax module with the stacked parameters `params`.
+
+    In a function that JAX traces, the module holds tracers, so it must not be used outside that function.
+    """
     return nnx.merge(self.graph, unflatten(self._state, params))
 
   def apply(
@@ -207,7 +210,10 @@ class Decoder:
     return self.unrolled.stack(self.unstack(params)) if self._scanned else dict(params)
 
   def unroll_state(self, state: Any) -> list[list[Any]]:
-    """Splits a decoding state, stacked by groups of layers, into a state for each layer, for the decoder `unrolled`."""
+    """Splits a decoding state, stacked by groups of layers, into the form that the methods of `self.unrolled` take.
+
+    The result is [[state of layer 0], [state of layer 1], …]: in `self.unrolled` every group is one layer.
+    """
     layers = {}
     for group, states in zip(self._groups, state, strict=True):
       for repeat, (j, one) in itertools.product(range(group.repeats), enumerate(states)):

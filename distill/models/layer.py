@@ -47,7 +47,7 @@ class Layer(nnx.Module):
     self.mlp_post_norm = norm("mlp_post_norm", "post", "both")
 
   def mixer_dtype(self, dtype):
-    """Returns the dtype of the mixer's operands and decoding state: `dtype`, or float32 if the mixer needs it."""
+    """Returns the dtype of the mixer's operands and decoding state: float32 if `self.exact_mixer`, else `dtype`."""
     return jnp.float32 if self.exact_mixer else dtype
 
   def _scaled(self, y, norm):

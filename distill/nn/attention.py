@@ -146,10 +146,10 @@ class Attention(nnx.Module):
     self.sinks = init.param("sinks", shape=(config.num_heads,), axes=("heads",), init=zeros) if config.sinks else None
 
   def _project(self, x, positions, inverse):
-    """Returns (q [*B,K,G,H], k [*B,K,H], v [*B,K,H], gate [*B,N,H] or None).
+    """Returns (q [*B,K,G,H], k [*B,K,H], v [*B,K,H], gate [*B,N,H]), where N = K * G; the gate is None if not `gated`.
 
-    q and k are normalised, and rotated by the rotary frequencies `inverse`. q, k and v have x's dtype; the gate is
-    float32.
+    q and k are normalised if the configuration has `qk_norm`. With RoPE they are rotated by the rotary frequencies
+    `inverse`, which are None without RoPE. q, k and v have x's dtype; the gate is float32.
     """
     config = self.config
     q, k, gate = self.q(x, out=jnp.float32), self.k(x, out=jnp.float32), None
@@ -168,9 +168,9 @@ class Attention(nnx.Module):
     return q.astype(x.dtype), k.astype(x.dtype), v, gate
 
   def _inverse(self, segments, positions):
-    """Returns the rotary frequencies of whole rows [Half], or [B,T,Half] if they depend on a document's length.
+    """Returns the rotary frequencies of packed rows; None without RoPE.
 
-    Without RoPE, returns None.
+    They are [Half], the same for all tokens, unless they depend on a document's length: then [B,T,Half].
     """
     if self.config.rope is None:
       return None
@@ -285,8 +285,8 @@ class Attention(nnx.Module):
   ) -> tuple[Float[Array, "B D"], KvCache]:
     """Mixes the next position of each row, which attends to itself and the positions before it in its window.
 
-    Returns (output, new KV cache). If rotary frequencies depend on the document's length, they are those for
-    `state.length` positions.
+    Returns (output, new KV cache). If rotary frequencies depend on the document's length, that length is taken to be
+    `state.length`, the number of positions that a row may grow to.
     """
     config, size, heads = self.config, state.k.shape[1], self.config.num_kv_heads
     q_BKGH, k_BKH, v_BKH, gate = self._project(x.astype(dtype), positions, self._decoding_inverse(state.length))

@@ -43,9 +43,9 @@ class ShortConv(nnx.Module):
     return jnp.zeros((batch, width - 1, channels), jnp.float32)
 
   def window(self, x: Float[Array, "B T I"], *, lengths: Int[Array, " B"]) -> Float[Array, "B window I"]:
-    """Returns the window after the first `lengths` positions of each row: their last inputs [B, W − 1, I], float32.
+    """Returns the window from which `step` continues each row after its first `lengths` positions, float32.
 
-    Inputs before the row count as zeros.
+    It holds the last W − 1 inputs of these positions, for W taps. Inputs before the start of the row count as zeros.
     """
     x = jnp.concatenate([self.empty_window(x.shape[0]), x.astype(jnp.float32)], axis=1)
     rows = lengths[:, None] + jnp.arange(self.kernel.shape[-2] - 1)[None, :]
@@ -56,7 +56,8 @@ class ShortConv(nnx.Module):
   ) -> tuple[Float[Array, "B I"], Float[Array, "B window I"]]:
     """Convolves the next position of each row, whose input is `x`; returns (output, next window), float32.
 
-    Both windows are [B, W − 1, I]: `window` holds the inputs before this position, and the next one ends with `x`.
+    A window holds the last W − 1 inputs of each row, for W taps: `window` up to the position before this one, the next
+    window up to this one.
     """
     window = jnp.concatenate([window, x.astype(jnp.float32)[:, None]], axis=1)
     return self._biased(jnp.einsum("bwi,wi->bi", window, self.kernel[...])), window[:, 1:]

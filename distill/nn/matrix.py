@@ -47,13 +47,14 @@ class DenseMatrix:
 class RoutedMatrix:
   """A weight with unmerged adapters: matrix * column[route] + a[route] @ b[route], used without forming this sum.
 
-  A route is one set of adapters. Stacked layers add a leading dimension L to all arrays; the methods need one layer.
+  A route is one set of adapters. Stacked layers add a leading dimension L to all arrays; the methods need the
+  arrays of one layer, without L.
 
   Attributes:
     matrix: Weight of the base model.
     a: Left low-rank factor of each route.
     b: Right low-rank factor of each route.
-    column: Multiplier of each output column of each route (DoRA), or None if all are one.
+    column: For each route, the factors of the output columns (DoRA); None if all factors are one.
     route: Index of the route that is applied, the same for all layers.
   """
 

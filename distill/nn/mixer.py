@@ -72,7 +72,8 @@ class Mixer(Protocol):
     Args:
       x: Normalised residual stream of rows of one document each, padded on the right.
       lengths: Number of positions of each row that are not padding; outputs past them are undefined.
-      length: Number of positions that each row may grow to.
+      length: One number for all rows, unlike `lengths`: the most positions, prompt and drawn tokens together, that the
+        decoding state must have room for.
       dtype: Dtype of the projections' operands.
     """
 

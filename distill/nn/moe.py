@@ -32,8 +32,8 @@ class MoeConfig:
     shared: Number of neurons of the shared expert, which every token uses in addition to the chosen ones; None for no
       shared expert.
     shared_gated: Multiplies the shared expert's output by the sigmoid of a projection (Qwen 3 Next).
-    clamp: (alpha, limit) of gpt-oss: replaces act(gate) * up by (1 + up) * gate * sigmoid(alpha * gate), after gate is
-      limited to at most `limit` and up to ±`limit`. None for act(gate) * up.
+    clamp: (alpha, limit) of gpt-oss, or None for act(gate) * up. With it, `gate` is clipped to at most `limit`, `up` is
+      clipped to [−limit, limit], and the product becomes (1 + up) * gate * sigmoid(alpha * gate).
   """
 
   width: int

@@ -15,5 +15,5 @@ class CrossEntropy(Term):
   reference: ClassVar[bool] = True
 
   def token_loss(self, context: LossContext, state: TermState) -> TokenLoss:
-    """Returns the cross-entropy as a loss of each token's logits."""
+    """Returns a function that computes the cross-entropy of each token from its logits, as a `TokenLoss`."""
     return cross_entropy_loss()

@@ -131,8 +131,8 @@ class _SkewTerm(DivergenceTerm):
     """Checks `alpha` and the temperature, and returns the term unchanged.
 
     Raises:
-      InputError: `alpha` is 1, at which the divergence is always 0, the temperature is not always above 0, or the
-        warm-up of its schedule is not shorter than the stage.
+      InputError: `alpha` is 1, at which the divergence is always 0. Or the temperature is not above 0 at every step, or
+        the warm-up of the temperature's schedule is not shorter than the stage.
     """
     if self.alpha == 1.0:
       raise InputError(f"{key}.alpha: got {self.alpha}, at which {self.kind} is always 0; use a number below 1")
@@ -211,5 +211,5 @@ class DecoupledKl(DivergenceTerm):
   beta: float = option(1.0, help="Factor of the KL among the rest.")
 
   def divergence(self) -> Divergence:
-    """Returns the decoupled KL of log-probabilities, with the options `alpha` and `beta` as factors of its two KLs."""
+    """Returns decoupled KL, a function of both models' log-probabilities; `alpha` and `beta` multiply its two KLs."""
     return functools.partial(divergences.decoupled_kl, alpha=self.alpha, beta=self.beta)

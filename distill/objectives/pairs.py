@@ -33,9 +33,11 @@ class Span(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PairTerm(Term):
-  """Base class of terms that average a distance between paired layers' activations over pairs and non-padding tokens.
+  """Base class of terms that compare activations of student layers with those of teacher layers, pair by pair.
 
-  If `balanced` is set, the state holds a ratio that multiplies the weight, so that the term counts as much as the
+  The loss is a distance between the two activations, averaged over layer pairs and non-padding tokens.
+
+  If `balanced` is set, the term's state holds a ratio that multiplies its weight. The term then counts as much as the
   reference terms of the stage (`Term.reference`), such as divergences.
   """
 
@@ -96,7 +98,10 @@ class PairTerm(Term):
     return cast(Pairs, self.pairs)
 
   def loss(self, inputs: LossInputs, context: LossContext) -> Scalar:
-    """Returns this micro-batch's share of the mean distance over layer pairs and the batch's non-padding tokens."""
+    """Returns the part of the mean distance that comes from this micro-batch's tokens.
+
+    The mean is over layer pairs and over the non-padding tokens of the global batch, so the parts add up to it.
+    """
     present = (inputs.batch.segments > 0).astype(jnp.float32)
     total = jnp.zeros((), jnp.float32)
     for distance in self.distances(inputs):

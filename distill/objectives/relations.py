@@ -64,7 +64,10 @@ class Relations(PairTerm):
     return Capture(qkv=tuple(j for _, j in self.listed))
 
   def distances(self, inputs: LossInputs) -> Iterator[Float[Array, "B T"]]:
-    """Yields, for each pair (student layer, teacher layer), the divergence of their relations at every token."""
+    """Yields, for each pair (student layer, teacher layer), the KL divergence of their relations at every token.
+
+    The divergence is the mean over those of queries, keys and values; `relation_kl` defines relations.
+    """
     assert inputs.output is not None and inputs.signal is not None
     for i, j in self.listed:
       total = jnp.zeros(inputs.batch.segments.shape, jnp.float32)

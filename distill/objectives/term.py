@@ -166,10 +166,11 @@ class Term(Protocol):
     return 1.0
 
   def token_loss(self, context: LossContext, state: TermState) -> TokenLoss | None:
-    """Returns the term as a loss of each token's logits, or None if it implements `loss` instead.
+    """Returns a function that computes the term's loss for each token from its logits, as a `TokenLoss`.
 
-    All token losses of a stage are computed in one pass over the logits, a chunk of tokens at a time. The mean is over
-    predicted tokens; `TokenLoss.weight` multiplies it, before the term's own weight.
+    A term that implements `loss` instead returns None. All token losses of a stage are computed in one pass over the
+    logits, a chunk of tokens at a time. The mean of a term is over the tokens with a target. `TokenLoss.weight`
+    multiplies this mean, in addition to the term's option `weight`.
     """
     return None
 

@@ -14,5 +14,5 @@ class ZLoss(Term):
   kind: ClassVar[str] = "z_loss"
 
   def token_loss(self, context: LossContext, state: TermState) -> TokenLoss:
-    """Returns the z-loss as a loss of each token's logits."""
+    """Returns a function that computes the z-loss of each token from its logits, as a `TokenLoss`."""
     return z_loss()

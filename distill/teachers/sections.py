@@ -52,8 +52,8 @@ class Section:
 
   Args:
     directory: Directory with the manifest.
-    open_shards: Shards that are open, shared with other sections to limit their number: the least recently used are
-      closed. None for a table of this section alone.
+    open_shards: Table of open shards, which several sections share. It limits how many are open in all: the least
+      recently used shard is closed first. None for a new table, which only this section uses.
 
   Attributes:
     manifest: The parsed manifest: everything that the rows depend on.

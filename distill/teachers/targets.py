@@ -67,7 +67,10 @@ class TopK:
     )
 
   def unpack(self, data: bytes, *, length: int, id_bits: int) -> SparseTarget:
-    """Returns the sparse target of a row of `length` positions from the bytes that `pack` returned."""
+    """Returns the sparse target of a row of `length` positions from the bytes that `pack` returned.
+
+    `id_bits` is the number of bits that a token id takes.
+    """
     many, few = length * self.size, length
     numbers = np.frombuffer(data, "<f2", many + few).astype(np.float32)
     ids = unpack(np.frombuffer(data, np.uint8, offset=2 * (many + few)), bits=id_bits, count=many)

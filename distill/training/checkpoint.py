@@ -97,10 +97,11 @@ class Checkpoints:
   def restore(
     self, abstract: Callable[[Mapping[str, Any]], Params], *, log: Callable[[str], None] | None = None
   ) -> tuple[Params, dict[str, Any]] | None:
-    """Returns (arrays, extra) of the newest undamaged checkpoint, or None if there are no checkpoints.
+    """Returns (arrays, extra) of the newest undamaged checkpoint, as `save` got them; None without checkpoints.
 
     Args:
-      abstract: Maps a checkpoint's `extra` to the shapes, dtypes and shardings of its arrays.
+      abstract: Function that returns the shapes, dtypes and shardings of a checkpoint's arrays from its `extra`, the
+        JSON values that were saved with them.
       log: Called with one line of text for each damaged checkpoint; None prints the line to standard error.
 
     Raises:

@@ -208,9 +208,9 @@ def _split(batch: Batch, parts: int, mesh: Mesh) -> Batch:
 
 
 def canonical_names(student: Decoder, params: Iterable[str]) -> dict[str, list[str]]:
-  """Returns the canonical names of each stacked parameter's layers, by stacked name; prefixes such as `student.` stay.
+  """Returns stacked name -> canonical names, one for each layer that the stacked parameter holds.
 
-  The regex rules of a recipe are matched against canonical names.
+  Prefixes such as `student.` stay. The regex rules of a recipe are matched against canonical names.
   """
   names: dict[str, list[str]] = {}
   for name in params:

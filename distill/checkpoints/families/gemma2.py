@@ -52,7 +52,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
 
 
 def query_scale(have: Attributes) -> float:
-  """Returns the factor that multiplies query-key products, from `query_pre_attn_scalar`."""
+  """Returns the factor that multiplies query-key products: `query_pre_attn_scalar` ** −0.5."""
   return have.integer("query_pre_attn_scalar", 256) ** -0.5
 
 
