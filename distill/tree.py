@@ -1,4 +1,4 @@
-"""Named parameters: flat dictionaries from dotted names to arrays, which ordered lists of regexes select."""
+"""Parameters as flat dictionaries from dotted names to arrays, and regex rules that give each name a value."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence

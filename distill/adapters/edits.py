@@ -42,7 +42,10 @@ class LowRank:
     return float(self.scale * np.sqrt(max(0.0, np.sum((self.a.T @ self.a) * (self.b @ self.b.T)))))
 
   def columns(self, trained_on: Float[np.ndarray, "I O"]) -> Float[np.ndarray, " O"] | None:
-    """Returns the factor [O] that rescales the columns of trained_on + `delta` to `magnitude`; None without DoRA."""
+    """Returns, for each column, the factor that rescales trained_on + self.delta to the norm in `magnitude`.
+
+    Returns None without DoRA, as no column is rescaled.
+    """
     if self.magnitude is None:
       return None
     lengths = np.linalg.norm(trained_on + self.delta, axis=0)

@@ -50,7 +50,8 @@ def load_merged(
 ) -> tuple[DecoderConfig, Params]:
   """Loads a base model with adapters merged into it. Merging runs in float32, before the cast to `dtype`.
 
-  Low-rank changes are added chunk by chunk as the base is read. Parameters with other edits are prepared on the host.
+  A parameter of the base that has only low-rank edits is changed chunk by chunk, as the base is read. All other edited
+  parameters are changed whole, on the host.
 
   Args:
     directory: Model directory of the base.
@@ -63,7 +64,8 @@ def load_merged(
 
   Raises:
     InputError: The model directory is incomplete or damaged, `dtype` cannot hold a value, merging makes a parameter
-      infinite, or the adapters give a parameter, or embedding and head, sizes that do not fit together.
+      infinite, an adapter does not fit the size that an earlier one gave a parameter, or embedding and head get
+      different numbers of tokens.
   """
   with fail_together(str(directory)):
     base = StoredParams(directory)

@@ -70,10 +70,10 @@ def edited(adapters: Sequence[StackedAdapter]) -> dict[str, list[Edit]]:
 def add_missing_parameters(
   params: Mapping[str, Any], *, adapters: Sequence[StackedAdapter], config: DecoderConfig
 ) -> tuple[DecoderConfig, Params]:
-  """Makes the parameters that adapters edit and the base lacks: zero biases, and a separate head if the base ties it.
+  """Creates the parameters that adapters edit and the base lacks: zero biases, and a separate head if the base ties it.
 
   A tied head is untied because adapters are trained on the embedding or on the head, not on both. (PEFT's
-  `merge_and_unload` leaves them tied, and so changes both.)
+  `merge_and_unload` keeps head and embedding tied, and so changes both.)
 
   Args:
     params: Canonical parameters of the base, of which only the embedding is read.
@@ -81,7 +81,7 @@ def add_missing_parameters(
     config: Configuration of the base.
 
   Returns:
-    The configuration with the new parameters, and these parameters alone.
+    (configuration of the base together with the new parameters, the new parameters alone by canonical name).
   """
   names = set(edited(adapters))
   grown, new = config, dict[str, Any]()

@@ -49,7 +49,8 @@ class Adapter:
   Attributes:
     path: The PEFT directory.
     edits: Pairs (canonical name of a parameter, change that the adapter makes to it), in the order in which they apply.
-    problems: Pairs (name of a stored tensor, reason why it cannot be loaded); `read_adapter` raises instead.
+    problems: Pairs (name of a stored tensor, reason why it cannot be loaded). Empty if the adapter is from
+      `read_adapter`, which raises an error for the first problem.
   """
 
   path: pathlib.Path
@@ -152,7 +153,7 @@ class _EditReader:
     return None
 
   def edits(self) -> tuple[tuple[str, Edit], ...]:
-    """Returns pairs (canonical name, edit) of all stored tensors; edits that others build on come first."""
+    """Returns pairs (canonical name, edit) of the collected tensors, in the order in which the edits apply."""
     found: list[tuple[str, Edit]] = []
     for key, theirs, value in self._wholes.values():
       found += self._whole(key, theirs, value)

@@ -116,9 +116,10 @@ def stack_with_routes(
 
 
 def _sort(adapters: Sequence[StackedAdapter], groups: Iterable[list[str]]) -> tuple[set[str], set[str]]:
-  """Returns (names of matrices with only low-rank edits, all other edited names).
+  """Splits the names of edited parameters; returns (matrices with only low-rank edits, all others).
 
-  A matrix belongs to the first set only if all layers that are stacked with it have only low-rank edits.
+  Stacked layers are treated alike: if a parameter of one layer is among the others, so is the same parameter of all
+  layers that are stacked with it. A head with DoRA is among the others.
   """
   kinds: dict[str, set[str]] = {}
   for _, adapter in adapters:
@@ -270,9 +271,10 @@ def widen_readout(
 ) -> tuple[Float[Array, "B T widened"], Readout]:
   """Returns (hidden states, one readout for the rows of all routes).
 
-  Both are widened if `params` has factors or values of the head by route; else they are unchanged. The widened kernel
-  [widened, V] has a block of rows for each route, which routes with equal heads may share. A widened hidden state is
-  zero at the blocks of other routes.
+  Both are unchanged if `params` holds no head by route. If it holds LoRA factors, the widened kernel [widened, V] is
+  the base's kernel and below it a block of rows, the factor B, for each route. If it holds whole heads, the widened
+  kernel has one block of rows for each different head. A widened hidden state is zero at the blocks that its route does
+  not use.
 
   Args:
     params: Stacked parameters of base and routes.

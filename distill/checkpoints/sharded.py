@@ -131,7 +131,7 @@ def _blocks(regions: Sequence[Region]) -> list[Block]:
 
 
 def _overlap(chunk: Block, region: Region) -> tuple[Block, Block] | None:
-  """Returns the overlap of a chunk and a region as (block within the region, block within the chunk), or None."""
+  """Returns where a chunk and a region overlap: (block within the region, block within the chunk); None if nowhere."""
   shared = [(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(chunk, region, strict=True)]
   if any(start >= stop for start, stop in shared):
     return None

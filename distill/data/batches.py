@@ -94,8 +94,8 @@ class Batches:
     """Returns the same batches, each with the teacher's signal for its rows.
 
     Args:
-      signals: One function for each store, which reads the signal [B, T, …] of rows from a teacher cache by their row
-        indices [B].
+      signals: One function for each token store. It takes the indices of rows in that store [B], and returns the
+        teacher's signal for them [B, T, …] from a teacher cache.
     """
     copied = copy.copy(self)
     copied._ahead = {}

@@ -61,7 +61,11 @@ def _row(model: EvaluatedModel, total: Mapping[str, float], *, bytes: int) -> Fi
 
 @functools.partial(jax.jit, static_argnames="vocab")
 def _sums(output: ModelOutput, target: ModelOutput | None, batch: Batch, *, vocab: int) -> dict[str, jax.Array]:
-  """Returns a batch's sums of `nll`, `tokens` (their number) and, given the teacher's output, `kl` and `agreement`."""
+  """Returns sums, by name, over the positions of a batch whose next token counts in the loss.
+
+  `nll` sums the negative log-likelihood; `tokens` is the number of these positions. If `target`, the teacher's output,
+  is given, `kl` sums KL(teacher ‖ model), and `agreement` is the number of positions with equal argmax.
+  """
   labels = jnp.roll(batch.tokens, -1, axis=1).reshape(-1)
   mask = batch.loss_mask.reshape(-1)
   outputs = [one for one in (output, target) if one is not None]

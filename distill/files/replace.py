@@ -16,7 +16,7 @@ from distill.errors import InputError
 
 @contextlib.contextmanager
 def _temporary(target: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Yields a path of the target's name in a temporary directory on the target's file system."""
+  """Yields a path with the target's file name, in a temporary directory on the target's file system."""
   # The temporary directory is private, what is made inside it gets the permissions that the umask grants.
   with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent, ignore_cleanup_errors=True) as folder:
     yield pathlib.Path(folder) / target.name

@@ -100,8 +100,8 @@ def stream(
 ) -> Iterator[list[list[int]]]:
   """Yields the tokens of `generate` as they are drawn.
 
-  Each item has one list for each prompt: its tokens since the previous item, empty once its text has ended. Arguments
-  and errors are those of `generate`.
+  Each item is a list with one entry for each prompt: the list of tokens that were drawn since the previous item. Once a
+  prompt's text has ended, its entries are empty. Arguments and errors are those of `generate`.
   """
   if max_tokens < 1:
     raise InputError(f"max_tokens={max_tokens}: the number of tokens to draw is too small; give at least 1")

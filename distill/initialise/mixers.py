@@ -25,8 +25,9 @@ class TeacherMixer:
     config: Configuration of the mixer.
     norm_offset: Offset that the mixer's norms add to their stored scales.
     get: Returns a parameter by its name within the mixer, cut to the student's channels; None if there is none.
-    correct: correct(scale, name, inputs) returns the scale of the norm `name`, corrected for a norm over only those
-      inputs whose indices are in `inputs`.
+    correct: correct(scale, name, inputs) rescales the teacher's norm `name` for a student whose norm has only the
+      inputs with the indices `inputs`. It multiplies scale + `norm_offset` by `pruning.norm_correction`, which makes up
+      for the changed root mean square, and subtracts the offset again.
     power: Mean square of each head's output [N]; None where importance was not measured.
     mean: Mean input of the mixer, cut to the student's channels [D]; None where importance was not measured.
   """
@@ -73,7 +74,7 @@ class Copied:
   """Conversion between equal mixers of any type: copies every parameter."""
 
   def heads(self, mixer: MixerConfig, source: MixerConfig, *, scores: Array | None) -> None:
-    """Returns None: all heads are copied, none is chosen."""
+    """Returns None, as no heads are chosen: the mixer is copied with all its heads."""
 
   def needs_importance(self, mixer: MixerConfig, source: MixerConfig) -> bool:
     """Returns False: the conversion reads no measured importance of the teacher's parts."""
@@ -227,7 +228,8 @@ CONVERSIONS: Mapping[tuple[type, type], Conversion] = {
 def conversion(mixer: MixerConfig, source: MixerConfig) -> Conversion:
   """Returns the conversion from the teacher's mixer `source` to the student's `mixer`.
 
-  It is that of `CONVERSIONS` for their two types; without one, `Copied` for equal mixers, else `Fresh`.
+  The table `CONVERSIONS` lists it by the types of both mixers. Types that are not in the table get `Copied` if the
+  mixers are equal, else `Fresh`.
   """
   return CONVERSIONS.get((type(source), type(mixer))) or (Copied() if mixer == source else Fresh())
 
@@ -278,7 +280,11 @@ def _attention(
 
 
 def _full_norm(scale: Array, name: str, teacher: TeacherMixer, heads: Heads) -> Array:
-  """Returns the scale of a norm over all heads, multiplied to make up for heads that the student adds or lacks."""
+  """Returns the scale of a norm over all heads of queries or keys, rescaled if the student has other heads.
+
+  The norm divides by the root mean square of its inputs, which differs if heads are added or removed. The scale is
+  multiplied by the ratio of the student's root mean square to the teacher's (`TeacherMixer.correct`).
+  """
   source, queries = teacher.config, name == "q_norm.scale"
   count = source.num_heads if queries else source.num_kv_heads
   chosen = [(head,) for head in heads.queries] if queries else list(heads.keys)

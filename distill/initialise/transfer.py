@@ -26,7 +26,7 @@ class RetainedParts:
 
   Attributes:
     layer: Index of the teacher layer.
-    heads: The attention heads chosen in that layer; None where the mixer is copied or stays fresh.
+    heads: The attention heads chosen in that layer; None where the whole mixer is copied or stays random.
     neurons: Indices of the chosen neurons of its MLP; None unless both MLPs are dense, and both or neither have a gate.
   """
 

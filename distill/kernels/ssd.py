@@ -95,7 +95,7 @@ def ssd_reference(
 
 
 def _one_chunk(state, xs):
-  """Returns (state after a chunk, outputs of the chunk).
+  """Returns (state after a chunk, outputs of the chunk); `xs` is (x, b, c, g, docs, previous).
 
   Shapes: x [B,K,C,G*P], b and c [B,K,C,H], g (logarithm of the decay) [B,K,G,C], state [B,K,H,G*P], with G heads in
   each of K groups; docs (segment numbers) [B,C], previous (segment number of the position before the chunk) [B].

@@ -136,7 +136,7 @@ class _Chunks:
 
   @property
   def axis(self) -> int:
-    """Index of the dimension of tokens in an array that is split into shards."""
+    """The axis of tokens in arrays from `split`: 0 with one shard; else 1, as axis 0 is that of shards."""
     return 0 if self.shards == 1 else 1
 
   @property

@@ -11,7 +11,7 @@ from distill.types import SparseTarget
 def sparse_log_probs(
   student: Float[Array, "C V"], target: SparseTarget, *, temperature: float | Float[Array, ""]
 ) -> tuple[Float[Array, "C buckets"], Float[Array, "C buckets"]]:
-  """Returns (teacher, student) log-probabilities of the target's ids, then of one bucket for all other ids together.
+  """Returns (teacher, student) log-probabilities, [C, k+1] each: of the target's k ids, then of all others together.
 
   The student's log-probabilities come from the softmax over its whole vocabulary. Target ids beyond the student's
   vocabulary are dropped, and the teacher's distribution is renormalised over the rest. If no probability is left, all

@@ -45,7 +45,10 @@ class Decoder:
 
   @functools.cached_property
   def unrolled(self) -> "Decoder":
-    """The same decoder with every layer in a group of its own; it takes the parameters that `unroll` returns."""
+    """The same decoder with every layer in a group of its own, which decodes faster.
+
+    Its methods take parameters from `unroll` and decoding states from `unroll_state`.
+    """
     return Decoder(self.config, scanned=False) if self._scanned else self
 
   def abstract(self) -> Params:
@@ -121,19 +124,19 @@ class Decoder:
     positions: Int[Array, "B T"],
     dtype: Any = jnp.bfloat16,
   ) -> tuple[Any, ...]:
-    """Runs single layers, each on an input of its own; layers that are stacked run in one scan.
+    """Runs single layers, each on an input of its own; layers stacked in one array run in one scan.
 
     Args:
       params: Stacked parameters.
       run: The method of `Layer` to run: `Layer.mix`, or `Layer.__call__` for the whole layer.
-      inputs: One input for each of `layers`.
+      inputs: Residual stream before each of `layers`.
       layers: Indices of the layers to run.
       segments: Number of each position's document within its row.
       positions: Position within the document, from 0.
       dtype: Dtype of the operands of projections.
 
     Returns:
-      The outputs, in the order of `layers`.
+      What `run` returns for each of `layers`, in their order; [B,T,D] each for the two methods above.
     """
     run = functools.partial(run, segments=segments, positions=positions, dtype=dtype)
     return self.module(params).run_isolated(inputs, layers=layers, run=run)
@@ -203,16 +206,21 @@ class Decoder:
     return self.module(params).step(tokens, state=state, positions=positions, dtype=dtype)
 
   def unroll(self, params: Mapping[str, Any]) -> Params:
-    """Splits stacked parameters by layers, for the methods of the decoder `unrolled`.
+    """Returns stacked parameters split by layer, as the methods of `self.unrolled` take them.
 
     Call this once under jit, outside the decoding loop.
     """
     return self.unrolled.stack(self.unstack(params)) if self._scanned else dict(params)
 
   def unroll_state(self, state: Any) -> list[list[Any]]:
-    """Splits a decoding state, stacked by groups of layers, into the form that the methods of `self.unrolled` take.
+    """Returns a decoding state split by layer, as `self.unrolled.step` takes it.
 
-    The result is [[state of layer 0], [state of layer 1], …]: in `self.unrolled` every group is one layer.
+    Args:
+      state: The decoding state that `prefill` or `step` of this decoder returned.
+
+    Returns:
+      [[state of layer 0], [state of layer 1], …]: one list for each group of `self.unrolled`, and each group is one
+      layer.
     """
     layers = {}
     for group, states in zip(self._groups, state, strict=True):

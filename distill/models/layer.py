@@ -99,14 +99,17 @@ class Layer(nnx.Module):
     return None if self.mlp is None else self.mlp.balance(self._mlp_input(x), valid=segments > 0)
 
   def __call__(self, x, *, segments, positions, dtype):
-    """Returns the residual stream after the layer."""
+    """Returns the residual stream after the layer [B,T,D], float32.
+
+    Args: as `mix`.
+    """
     x = x + self.mix(x, segments=segments, positions=positions, dtype=dtype)
     return self.feed(x, dtype=dtype)
 
   def prefill(self, x, *, lengths, length, dtype):
-    """Runs prompts of `lengths` positions; returns (residual stream after the layer, mixer's decoding state).
+    """Runs prompts; returns (residual stream after the layer [B,T,D], mixer's decoding state).
 
-    Args: as `Mixer.prefill`, with the residual stream for `x`.
+    Args: as `Mixer.prefill`, but x is the residual stream before the layer.
     """
     mixed, state = self.mixer.prefill(
       self._mixer_input(x), lengths=lengths, length=length, dtype=self.mixer_dtype(dtype)

@@ -238,7 +238,10 @@ class DecoderModule(nnx.Module):
     return [[stacked(layer, group.repeats) for layer in layers] for group, layers in pairs]
 
   def _advance_layers(self, x, states, advance):
-    """Runs x, state = advance(layer, x, state) for every layer in turn; returns (x, new states)."""
+    """Runs x, state = advance(layer, x, state) for every layer in turn; returns (x after the last layer, new states).
+
+    Both `states` and the new states are indexed [group][position in the group's pattern], as from `init_state`.
+    """
     after = []
     for group, layers, group_states in zip(self.plan, self.groups, states, strict=True):
       graph, params = nnx.split(layers)

@@ -209,7 +209,7 @@ class Attention(nnx.Module):
     return self.o(y_BTNH.astype(dtype).reshape(*y_BTNH.shape[:-2], -1), out=jnp.float32)
 
   def _mix(self, x, *, segments, positions, inverse, dtype):
-    """Returns (output [B,T,D], keys [B,K,T,H], values [B,K,T,H]) of whole rows."""
+    """Returns (output [B,T,D], keys [B,K,T,H], values [B,K,T,H]) of a training or prefill batch."""
     config = self.config
     q_BTKGH, k_BSKH, v_BSKH, gate = self._project(x.astype(dtype), positions, inverse)
     q_BKGTH = q_BTKGH.transpose(0, 2, 3, 1, 4)
@@ -262,11 +262,11 @@ class Attention(nnx.Module):
   def prefill(
     self, x: Float[Array, "B T D"], *, lengths: Int[Array, " B"], length: int, dtype: DTypeLike
   ) -> tuple[Float[Array, "B T D"], KvCache]:
-    """Mixes prompts of `lengths` positions.
+    """Mixes prompts, of which row b has `lengths[b]` positions and then padding; returns (outputs, KV cache).
 
-    Returns (outputs, KV cache). The KV cache is the one that `lengths` calls of `step` would leave. Outputs past a
-    row's length are undefined. If rotary frequencies depend on the document's length, they are those for `length`
-    positions.
+    The KV cache of row b is the one that `lengths[b]` calls of `step` would leave. Outputs at padding are undefined.
+    `length` is the number of positions that each row may grow to. It sets the size of the KV cache and, if rotary
+    frequencies depend on the document's length, these frequencies.
     """
     positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
     segments = (positions < lengths[:, None]).astype(jnp.int32)

@@ -187,11 +187,11 @@ class GatedDelta(nnx.Module):
   def prefill(
     self, x: Float[Array, "B T D"], *, lengths: Int[Array, " B"], length: int, dtype: DTypeLike
   ) -> tuple[Float[Array, "B T D"], GatedDeltaState]:
-    """Mixes prompts of `lengths` positions.
+    """Mixes prompts, of which row b has `lengths[b]` positions and then padding; returns (outputs, decoding state).
 
-    Returns (outputs, decoding state), float32. The state is the one that `lengths` calls of `step` would leave. Outputs
-    past a prompt's end are undefined. The number of positions that a row may grow to, `length`, is ignored: the state
-    has the same size for any number of positions.
+    Both are float32. The state of row b is the one that `lengths[b]` calls of `step` would leave. Outputs at padding
+    are undefined. `length`, the number of positions that a row may grow to, is ignored: the size of this state does not
+    depend on it.
     """
     del length
     real = jnp.arange(x.shape[1])[None, :] < lengths[:, None]

@@ -150,11 +150,15 @@ class Mamba2(nnx.Module):
     return self.norm(y * jax.nn.silu(z))
 
   def _whole(self, projected, segments, real):
-    """Returns (input of the output projection, recurrent state after the last position) of whole rows.
+    """Computes all positions of a training or prefill batch, from the input projections to the output projection.
 
-    `projected` holds the input projections of the rows by name.
+    Args:
+      projected: Input projections [B,T,…] by name, from `_project`.
+      segments: Number of each position's document within its row [B,T].
+      real: False at positions that do not change the recurrent state [B,T]; None means that all are True.
 
-    A position with `real` [B,T] False does not change the recurrent state; None means that all are True.
+    Returns:
+      (input of the output projection [B,T,I], recurrent state after the last position [B,N,H,P]).
     """
     inputs, b, c = self._split({name: self.conv[name](projected[name], segments=segments) for name in "xbc"})
     steps, log_decay = self._steps(projected["dt"])
@@ -198,11 +202,11 @@ class Mamba2(nnx.Module):
   def prefill(
     self, x: Float[Array, "B T D"], *, lengths: Int[Array, " B"], length: int, dtype: DTypeLike
   ) -> tuple[Float[Array, "B T D"], Mamba2State]:
-    """Mixes prompts of `lengths` positions.
+    """Mixes prompts, of which row b has `lengths[b]` positions and then padding; returns (outputs, decoding state).
 
-    Returns (outputs, decoding state), float32. The state is the one that `lengths` calls of `step` would leave. Outputs
-    past a prompt's end are undefined. The number of positions that a row may grow to, `length`, is ignored: the state
-    has the same size for any number of positions.
+    Both are float32. The state of row b is the one that `lengths[b]` calls of `step` would leave. Outputs at padding
+    are undefined. `length`, the number of positions that a row may grow to, is ignored: the size of this state does not
+    depend on it.
     """
     del length
     projected, real = self._project(x, dtype), jnp.arange(x.shape[1])[None, :] < lengths[:, None]

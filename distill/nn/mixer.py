@@ -134,7 +134,7 @@ class MixerConfig(Protocol):
 
   @property
   def exact_dtype(self) -> bool:
-    """True if the mixer computes with float32 operands in any model, because rounding changes its output too much."""
+    """True if rounding changes the output too much: the mixer is then always called with float32 as `dtype`."""
 
   @property
   def bound_to_length(self) -> bool:

@@ -29,7 +29,10 @@ class Balance(Term):
     return self
 
   def loss(self, inputs: LossInputs, context: LossContext) -> Scalar:
-    """Returns the micro-batch's share of the mean load imbalance over rows, each weighted by its number of tokens."""
+    """Returns Σ (load imbalance · tokens) over the micro-batch's rows, divided by all tokens of the global batch.
+
+    Padding does not count. The sum of this over all micro-batches is the mean load imbalance.
+    """
     assert inputs.output is not None and inputs.output.balance is not None, (
       "the balance term needs a student with MoE layers"
     )

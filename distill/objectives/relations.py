@@ -49,18 +49,19 @@ class Relations(PairTerm):
     return bound
 
   def pair(self, student: int, span: Span) -> tuple[int, ...]:
-    """Returns a student layer's default entry of `pairs`: (its index, teacher layer that it is initialised from).
+    """Returns (student layer, `span.source`), the pair of a student layer if `pairs` is empty or 'uniform'.
 
-    If the option is 'uniform', the teacher layer is the first that the student layer replaces.
+    `span.source` is the teacher layer that the student layer is initialised from if `pairs` is empty. If `pairs` is
+    'uniform', it is the first teacher layer that the student layer replaces.
     """
     return student, span.source
 
   def student_capture(self) -> Capture:
-    """Returns a request to capture the queries, keys and values of the student layers in the layer pairs (`pairs`)."""
+    """Returns a request to capture the queries, keys and values of all student layers in the option `pairs`."""
     return Capture(qkv=tuple(i for i, _ in self.listed))
 
   def teacher_capture(self) -> Capture:
-    """Returns a request to capture the queries, keys and values of the teacher layers in the layer pairs (`pairs`)."""
+    """Returns a request to capture the queries, keys and values of all teacher layers in the option `pairs`."""
     return Capture(qkv=tuple(j for _, j in self.listed))
 
   def distances(self, inputs: LossInputs) -> Iterator[Float[Array, "B T"]]:

@@ -30,7 +30,7 @@ class Taid(DivergenceTerm):
   )
 
   def divergence(self) -> Divergence:
-    """Returns the divergence as a function of the teacher's and the student's log-probabilities and of t."""
+    """Returns f(teacher's log-probabilities, student's log-probabilities, t), which computes KL(r ‖ student)."""
     return lambda p, q, t: divergences.taid(p, q, t=t)
 
   def extra(self, state: TermState) -> tuple[Scalar, ...]:

@@ -32,7 +32,7 @@ class CachedTeacher:
     return {}
 
   def shardings(self, mesh: Mesh) -> dict[str, NamedSharding]:
-    """Returns an empty dictionary, as there are no parameters."""
+    """Returns an empty dictionary: a cached teacher has no parameters."""
     del mesh
     return {}
 

@@ -174,7 +174,15 @@ class _Shard:
     self._rows, self._ends, self._sums = tensor("rows"), np.array(tensor("ends")), np.array(tensor("sums"))
 
   def read(self, place: int, row: int) -> bytes:
-    """Returns the bytes of the row at index `place` in the shard, which is row `row` of the token store."""
+    """Returns the bytes of one row, after a check of its checksum.
+
+    Args:
+      place: Index of the row in the shard.
+      row: Index of the same row in the token store, which is part of the checksum.
+
+    Raises:
+      InputError: The checksum differs from the recorded one.
+    """
     begin, end = int(self._ends[place - 1]) if place else 0, int(self._ends[place])
     data = self._rows[begin:end].tobytes() if begin <= end <= len(self._rows) else b""
     if _sum(data, row) != int(self._sums[place]):

@@ -19,7 +19,7 @@ RateFactors = dict[str, float | np.ndarray]
 
 
 def multipliers(rules: Sequence[tuple[str, float]], *, names: Mapping[str, Sequence[str]], what: str) -> RateFactors:
-  """Returns stacked name -> the factor that the rules give a parameter, or an array [layers] if its layers' differ.
+  """Returns stacked name -> factor from the rules: one number, or an array [layers] if it differs between layers.
 
   Args:
     rules: Ordered (regex, factor) pairs, matched against canonical names; the first match counts.

@@ -1,4 +1,4 @@
-"""Bamba: Mamba-2 mixers, and attention with half of each head rotated on a few layers."""
+"""Bamba: Mamba-2 in most layers, and attention in a few, which rotates half of each head (RoPE)."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -32,7 +32,7 @@ def read(values: Mapping[str, Any], *, where: str) -> DecoderConfig:
 
 
 def hybrid(have: Attributes, *, kv: int) -> list[AttentionConfig | GatedDeltaConfig]:
-  """Returns the mixer of every layer: gated delta rule or gated attention.
+  """Returns the configuration of each layer's mixer, which is the gated delta rule or gated attention.
 
   Args:
     have: The keys of config.json.
