@@ -50,7 +50,7 @@ def refused(llama_dir, student, text_file, tmp_path):
     ({"model_type": "mystery"}, "student: .*mystery"),
     ({"hidden_size": 64}, "student: hidden_size 64 is greater than the teacher's; use at most 32"),
     ({"vocab_size": 77}, "student: vocab_size is 77.*304"),
-    ({"num_hidden_layers": 5}, "layers_from: importance .*5"),
+    ({"num_hidden_layers": 5}, "layers_from: 'importance' .*5 layers"),
   ],
 )
 def test_an_architecture_that_the_teacher_cannot_initialise_is_refused(refused, student, changes, match):
