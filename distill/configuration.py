@@ -215,7 +215,10 @@ def _element_keys(values: Sequence[Any], hint: Any, *, key: str) -> list[str]:
 
 
 def _is_named(hint: Any) -> bool:
-  """Returns True for a dataclass with a required `name`: elements of a list are then addressed by name, not index."""
+  """Returns True if `hint` is a dataclass with a required field `name`.
+
+  List elements of such a type are addressed by their name, others by their index.
+  """
   if not dataclasses.is_dataclass(hint) or not isinstance(hint, type):
     return False
   name = _options(hint).get("name")

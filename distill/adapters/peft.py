@@ -73,7 +73,7 @@ def read_adapter(directory: pathlib.Path, *, config: DecoderConfig) -> Adapter:
 
 
 def read_with_problems(directory: pathlib.Path, *, config: DecoderConfig) -> Adapter:
-  """Reads an adapter like `read_adapter`, but a tensor that cannot be loaded is an entry of `problems`, not an error.
+  """Reads an adapter like `read_adapter`, but lists tensors that cannot be loaded in the result's `problems`.
 
   Raises:
     InputError: Missing or damaged files, or unsupported settings.

@@ -109,7 +109,10 @@ def _on(directory: pathlib.Path, settings: PeftSettings, model: pathlib.Path) ->
 
 
 def _norms(after: Mapping[str, np.ndarray], base: Mapping[str, np.ndarray]) -> tuple[float, float]:
-  """Returns (‖after − base‖, ‖base‖) over all parameters in `after`, without tokens that only one of the two has."""
+  """Returns (‖after − base‖, ‖base‖) over all parameters in `after`.
+
+  If the vocabularies differ in size, the vectors of tokens that only one of the models has are left out.
+  """
   change, weight = 0.0, 0.0
   for name, value in after.items():
     common = tuple(slice(0, min(pair)) for pair in zip(value.shape, base[name].shape, strict=True))

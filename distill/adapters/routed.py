@@ -173,9 +173,17 @@ def _factors(
 
 
 def _values(name: str, layers: list[str], results: list[Params], base: Mapping[str, Any]) -> Params:
-  """Returns a stacked parameter's distinct values and, for each route, the index of its value; {} if routes agree.
+  """Returns the distinct values that a stacked parameter has for the routes, and the index of each route's value.
 
-  The keys are the parameter's name with `.route_values` and with `.route_place`.
+  Args:
+    name: Stacked name of the parameter.
+    layers: Canonical names of its layers.
+    results: For each route, canonical name -> parameter with the route's adapters.
+    base: Canonical name -> parameter of the base, for layers that no adapter changes.
+
+  Returns:
+    {`name`.route_values: the distinct values, stacked, `name`.route_place: [routes] indices of the routes' values}; or
+    {} if all routes have the same value, because it then replaces that of the base.
   """
   others = {layer: np.asarray(base[layer], np.float32) for layer in layers if layer not in results[0]}
   different: list[np.ndarray] = []

@@ -22,7 +22,8 @@ class StackEntry:
     path: PEFT directory.
     weight: Factor that multiplies the adapter's change; 1 by default.
     mode: 'sequential': trained on top of the adapters before it. 'co-active': trained on the same base as the adapter
-      before it. Plain LoRA gives the same result either way; see `edits` for other adapters.
+      before it. Both modes give the same result for LoRA without DoRA; `distill/adapters/edits.py` describes where
+      other changes differ.
     name: Name by which a data source selects the adapter; by default the last part of the path.
   """
 

@@ -109,7 +109,7 @@ def _size(region: Region) -> int:
 
 
 def _regions(sharding: NamedSharding, shape: Sequence[int]) -> dict[Region, list[jax.Device]]:
-  """Returns region -> devices, for the different regions of an array that the devices of this process hold."""
+  """Returns region -> devices that hold it, for each distinct region of an array on the devices of this process."""
   regions: dict[Region, list[jax.Device]] = {}
   for device, index in sharding.addressable_devices_indices_map(tuple(shape)).items():
     region = tuple(range(size)[cut] for cut, size in zip(index or (), shape, strict=True))
@@ -118,9 +118,9 @@ def _regions(sharding: NamedSharding, shape: Sequence[int]) -> dict[Region, list
 
 
 def _blocks(regions: Sequence[Region]) -> list[Block]:
-  """Returns the blocks to read: the one block that spans all `regions` if it has no gaps, else one for each region.
+  """Returns the blocks to read: one block that spans all `regions` if they fill it, else one block for each region.
 
-  One large block is read in longer runs.
+  A single block is faster to read, because its contiguous stretches in the file are longer.
   """
   whole = tuple(
     slice(min(cut.start for cut in cuts), max(cut.stop for cut in cuts)) for cuts in zip(*regions, strict=True)

@@ -134,7 +134,7 @@ class Batches:
   def batch(self, step: int, params: Params) -> Batch:
     """Returns this process's rows of the global batch of `step`, and starts a thread that reads the next batches.
 
-    `params` are ignored, because text does not depend on the student.
+    `params`, the parameters at this step, are ignored: they are for batches that the student generates.
     """
     del params  # Text does not depend on the student.
     for ahead in range(step, step + 1 + _AHEAD):

@@ -184,9 +184,10 @@ def _header(file: BinaryIO, *, dtype: np.dtype, shape: tuple[int, int]) -> None:
 def _encode(
   documents: Iterator[Document], tokenizer: PreTrainedTokenizerBase, counts: dict[str, int]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Yields (token ids, True for each token that counts in the loss) of each document, and adds to the totals `counts`.
+  """Yields (token ids, loss mask) for each document; the mask is False for the tokens of its prompt.
 
-  Tokens of a prompt do not count in the loss. The ids end with the end-of-text token; no start token is added.
+  The ids end with the end-of-text token; no start token is added. Each document is added to the totals in `counts`:
+  numbers of documents, of tokens, and of UTF-8 bytes without the prompt.
   """
   for group in _groups(documents):
     prompts = tokenizer([one.prompt for one in group], add_special_tokens=False, verbose=False)["input_ids"]

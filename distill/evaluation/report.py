@@ -114,7 +114,7 @@ class Report:
 
   @property
   def teacher(self) -> ModelRow | None:
-    """Returns the teacher's row, or None without a teacher."""
+    """Returns the teacher's row, or None if no teacher was measured."""
     return next((model for model in self.models if model.role == TEACHER), None)
 
   @property

@@ -58,7 +58,7 @@ class TensorReader:
 
     Args:
       stored: The tensor.
-      index: One slice for each dimension, with plain bounds and a positive step; None reads the whole tensor.
+      index: One slice for each dimension, with a positive step; None reads the whole tensor.
 
     Raises:
       InputError: The file cannot be read or has become shorter.

@@ -156,7 +156,8 @@ def generate(
   frequencies depend on the length of a text (dynamic, longrope), all texts use the frequencies of the longest.
 
   Args:
-    decoder: Architecture. Repeated calls are faster with `decoder.unrolled` and the parameters from `decoder.unroll`.
+    decoder: Architecture. Every call splits stacked parameters by layers. To do this once for several calls, give the
+      decoder `decoder.unrolled` here, and `decoder.unroll(params)` as `params`.
     params: Stacked parameters.
     prompts: Token ids of each prompt, of any lengths, at least one token each.
     max_tokens: Maximum number of tokens to draw for each prompt, at least one.

@@ -56,7 +56,10 @@ class MultiplierRatios:
     )
 
   def apply(self, name: str, value: Array) -> Array | None:
-    """Returns the teacher's parameter `name`, rescaled for the student; None if it is of a norm of another kind."""
+    """Returns the teacher's parameter `name`, rescaled for the student.
+
+    The result is None for a parameter of a norm if the two models use different kinds of norm.
+    """
     if name.endswith(("norm.scale", "norm.bias")) and ".mixer." not in name and self.offsets is None:
       return None
     if name == "norm.bias":

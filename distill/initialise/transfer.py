@@ -229,10 +229,10 @@ class _Source:
     return value
 
   def _corrected(self, scale: Array, name: str, retained: Sequence[int] | Array) -> Array:
-    """Returns the scale of the teacher's norm `name` for a norm over the inputs with the indices `retained` only.
+    """Returns the scale of the teacher's norm `name`, for a norm over only the inputs with the indices `retained`.
 
-    The effective scale (stored scale + `norm_offset`) is multiplied by the factor from `norm_correction`. The result is
-    again a stored scale, without the offset.
+    The effective scale (stored scale + `norm_offset`) is multiplied by the root mean square of these inputs, divided by
+    that of all inputs (`norm_correction`). The result is again a stored scale, without the offset.
     """
     assert self.importance is not None
     factor = norm_correction(self.importance.shares[name.removesuffix(".scale")], retained)
@@ -240,10 +240,10 @@ class _Source:
     return (scale + offset) * np.float32(factor) - offset
 
   def _outside_layers(self, name: str, shape: tuple[int, ...]) -> Array | None:
-    """Returns the student's parameter `name` outside the layers, or None if it stays fresh, as the teacher lacks it.
+    """Returns the student's parameter `name` outside the layers, made from the teacher's.
 
     The head of a teacher with tied embeddings is its embedding, transposed. Learned positions are cut to the student's
-    number.
+    number. The result is None if the teacher lacks the parameter, which then keeps its random initialisation.
     """
     if name == "head.kernel" and name not in self.teacher:
       table = self._get("embed.table")

@@ -167,9 +167,10 @@ def _line(section: Section, store: TokenStore) -> str:
 
 
 def _manifest(config: RunConfig, *, teacher: LiveTeacher, store: TokenStore) -> dict[str, Any]:
-  """Returns entries of the manifest of a section, the part of a teacher cache for one teacher and token store.
+  """Returns the manifest entries that describe a section's rows, the teacher's size and dtypes, and the targets.
 
-  They describe the rows, the teacher's size and dtypes, and the stored targets."""
+  A section is the part of a teacher cache for one teacher and one token store.
+  """
   vocab = teacher.decoder.config.vocab_size
   kept = read_targets(vars(config.teacher_cache), where="config.teacher_cache", vocab=vocab)
   return {

@@ -49,9 +49,10 @@ def generate_pieces(
   sampling: Sampling = Sampling(),  # noqa: B008 - frozen
   seed: int = 0,
 ) -> Iterator[list[str]]:
-  """Yields the continuations that `generate` returns piece by piece, while their tokens are drawn.
+  """Continues prompts like `generate`, but yields the text in pieces while the tokens are drawn.
 
-  Each item is a list with the next piece of text for every prompt; pieces may be empty.
+  Each item is a list with the next piece of text for every prompt; pieces may be empty. All pieces of a prompt, joined
+  in order, are its continuation.
 
   Args:
     model: Directory with a tokenizer, or org/name[@revision] of the hub; all arguments are as in `generate`.

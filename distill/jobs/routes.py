@@ -13,9 +13,10 @@ Route = tuple[str, ...] | None
 
 
 def routes(sources: Sequence[SourceConfig]) -> tuple[list[Route], list[int]]:
-  """Returns (the different routes of the data sources, the index in that list of each source's route).
+  """Returns (list of the sources' distinct routes, for each source the index of its route in this list).
 
-  A source without `adapters` has the route None: the whole stack teaches it. An empty route is the base alone.
+  A route names the adapters that teach a source's rows. An empty route is the base alone. The route of a source that
+  sets no `adapters` is None: the whole stack teaches it.
   """
   found: list[Route] = []
   places = []

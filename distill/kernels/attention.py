@@ -132,7 +132,7 @@ def _weights(scoring, block, q, k, segments, sinks):
 
   Args:
     scoring: Static arguments of `attention`.
-    block: The indices of its queries and keys within the row.
+    block: Indices of the block's queries and keys within the row.
     q: The queries of the block [B,K,G,C,H].
     k: The keys of the whole row [B,K,T,H].
     segments: Segment numbers of the whole row [B,T].

@@ -22,13 +22,16 @@ _LANES = 16
 
 
 def chunk_tokens(vocab: int, *, tokens: int, width: int = 0) -> int:
-  """Returns the number of tokens per chunk: as many as fill 8 MiB with float32 logits, from 128 to at most `tokens`.
+  """Returns the number of tokens per chunk.
+
+  A chunk has as many tokens as give 8 MiB of float32 logits, but at least 128 and at least 7/16 · `width`. It never has
+  more than `tokens`.
 
   Args:
-    vocab: Width of the head V.
-    tokens: Number of tokens M in the batch.
-    width: Model width D if the head's gradient is summed over chunks, which then have at least 7/16 D tokens: with
-      fewer, reading and writing the [D, V] gradient takes more memory traffic than the logits. 0 without a gradient.
+    vocab: Vocabulary size V.
+    tokens: Number of tokens M to divide into chunks.
+    width: Model width D if the gradient of the head is computed, else 0. Every chunk reads and writes this [D, V]
+      gradient. In chunks below 7/16 D tokens, that would take more memory traffic than the chunk's logits.
   """
   return min(tokens, max(_MIN_CHUNK, 7 * width // 16, _CHUNK_BYTES // (4 * vocab)))
 
@@ -83,9 +86,10 @@ def chunked_divergence(
   teacher_readout: Readout | None = None,
   mask: Float[Array, " M"],
 ) -> Float[Array, ""]:
-  """Computes the sum over tokens of mask * divergence at temperature 1.
+  """Computes Σ mask · divergence over the tokens, for a single divergence at temperature 1.
 
-  Args: as `chunked_losses`, with one function of `divergences` in place of `losses`.
+  Args: as `chunked_losses`, but `divergence` takes the place of `losses`; it is a function such as `forward_kl` of the
+    module `losses.divergences`.
   """
   return chunked_losses(
     [divergence_loss(divergence)],
@@ -144,7 +148,10 @@ class _Chunks:
     return () if self.shards == 1 else (self.shards,)
 
   def starts(self) -> Int[Array, " chunks"]:
-    """Returns the index of each chunk's first token; `take` moves the last chunk back to end with the last token."""
+    """Returns the index of each chunk's first token within its shard, as if chunks never overlapped.
+
+    The last chunk may then reach past the shard's last token; in that case `take` moves it back.
+    """
     return jnp.arange(-(-self.shard_tokens // self.size)) * self.size
 
   def split(self, tree: Any) -> Any:

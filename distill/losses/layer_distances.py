@@ -51,7 +51,7 @@ def relation_kl(
   student_BNTH, teacher_BNTH = _relation_heads(student, heads), _relation_heads(teacher, heads)
 
   def block(start):
-    """Returns the divergences [B,C] of the C = `size` positions from `start` on."""
+    """Returns the divergences [B,C] at C positions from `start` on, where C is `size`."""
     here = jax.lax.dynamic_slice_in_dim(segments, start, size, axis=1)
     causal = (start + jnp.arange(size))[None, :, None] >= jnp.arange(length)[None, None, :]
     mask = (causal & (here[:, :, None] == segments[:, None, :]))[:, None]

@@ -138,10 +138,10 @@ def divergence_loss(
 
 
 def _label_buckets(labels, teacher):
-  """Returns the index of the bucket that holds each label.
+  """Returns, for each token, the index of the bucket that holds its label.
 
-  With dense logits it is the label's id. With a sparse target it is the label's index among the target's ids, or that
-  of the last bucket, the tail.
+  With dense logits each id is a bucket, so the index is the label. With a sparse target the index is the position of
+  the label among the target's ids. A label that is not among them is in the last bucket, the tail.
   """
   if not isinstance(teacher, SparseTarget):
     return labels

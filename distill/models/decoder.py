@@ -173,7 +173,8 @@ class Decoder:
       params: Stacked parameters.
       tokens: Token ids of the prompts, padded on the right.
       lengths: Number of tokens of each prompt, at least one.
-      length: Number of positions that each row may grow to, at least T.
+      length: Capacity of the decoding state: the largest number of positions that a row, prompt and continuation
+        together, can have; at least T.
       dtype: Dtype of the operands of projections and of KV caches.
 
     Raises:

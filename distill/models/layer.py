@@ -23,7 +23,8 @@ class Layer(nnx.Module):
   Args:
     init: Creates the parameters of the module.
     layer: The mixer and the MLP.
-    config: The decoder that the layer is part of; if any of its MLPs is a mixture of experts, all operands are float32.
+    config: The decoder that the layer is part of. If any layer of this decoder has a mixture of experts, the operands
+      of all matmuls are float32, because rounding would change the choice of experts.
   """
 
   def __init__(self, init: Init, *, layer: LayerConfig, config: DecoderConfig):
@@ -119,7 +120,7 @@ class Layer(nnx.Module):
   def step(self, x, *, state, positions, dtype):
     """Runs the next position of each row; returns (residual stream after the layer, mixer's decoding state).
 
-    Args: as `Mixer.step`, with the residual stream for `x`.
+    Args: as `Mixer.step`, but `x` is the residual stream before the layer.
     """
     mixed, state = self.mixer.step(
       self._mixer_input(x), state=state, positions=positions, dtype=self.mixer_dtype(dtype)

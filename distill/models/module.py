@@ -124,7 +124,7 @@ class DecoderModule(nnx.Module):
     return x if self.positions is None else x + self.positions(positions)
 
   def __call__(self, tokens, *, segments, positions, capture: Capture, dtype, remat) -> ModelOutput:
-    """Runs the decoder on whole rows; returns final hidden states, readout and captured activations.
+    """Runs the decoder on all positions of a batch; returns final hidden states, readout and captured activations.
 
     Args: as `Decoder.apply`.
     """
@@ -191,12 +191,14 @@ class DecoderModule(nnx.Module):
     layers: Sequence[int],
     run: Callable[[Layer, Float[Array, "B T D"]], Any],
   ) -> tuple[Any, ...]:
-    """Runs each of `layers` on an input of its own; layers that are stacked in one array run in one scan.
+    """Runs single layers on given inputs, not on each other's outputs.
+
+    Layers that are stacked in one array run in one scan.
 
     Args:
-      inputs: One input for each of `layers`.
+      inputs: One input for each entry of `layers`.
       layers: Indices of the layers, in any order; a layer may occur several times.
-      run: (layer, input) -> output, any pytree of arrays.
+      run: Function (layer, input) -> output; the output is any pytree of arrays.
 
     Returns:
       The outputs, in the order of `layers`.

@@ -38,7 +38,7 @@ class ShortConv(nnx.Module):
     return self._biased(causal_conv(x, self.kernel[...], segments=segments))
 
   def empty_window(self, batch: int) -> Float[Array, "B window I"]:
-    """Returns the window (last inputs) before the first position of a document: zeros [B, W − 1, I], float32."""
+    """Returns the window before the first position of a document: zeros, float32; its axis `window` has size W − 1."""
     width, channels = self.kernel.shape[-2:]
     return jnp.zeros((batch, width - 1, channels), jnp.float32)
 

@@ -52,10 +52,10 @@ class Mamba2Config:
 
   @property
   def head_shape(self) -> HeadShape:
-    """Numbers and widths of the heads, which are the value heads.
+    """Numbers and widths of the value heads (the Mamba-2 heads) and of the key heads (the groups).
 
-    Heads of a group share b, which writes to the state, and c, which reads it. A group counts as one key head; b is its
-    key.
+    The heads of a group share b, which writes to the state, and c, which reads it. A group therefore counts as one key
+    head, with b as its key.
     """
     return HeadShape(
       heads=self.num_heads, key_heads=self.num_groups, key_width=self.state_size, value_width=self.head_dim
@@ -63,7 +63,7 @@ class Mamba2Config:
 
   @property
   def qkv_widths(self) -> tuple[int, int, int]:
-    """Widths of c, b and x of all heads, which take the roles of queries, keys and values."""
+    """Widths of c and b, over all groups, and of x, over all heads: the mixer's queries, keys and values."""
     shared = self.num_groups * self.state_size
     return shared, shared, self.num_heads * self.head_dim
 

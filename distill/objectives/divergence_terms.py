@@ -81,7 +81,10 @@ class DivergenceTerm(Term):
     raise NotImplementedError
 
   def extra(self, state: TermState) -> tuple[Scalar, ...]:
-    """Returns scalars from the state: the last arguments of the function that `divergence` returns; () by default."""
+    """Returns the further arguments of the divergence, read from the term's state; () by default.
+
+    The function that the method `divergence` returns takes these scalars as its last arguments.
+    """
     return ()
 
 
@@ -93,7 +96,7 @@ class ForwardKl(DivergenceTerm):
   linear_in_teacher: ClassVar[bool] = True
 
   def divergence(self) -> Divergence:
-    """Returns `divergences.forward_kl` itself, not a wrapper: `divergence_loss` has a cheaper form of this function."""
+    """Returns the function `divergences.forward_kl` itself: `divergence_loss` recognises it and uses a cheaper form."""
     return divergences.forward_kl
 
 

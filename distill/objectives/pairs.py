@@ -93,7 +93,7 @@ class PairTerm(Term):
 
   @property
   def listed(self) -> Pairs:
-    """Returns the option `pairs` as tuples of layer indices; use it only on a term that `bind` returned."""
+    """The layer pairs, as tuples of layer indices; only a term that the method `bind` returned has them."""
     assert isinstance(self.pairs, tuple), "the pairs are listed by bind; call it first"
     return cast(Pairs, self.pairs)
 
@@ -123,14 +123,15 @@ class PairTerm(Term):
     return {"ratio": jnp.where(jnp.isfinite(ratio), ratio, state["ratio"])}
 
   def factor(self, state: TermState) -> float | Scalar:
-    """Returns the factor of the term's weight: `ratio` of the state (see `next_state`) if `balanced` is set, else 1."""
+    """Returns the factor of the term's weight: the state's 'ratio' if the option `balanced` is set, else 1."""
     return state["ratio"] if self.balanced else 1.0
 
   def _spread(self, setting: Setting) -> Any:
-    """Returns the layer pairs that the option `pairs` stands for: explicit pairs, or those of a rule such as 'uniform'.
+    """Returns the layer pairs that the option `pairs` stands for, not checked yet.
 
-    Pairs are not checked here. Without the option they are the default pairs (`pair`), or none if `layers_from` is not
-    in ascending order.
+    A rule such as 'uniform' is expanded, and explicit pairs are returned as they are. If the option is empty, every
+    student layer gets its default pair (the method `pair`). There are no default pairs if `setting.layers_from` is
+    None or not in ascending order.
     """
     student, teacher = len(setting.student.layers), setting.teacher_depth
     if not self.pairs:

@@ -29,9 +29,10 @@ class Relations(PairTerm):
   heads: int = option(8, least=1, help="Relation heads that queries, keys and values of both models are cut into.")
 
   def bind(self, setting: Setting, *, key: str) -> PairTerm:
-    """Returns the term with its (student layer, teacher layer) pairs listed; checks them and the other options.
+    """Checks the options, and returns the term with its list of (student layer, teacher layer) pairs.
 
-    By default the pairs follow from `setting.layers_from`; while this is None, the term is returned without pairs.
+    By default the pairs follow from `setting.layers_from`. If that is None, because the layers are not chosen yet, the
+    term is returned without pairs.
 
     Raises:
       InputError: An option does not fit the stage, or `heads` does not divide the known widths of the queries, keys and

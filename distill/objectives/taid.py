@@ -17,8 +17,8 @@ from distill.objectives.term import LossContext, Scalar, TermState
 class Taid(DivergenceTerm):
   """KL(r ‖ student), where the target r interpolates between the student (t = 0) and the teacher (t = 1).
 
-  t grows during the stage. The state holds t, a moving average of the loss's relative decrease (the momentum), and the
-  previous loss.
+  t grows during the stage. The state holds three scalars: t, the previous loss, and the momentum, which is a moving
+  average of the loss's relative decrease.
   """
 
   kind: ClassVar[str] = "taid"
@@ -34,7 +34,7 @@ class Taid(DivergenceTerm):
     return lambda p, q, t: divergences.taid(p, q, t=t)
 
   def extra(self, state: TermState) -> tuple[Scalar, ...]:
-    """Returns (t,), the teacher's share in the target: the last argument of the function from `divergence`."""
+    """Returns (t,), the teacher's share in the target, which the divergence takes as its last argument."""
     return (state["t"],)
 
   def initial_state(self) -> TermState:

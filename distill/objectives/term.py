@@ -175,5 +175,8 @@ class Term(Protocol):
     return None
 
   def loss(self, inputs: LossInputs, context: LossContext) -> Scalar:
-    """Returns this micro-batch's share of the mean: a sum over its tokens, divided by a count of `context.totals`."""
+    """Returns this micro-batch's share of the mean over the global batch.
+
+    The share is a sum over the micro-batch's tokens, divided by one of the global counts in `context.totals`.
+    """
     raise AssertionError(f"{type(self).__name__} implements neither token_loss nor loss")

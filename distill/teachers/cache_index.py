@@ -24,8 +24,8 @@ class CacheIndex:
 
   Args:
     directory: Directory of the teacher cache.
-    subjects: Name of a stage with a teacher -> for each token store of the stage, what its section must have been made
-      for, as the argument `subject` of `find_section`.
+    subjects: Name of each stage with a teacher -> one mapping for each token store of the stage. The mapping says what
+      the store's section must have been made for; it is the argument `subject` of `find_section`.
     settings: Key of the manifests -> (key of the recipe, value in the recipe); all manifests must have this value.
 
   Attributes:

@@ -33,7 +33,7 @@ class LiveTeacher:
 
   @property
   def width(self) -> int:
-    """D, width of the hidden states."""
+    """Width D of the hidden states."""
     return self.config.width
 
   @property
@@ -43,7 +43,7 @@ class LiveTeacher:
 
   @property
   def vocab_size(self) -> int:
-    """V, vocabulary size without padding."""
+    """Vocabulary size V, without padding."""
     return self.config.vocab_size
 
   def shardings(self, mesh: Mesh) -> dict[str, NamedSharding]:

@@ -21,8 +21,8 @@ class RowFormat:
     targets: Kind of the sparse targets.
     length: Number of positions in a row, T.
     id_bits: Number of bits of a token id.
-    capture: Names the activations that a row stores. They stand in the row as the outputs of its layers, then of its
-      mixers, each by ascending layer index.
+    capture: Names the activations that a row stores: first outputs of layers, then outputs of mixers, both in ascending
+      order of the layers.
     width: Width D of the activations.
   """
 

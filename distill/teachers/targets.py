@@ -36,7 +36,7 @@ class TopK:
     """Returns ids [B,T,k] and log_probs [B,T,k] of the most probable tokens, and tail [B,T] of all others together.
 
     Log-probabilities are float32; `pack` rounds them. Positions are computed in chunks, so that logits of the whole
-    batch are never in memory. `keys` is ignored.
+    batch are never in memory. `keys` is ignored, because nothing is drawn at random.
     """
     del keys
 

@@ -19,11 +19,11 @@ class Teacher(Protocol):
 
   @property
   def width(self) -> int:
-    """D, width of the hidden states."""
+    """Width D of the hidden states."""
 
   @property
   def vocab_size(self) -> int:
-    """V, vocabulary size without padding."""
+    """Vocabulary size V, without padding."""
 
   @property
   def config(self) -> DecoderConfig | None:

@@ -42,7 +42,7 @@ def read_mixer(have: Attributes, words: Mapping[str, str], *, defaults: Mapping[
 
   Args:
     have: The keys of config.json.
-    words: The family's names of the keys, `PLAIN` or `PREFIXED`.
+    words: Name of a size or option, such as 'num_heads' -> the family's key for it; `PLAIN` or `PREFIXED`.
     defaults: The family's defaults of `num_heads`, `state_size` and `num_groups`, and of `head_dim` if it does not
       follow from the other sizes.
 
@@ -93,7 +93,7 @@ def write_mixer(spec: Mamba2Config | None, words: Mapping[str, str], *, width: i
 
   Args:
     spec: The mixer; None, for a model without one, returns placeholders that `read_mixer` accepts.
-    words: The family's names of the keys, `PLAIN` or `PREFIXED`.
+    words: Name of a size or option, such as 'num_heads' -> the family's key for it; `PLAIN` or `PREFIXED`.
     width: Width of the model.
 
   Raises:
