@@ -43,8 +43,8 @@ def factored(
     name: Canonical name of the parameter.
     adapters: The adapters, in the order of the stack.
     shape: Shape of the parameter, (I, O).
-    base: Function that returns `columns` of the base's parameter, float32. It is called only for DoRA, which needs the
-      norms of these columns.
+    base: Function that returns the parameter in the base, only the columns `columns`, float32. It is called only for
+      DoRA, which needs the norms of these columns.
     columns: The columns of the parameter that the change covers; by default all.
   """
   count = len(range(shape[1])[columns])

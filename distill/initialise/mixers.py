@@ -182,8 +182,8 @@ class Linear(FromAttention):
   """Conversion from attention to a linear mixer (Mamba-2 or gated delta rule).
 
   Queries, keys, values and the output projection are the teacher's (RADLADS, 2505.03005). Convolutions start as the
-  identity. The mixer norms the output of each head, which attention does not. The output projection is therefore
-  multiplied by the root mean square of each attention head's output, as measured. The kernel of the output gate is made
+  identity. The mixer norms its outputs, which attention does not. The rows of the output projection are therefore
+  multiplied by the measured root mean square of their attention head's output. The kernel of the output gate is made
   from the measured mean input of attention, so that the gate is about one at this input. A gate near zero, or of random
   sign, would hide the copied projections. Decays keep their random initialisation, which gives the heads memories from
   one position to thousands of positions. In measurements this came nearer to the teacher than slow decays alone.

@@ -58,7 +58,7 @@ class MultiplierRatios:
   def apply(self, name: str, value: Array) -> Array | None:
     """Returns the teacher's parameter `name`, rescaled for the student.
 
-    The result is None for a parameter of a norm if the two models use different kinds of norm.
+    The result is None for a parameter of a norm outside the mixers if the two models use different kinds of norm.
     """
     if name.endswith(("norm.scale", "norm.bias")) and ".mixer." not in name and self.offsets is None:
       return None

@@ -84,7 +84,7 @@ def choose_heads(scores: Float[Array, " N"], *, keys: int, retained: int, retain
 
 
 def pick(value: Array, retained: Sequence[int | tuple[int, ...]], *, axis: int, units: int) -> Array:
-  """Returns `value` with one axis reduced to chosen units, such as heads: equal slices of that axis.
+  """Returns `value` with one axis reduced to chosen units; a unit, such as a head, is one of `units` equal slices.
 
   Args:
     value: Any parameter.

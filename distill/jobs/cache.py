@@ -155,7 +155,7 @@ class _Progress:
     self.close = self._progress.close
 
   def report(self, rows: int) -> None:
-    """Adds `rows`, a number of newly cached rows, to the progress shown."""
+    """Advances the progress display by `rows` newly cached rows."""
     self._done += rows
     self._progress.update(self._done, tokens=rows * self._length)
 

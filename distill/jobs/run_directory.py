@@ -30,7 +30,7 @@ class RunDirectory:
 
   @property
   def tokens(self) -> pathlib.Path:
-    """Path of the directory of token stores; data.store may name another one."""
+    """Path of the directory of token stores; not used if the option config.data.store names another directory."""
     return self.path / "tokens"
 
   @property

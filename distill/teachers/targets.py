@@ -153,7 +153,7 @@ KINDS: Mapping[str, type[Targets]] = {"top_k": TopK, "sampled": Sampled}
 
 
 def read_targets(spec: Mapping[str, Any], *, where: str, vocab: int) -> Targets:
-  """Returns the kind of sparse targets that a recipe or a manifest describes.
+  """Returns the sparse targets that a recipe or a manifest describes: their kind, size and temperature.
 
   Args:
     spec: Mapping with the keys `targets` (the kind), `size` and `temperature`.
