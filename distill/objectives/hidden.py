@@ -24,9 +24,9 @@ class Hidden(DistanceTerm):
   kind: ClassVar[str] = "hidden"
 
   def pair(self, student: int, span: Span) -> tuple[int, ...]:
-    """Returns the default entry of `pairs` for the layer `student`: (its index, index of a teacher layer).
+    """Returns (student layer, teacher layer), the pair of a student layer unless the option `pairs` lists the pairs.
 
-    The teacher layer is the last of those that the student layer replaces, which `span` describes.
+    The teacher layer is the last of the teacher layers in `span`, which the student layer replaces.
     """
     return student, span.last
 

@@ -66,10 +66,10 @@ class MixerOutput(_IsolatedTerm):
   kind: ClassVar[str] = "mixer_output"
 
   def pair(self, student: int, span: Span) -> tuple[int, ...]:
-    """Returns the default entry of `pairs` for the layer `student`: (its index, index of a teacher layer).
+    """Returns (student layer, teacher layer), the pair of a student layer unless the option `pairs` lists the pairs.
 
-    The teacher layer is the one that the student layer is initialised from. If the option `pairs` is 'uniform', it is
-    the first of those that the student layer replaces.
+    If `pairs` is empty, the teacher layer is the one that the student layer is initialised from. If `pairs` is
+    'uniform', it is the first of the teacher layers in `span`, which the student layer replaces.
     """
     return student, span.source
 
@@ -98,7 +98,10 @@ class BlockOutput(_IsolatedTerm):
   spans: ClassVar[bool] = True
 
   def pair(self, student: int, span: Span) -> tuple[int, ...]:
-    """Returns (student layer, `span.first`, `span.last`); the student layer replaces the teacher layers in `span`."""
+    """Returns (student layer, first teacher layer, last teacher layer) unless the option `pairs` lists the pairs.
+
+    The two teacher layers are the ends of `span`, the teacher layers that the student layer replaces.
+    """
     return student, span.first, span.last
 
   def teacher_capture(self) -> Capture:

@@ -76,7 +76,7 @@ class PairTerm(Term):
     return dataclasses.replace(self, pairs=_checked(pairs, term=self, setting=setting, key=f"{key}.pairs"))
 
   def pair(self, student: int, span: Span) -> tuple[int, ...]:
-    """Returns the pair of a student layer if `pairs` is empty or 'uniform'.
+    """Returns the pair of a student layer unless the option `pairs` lists the pairs.
 
     Args:
       student: Index of the student layer.

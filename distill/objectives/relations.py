@@ -50,10 +50,10 @@ class Relations(PairTerm):
     return bound
 
   def pair(self, student: int, span: Span) -> tuple[int, ...]:
-    """Returns (student layer, `span.source`), the pair of a student layer if `pairs` is empty or 'uniform'.
+    """Returns (student layer, teacher layer), the pair of a student layer unless the option `pairs` lists the pairs.
 
-    `span.source` is the teacher layer that the student layer is initialised from if `pairs` is empty. If `pairs` is
-    'uniform', it is the first teacher layer that the student layer replaces.
+    If `pairs` is empty, the teacher layer is the one that the student layer is initialised from. If `pairs` is
+    'uniform', it is the first of the teacher layers in `span`, which the student layer replaces.
     """
     return student, span.source
 

@@ -68,7 +68,7 @@ def test_values_that_the_dtype_of_the_base_cannot_hold_are_refused(tmp_path):
   assert not (tmp_path / "out").exists()
 
 
-def test_merge_adapters_keeps_the_rank_of_a_fused_kernel_or_with_a_lower_rank_returns_the_retained_share(tmp_path):
+def test_merge_adapters_keeps_the_full_rank_of_an_adapter_unless_a_lower_rank_is_given(tmp_path):
   torch.manual_seed(0)
   sizes = dict(vocab_size=304, n_embd=16, n_layer=1, n_head=2, n_positions=16)
   config = transformers.GPT2Config(tie_word_embeddings=False, **sizes)
