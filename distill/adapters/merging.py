@@ -119,8 +119,8 @@ def fit_config(
   if len(set(sizes if len(sizes) == 2 else [*sizes, config.vocab_size])) > 1:
     paths = ", ".join(str(adapter.path) for _, adapter in adapters)
     raise InputError(
-      f"{paths}: after merging, embedding and head have different numbers of tokens (changed to {sizes}); store both "
-      "in the adapter that changes one"
+      f"{paths}: an adapter changes the number of tokens of only one of embedding and head (to {sizes}, from "
+      f"{config.vocab_size}); save both embedding and head in that adapter"
     )
   if sizes:
     config = dataclasses.replace(config, vocab_size=sizes[0])

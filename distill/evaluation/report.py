@@ -104,9 +104,9 @@ class Report:
 
   @property
   def labels(self) -> tuple[str, ...]:
-    """Returns a label for each model: its role, or its name if several models have this role.
+    """Returns a label for each model: its role, or its name if several models have the same role.
 
-    The label of a teacher is 'stack' in place of its role: it is the base with a stack of adapters.
+    The role 'teacher' is written 'stack', since a teacher is a base model with a stack of adapters.
     """
     counts = collections.Counter(model.role for model in self.models)
     labels = {role: STACK if role == TEACHER else role for role in counts}

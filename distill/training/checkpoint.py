@@ -131,7 +131,8 @@ class Checkpoints:
     except InputError:
       raise
     except Exception as error:
-      raise InputError(str(error).strip().splitlines()[0] if str(error).strip() else repr(error)) from error
+      reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+      raise InputError(f"it cannot be read ({reason})") from error
     found = digests(arrays)
     wrong = sorted(name for name in expected if found[name] != expected[name])
     if wrong:
