@@ -55,5 +55,6 @@ def _layers(text: str) -> list[int] | str:
     return [int(one) for one in text.split(",")]
   except ValueError as error:
     raise InputError(
-      f"--layers_from={text}: this is not a list of layer numbers; give numbers such as 0,3,6,10, or importance"
+      f"--layers_from={text}: this is not a list of layer numbers; give numbers such as 0,3,6,10, or the word "
+      "`importance`"
     ) from error

@@ -45,7 +45,7 @@ class ShortConv(nnx.Module):
   def window(self, x: Float[Array, "B T I"], *, lengths: Int[Array, " B"]) -> Float[Array, "B window I"]:
     """Returns the window from which `step` continues each row after its first `lengths` positions, float32.
 
-    It holds the last W − 1 inputs of these positions, for W taps. Inputs before the start of the row count as zeros.
+    W is the number of taps. The window holds the last W − 1 inputs of these positions. Inputs before the start of the row count as zeros.
     """
     x = jnp.concatenate([self.empty_window(x.shape[0]), x.astype(jnp.float32)], axis=1)
     rows = lengths[:, None] + jnp.arange(self.kernel.shape[-2] - 1)[None, :]
@@ -56,8 +56,8 @@ class ShortConv(nnx.Module):
   ) -> tuple[Float[Array, "B I"], Float[Array, "B window I"]]:
     """Convolves the next position of each row, whose input is `x`; returns (output, next window), float32.
 
-    A window holds the last W − 1 inputs of each row, for W taps: `window` up to the position before this one, the next
-    window up to this one.
+    W is the number of taps. A window holds the last W − 1 inputs of each row: `window` ends at the position before this
+    one, and the returned window ends at this one.
     """
     window = jnp.concatenate([window, x.astype(jnp.float32)[:, None]], axis=1)
     return self._biased(jnp.einsum("bwi,wi->bi", window, self.kernel[...])), window[:, 1:]

@@ -31,11 +31,11 @@ class Hidden(DistanceTerm):
     return student, span.last
 
   def student_capture(self) -> Capture:
-    """Returns a request to capture the outputs of all student layers in the option `pairs`."""
+    """Returns a request to capture the outputs of the student layers that the option `pairs` names."""
     return Capture(layers=tuple(i for i, _ in self.listed))
 
   def teacher_capture(self) -> Capture:
-    """Returns a request to capture the outputs of all teacher layers in the option `pairs`."""
+    """Returns a request to capture the outputs of the teacher layers that the option `pairs` names."""
     return Capture(layers=tuple(j for _, j in self.listed))
 
   def init_params(self, setting: Setting, *, key: Key[Array, ""]) -> Params:

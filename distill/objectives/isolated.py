@@ -74,7 +74,7 @@ class MixerOutput(_IsolatedTerm):
     return student, span.source
 
   def teacher_capture(self) -> Capture:
-    """Returns a request to capture the inputs and the mixer outputs of the teacher layers in `pairs`."""
+    """Returns a request to capture the inputs and the mixer outputs of the teacher layers that `pairs` names."""
     layers = tuple(j for _, j in self.listed)
     return Capture(layers=tuple(map(before, layers)), mixers=layers)
 

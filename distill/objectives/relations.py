@@ -58,11 +58,11 @@ class Relations(PairTerm):
     return student, span.source
 
   def student_capture(self) -> Capture:
-    """Returns a request to capture the queries, keys and values of all student layers in the option `pairs`."""
+    """Returns a request to capture the queries, keys and values of the student layers that the option `pairs` names."""
     return Capture(qkv=tuple(i for i, _ in self.listed))
 
   def teacher_capture(self) -> Capture:
-    """Returns a request to capture the queries, keys and values of all teacher layers in the option `pairs`."""
+    """Returns a request to capture the queries, keys and values of the teacher layers that the option `pairs` names."""
     return Capture(qkv=tuple(j for _, j in self.listed))
 
   def distances(self, inputs: LossInputs) -> Iterator[Float[Array, "B T"]]:

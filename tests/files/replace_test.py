@@ -38,7 +38,7 @@ def test_new_directory_keeps_what_a_faster_process_wrote(tmp_path):
   assert (tmp_path / "store/rows").read_text() == "theirs" and names(tmp_path) == ["store"]
 
 
-def test_new_directory_leaves_nothing_if_its_writing_fails(tmp_path):
+def test_new_directory_leaves_nothing_if_writing_it_fails(tmp_path):
   with pytest.raises(RuntimeError), new_directory(tmp_path / "store") as work:
     (work / "rows").write_text("half")
     raise RuntimeError
@@ -55,7 +55,7 @@ def test_replace_directory_leaves_no_file_of_the_earlier_directory(tmp_path, mon
   assert names(tmp_path / "parents") == ["model"]
 
 
-def test_replace_directory_leaves_the_earlier_directory_if_its_writing_fails(tmp_path):
+def test_replace_directory_leaves_the_earlier_directory_if_writing_the_new_one_fails(tmp_path):
   (tmp_path / "config.json").write_text("old")
   with pytest.raises(RuntimeError), replace_directory(tmp_path, **MODEL) as work:
     (work / "config.json").write_text("half")
