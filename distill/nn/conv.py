@@ -45,7 +45,8 @@ class ShortConv(nnx.Module):
   def window(self, x: Float[Array, "B T I"], *, lengths: Int[Array, " B"]) -> Float[Array, "B window I"]:
     """Returns the window from which `step` continues each row after its first `lengths` positions, float32.
 
-    W is the number of taps. The window holds the last W − 1 inputs of these positions. Inputs before the start of the row count as zeros.
+    W is the number of taps. The window holds the last W − 1 inputs of these positions. Inputs before the start of the
+    row count as zeros.
     """
     x = jnp.concatenate([self.empty_window(x.shape[0]), x.astype(jnp.float32)], axis=1)
     rows = lengths[:, None] + jnp.arange(self.kernel.shape[-2] - 1)[None, :]

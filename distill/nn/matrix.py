@@ -15,9 +15,9 @@ ArrayLike = jax.Array | np.ndarray
 
 @runtime_checkable
 class Matrix(Protocol):
-  """A weight of shape [I, O], whatever its stored form: a `Linear`'s kernel or an `Embedding`'s table.
+  """A weight of shape [I, O], the kernel of a `Linear` or the table of an `Embedding`, however it is stored.
 
-  An implementation is a pytree, so that it can replace the array of a parameter.
+  An implementation is a pytree, so that it can take the place of a parameter's array.
   """
 
   def project(self, x: Float[Array, "M I"]) -> Float[Array, "M O"]:

@@ -104,7 +104,7 @@ def test_edits_of_parameters_change_each_block_as_it_is_read(directory, shape):
     np.testing.assert_allclose(params[name], value, atol=1e-6)
 
 
-def test_an_edit_that_is_an_array_replaces_the_embedding_even_with_more_tokens(directory):
+def test_an_edit_that_is_an_array_replaces_the_embedding_even_if_it_has_more_tokens(directory):
   import dataclasses
 
   table = RNG.normal(size=(104, 32)).astype(np.float32)

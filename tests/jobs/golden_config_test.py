@@ -32,7 +32,7 @@ def test_the_quick_start_resolves_to_the_committed_configuration():
   assert resolved() == GOLDEN.read_text(), HOW
 
 
-def test_the_recipe_with_a_teacher_cache_has_the_quick_starts_models_data_and_evaluation():
+def test_the_recipe_with_a_teacher_cache_has_the_same_models_data_and_evaluation_as_the_quick_start():
   recipes = resolve(get_config()), resolve(cached.get_config())
   for section in ("seed", "teacher", "student", "data", "training", "evaluation"):
     first, second = (getattr(recipe, section) for recipe in recipes)
