@@ -95,7 +95,11 @@ def load(
 
 
 def _bytes(decoder, shardings, sources, edits) -> int:
-  """Returns how many bytes this process will read, without the additional reads that edits ask for."""
+  """Returns how many bytes of parameters this process will read.
+
+  An array in `edits` replaces a parameter, which is then not read. Other edits may read more than this process's part
+  of a parameter; those reads are not counted.
+  """
   total = 0
   for name, x in decoder.abstract().items():
     sizes = (_size(one) for one in _regions(shardings[name], x.shape))

@@ -35,8 +35,9 @@ class Importance:
     heads: For each layer, [N] scores of the heads' outputs before the output projection; empty without heads.
     neurons: For each layer, [F] scores of the inputs of the MLP's last projection; empty for an MoE layer.
     channels: [D] scores of the inputs of mixers, MLPs and the head, summed over all these inputs.
-    shares: Name of a norm over the residual stream or over all heads -> for each of its inputs, the share in the mean
-      square, averaged over tokens. The shares of a norm sum to one.
+    shares: For each normalisation layer over the residual stream or over all heads, by its name: an array with one
+      entry for each input channel, the channel's share in the mean square of the input, averaged over tokens. The
+      shares of a layer sum to one.
     power: For each layer, [N] mean square of each head's output; empty without heads.
     means: For each layer, [D] mean input of its mixer.
   """

@@ -156,8 +156,9 @@ def _student(run: RunConfig, *, teacher, mesh, batches, resumes) -> tuple[Decode
   source, start = _start(run.teacher, teacher=teacher, mesh=mesh)
   if decoder.config.vocab_size != source.config.vocab_size:
     raise InputError(
-      f"config.student.config.vocab_size: {decoder.config.vocab_size} is not the {source.config.vocab_size} of the "
-      "teacher with all its adapters merged, from which the student starts; use adapters that keep the vocabulary"
+      f"config.student.config.vocab_size: is {decoder.config.vocab_size}, but the student starts from the teacher with "
+      f"all its adapters merged, and they change the vocabulary to {source.config.vocab_size} tokens; use adapters that "
+      "keep the vocabulary"
     )
   layers = spec.layers_from
   importance = None

@@ -28,7 +28,7 @@ def normal(stddev: float) -> Initializer:
 
 
 def log_rate(low: float) -> Initializer:
-  """Returns an initialiser of the logarithms of decay rates, drawn uniformly from `low` to 16 (Dao & Gu 2024, 2405.21060)."""
+  """Returns an initialiser of log decay rates; the rates are uniform from `low` to 16 (Dao & Gu 2024, 2405.21060)."""
   return lambda key, shape: jnp.log(jax.random.uniform(key, shape, jnp.float32, low, 16.0))
 
 
