@@ -36,8 +36,8 @@ class MultiplierRatios:
     """Returns the ratios of the teacher's multipliers to the student's, from the models' configurations.
 
     Raises:
-      InputError: The student ties embedding and head, the ratios of the two differ, and the norms of the models are of
-        different kinds, so that the final norm cannot make up for the difference.
+      InputError: The student ties its embedding to its head, but the embedding's ratio differs from the head's. The
+        final norm could make up for that only if both models had the same kind of norm, and they have not.
     """
     embedding, logits = teacher.embed_scale / student.embed_scale, teacher.logit_scale / student.logit_scale
     uneven = student.tie_embeddings and not np.isclose(embedding, logits)

@@ -157,8 +157,8 @@ def _student(run: RunConfig, *, teacher, mesh, batches, resumes) -> tuple[Decode
   if decoder.config.vocab_size != source.config.vocab_size:
     raise InputError(
       f"config.student.config.vocab_size: is {decoder.config.vocab_size}, but the student starts from the teacher with "
-      f"all its adapters merged, and they change the vocabulary to {source.config.vocab_size} tokens; use adapters that "
-      "keep the vocabulary"
+      f"all its adapters merged, and they change the vocabulary to {source.config.vocab_size} tokens; use adapters "
+      "that keep the vocabulary"
     )
   layers = spec.layers_from
   importance = None

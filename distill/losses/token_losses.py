@@ -118,7 +118,8 @@ def divergence_loss(
 
   Args:
     divergence: A function (log_p, log_q, *extra) as in `divergences`, or (log_p, log_q, labels, *extra) if `labelled`.
-    labelled: True if `divergence` takes the index of the bucket that holds each token's label.
+    labelled: True if `divergence` takes labels: for each token, the index of its label on the last axis of log_p and
+      log_q. With a sparse target that axis holds the target's ids and then the tail.
     weight: Factor of this loss in the total.
     temperature: Divides both logits; a sparse target must be made at the same temperature.
     extra: Further scalars for the divergence, which may change from step to step.
@@ -138,10 +139,10 @@ def divergence_loss(
 
 
 def _label_buckets(labels, teacher):
-  """Returns, for each token, the index of the bucket that holds its label.
+  """Returns, for each token, the index of its label on the last axis of the log-probabilities.
 
-  With dense logits each id is a bucket, so the index is the label. With a sparse target the index is the position of
-  the label among the target's ids. A label that is not among them is in the last bucket, the tail.
+  With dense logits the index is the label. With a sparse target it is the position of the label among the target's ids,
+  or of the tail, the last entry, if the label is not among them.
   """
   if not isinstance(teacher, SparseTarget):
     return labels

@@ -24,7 +24,7 @@ class Hidden(DistanceTerm):
   kind: ClassVar[str] = "hidden"
 
   def pair(self, student: int, span: Span) -> tuple[int, ...]:
-    """Returns (student layer, teacher layer), the pair of a student layer unless the option `pairs` lists the pairs.
+    """Returns (student layer, teacher layer), the default pair of a student layer if `pairs` does not list the pairs.
 
     The teacher layer is the last of the teacher layers in `span`, which the student layer replaces.
     """

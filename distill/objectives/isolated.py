@@ -66,7 +66,7 @@ class MixerOutput(_IsolatedTerm):
   kind: ClassVar[str] = "mixer_output"
 
   def pair(self, student: int, span: Span) -> tuple[int, ...]:
-    """Returns (student layer, teacher layer), the pair of a student layer unless the option `pairs` lists the pairs.
+    """Returns (student layer, teacher layer), the default pair of a student layer if `pairs` does not list the pairs.
 
     If `pairs` is empty, the teacher layer is the one that the student layer is initialised from. If `pairs` is
     'uniform', it is the first of the teacher layers in `span`, which the student layer replaces.
@@ -98,7 +98,7 @@ class BlockOutput(_IsolatedTerm):
   spans: ClassVar[bool] = True
 
   def pair(self, student: int, span: Span) -> tuple[int, ...]:
-    """Returns (student layer, first teacher layer, last teacher layer) unless the option `pairs` lists the pairs.
+    """Returns (student layer, first teacher layer, last teacher layer), the default if `pairs` does not list the pairs.
 
     The two teacher layers are the ends of `span`, the teacher layers that the student layer replaces.
     """

@@ -76,7 +76,7 @@ class PairTerm(Term):
     return dataclasses.replace(self, pairs=_checked(pairs, term=self, setting=setting, key=f"{key}.pairs"))
 
   def pair(self, student: int, span: Span) -> tuple[int, ...]:
-    """Returns the pair of a student layer unless the option `pairs` lists the pairs.
+    """Returns the default pair of a student layer, which counts unless the option `pairs` lists the pairs itself.
 
     Args:
       student: Index of the student layer.

@@ -50,7 +50,7 @@ class Relations(PairTerm):
     return bound
 
   def pair(self, student: int, span: Span) -> tuple[int, ...]:
-    """Returns (student layer, teacher layer), the pair of a student layer unless the option `pairs` lists the pairs.
+    """Returns (student layer, teacher layer), the default pair of a student layer if `pairs` does not list the pairs.
 
     If `pairs` is empty, the teacher layer is the one that the student layer is initialised from. If `pairs` is
     'uniform', it is the first of the teacher layers in `span`, which the student layer replaces.
