@@ -5,8 +5,8 @@ matrix to column * base + a @ b, where `column` is one factor for each output co
 pass over the base serves the rows of all routes. Other changes (a replaced norm, a bias, a resized embedding) are
 stored once for each different value.
 
-Parameters are stacked by group, as `Decoder` stacks the layers of a pattern. The word *stack* alone means the ordered
-list of adapters.
+Parameters of equal layers are stacked along a leading axis, as in `Decoder`. The word *stack* alone means the ordered
+list of all adapters, from which each route takes some.
 """
 
 import collections
@@ -80,8 +80,8 @@ def build_routed(
     if len({result[name].shape for result in results}) > 1:
       paths = ", ".join(str(adapter.path) for _, adapter in everything)
       raise InputError(
-        f"{paths}: these adapters give {name} different numbers of tokens in different routes; merge the adapter that "
-        "changes the vocabulary into the base"
+        f"{paths}: {name} has different numbers of tokens for rows with different sets of adapters, and all rows of a "
+        "batch must share one vocabulary; merge the adapters that add tokens into the base"
       )
   replaced = {name: np.asarray(x, np.float32) for name, x in new.items()} | (results[0] if results else {})
   stacked: Params = {}

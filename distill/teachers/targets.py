@@ -132,7 +132,8 @@ class Sampled:
   def unpack(self, data: bytes, *, length: int, id_bits: int) -> SparseTarget:
     """Returns the sparse target of a row of `length` positions from the bytes that `pack` returned.
 
-    The probability of an id is its share of the position's draws; the tail, all other ids together, has none.
+    The probability of an id is the number of times that it was drawn, divided by the number of draws. The tail, all
+    other ids together, has probability zero.
     """
     many = length * self.size
     head = -(-many // 8)

@@ -358,5 +358,5 @@ def test_an_adapter_that_adds_tokens_gives_the_logits_of_the_resized_model_in_pe
     assert error(ours_routed(base, stack), expected) < 1e-5
   config, params = hf.load(base)
   adapters = read_adapters((StackEntry(path=path), StackEntry(path=tmp_path / "b")), config=config)
-  with pytest.raises(InputError, match="different numbers of tokens"):
+  with pytest.raises(InputError, match="has different numbers of tokens"):
     routed.stack_with_routes(params, routes=[adapters, []], config=config)
