@@ -80,7 +80,7 @@ def read_stack(path: pathlib.Path) -> Stack:
       raise InputError(f"{where}.{min(unknown)}: unknown key; the keys of an adapter are path, weight, mode and name")
     weight, mode, name = fields.get("weight", 1.0), fields.get("mode", "sequential"), fields.get("name", "")
     if not isinstance(weight, int | float) or isinstance(weight, bool) or not abs(weight) < 1e30:
-      raise InputError(f"{where}.weight: {weight!r} is not a number below 1e30; give a factor such as 1.0")
+      raise InputError(f"{where}.weight: {weight!r} is not a number of magnitude below 1e30; give a factor such as 1.0")
     if mode not in MODES:
       raise InputError(f"{where}.mode: {mode!r} is not a mode; use one of {', '.join(MODES)}")
     if not isinstance(name, str):

@@ -107,8 +107,8 @@ def _cache_index(config: RunConfig, text: Mapping[str, Batches] | None) -> Cache
     return None
   if text is None:
     raise InputError(
-      "config.teacher.cache: the cache has the teacher's outputs for the rows of config.data.sources alone, but this run "
-      "takes its batches from elsewhere; set config.teacher.model in place of the cache"
+      "config.teacher.cache: the cache has the teacher's outputs for the rows of config.data.sources alone, but this "
+      "run takes its batches from elsewhere; set config.teacher.model in place of the cache"
     )
   return open_index(config, text)
 

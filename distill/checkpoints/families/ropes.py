@@ -111,7 +111,7 @@ def _rope(
   # mrope interleaves image axes, which coincide with plain positions on text.
   left = [key for key in reader.fields if not key.startswith("mrope_")]
   if left:
-    raise InputError(f"{have.where}: rope type {kind!r} has no setting {min(left)!r}; correct the type or the setting")
+    raise InputError(f"{have.where}: rope type {kind!r} does not take the setting {min(left)!r}; correct one of them")
   rope = RopeConfig(theta=theta, fraction=fraction, scaling=scaling)
   with np.errstate(all="ignore"):
     inverse, _ = frequencies(head_dim, rope=rope, length=have.integer("max_position_embeddings", 2048))
