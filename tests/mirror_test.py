@@ -17,6 +17,7 @@ ELSEWHERE = {
   # Fields with defaults, and nothing else.
   # Merging is tested on whole stacks, against PEFT.
   "adapters/merging.py": "adapters/stack_test.py",
+  "adapters/peft_writer.py": "adapters/peft_test.py",
   "adapters/config.py": "jobs/config_test.py",
   "data/config.py": "jobs/config_test.py",
   "teachers/config.py": "jobs/config_test.py",

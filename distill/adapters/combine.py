@@ -16,9 +16,10 @@ import numpy as np
 from jaxtyping import Float
 
 from distill.adapters.edits import Edit, LowRank, Replacement
-from distill.adapters.layout import EMBEDDING, layout
+from distill.adapters.layout import EMBEDDING, Layout, layout
 from distill.adapters.merging import add_missing_parameters, apply_stack, edited, fit_config, merge_adapters
-from distill.adapters.peft import Adapter, joined
+from distill.adapters.peft import Adapter
+from distill.adapters.peft_writer import joined
 from distill.adapters.stack import StackedAdapter
 from distill.errors import InputError
 from distill.models.config import DecoderConfig
@@ -189,7 +190,27 @@ def as_adapter(
       f"{source}, which LoRA can only approximate; set a rank with --rank, or write a whole model with --format=model"
     )
   changes = {} if exact else _difference(base, combine(params, adapters=adapters, config=config, **how)[1], adapters)
-  known, found = layout(config), dict[str, LowRank]()
+  return _truncated(layout(config), exact=exact, changes=changes, rank=rank, report=report)
+
+
+def _truncated(
+  known: Layout,
+  *,
+  exact: Mapping[str, LowRank],
+  changes: Params,
+  rank: int,
+  report: Callable[[str, float], Any],
+) -> dict[str, LowRank]:
+  """Returns the nearest factors of rank `rank` by canonical name.
+
+  Args:
+    known: Layout of the model.
+    exact: Factors to truncate, by canonical name; empty if there are none.
+    changes: Whole changes to truncate, by canonical name, in place of `exact`.
+    rank: Rank of the result.
+    report: As in `as_adapter`.
+  """
+  found: dict[str, LowRank] = {}
   # Kernels of one HF module are truncated together, since they share its factors.
   for theirs in dict.fromkeys(known.theirs(name) for name in exact or changes):
     mine = [entry.ours for entry in known.entries[theirs] if entry.ours in (exact or changes)]

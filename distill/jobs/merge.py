@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from distill.adapters.combine import as_adapter, combine
-from distill.adapters.peft import write_adapter
+from distill.adapters.peft_writer import write_adapter
 from distill.adapters.stack import Stack, read_adapters
 from distill.checkpoints import hf, hf_config
 from distill.checkpoints.hub import locate

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from distill.adapters import lora
-from distill.adapters.peft import write_adapter
+from distill.adapters.peft_writer import write_adapter
 from distill.checkpoints import hf
 from distill.data.tokenizer import load_tokenizer
 from distill.errors import InputError

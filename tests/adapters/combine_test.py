@@ -11,7 +11,8 @@ import transformers
 
 from distill.adapters.combine import as_adapter, combine, dare, low_rank, ties
 from distill.adapters.edits import LowRank
-from distill.adapters.peft import Adapter, write_adapter
+from distill.adapters.peft import Adapter
+from distill.adapters.peft_writer import write_adapter
 from distill.adapters.stack import StackEntry, read_adapters
 from distill.checkpoints import hf, hf_config
 from distill.errors import InputError

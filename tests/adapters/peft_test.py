@@ -9,7 +9,8 @@ import transformers
 
 from distill.adapters.edits import LowRank
 from distill.adapters.merging import merge
-from distill.adapters.peft import read_adapter, write_adapter
+from distill.adapters.peft import read_adapter
+from distill.adapters.peft_writer import write_adapter
 from distill.adapters.stack import read_stack, stack_of
 from distill.checkpoints import hf, hf_config
 from distill.checkpoints import name_table as mapping

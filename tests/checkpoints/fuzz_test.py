@@ -14,7 +14,8 @@ import pytest
 from hypothesis import strategies as st
 
 from distill.adapters.edits import LowRank
-from distill.adapters.peft import read_adapter, write_adapter
+from distill.adapters.peft import read_adapter
+from distill.adapters.peft_writer import write_adapter
 from distill.checkpoints import hf, hf_config
 from distill.errors import InputError
 from tests.checkpoints.families import cases
