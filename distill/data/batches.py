@@ -41,12 +41,10 @@ class Batches:
     seed: Seed of the shuffling.
     routes: For each store, the index of the adapter set that teaches its rows; by default set 0 for every store.
     first: Number of rows that earlier stages took from these stores; the batches continue after them.
-    process: (index of this process, number of processes). Each process gets an equal share of consecutive rows of
-      every batch.
+    rows: Which rows of each global batch this process reads, in ascending order; None for all.
 
   Raises:
-    InputError: The stores' row lengths differ, a weight is not positive and finite, or the rows of a batch cannot be
-      divided equally among the processes.
+    InputError: The stores' row lengths differ, or a weight is not positive and finite.
   """
 
   def __init__(
@@ -58,7 +56,7 @@ class Batches:
     seed: int,
     routes: Sequence[int] = (),
     first: int = 0,
-    process: tuple[int, int] = (0, 1),
+    rows: Sequence[int] | None = None,
   ):
     if len({store.length for store in stores}) != 1:
       lengths = sorted({store.length for store in stores})
@@ -68,14 +66,9 @@ class Batches:
         f"data: the weights {tuple(weights)} are invalid; give a positive, finite weight for each of the {len(stores)} "
         "sources"
       )
-    _, process_count = process
-    if batch_size % process_count:
-      raise InputError(
-        f"training.batch_size: {batch_size} rows cannot be divided equally among {process_count} processes; use a "
-        f"multiple of {process_count}"
-      )
     self._routes = np.asarray(routes or [0] * len(stores), np.int32)
-    self._stores, self._size, self._first, self._process = tuple(stores), batch_size, first, process
+    self._stores, self._size, self._first = tuple(stores), batch_size, first
+    self._mine = range(batch_size) if rows is None else rows
     self._signals: tuple[Callable[[Int[np.ndarray, " B"]], SparseSignal], ...] = ()
     # Batches that a thread is reading, by step; the thread ends with the last reference to its executor.
     self._ahead: dict[int, concurrent.futures.Future[Batch]] = {}
@@ -109,10 +102,8 @@ class Batches:
 
   def __getitem__(self, step: int) -> Batch:
     """Returns this process's rows of the global batch of `step`."""
-    index, count = self._process
-    share = self._size // count
-    first = self._first + step * self._size + index * share
-    chosen = [self._rows[i] for i in range(first, first + share)]
+    first = self._first + step * self._size
+    chosen = [self._rows[first + row] for row in map(int, self._mine)]
     slots, parts = [], []
     for number, store in enumerate(self._stores):
       here = [slot for slot, (owner, _) in enumerate(chosen) if owner == number]
@@ -124,7 +115,7 @@ class Batches:
       parts.append({**store.read(rows), "routes": np.full(len(here), self._routes[number]), **signal})
 
     def joined(*values: np.ndarray) -> np.ndarray:
-      whole = np.zeros((share, *values[0].shape[1:]), values[0].dtype)
+      whole = np.zeros((len(chosen), *values[0].shape[1:]), values[0].dtype)
       for here, value in zip(slots, values, strict=True):
         whole[here] = value
       return whole

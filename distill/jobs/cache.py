@@ -25,7 +25,7 @@ from distill.objectives.objective import needs_teacher, teacher_capture
 from distill.objectives.term import Setting, Term
 from distill.objectives.terms import bind_terms, read_terms
 from distill.parallel.interruption import EXIT_INTERRUPTED, Interruption
-from distill.parallel.mesh import make_mesh
+from distill.parallel.mesh import batch_shards, make_mesh
 from distill.parallel.processes import fail_together, is_writer
 from distill.teachers.cache_index import CacheIndex
 from distill.teachers.cache_writer import CacheWriter
@@ -55,11 +55,11 @@ def cache_teacher(recipe: Mapping[str, Any] | RunConfig, *, workdir: pathlib.Pat
   """
   config = resolve(recipe)
   mesh = make_mesh(config.training.mesh)
-  row_devices = mesh.size // mesh.shape["tensor"]
+  row_devices = batch_shards(mesh)
   if config.training.batch_size % row_devices:
     raise InputError(
       f"config.training.batch_size: {config.training.batch_size} rows do not divide evenly among the {row_devices} "
-      f"devices of the mesh axes data and fsdp; use a multiple of {row_devices}"
+      f"parts of the mesh that hold rows (its axes but tensor); use a multiple of {row_devices}"
     )
   if not config.teacher.model:
     raise InputError(
@@ -73,7 +73,7 @@ def cache_teacher(recipe: Mapping[str, Any] | RunConfig, *, workdir: pathlib.Pat
   read_targets(vars(config.teacher_cache), where="config.teacher_cache", vocab=base.vocab_size)
   states = _states(config, teacher=base)
   tokenizer = data.read_tokenizer(config)
-  batches = data.read_batches(config, tokenizer=tokenizer, tokens=workdir / "tokens")
+  batches = data.read_batches(config, tokenizer=tokenizer, tokens=workdir / "tokens", mesh=mesh)
   teacher = live_teacher(config, mesh=mesh)
   sections = _claimed(config, batches, teacher=teacher, states=states, workdir=workdir)
   writers: dict[RowFormat, CacheWriter] = {}

@@ -68,11 +68,11 @@ def resolve(recipe: Mapping[str, Any] | ConfigDict | RunConfig) -> RunConfig:
     raise InputError(
       f"config.student.layers_from: {layers!r} is not a list; give teacher layers such as (0, 3, 6), or 'importance'"
     )
-  if 0 in config.training.mesh:
-    raise InputError(
-      f"config.training.mesh: {config.training.mesh} has an axis of 0 devices; use at least 1 device along each axis, "
-      "or -1 for all devices that are left"
-    )
+  for axis, size in config.training.mesh.sizes().items():
+    if size == 0:
+      raise InputError(
+        f"config.training.mesh.{axis}: got 0 devices; use at least 1, or -1 for all devices that are left"
+      )
   for stage in config.stages:
     _check_stage(stage, micro_batches=config.training.micro_batches, rows=config.stage_shape(stage)[0])
   return config
@@ -106,12 +106,13 @@ def _check_stage(stage: StageConfig, *, micro_batches: int, rows: int) -> None:
 def fingerprint(config: RunConfig) -> str:
   """Returns a digest of all keys that affect a run's result.
 
-  Left out are the evaluation, how `distill cache` stores a teacher, the path of the teacher cache, the mesh, and how
-  often metrics and checkpoints are written.
+  Left out are the evaluation, how `distill cache` stores a teacher, the path of the teacher cache, the architecture by
+  which `distill plan` plans, the mesh, the remat policy, and how often metrics and checkpoints are written.
   """
   shaping = _shaping(config)
   shaping["teacher"]["cache"] = bool(config.teacher.cache)
-  for quiet in ("checkpoint_every", "log_every", "mesh"):
+  del shaping["teacher"]["config"]
+  for quiet in ("checkpoint_every", "log_every", "mesh", "remat"):
     del shaping["training"][quiet]
   return hashlib.sha256(json.dumps(shaping, sort_keys=True, default=str).encode()).hexdigest()
 

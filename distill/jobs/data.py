@@ -2,7 +2,7 @@
 
 import pathlib
 
-import jax
+from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
 from distill.checkpoints.hub import locate
@@ -13,6 +13,7 @@ from distill.data.tokenizer import load_tokenizer
 from distill.errors import InputError
 from distill.jobs.config import RunConfig
 from distill.jobs.routes import routes
+from distill.parallel.mesh import process_rows
 
 
 def tokenizer_path(config: RunConfig) -> str:
@@ -39,7 +40,9 @@ def read_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
   return load_tokenizer(tokenizer_path(config))
 
 
-def read_batches(config: RunConfig, *, tokenizer: PreTrainedTokenizerBase, tokens: pathlib.Path) -> dict[str, Batches]:
+def read_batches(
+  config: RunConfig, *, tokenizer: PreTrainedTokenizerBase, tokens: pathlib.Path, mesh: Mesh
+) -> dict[str, Batches]:
   """Returns the batches of each stage, by the stage's name.
 
   Stages with the same row length do not repeat rows: each begins where the previous one ends.
@@ -48,6 +51,7 @@ def read_batches(config: RunConfig, *, tokenizer: PreTrainedTokenizerBase, token
     config: The run's configuration.
     tokenizer: The run's tokenizer.
     tokens: Directory in which token stores are found or built; config.data.store, if set, takes its place.
+    mesh: The devices; this process reads the rows that its devices hold.
 
   Raises:
     InputError: A data source or a batch size is wrong, or a source has no token to predict.
@@ -71,7 +75,7 @@ def read_batches(config: RunConfig, *, tokenizer: PreTrainedTokenizerBase, token
       seed=config.seed,
       routes=route_of_source,
       first=rows_read[length],
-      process=(jax.process_index(), jax.process_count()),
+      rows=process_rows(mesh, rows).tolist(),
     )
     rows_read[length] += rows * stage.steps
   return batches

@@ -27,7 +27,7 @@ from distill.jobs.loading import Adapters, Path, adapter_stack, load_model
 from distill.models.config import DecoderConfig
 from distill.models.decoder import Decoder
 from distill.models.host_view import HostView, place
-from distill.parallel.mesh import make_mesh
+from distill.parallel.mesh import MeshConfig, make_mesh
 from distill.types import Batch
 
 _BATCH = 16  # Rows that the devices run at once.
@@ -112,7 +112,7 @@ def init(
 
   decoder, params = load_model(source, stack=stack)
   _check_vocabulary(config, teacher=decoder.config, where=where)
-  new, mesh = Decoder(config), make_mesh((1, -1, 1))
+  new, mesh = Decoder(config), make_mesh(MeshConfig(data=1, fsdp=-1))
   for one in (decoder, new):
     one.config.check_length(calibration.length, what=f"length={calibration.length}")
   fresh = jax.jit(new.init, out_shardings=new.shardings(mesh))(jax.random.key(seed))

@@ -9,7 +9,7 @@ from distill.adapters.stack import Stack, read_adapters, read_stack, stack_of
 from distill.checkpoints import hf_config
 from distill.checkpoints.hub import locate
 from distill.models.decoder import Decoder
-from distill.parallel.mesh import make_mesh
+from distill.parallel.mesh import MeshConfig, make_mesh
 from distill.parallel.processes import fail_together
 from distill.tree import Params
 
@@ -46,5 +46,5 @@ def load_model(model: Path, *, stack: Stack = ()) -> tuple[Decoder, Params]:
   with fail_together(os.fspath(model)):
     directory = locate(model)
     adapters = read_adapters(stack, config=hf_config.read_config(directory))
-  config, params = load_merged(directory, adapters=adapters, mesh=make_mesh((1, -1, 1)))
+  config, params = load_merged(directory, adapters=adapters, mesh=make_mesh(MeshConfig(data=1, fsdp=-1)))
   return Decoder(config), params

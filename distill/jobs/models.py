@@ -16,6 +16,7 @@ from distill.errors import InputError
 from distill.initialise.importance import measure_importance
 from distill.initialise.transfer import from_teacher, needs_importance
 from distill.jobs.config import RunConfig
+from distill.jobs.layout import check_divides
 from distill.jobs.routes import chosen, routes, stack
 from distill.models.decoder import Decoder
 from distill.models.host_view import HostView, place
@@ -102,7 +103,9 @@ def live_teacher(config: RunConfig, *, mesh: Mesh) -> LiveTeacher:
   with fail_together("config.teacher"):
     directory = locate(spec.model)
     entries = stack(spec)
-    adapters = read_adapters(entries, config=hf_config.read_config(directory))
+    base = hf_config.read_config(directory)
+    check_divides(Decoder(base), mesh=mesh, dtype=spec.dtype, key="config.teacher")
+    adapters = read_adapters(entries, config=base)
     named, _ = routes(config.data.sources)
     taught = [[adapters[place] for place in chosen(entries, route)] for route in named]
   if len(taught) < 2:
@@ -136,11 +139,14 @@ def _student(run: RunConfig, *, teacher, mesh, batches, resumes) -> tuple[Decode
       raise InputError(
         "config.student.layers_from: 'importance' requires student.config; with student.model, list the teacher layers"
       )
-    config, params = sharded.load(locate(spec.model), mesh=mesh)
+    directory = locate(spec.model)
+    check_divides(Decoder(hf_config.read_config(directory)), mesh=mesh, dtype="float32", key="config.student")
+    config, params = sharded.load(directory, mesh=mesh)
     return Decoder(config), params, spec.layers_from
   config = hf_config.config_from_dict(spec.config or {}, where="config.student.config")
   hf_config.check_writable(config, where="config.student.config")
   decoder = Decoder(config)
+  check_divides(decoder, mesh=mesh, dtype="float32", key="config.student")
   fresh = jax.jit(decoder.init, out_shardings=decoder.shardings(mesh))(jax.random.key(run.seed))
   if not spec.layers_from:
     return decoder, fresh, ()

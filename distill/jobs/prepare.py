@@ -15,7 +15,7 @@ from distill.jobs.config import RunConfig
 from distill.jobs.models import Models, build_models
 from distill.jobs.run_directory import RunDirectory
 from distill.jobs.stages import Stage, read_stages, term_params
-from distill.parallel.mesh import make_mesh
+from distill.parallel.mesh import batch_shards, make_mesh
 from distill.teachers.cache_index import CacheIndex
 from distill.training.loop import BatchSource
 from distill.tree import Params
@@ -59,9 +59,11 @@ def prepare(
     InputError: The configuration or a file it names is wrong.
   """
   mesh = make_mesh(config.training.mesh)
-  _check_shapes(config, mesh)
+  check_shapes(config, mesh)
   tokenizer = data.read_tokenizer(config)
-  text = data.read_batches(config, tokenizer=tokenizer, tokens=directory.tokens) if batches is None else None
+  text = None
+  if batches is None:
+    text = data.read_batches(config, tokenizer=tokenizer, tokens=directory.tokens, mesh=mesh)
   cache, resumes = _cache_index(config, text), bool(directory.steps())
   models = build_models(
     config,
@@ -86,19 +88,20 @@ def prepare(
   return run, params
 
 
-def _check_shapes(config: RunConfig, mesh: Mesh) -> None:
+def check_shapes(config: RunConfig, mesh: Mesh) -> None:
   """Checks that the rows of every micro-batch divide evenly among the devices.
 
   Raises:
     InputError: The rows of a micro-batch do not.
   """
-  row_devices = mesh.size // mesh.shape["tensor"]
+  row_devices = batch_shards(mesh)
   for stage in config.stages:
     rows = config.stage_shape(stage)[0] // config.training.micro_batches
     if rows % row_devices:
       raise InputError(
         f"config.training.batch_size: {rows} rows of a micro-batch in stage {stage.name!r} do not divide evenly among "
-        f"the {row_devices} devices of the mesh axes data and fsdp; change batch_size, micro_batches or mesh"
+        f"the {row_devices} parts of the mesh that hold rows (its axes but tensor); change batch_size, micro_batches "
+        "or mesh"
       )
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from distill.axes.logical import constrain, sum_shards
 from distill.kernels.head_gradient import add_head_gradient
 from distill.kernels.matmul import matmul, transposed
 from distill.losses.divergences import Divergence
@@ -75,6 +76,15 @@ def chunked_losses(
   shared = (jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), numbers), teacher_readout)
   shards = shards if count % shards == 0 else 1
   return _total((functions, shards), hidden, readout, _Tokens(target, labels, mask), shared)
+
+
+def _gathered(readout: Readout) -> Readout:
+  """Returns a readout whose kernel every device holds whole, up to the parts of the vocabulary.
+
+  Without it XLA gathers the kernel again for every chunk. It belongs inside the custom gradient: outside, the gradient
+  of the kernel would be gathered as well.
+  """
+  return dataclasses.replace(readout, kernel=constrain(jnp.asarray(readout.kernel), (None, "vocab")))
 
 
 def chunked_divergence(
@@ -156,14 +166,20 @@ class _Chunks:
 
   def split(self, tree: Any) -> Any:
     """Reshapes arrays [M,…] to [shards,M / shards,…]; with one shard they keep the shape [M,…]."""
-    return jax.tree.map(lambda x: x.reshape(*self.lead, self.shard_tokens, *x.shape[1:]), tree)
+
+    def one(x: Array) -> Array:
+      x = x.reshape(*self.lead, self.shard_tokens, *x.shape[1:])
+      return x if self.shards == 1 else constrain(x, ("batch", *[None] * (x.ndim - 1)))
+
+    return jax.tree.map(one, tree)
 
   def each_shard(self, function: Callable[..., Any], *axes: int | None) -> Callable[..., Any]:
     """Returns `function`, mapped over the shards of its arguments; `axes` are the `in_axes` of `jax.vmap`."""
     return function if self.shards == 1 else jax.vmap(function, in_axes=axes)
 
-  def sum_shards(self, tree: Any) -> Any:
-    return tree if self.shards == 1 else jax.tree.map(lambda x: jnp.sum(x, axis=0), tree)
+  def sum_shards(self, x: Any, *axes: str | None) -> Any:
+    """Returns the sum over shards of an array whose other dimensions have the logical axes `axes`."""
+    return x if self.shards == 1 or x is None else sum_shards(x, axes)
 
   def take(self, start, hidden, tokens: _Tokens):
     """Returns (index of the first token, hidden states, other token arrays) of the chunk that begins at `start`.
@@ -186,7 +202,8 @@ def _total(static, hidden, readout, tokens, shared):
   functions, shards = static
   chunks = _Chunks.of(len(hidden), shards=shards, vocab=readout.kernel.shape[-1], width=0)
   hidden, tokens = chunks.split((hidden, tokens))
-  kernel = jnp.asarray(readout.kernel)
+  readout, shared = _gathered(readout), (shared[0], None if shared[1] is None else _gathered(shared[1]))
+  kernel = readout.kernel
   chunk_losses = chunks.each_shard(functools.partial(_chunk_losses, functions, shared), 0, None, 0)
 
   def add_chunk(sums, start):
@@ -194,7 +211,8 @@ def _total(static, hidden, readout, tokens, shared):
     products = matmul(hidden_chunk.astype(kernel.dtype), kernel)
     return jax.tree.map(jnp.add, sums, chunk_losses(products, readout, tokens_chunk)), None
 
-  return chunks.sum_shards(jax.lax.scan(add_chunk, _zero_sums(chunks, functions), chunks.starts())[0])
+  total, sums = jax.lax.scan(add_chunk, _zero_sums(chunks, functions), chunks.starts())[0]
+  return chunks.sum_shards(total), chunks.sum_shards(sums, None)
 
 
 def _forward(static, hidden, readout, tokens, shared):
@@ -207,7 +225,8 @@ def _forward(static, hidden, readout, tokens, shared):
   shape, width = hidden.shape, hidden.shape[1]
   chunks = _Chunks.of(len(hidden), shards=shards, vocab=readout.kernel.shape[-1], width=width)
   hidden, tokens = chunks.split((hidden, tokens))
-  kernel = jnp.asarray(readout.kernel)
+  readout, shared = _gathered(readout), (shared[0], None if shared[1] is None else _gathered(shared[1]))
+  kernel = readout.kernel
   chunk_losses = jax.value_and_grad(functools.partial(_chunk_losses, functions, shared), argnums=(0, 1), has_aux=True)
   chunk_losses = chunks.each_shard(chunk_losses, 0, None, 0)
   add_kernel_grad = chunks.each_shard(add_head_gradient, 0, 0, 0)
@@ -229,11 +248,12 @@ def _forward(static, hidden, readout, tokens, shared):
 
   zero = jax.tree.map(lambda x: jnp.zeros((*chunks.lead, *x.shape), jnp.float32), (readout.kernel, readout.bias))
   carry = (_zero_sums(chunks, functions), jnp.zeros_like(hidden), *zero)
-  (sums, hidden_grad, *readout_grads), _ = jax.lax.scan(add_chunk, carry, chunks.starts())
-  kernel_grad, bias_grad = chunks.sum_shards(readout_grads)
+  ((total, sums), hidden_grad, kernel_grad, bias_grad), _ = jax.lax.scan(add_chunk, carry, chunks.starts())
+  kernel_grad, bias_grad = chunks.sum_shards(kernel_grad, "embed", "vocab"), chunks.sum_shards(bias_grad, "vocab")
   readout_grad = dataclasses.replace(readout, kernel=kernel_grad, bias=bias_grad)
   readout_grad = jax.tree.map(lambda grad, x: grad.astype(x.dtype), readout_grad, readout)
-  return chunks.sum_shards(sums), (hidden_grad.reshape(shape), readout_grad)
+  sums = chunks.sum_shards(total), chunks.sum_shards(sums, None)
+  return sums, (hidden_grad.reshape(shape), readout_grad)
 
 
 def _backward(static, saved, cotangent):

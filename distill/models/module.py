@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
+from distill.axes.logical import constrain
 from distill.errors import InputError
 from distill.models.config import DecoderConfig, LayerConfig
 from distill.models.layer import Layer, block_norm
@@ -20,6 +21,9 @@ from distill.nn.embedding import Embedding
 from distill.nn.linear import Linear
 from distill.nn.param import Init
 from distill.types import INPUT, Capture, ModelOutput, Readout, before
+
+# Logical axes of the residual stream [B,T,D].
+ACTIVATIONS = ("batch", None, None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,13 +132,14 @@ class DecoderModule(nnx.Module):
 
     Args: as `Decoder.apply`.
     """
-    x = self.embedded(tokens, positions, dtype)
+    x = constrain(self.embedded(tokens, positions, dtype), ACTIVATIONS)
     # Queries, keys and values are computed after the scan, from the inputs of their layers: the layers of one scan may
     # differ in their widths.
     needed = capture | Capture(layers=tuple(map(before, capture.qkv)))
     # Captured activations live in one array of each kind, [captured layers, B, T, D], which all scans carry and fill.
     layer_outputs, mixer_outputs = (
-      jnp.zeros((len(asked), *x.shape), x.dtype) for asked in (needed.layers, needed.mixers)
+      constrain(jnp.zeros((len(asked), *x.shape), x.dtype), ("layers", *ACTIVATIONS))
+      for asked in (needed.layers, needed.mixers)
     )
     balances = []
     if INPUT in needed.layers:
@@ -156,10 +161,10 @@ class DecoderModule(nnx.Module):
         state, (layer_slots, mixer_slots) = xs
         for j, layer in enumerate(nnx.merge(graph, state)):
           added = layer.mix(x, segments=segments, positions=positions, dtype=dtype)
-          x = x + added
+          x = constrain(x + added, ACTIVATIONS)
           balance = layer.balance(x, segments=segments)
           group_balances += [] if balance is None else [balance]
-          x = layer.feed(x, dtype=dtype)
+          x = constrain(layer.feed(x, dtype=dtype), ACTIVATIONS)
           layer_outputs = layer_outputs.at[layer_slots[j]].set(x, mode="drop") if needed.layers else layer_outputs
           mixer_outputs = mixer_outputs.at[mixer_slots[j]].set(added, mode="drop") if needed.mixers else mixer_outputs
         return (x, layer_outputs, mixer_outputs), group_balances
@@ -218,7 +223,8 @@ class DecoderModule(nnx.Module):
         def body(carry, xs, graph=graph):
           return carry, run(nnx.merge(graph, xs[0]), xs[1])
 
-        _, out = jax.lax.scan(body, None, (state, jnp.stack([inputs[place] for place in places])))
+        stack = constrain(jnp.stack([inputs[place] for place in places]), ("layers", *ACTIVATIONS))
+        _, out = jax.lax.scan(body, None, (state, stack))
         outputs |= {place: jax.tree.map(operator.itemgetter(i), out) for i, place in enumerate(places)}
     return tuple(outputs[place] for place in range(len(layers)))
 

@@ -3,6 +3,7 @@
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from distill.axes.logical import constrain
 from distill.nn.matrix import as_matrix
 from distill.nn.param import Init, normal
 
@@ -21,4 +22,7 @@ class Embedding(nnx.Module):
 
   def __call__(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
     """Returns the table row of each token id or position, float32."""
-    return as_matrix(self.table.get_value()).take(tokens)
+    rows = as_matrix(self.table.get_value()).take(tokens)
+    # Divided as the table is. The gradient then travels to the part of the table that it belongs to; else XLA adds up a
+    # whole table on every device, and sums that over all devices.
+    return constrain(rows, ("replica", *[None] * (rows.ndim - 2), "embed"))

@@ -1,6 +1,8 @@
 """Configuration of the teacher, and of what a teacher cache stores of it."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from distill.configuration import option
 
@@ -10,6 +12,9 @@ class TeacherConfig:
   """The teacher: a model with an ordered stack of adapters, or a teacher cache in its place."""
 
   model: str = option("", help="Model directory, or org/name[@revision] of the hub; empty for no teacher.")
+  config: Mapping[str, Any] | None = option(
+    None, help="Keys of the model's HF config.json, by which `distill plan` plans where the model is not at hand."
+  )
   adapters: tuple[str, ...] = option((), help="PEFT directories or hub names, applied in this order.")
   adapter_stack: str = option("", help="JSON file of an ordered stack of adapters, in place of adapters.")
   dtype: str = option("float32", help="Dtype of the parameters in memory.", choices=("bfloat16", "float16", "float32"))

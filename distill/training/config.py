@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from distill.configuration import option
+from distill.parallel.mesh import MeshConfig
 from distill.schedules import SCHEDULES, ScheduleConfig
 
 # Ordered (regex, factor) pairs on canonical parameter names; the first match counts.
@@ -67,8 +68,12 @@ class TrainingConfig:
   dtype: str = option(
     "bfloat16", help="Dtype of operands; sums and parameters are float32.", choices=("bfloat16", "float32")
   )
-  mesh: tuple[int, int, int] = option(
-    (-1, 1, 1), help="Devices along (data, fsdp, tensor); one entry may be -1 and takes those that are left.", least=-1
+  mesh: MeshConfig = option(MeshConfig, help="The devices, and how the work is divided among them.")
+  remat: str = option(
+    "auto",
+    help="What the backward pass recomputes: all but the projections, or whole layers; auto takes the first that fits "
+    "the memory of a device.",
+    choices=("auto", "projections", "layers"),
   )
   checkpoint_every: int = option(200, help="Steps of a stage between checkpoints; its end saves one as well.", least=1)
   log_every: int = option(1, help="Steps of a stage between lines of metrics; its end writes one as well.", least=1)

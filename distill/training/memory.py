@@ -1,6 +1,8 @@
 """Chooses, among equivalent training steps, the fastest whose compiled program fits into device memory."""
 
+import math
 import os
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +23,10 @@ def device_memory() -> int:
 def needed(compiled: Any) -> int:
   """Returns the bytes that a compiled computation needs on one device: arguments, results and temporaries."""
   found = compiled.memory_analysis()
+  devices = {device.platform for one in jax.tree.leaves(compiled.input_shardings) for device in one.device_set}
+  # The peak counts what is alive at the same time. On a CPU (jaxlib 0.10.2) it leaves temporaries out.
+  if "cpu" not in devices and found.peak_memory_in_bytes:
+    return found.peak_memory_in_bytes
   results = found.output_size_in_bytes - found.alias_size_in_bytes
   return found.argument_size_in_bytes + results + found.temp_size_in_bytes
 
@@ -47,11 +53,28 @@ def first_that_fits(steps: Sequence[Step], *, report: Callable[[str], None]) -> 
 def _choose(steps: Sequence[Step], arguments: Sequence[Any], report: Callable[[str], None]) -> Step:
   limit = device_memory()
   for step in steps[:-1]:
-    size = needed(step.lower(*arguments).compile())  # type: ignore[attr-defined]
-    if size <= limit:
+    compiled, size = compile_within(step.lower(*arguments))  # type: ignore[attr-defined]
+    if compiled is not None and size <= limit:
       return step
     report(
       f"the training step needs {size / 2**30:.1f} GiB a device, which has {limit / 2**30:.1f} GiB; trying a step that "
       "saves fewer activations, which are recomputed"
     )
   return steps[-1]
+
+
+def compile_within(lowered: Any) -> tuple[Any, float]:
+  """Compiles a lowered function; returns (the program, the bytes that it needs on one device).
+
+  The program is None where the compiler itself finds that it exceeds the device's memory, as the TPU compiler does; the
+  size is then what the compiler says, or infinite if it says nothing.
+  """
+  try:
+    compiled = lowered.compile()
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    used = re.search(r"Used ([\d.]+)([KMGT]) of", str(error))
+    units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+    return None, float(used[1]) * units[used[2]] if used else math.inf
+  return compiled, needed(compiled)

@@ -7,10 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from distill.adapters import lora
+from distill.axes.logical import constrain, use_mesh
 from distill.models.decoder import Decoder
 from distill.objectives.objective import (
   counts,
@@ -22,7 +23,7 @@ from distill.objectives.objective import (
   teacher_capture,
 )
 from distill.objectives.term import LossContext, LossInputs, Term, TermState
-from distill.parallel.mesh import LOGICAL_TO_MESH, batch_sharding, batch_shards, replicated
+from distill.parallel.mesh import batch_sharding, batch_shards, replicated
 from distill.teachers.teacher import Teacher
 from distill.tree import Params
 from distill.types import Batch
@@ -108,6 +109,10 @@ def make_step(
   shards = batch_shards(mesh)
 
   def step(state: TrainState, teacher_params: Params, batch: Batch) -> tuple[TrainState, Metrics]:
+    with use_mesh(mesh):
+      return update(state, teacher_params, batch)
+
+  def update(state: TrainState, teacher_params: Params, batch: Batch) -> tuple[TrainState, Metrics]:
     context = LossContext(step=state.step, steps=config.steps, totals=counts(batch), states=state.terms, shards=shards)
 
     def loss(trained: Params, micro: Batch):
@@ -116,9 +121,7 @@ def make_step(
       return loss_sums(config.terms, inputs, context=context)
 
     gradient = jax.value_and_grad(loss, has_aux=True)
-    (value, parts), grads = _accumulated(
-      lambda micro: gradient(state.trained, micro), batch, config.micro_batches, mesh
-    )
+    (value, parts), grads = _accumulated(lambda micro: gradient(state.trained, micro), batch, config.micro_batches)
     updates, optimizer_state = optimizer.update(grads, state.optimizer, state.trained)
     metrics = {"loss": value, "gradient_norm": optax.tree.norm(grads), "tokens": context.totals["present"], **parts}
     state = dataclasses.replace(
@@ -182,7 +185,7 @@ def _inputs(
   )
 
 
-def _accumulated(one: Callable[[Batch], Any], batch: Batch, parts: int, mesh: Mesh) -> Any:
+def _accumulated(one: Callable[[Batch], Any], batch: Batch, parts: int) -> Any:
   """Calls `one` on each of `parts` micro-batches in turn; returns the sum of the resulting pytrees."""
   if parts == 1:
     return one(batch)
@@ -190,19 +193,18 @@ def _accumulated(one: Callable[[Batch], Any], batch: Batch, parts: int, mesh: Me
   def body(sums, micro):
     return jax.tree.map(jnp.add, sums, one(micro)), None
 
-  micros = _split(batch, parts, mesh)
+  micros = _split(batch, parts)
   shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], micros))
   zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
   return jax.lax.scan(body, zero, micros)[0]
 
 
-def _split(batch: Batch, parts: int, mesh: Mesh) -> Batch:
+def _split(batch: Batch, parts: int) -> Batch:
   """Splits [B, T] into [parts, B / parts, T]. Each part takes every parts-th row, so no row moves between devices."""
-  spec = NamedSharding(mesh, PartitionSpec(None, LOGICAL_TO_MESH["batch"]))
 
   def cut(x: Array) -> Array:
     x = x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
-    return jax.lax.with_sharding_constraint(x, spec)
+    return constrain(x, (None, "batch", *[None] * (x.ndim - 2)))
 
   return jax.tree.map(cut, batch)
 

@@ -17,7 +17,7 @@ from distill.adapters.stack import StackEntry, read_adapters
 from distill.checkpoints import hf, hf_config
 from distill.errors import InputError
 from distill.models.decoder import Decoder
-from distill.parallel.mesh import make_mesh
+from distill.parallel.mesh import MeshConfig, make_mesh
 from distill.teachers.live import LiveTeacher
 from distill.types import Batch
 
@@ -288,7 +288,7 @@ def test_a_stack_gives_the_logits_of_peft_when_merged_and_when_routed_by_row(sta
 
 def test_a_stack_loaded_onto_a_mesh_gives_the_logits_of_peft_merged_and_routed(stack):
   base, entries, expected = stack
-  mesh = make_mesh((2, 2, 2))
+  mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
   adapters = read_adapters(entries, config=hf_config.read_config(base))
   for config, params in (
     load_merged(base, adapters=adapters, mesh=mesh),

@@ -11,7 +11,7 @@ import safetensors.numpy
 from distill.checkpoints import hf, hf_config, sharded
 from distill.errors import InputError
 from distill.models.decoder import Decoder
-from distill.parallel.mesh import make_mesh
+from distill.parallel.mesh import MeshConfig, make_mesh
 from tests import processes
 
 CONFIG = hf_config.config_from_dict(
@@ -35,7 +35,12 @@ CONFIG = hf_config.config_from_dict(
 RNG = np.random.default_rng(0)
 PARAMS = {name: RNG.normal(size=shape).astype(np.float32) for name, shape in hf_config.shapes(CONFIG).items()}
 SIZE = sum(x.nbytes for x in PARAMS.values())
-MESHES = [(-1, 1, 1), (1, -1, 1), (2, 2, 2), (1, 1, -1)]
+MESHES = [
+  MeshConfig(),
+  MeshConfig(data=1, fsdp=-1),
+  MeshConfig(data=2, fsdp=2, tensor=2),
+  MeshConfig(data=1, tensor=-1),
+]
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +52,15 @@ def directory(tmp_path_factory) -> pathlib.Path:
   return path
 
 
-@pytest.mark.parametrize("shape", MESHES, ids=str)
+@pytest.mark.parametrize("mesh_config", MESHES, ids=str)
 @pytest.mark.parametrize("stretch", [None, 1], ids=["at once", "layer by layer"])
-def test_sharded_loading_equals_host_loading_and_reads_each_parameter_once(directory, shape, stretch, monkeypatch):
+def test_sharded_loading_equals_host_loading_and_reads_each_parameter_once(
+  directory, mesh_config, stretch, monkeypatch
+):
   if stretch:
     monkeypatch.setattr(sharded, "_BUFFER_BYTES", stretch)
     monkeypatch.setattr(sharded, "_CHUNK_BYTES", 64)
-  mesh, sizes = make_mesh(shape), []
+  mesh, sizes = make_mesh(mesh_config), []
   config, params = sharded.load(directory, mesh=mesh, report=sizes.append)
   decoder = Decoder(config)
   expected, shardings = decoder.stack(PARAMS), decoder.shardings(mesh)
@@ -66,7 +73,7 @@ def test_sharded_loading_equals_host_loading_and_reads_each_parameter_once(direc
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_parameters_are_cast_while_they_are_loaded(directory, dtype):
-  _, params = sharded.load(directory, mesh=make_mesh((1, 4, 2)), dtype=dtype)
+  _, params = sharded.load(directory, mesh=make_mesh(MeshConfig(data=1, fsdp=4, tensor=2)), dtype=dtype)
   kind = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}[dtype]
   for name, value in Decoder(CONFIG).stack(PARAMS).items():
     assert params[name].dtype == dtype
@@ -79,8 +86,8 @@ def test_a_value_that_the_dtype_cannot_hold_is_refused(tmp_path):
     sharded.load(tmp_path / "model", mesh=make_mesh(), dtype="float16")
 
 
-@pytest.mark.parametrize("shape", [(1, -1, 1), (1, 2, 4)], ids=str)
-def test_edits_of_parameters_change_each_block_as_it_is_read(directory, shape):
+@pytest.mark.parametrize("mesh_config", [MeshConfig(data=1, fsdp=8), MeshConfig(data=1, fsdp=2, tensor=4)], ids=str)
+def test_edits_of_parameters_change_each_block_as_it_is_read(directory, mesh_config):
   kernel, delta = "layers.3.mixer.q.kernel", RNG.normal(size=(32, 64)).astype(np.float32)
 
   def normalised(value, block, read):
@@ -99,7 +106,7 @@ def test_edits_of_parameters_change_each_block_as_it_is_read(directory, shape):
     "layers.0.mlp.up.kernel": up / np.linalg.norm(up, axis=0),
     "norm.scale": edits["norm.scale"],
   }
-  _, params = sharded.load(directory, mesh=make_mesh(shape), edits=edits)
+  _, params = sharded.load(directory, mesh=make_mesh(mesh_config), edits=edits)
   for name, value in Decoder(CONFIG).stack(expected).items():
     np.testing.assert_allclose(params[name], value, atol=1e-6)
 
@@ -109,7 +116,9 @@ def test_an_edit_that_is_an_array_replaces_the_embedding_even_if_it_has_more_tok
 
   table = RNG.normal(size=(104, 32)).astype(np.float32)
   grown = dataclasses.replace(CONFIG, vocab_size=104)
-  config, params = sharded.load(directory, mesh=make_mesh((1, 2, 4)), edits={"embed.table": table}, config=grown)
+  config, params = sharded.load(
+    directory, mesh=make_mesh(MeshConfig(data=1, fsdp=2, tensor=4)), edits={"embed.table": table}, config=grown
+  )
   assert config == grown
   np.testing.assert_array_equal(params["embed.table"], table)
 
@@ -123,7 +132,7 @@ def test_a_stored_tied_head_is_refused_if_it_differs_from_the_embedding(director
   sharded.load(path, mesh=make_mesh())
   head[-1, -1] += 1
   safetensors.numpy.save_file({**tensors, "lm_head.weight": head}, path / "model.safetensors")
-  for load in (hf.load, lambda path: sharded.load(path, mesh=make_mesh((1, -1, 1)))):
+  for load in (hf.load, lambda path: sharded.load(path, mesh=make_mesh(MeshConfig(data=1, fsdp=-1)))):
     with pytest.raises(InputError, match=r"lm_head\.weight differs"):
       load(path)
 
@@ -134,11 +143,11 @@ import numpy as np
 from distill.errors import InputError
 from distill.checkpoints import hf, hf_config, sharded
 from distill.models.decoder import Decoder
-from distill.parallel.mesh import make_mesh
+from distill.parallel.mesh import MeshConfig, make_mesh
 
 sizes = []
 try:
-  config, params = sharded.load(sys.argv[3], mesh=make_mesh((1, -1, 1)), report=sizes.append)
+  config, params = sharded.load(sys.argv[3], mesh=make_mesh(MeshConfig(data=1, fsdp=-1)), report=sizes.append)
 except InputError as error:
   print("refused", error)
   sys.exit(2)
@@ -154,7 +163,7 @@ def test_each_of_two_processes_reads_only_what_its_devices_hold(directory):
   results = processes.two(LOAD, directory, devices=2)
   decoder = Decoder(CONFIG)
   shapes = decoder.abstract()
-  mesh = make_mesh((1, -1, 1))
+  mesh = make_mesh(MeshConfig(data=1, fsdp=-1))
   halved = [name for name, one in decoder.shardings(mesh).items() if "fsdp" in one.spec]
   held = sum(x.size * 4 // (2 if name in halved else 1) for name, x in shapes.items())
   assert [code for code, _, _ in results] == [0, 0], results

@@ -7,7 +7,7 @@ import numpy as np
 from distill.evaluation.starting_kl import starting_kl
 from distill.models.config import AttentionConfig, DecoderConfig, LayerConfig
 from distill.models.decoder import Decoder
-from distill.parallel.mesh import make_mesh
+from distill.parallel.mesh import MeshConfig, make_mesh
 from distill.types import Batch
 
 LAYER = LayerConfig(mixer=AttentionConfig(num_heads=2, num_kv_heads=1, head_dim=8, rope=None), mlp=None)
@@ -21,7 +21,7 @@ def test_the_kl_of_an_initialised_student_is_the_mean_over_predicted_tokens():
   positions = np.broadcast_to(np.arange(6, dtype=np.int32), tokens.shape)
   batch = Batch(tokens=tokens, segments=ones, positions=positions, loss_mask=mask)
   students = {"copy": (DECODER, teacher), "other": (DECODER, other)}
-  got = starting_kl(students, teacher=(DECODER, teacher), batches=[batch, batch], mesh=make_mesh((8, 1, 1)))
+  got = starting_kl(students, teacher=(DECODER, teacher), batches=[batch, batch], mesh=make_mesh(MeshConfig(data=8)))
 
   def logs(params):
     inputs = {name: jnp.asarray(getattr(batch, name)) for name in ("tokens", "segments", "positions")}

@@ -9,7 +9,7 @@ import transformers
 from distill.checkpoints import hf
 from distill.initialise.importance import measure_importance
 from distill.models.decoder import Decoder
-from distill.parallel.mesh import make_mesh
+from distill.parallel.mesh import MeshConfig, make_mesh
 from distill.types import Batch
 
 LENGTHS = (12, 7, 12, 3, 9, 12, 12, 5)
@@ -22,7 +22,7 @@ def both(llama_dir):
   positions = np.broadcast_to(np.arange(12, dtype=np.int32), tokens.shape)
   segments = (positions < np.asarray(LENGTHS)[:, None]).astype(np.int32)
   mask = segments.astype(np.float32)
-  mesh = make_mesh((2, 2, 2))
+  mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
   config, params = hf.load(llama_dir)
   decoder = Decoder(config)
   shardings = decoder.shardings(mesh)

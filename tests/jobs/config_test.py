@@ -115,7 +115,7 @@ def optimizer(**options):
     ({"training": {"checkpoint_every": "2"}}, "config.training.checkpoint_every: got '2'"),
     ({"training": {"mesh": "auto"}}, "config.training.mesh: got 'auto'"),
     ({"training": {"mesh": None}}, "config.training.mesh: got None"),
-    ({"training": {"mesh": (-1, 0, 1)}}, "config.training.mesh: (-1, 0, 1)"),
+    ({"training": {"mesh": {"fsdp": 0}}}, "config.training.mesh.fsdp: got 0"),
     ({"evaluation": {"skills": None}}, "config.evaluation.skills: got None"),
   ],
 )
@@ -126,7 +126,7 @@ def test_the_error_for_a_wrong_value_names_its_key(change, key):
 
 
 def test_the_fingerprint_ignores_keys_that_do_not_affect_the_result():
-  same = {"training": {"checkpoint_every": 3, "log_every": 2, "mesh": (1, 1, 1)}, "evaluation": {"skills": ["a"]}}
+  same = {"training": {"checkpoint_every": 3, "log_every": 2, "mesh": {"data": 1}}, "evaluation": {"skills": ["a"]}}
   assert fingerprint(resolve({**RECIPE, **same})) == fingerprint(resolve(RECIPE))
   assert fingerprint(resolve({**RECIPE, "seed": 1})) != fingerprint(resolve(RECIPE))
   here, there = (resolve({**RECIPE, "teacher": {"cache": name}}) for name in ("here", "there"))

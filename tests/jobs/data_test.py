@@ -1,16 +1,20 @@
 """The stages of a run read different rows, and invalid data sources are refused with their key."""
 
+import jax
 import numpy as np
 import pytest
 
 from distill.errors import InputError
 from distill.jobs import data
 from distill.jobs.config import resolve
+from distill.parallel.mesh import make_mesh
 
 
 def read(recipe, directory):
   config = resolve(recipe)
-  return data.read_batches(config, tokenizer=data.read_tokenizer(config), tokens=directory)
+  return data.read_batches(
+    config, tokenizer=data.read_tokenizer(config), tokens=directory, mesh=make_mesh(devices=jax.devices()[:1])
+  )
 
 
 def test_stages_of_the_same_length_read_different_rows(tmp_path, tokenizer_dir):

@@ -18,14 +18,14 @@ from distill.jobs.config import resolve
 from distill.jobs.models import build_models
 from distill.models.decoder import Decoder
 from distill.models.host_view import HostView
-from distill.parallel.mesh import make_mesh
+from distill.parallel.mesh import MeshConfig, make_mesh
 
 REST = {"data": {"sources": ()}, "stages": [{"name": "only", "steps": 1, "terms": ({"kind": "cross_entropy"},)}]}
 
 
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-6), ("bfloat16", 2e-2)])
 def test_the_teacher_loaded_onto_the_mesh_is_the_base_with_its_stack_merged(llama_dir, adapter_dirs, dtype, tolerance):
-  mesh = make_mesh((2, 2, 2))
+  mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
   config, base = hf.load(llama_dir)
   adapters = read_adapters(stack_of(adapter_dirs), config=config)
   merged, params = load_merged(llama_dir, adapters=adapters, mesh=mesh, dtype=dtype)
@@ -79,7 +79,7 @@ def test_a_student_initialised_by_importance_has_a_lower_kl_than_a_random_one(
   )
   tokenizer = load_tokenizer(str(llama_dir))
   store = build_store(open_source(source, key="data"), tokenizer=tokenizer, length=32, directory=tmp_path)
-  batches, mesh = Batches([store], weights=[1.0], batch_size=8, seed=0), make_mesh((4, 2, 1))
+  batches, mesh = Batches([store], weights=[1.0], batch_size=8, seed=0), make_mesh(MeshConfig(data=4, fsdp=2))
   models = build_models(resolved, mesh=mesh, batches=batches)
   params = {name.removeprefix("student."): x for name, x in models.params.items()}
   fresh = models.student.init(jax.random.key(0))

@@ -54,7 +54,7 @@ HYBRID = (
 def test_a_mesh_and_micro_batches_give_the_losses_of_one_device_and_whole_batches(distill, tmp_path):
   for name, devices, change in (
     ("one", 1, ()),
-    ("mesh", 8, ("--config.training.mesh=(2,2,2)",)),
+    ("mesh", 8, ("--config.training.mesh.data=2", "--config.training.mesh.fsdp=2", "--config.training.mesh.tensor=2")),
     ("micro", 1, ("--config.training.micro_batches=4",)),
   ):
     shared = f"--config.data.store={tmp_path / 'tokens'}"

@@ -13,7 +13,7 @@ from distill.losses import chunked as module
 from distill.losses.chunked import chunk_tokens, chunked_divergence, chunked_losses
 from distill.losses.divergences import forward_kl
 from distill.losses.token_losses import cross_entropy_loss, divergence_loss, z_loss
-from distill.parallel.mesh import batch_sharding, batch_shards, make_mesh, replicated
+from distill.parallel.mesh import MeshConfig, batch_sharding, batch_shards, make_mesh, replicated
 from distill.types import Readout
 
 
@@ -174,10 +174,10 @@ def collectives_in_loops(text):
   return [list(map(int, shape.split(","))) for one in results for shape in re.findall(r"\[([\d,]+)\]", one)]
 
 
-@pytest.mark.parametrize("shape", [(-1, 1, 1), (2, 2, 2)])
-def test_shards_sum_gradients_and_gather_the_output_head_outside_the_loop_over_chunks(monkeypatch, shape):
+@pytest.mark.parametrize("mesh_config", [MeshConfig(), MeshConfig(data=2, fsdp=2, tensor=2)], ids=str)
+def test_shards_sum_gradients_and_gather_the_output_head_outside_the_loop_over_chunks(monkeypatch, mesh_config):
   monkeypatch.setattr(module, "chunk_tokens", lambda vocab, *, tokens, width: 50)
-  mesh = make_mesh(shape)
+  mesh = make_mesh(mesh_config)
   shards = batch_shards(mesh)
   hidden, readout, teacher_hidden, teacher_readout, mask = problem(2048, tokens=shards * 300)
   rows, head = batch_sharding(mesh), NamedSharding(mesh, PartitionSpec("fsdp", "tensor"))

@@ -43,7 +43,7 @@ def config(llama_dir, text_file, *, student, training, terms=()):
 
 def test_the_balance_loss_is_the_same_on_another_mesh_with_micro_batches(llama_dir, text_file, tmp_path):
   found, taught = [], [{"kind": "forward_kl"}, {"kind": "hidden", "pairs": ((0, 1), (1, 3))}]
-  for number, training in enumerate(({"mesh": (8, 1, 1)}, {"mesh": (2, 2, 2), "micro_batches": 2})):
+  for number, training in enumerate(({"mesh": {}}, {"mesh": {"data": 2, "fsdp": 2, "tensor": 2}, "micro_batches": 2})):
     settings = config(llama_dir, text_file, student={"config": SPARSE}, training=training, terms=taught)
     train(settings, workdir=tmp_path / str(number))
     lines = (tmp_path / str(number) / "metrics.jsonl").read_text().splitlines()

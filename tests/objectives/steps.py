@@ -35,7 +35,7 @@ def batch(rows=2):
 
 def trained(student, params, *, terms, teacher, steps, train=((".*", 1.0),)):
   """Returns (parameters after `steps` steps on one batch, loss of each step)."""
-  mesh = make_mesh((-1, 1, 1))
+  mesh = make_mesh()
   names = canonical_names(student, params)
   factors = multipliers(train, names=names, what="train")
   mine = {name: x for name, x in params.items() if np.any(factors[name])}

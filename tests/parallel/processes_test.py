@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from distill.parallel.mesh import make_mesh, to_global_batch
+from distill.parallel.mesh import MeshConfig, make_mesh, to_global_batch
 from distill.parallel.processes import broadcast_numbers, fail_together, gather_flags, is_writer, local_rows
 from tests import processes
 
@@ -53,10 +53,10 @@ def test_gather_flags_and_broadcast_numbers_return_the_values_of_a_single_proces
   assert gather_flags(True).tolist() == [True] and broadcast_numbers((1, 2)) == [1, 2]
 
 
-@pytest.mark.parametrize("shape", [(-1, 1, 1), (2, 2, 2)])
-def test_local_rows_on_a_single_process_returns_every_row_once(shape):
+@pytest.mark.parametrize("mesh_config", [MeshConfig(), MeshConfig(data=2, fsdp=2, tensor=2)], ids=str)
+def test_local_rows_on_a_single_process_returns_every_row_once(mesh_config):
   x = np.arange(24).reshape(8, 3)
-  np.testing.assert_array_equal(local_rows(to_global_batch(x, mesh=make_mesh(shape))), x)
+  np.testing.assert_array_equal(local_rows(to_global_batch(x, mesh=make_mesh(mesh_config))), x)
 
 
 def test_nested_fail_together_contexts_are_reset_after_an_error():

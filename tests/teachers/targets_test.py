@@ -18,7 +18,7 @@ from distill.errors import InputError
 from distill.losses.chunked import chunked_divergence
 from distill.losses.divergences import forward_kl
 from distill.models.decoder import Decoder
-from distill.parallel.mesh import make_mesh
+from distill.parallel.mesh import MeshConfig, make_mesh
 from distill.teachers.live import LiveTeacher
 from distill.teachers.targets import Sampled, TopK, pack, read_targets, unpack
 from distill.types import Batch, Readout
@@ -143,7 +143,7 @@ def test_50_tokens_drawn_from_the_demo_teacher_give_a_gradient_within_6_degrees_
   """The gradient is that of the base without adapters as student, for all its parameters and 2,048 tokens."""
   base, rows = ROOT / "teacher", 16
   adapters = read_adapters(stack_of([ROOT / "adapters" / name for name in SKILLS]), config=hf_config.read_config(base))
-  mesh = make_mesh((1, 8, 1))
+  mesh = make_mesh(MeshConfig(data=1, fsdp=8))
   config, params = load_merged(base, adapters=adapters, mesh=mesh, dtype="float32")
   teacher, (_, mine) = LiveTeacher(decoder=Decoder(config), params=params), sharded.load(base, mesh=mesh)
   source = open_source({"kind": "jsonl", "path": str(ROOT / "text" / "book.jsonl")}, key="text")

@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from distill.errors import InputError
-from distill.parallel.mesh import make_mesh
+from distill.parallel.mesh import MeshConfig, make_mesh
 from distill.training.checkpoint import Checkpoints, digests, flatten_state, unflatten_state
 
 
@@ -50,7 +50,7 @@ def test_arrays_restored_from_a_checkpoint_are_bit_equal_to_the_saved_ones(saved
 
 
 def test_a_checkpoint_can_be_restored_onto_another_mesh_than_it_was_saved_from(saved):
-  mesh = make_mesh((2, 2, 2))
+  mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
   place = NamedSharding(mesh, PartitionSpec("fsdp", "tensor"))
 
   def spread(extra):

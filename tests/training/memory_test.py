@@ -1,6 +1,9 @@
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from distill.models.config import AttentionConfig, DecoderConfig, LayerConfig, MlpConfig, RopeConfig
 from distill.models.decoder import Decoder
@@ -55,3 +58,38 @@ def test_the_first_remat_policy_whose_training_step_fits_into_memory_runs_and_is
   step(params), step(params)
   assert compiled == ["projections", "layers"]
   assert len(said) == 1 and "recomputed" in said[0]
+
+
+class Lowered:
+  """A lowered step whose compiler ends with an error."""
+
+  def __init__(self, message):
+    self._message = message
+
+  def compile(self):
+    raise jax.errors.JaxRuntimeError(self._message)
+
+
+def test_a_compiler_that_runs_out_of_device_memory_says_how_much_the_step_needs():
+  said = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory. Used 198.25G of 95.74G hbm."
+  assert memory.compile_within(Lowered(said)) == (None, 198.25 * 2**30)
+  assert memory.compile_within(Lowered("RESOURCE_EXHAUSTED: out of memory")) == (None, math.inf)
+
+
+def test_any_other_error_of_the_compiler_is_raised():
+  with pytest.raises(jax.errors.JaxRuntimeError, match="UNIMPLEMENTED"):
+    memory.compile_within(Lowered("UNIMPLEMENTED: no such operation"))
+
+
+def test_a_step_that_the_compiler_refuses_for_memory_is_replaced_by_the_next_one():
+  class Step:
+    def __call__(self, x):
+      raise AssertionError("a step that does not fit must not run")
+
+    def lower(self, *arguments):
+      return Lowered("RESOURCE_EXHAUSTED: Used 2.00G of 1.00G hbm")
+
+  said = []
+  step = first_that_fits([Step(), lambda x: x + 1], report=said.append)
+  assert step(1) == 2
+  assert "needs 2.0 GiB" in said[0]

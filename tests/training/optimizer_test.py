@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from distill.errors import InputError
-from distill.parallel.mesh import make_mesh
+from distill.parallel.mesh import MeshConfig, make_mesh
 from distill.schedules import CosineScheduleConfig
 from distill.training.checkpoint import Checkpoints, flatten_state, unflatten_state
 from distill.training.config import OptimizerConfig
@@ -58,7 +58,7 @@ def trained(optimizer, params, state, *, steps):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_ten_optimizer_steps_lower_the_loss_on_a_mesh_and_the_state_survives_a_checkpoint(name, tmp_path):
-  mesh = make_mesh((2, 2, 2))
+  mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
   optimizer, params = make(name=name, learning_rate=OPTIMIZERS[name]), initial(mesh)
   shapes = jax.eval_shape(optimizer.init, params)
   shardings = state_shardings(shapes, params=params, mesh=mesh)

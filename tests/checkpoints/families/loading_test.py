@@ -5,7 +5,7 @@ import pytest
 
 from distill.checkpoints import hf, hf_config, sharded
 from distill.models.decoder import Decoder
-from distill.parallel.mesh import make_mesh
+from distill.parallel.mesh import MeshConfig, make_mesh
 from tests.checkpoints.families import cases
 
 
@@ -16,7 +16,9 @@ def test_a_model_of_every_family_is_loaded_onto_a_mesh_and_each_byte_is_read_onc
   params = {name: rng.normal(size=shape).astype(np.float32) for name, shape in hf_config.shapes(config).items()}
   hf.save(tmp_path / "model", config=config, params=params)
   sizes = []
-  _, loaded = sharded.load(tmp_path / "model", mesh=make_mesh((1, 2, 4)), report=sizes.append)
+  _, loaded = sharded.load(
+    tmp_path / "model", mesh=make_mesh(MeshConfig(data=1, fsdp=2, tensor=4)), report=sizes.append
+  )
   for name, value in Decoder(config).stack(params).items():
     np.testing.assert_array_equal(loaded[name], value)
   assert sum(sizes) == sum(x.nbytes for x in params.values())
