@@ -6,12 +6,14 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from distill.nn.linear import Linear
+from distill.nn.experts import BIAS_AXES, KERNEL_AXES, ExpertsSpec, mix_experts
+from distill.nn.linear import PROJECTION, Linear
 from distill.nn.matrix import as_matrix
-from distill.nn.mlp import ACTIVATIONS, Mlp, MlpConfig
+from distill.nn.mlp import Mlp, MlpConfig
 from distill.nn.param import Init, normal, zeros
 
 
@@ -59,23 +61,17 @@ class Experts(nnx.Module):
 
   def __init__(self, init: Init, *, shape: tuple[int, int, int], use_bias: bool):
     # Sharded over experts, not over their widths: each device holds whole experts.
-    axes, bias_shape = ("experts", "embed", None), (shape[0], shape[2])
-    self.kernel = init.param("kernel", shape=shape, axes=axes, init=normal(shape[1] ** -0.5))
-    self.bias = init.param("bias", shape=bias_shape, axes=("experts", None), init=zeros) if use_bias else None
-
-  def einsum(self, equation: str, x: Float[Array, "..."], *, dtype: DTypeLike) -> Float[Array, "..."]:
-    """Returns the einsum of x and the kernel, float32, with operands in `dtype`."""
-    kernel = self.kernel[...].astype(dtype)
-    return jnp.einsum(equation, x.astype(dtype), kernel, preferred_element_type=jnp.float32)
+    bias_shape = (shape[0], shape[2])
+    self.kernel = init.param("kernel", shape=shape, axes=KERNEL_AXES, init=normal(shape[1] ** -0.5))
+    self.bias = init.param("bias", shape=bias_shape, axes=BIAS_AXES, init=zeros) if use_bias else None
 
 
 class Moe(nnx.Module):
   """A mixture of experts: Σ_e weight_e(x) * expert_e(x), plus the shared expert if there is one.
 
-  All experts are computed for all tokens, and those that are not chosen get weight zero. This is one dense product per
-  projection, num_experts / top_k times the work of a grouped matmul, but no token is dropped or sorted. The router
-  computes in float32 from an unrounded input: rounding would change which experts it chooses for some tokens, and each
-  such change is a relative error of order one.
+  Each token is computed by its own experts only, and none is dropped (`mix_experts`). The router computes in float32
+  from an unrounded input: rounding would change which experts it chooses for some tokens, and each such change is a
+  relative error of order one.
   """
 
   def __init__(self, init: Init, *, config: MoeConfig, width: int):
@@ -99,20 +95,18 @@ class Moe(nnx.Module):
     self.shared_gate = Linear(init.child("shared_gate"), shape=(width, 1), axes=("embed", None)) if gated else None
 
   def _route(self, x_MD):
-    """Returns (the router's probability of each expert, mask of the chosen experts), [M,E] each."""
+    """Returns (the router's probability of each expert [M,E], indices of the chosen experts [M,k])."""
     with jax.default_matmul_precision("highest"):
       logits_ME = as_matrix(self.router["kernel"].get_value()).project(x_MD.astype(jnp.float32))
     if self.config.use_bias:
       logits_ME = logits_ME + self.router["bias"][...][None, :]
-    probs_ME = jax.nn.softmax(logits_ME, axis=-1)
-    _, chosen = jax.lax.top_k(logits_ME, self.config.top_k)
-    return probs_ME, jax.nn.one_hot(chosen, self.config.num_experts, dtype=bool).any(axis=-2)
+    _, chosen_Mk = jax.lax.top_k(logits_ME, self.config.top_k)
+    # Saved: what the experts save is of these choices.
+    return jax.nn.softmax(logits_ME, axis=-1), checkpoint_name(chosen_Mk, PROJECTION)
 
-  def weights(self, x_MD: Float[Array, "M D"]) -> Float[Array, "M E"]:
-    """Returns the weight of each expert for each token, float32; zero for experts that are not chosen."""
-    probs_ME, chosen_ME = self._route(x_MD)
-    weights = jnp.where(chosen_ME, probs_ME, 0.0)
-    return weights / jnp.sum(weights, axis=-1, keepdims=True) if self.config.renormalise else weights
+  def _is_chosen(self, chosen_Mk):
+    """Returns a mask of the chosen experts, [M,k,E]."""
+    return jax.nn.one_hot(chosen_Mk, self.config.num_experts, dtype=bool)
 
   def balance(self, x: Float[Array, "B T D"], *, valid: Bool[Array, "B T"]) -> Float[Array, " B"]:
     """Returns the load imbalance over experts of each row, E/k · Σ_e f_e · P_e, where k is `top_k`.
@@ -125,36 +119,32 @@ class Moe(nnx.Module):
       x: Input of the mixture of experts.
       valid: False for tokens that do not count, such as padding. A row without valid tokens gets 0.
     """
-    routed = self._route(x.reshape(-1, x.shape[-1]))
+    probs_ME, chosen_Mk = self._route(x.reshape(-1, x.shape[-1]))
+    chosen_ME = self._is_chosen(chosen_Mk).any(axis=1)
     probs_BE, chosen_BE = (
       jnp.sum(jnp.where(valid[..., None], one.astype(jnp.float32).reshape(*x.shape[:2], -1), 0.0), axis=1)
-      for one in routed
+      for one in (probs_ME, chosen_ME)
     )
     count_B = jnp.maximum(jnp.sum(valid, axis=1), 1).astype(jnp.float32)
     return self.config.num_experts / self.config.top_k * jnp.sum(chosen_BE * probs_BE, axis=-1) / jnp.square(count_B)
 
-  def _project(self, experts, rows, dtype):
-    y_EMF = experts.einsum("md,edf->emf", rows, dtype=dtype)
-    return y_EMF if experts.bias is None else y_EMF + experts.bias[...][:, None]
-
-  def _gate(self, gate, up):
-    if self.config.clamp is None:
-      return ACTIVATIONS[self.config.act](gate) * up
-    alpha, limit = self.config.clamp
-    gate, up = jnp.minimum(gate, limit), jnp.clip(up, -limit, limit)
-    return (up + 1) * gate * jax.nn.sigmoid(alpha * gate)
-
   def __call__(self, x: Float[Array, "*B D"], *, dtype: DTypeLike) -> Float[Array, "*B D"]:
     """Applies the mixture of experts; operands of the experts are `dtype`, and the result is float32."""
     rows = x.reshape(-1, x.shape[-1])
-    weights_ME = self.weights(rows)
+    probs_ME, chosen = self._route(rows)
+    is_chosen = self._is_chosen(chosen)
+    weights = jnp.sum(jnp.where(is_chosen, probs_ME[:, None], 0.0), axis=-1)
+    if self.config.renormalise:
+      weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
 
-    gate, up = (self._project(self.experts[name], rows, dtype) for name in ("gate", "up"))
-    hidden_EMF = self._gate(gate, up) * weights_ME.T[..., None]
-    down = self.experts["down"]
-    y = down.einsum("emf,efd->md", hidden_EMF, dtype=dtype)
-    if down.bias is not None:
-      y = y + jnp.matmul(weights_ME, down.bias[...], precision=jax.lax.Precision.HIGHEST)
+    params = {f"{name}.kernel": one.kernel[...] for name, one in self.experts.items()}
+    params |= {f"{name}.bias": one.bias[...] for name, one in self.experts.items() if one.bias is not None}
+    down_bias = params.pop("down.bias", None)
+    static = ExpertsSpec(act=self.config.act, clamp=self.config.clamp, dtype=jnp.dtype(dtype))
+    y = mix_experts(rows, params, weights=weights, chosen=chosen, static=static)
+    if down_bias is not None:
+      weights_ME = jnp.sum(jnp.where(is_chosen, weights[..., None], 0.0), axis=1)
+      y = y + jnp.matmul(weights_ME, down_bias, precision=jax.lax.Precision.HIGHEST)
     if self.shared is not None:
       always = self.shared(rows, dtype=dtype)
       y = y + (always if self.shared_gate is None else always * jax.nn.sigmoid(self.shared_gate(rows)))

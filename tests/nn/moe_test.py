@@ -6,7 +6,7 @@ from flax import nnx
 
 from distill.nn.moe import Moe, MoeConfig
 from distill.nn.param import Init
-from distill.parallel.mesh import make_mesh, sharding
+from distill.parallel.mesh import MeshConfig, make_mesh, sharding
 
 CONFIG = MoeConfig(width=7, num_experts=4, top_k=2, use_bias=True, renormalise=False)
 
@@ -87,7 +87,7 @@ def test_moe_balance_averages_over_valid_tokens_and_its_gradient_spreads_them_ov
 def test_experts_sharded_over_devices_have_the_outputs_and_gradients_of_unsharded_ones():
   graph, state = nnx.split(module(CONFIG))
   x = jax.random.normal(jax.random.key(2), (2, 8, 6))
-  mesh = make_mesh((2, 2, 2))
+  mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
   spread = jax.tree.map(
     lambda variable: variable.replace(
       jax.device_put(variable[...], sharding(mesh, variable.shape, variable.get_metadata()["axes"]))
