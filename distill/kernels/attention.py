@@ -1,4 +1,4 @@
-"""Causal softmax attention for training and prefill, one block of queries at a time; decoding steps do not use it."""
+"""Causal softmax attention for training and prefill, in the form that suits the platform."""
 
 import dataclasses
 import functools
@@ -7,6 +7,10 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+from distill.axes.logical import Axes, each_shard, platform
+from distill.kernels.attention_cudnn import cudnn_attention, cudnn_takes
+from distill.kernels.attention_loop import Scoring, looped_attention
 
 # Queries per block. A block's scores should stay in a CPU's cache, yet its matmuls should be large.
 _BLOCK_QUERIES = 128
@@ -27,9 +31,13 @@ def attention(
 ) -> Float[Array, "B K G T H"]:
   """Computes causal attention within each segment: softmax(scale · q kᵀ) v.
 
-  Operands of matmuls keep q's dtype; scores, softmax and sums are float32. A block of queries sees only the keys up to
-  its own end, which saves nearly half of the work on long rows. Memory is linear in T: the backward pass recomputes the
-  weights of each block.
+  Operands of matmuls keep q's dtype; scores, softmax and sums are float32, and so are products of float32 operands on
+  every backend. Keys after a block of queries are left out, which saves nearly half of the work on long rows. Memory
+  is linear in T: the backward pass recomputes the weights of each block.
+
+  A CPU computes a few large blocks of queries one after the other, a TPU splash attention, and a GPU cuDNN's flash
+  attention where that has the features, else a loop over small blocks. The kernels of TPU and GPU round their result
+  to q's dtype.
 
   Args:
     q: Queries; G query heads share each of the K key heads.
@@ -50,7 +58,34 @@ def attention(
     Vaswani et al. 2017, 1706.03762; Ainslie et al. 2023, 2305.13245 (grouped heads); Dao et al. 2022, 2205.14135
     (recomputation in the backward pass).
   """
-  return _blocked(_Scoring(scale, softcap, window), q, k, v, segments, sinks)
+  scoring = Scoring(scale, softcap, window)
+  if platform() == "cpu":
+    return _blocked(scoring, q, k, v, segments, sinks)
+  arguments = (q, k, v, segments) if sinks is None else (q, k, v, segments, sinks)
+  run = each_shard(_kernel(scoring, q, sinks), inputs=_AXES[: len(arguments)], outputs=[_AXES[0]], like=[*arguments, q])
+  return run(*arguments)
+
+
+# Logical axes of q, k, v, segments and sinks. A device has whole rows, of some of the key heads and their queries.
+_AXES: tuple[Axes, ...] = (
+  ("batch", "kv_heads", None, None, None),
+  ("batch", "kv_heads", None, None),
+  ("batch", "kv_heads", None, None),
+  ("batch", None),
+  ("kv_heads", None),
+)
+
+
+def _kernel(scoring, q, sinks):
+  """Returns the function of q, k, v, segments and, if there are any, sinks that an accelerator runs."""
+  if platform() == "tpu":
+    # No other backend needs Pallas, which takes 0.14 s to import.
+    from distill.kernels.attention_splash import splash_attention, splash_takes
+
+    chosen = splash_attention if splash_takes(q) else looped_attention
+  else:
+    chosen = cudnn_attention if cudnn_takes(scoring, q, sinks) else looped_attention
+  return functools.partial(chosen, scoring)
 
 
 def attention_reference(
@@ -80,15 +115,6 @@ def attention_reference(
     column = jnp.broadcast_to(sinks[:, :, None, None], (*scores.shape[:-1], 1))
     scores = jnp.concatenate([scores, column], axis=-1)
   return jnp.einsum("bkgts,bksh->bkgth", jax.nn.softmax(scores, axis=-1)[..., :length], v)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Scoring:
-  """Static arguments of `attention`, hashable as `jax.custom_vjp` requires."""
-
-  scale: float
-  softcap: float | None
-  window: int | None
 
 
 @dataclasses.dataclass(frozen=True)

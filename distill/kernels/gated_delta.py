@@ -1,12 +1,20 @@
 """The gated delta rule, computed in parallel within chunks of positions."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
-_CHUNK = 64
-# Chunks whose intermediate values are in memory at the same time.
-_BLOCK_CHUNKS = 8
+from distill.axes.logical import platform
+
+# (positions per chunk, chunks whose intermediate values are in memory at the same time). Small blocks of chunks stay in
+# a CPU's cache; large ones give an accelerator work to do in parallel. A chunk of 128 fills the matrix unit of a TPU.
+_SIZES = {"cpu": (64, 8), "gpu": (64, 32), "tpu": (128, 32)}
+# By default, TPUs multiply float32 operands in one bfloat16 pass and GPUs in TF32.
+_einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+_matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 def gated_delta_rule(
@@ -17,13 +25,13 @@ def gated_delta_rule(
   log_decay: Float[Array, "B T N"],
   beta: Float[Array, "B T N"],
   segments: Int[Array, "B T"],
-  chunk: int = _CHUNK,
+  chunk: int | None = None,
 ) -> tuple[Float[Array, "B T N P"], Float[Array, "B N H P"]]:
   """Computes out_t = S_tᵀ q_t with S_t = exp(g_t) S_{t−1} + β_t k_t (v_t − exp(g_t) S_{t−1}ᵀ k_t)ᵀ.
 
   S is zero before each segment. Within a chunk the recurrence is one unit-triangular solve; a scan carries the state
   from chunk to chunk. The backward pass keeps only the state before each block of chunks and recomputes the rest, which
-  is faster on a CPU than reading the rest from memory. All arithmetic is float32.
+  is faster on a CPU than reading the rest from memory. All arithmetic is float32, on every platform.
 
   Args:
     q: Queries, already scaled.
@@ -32,7 +40,8 @@ def gated_delta_rule(
     log_decay: Logarithm g of the decay, at most 0.
     beta: Write strengths β, 0 to 1.
     segments: Segment number of each position; the positions of a segment must be contiguous.
-    chunk: Positions per chunk, a power of two. T need not be a multiple of it.
+    chunk: Positions per chunk, a power of two; None for the size that suits the platform. T need not be a multiple of
+      it.
 
   Returns:
     (outputs, state S after the last position). A position with β = g = 0 does not change S.
@@ -41,9 +50,10 @@ def gated_delta_rule(
     Yang et al. 2024, 2412.06464, section 3.3.
   """
   length = q.shape[1]
-  chunk = min(chunk, 1 << (length - 1).bit_length())
+  best_chunk, block_chunks = _SIZES[platform()]
+  chunk = min(chunk or best_chunk, 1 << (length - 1).bit_length())
   count = -(-length // chunk)
-  blocks = -(-count // _BLOCK_CHUNKS)
+  blocks = -(-count // block_chunks)
   size = -(-count // blocks)
   pad = blocks * size * chunk - length
 
@@ -115,20 +125,20 @@ def _block(state, xs):
   strictly = jnp.where(order[:, None] > order[None, :], decay_TS, 0.0)
 
   keys = k * beta[..., None]
-  mixing = jnp.einsum("...td,...sd->...ts", keys, k) * strictly
+  mixing = _einsum("...td,...sd->...ts", keys, k) * strictly
   entering = (from_before * jnp.exp(total))[..., None]
   right = jnp.concatenate([v * beta[..., None], keys * entering], axis=-1)
-  solved = unit_lower_inverse(mixing) @ right
+  solved = _matmul(unit_lower_inverse(mixing), right)
   written, read = solved[..., : v.shape[-1]], solved[..., v.shape[-1] :]
-  attention = jnp.einsum("...td,...sd->...ts", q, k) * decay_TS
+  attention = _einsum("...td,...sd->...ts", q, k) * decay_TS
   leaving = k * (to_after * jnp.exp(total[..., -1:] - total))[..., None]
   carried = (previous == last).astype(jnp.float32)[:, :, None] * jnp.exp(total[..., -1])
 
   def body(state, xs):
     written, read, attention, queries, leaving, carried = xs
-    update = written - read @ state
-    out = queries @ state + attention @ update
-    return state * carried[..., None, None] + leaving.swapaxes(-1, -2) @ update, out
+    update = written - _matmul(read, state)
+    out = _matmul(queries, state) + _matmul(attention, update)
+    return state * carried[..., None, None] + _matmul(leaving.swapaxes(-1, -2), update), out
 
   return jax.lax.scan(body, state, (written, read, attention, q * entering, leaving, carried))
 
@@ -143,6 +153,11 @@ def unit_lower_inverse(a: Float[Array, "*B C C"]) -> Float[Array, "*B C C"]:
 
   Workaround: LAPACK's batched triangular solve has been seen to hang in XLA's CPU thread pool (jaxlib 0.10.2).
   """
+  return _inverse_by_slices(a) if platform() == "cpu" else _inverse_by_masks(a)
+
+
+def _inverse_by_slices(a):
+  """Computes `unit_lower_inverse` on the diagonal blocks alone: the least arithmetic."""
   size, lead = a.shape[-1], a.shape[:-2]
   inverse = jnp.ones((*lead, size, 1, 1), a.dtype)
   width = 1
@@ -151,11 +166,29 @@ def unit_lower_inverse(a: Float[Array, "*B C C"]) -> Float[Array, "*B C C"]:
     below = a.reshape(*lead, count, 2, width, count, 2, width)[..., :, 1, :, :, 0, :]
     below = jnp.moveaxis(jnp.diagonal(below, axis1=-4, axis2=-2), -1, -3)
     first, second = inverse[..., 0::2, :, :], inverse[..., 1::2, :, :]
-    corner = -second @ below @ first
+    corner = _matmul(_matmul(-second, below), first)
     top = jnp.concatenate([first, jnp.zeros_like(first)], axis=-1)
     inverse = jnp.concatenate([top, jnp.concatenate([corner, second], axis=-1)], axis=-2)
     width *= 2
   return inverse[..., 0, :, :]
+
+
+def _inverse_by_masks(a):
+  """Computes `unit_lower_inverse` by products of whole matrices: no gathers, slices or concatenations.
+
+  With X the inverses of the diagonal blocks and A the blocks below them, the next X is X − X A X. A TPU pays more for
+  moving small blocks than for multiplying zeros.
+  """
+  order = np.arange(a.shape[-1])
+  inverse = jnp.broadcast_to(jnp.eye(a.shape[-1], dtype=a.dtype), a.shape)
+  width = 1
+  while width < a.shape[-1]:
+    block = order // width
+    below = jnp.where((block % 2 == 1)[:, None] & (block[:, None] == block[None, :] + 1), a, 0.0)
+    # Blocks of one row are their own inverses.
+    inverse = inverse - (below if width == 1 else _matmul(inverse, _matmul(below, inverse)))
+    width *= 2
+  return inverse
 
 
 def _inverse_forward(a):
@@ -165,7 +198,7 @@ def _inverse_forward(a):
 
 def _inverse_backward(inverse, cotangent):
   transposed = inverse.swapaxes(-1, -2)
-  return (-transposed @ cotangent @ transposed,)
+  return (_matmul(_matmul(-transposed, cotangent), transposed),)
 
 
 unit_lower_inverse.defvjp(_inverse_forward, _inverse_backward)

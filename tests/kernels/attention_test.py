@@ -1,9 +1,12 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from distill.axes.logical import use_mesh
 from distill.kernels import attention as module
 from distill.kernels.attention import attention, attention_reference
+from distill.parallel.mesh import MeshConfig, make_mesh, replicated
 from tests.kernels.precision import assert_equal_up_to_rounding, in_float64, segment_numbers, value_and_gradients
 
 
@@ -60,3 +63,23 @@ def test_attention_cuts_long_rows_into_few_blocks_that_cover_every_query():
     assert len(blocks) <= 8
     assert [i for block in blocks for i in range(block.start, block.stop)] == list(range(length))
     assert all(block.first_key == max(0, block.start - 99) for block in blocks)
+
+
+@pytest.mark.parametrize("sinks", [False, True])
+def test_on_an_accelerator_each_device_computes_its_own_rows_and_heads(monkeypatch, sinks):
+  monkeypatch.setattr(module, "platform", lambda: "gpu")
+  mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+  given = operands(17, batch=4)[: 4 if sinks else 3]
+  segments = jnp.asarray(segment_numbers((4, 17)))
+  options = {"segments": segments, "scale": 0.4, "window": 5}
+
+  def run(*arguments):
+    with use_mesh(mesh):
+      return attention(*arguments[:3], sinks=arguments[3] if sinks else None, **options)
+
+  got = value_and_gradients(run, *(jax.device_put(x, replicated(mesh)) for x in given))
+  assert got[0].sharding.shard_shape(got[0].shape) == (1, 1, 3, 17, 5)
+  expected = in_float64(
+    lambda *arguments: attention_reference(*arguments[:3], sinks=arguments[3] if sinks else None, **options), *given
+  )
+  assert_equal_up_to_rounding(got, expected, roundings=100)

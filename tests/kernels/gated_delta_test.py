@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from distill.kernels import gated_delta
 from distill.kernels.gated_delta import gated_delta_rule, gated_delta_rule_reference, unit_lower_inverse
 from tests.kernels.precision import assert_equal_up_to_rounding, in_float64, segment_numbers, value_and_gradients
+from tests.kernels.programs import matmul_precisions
 
 NAMES = ("q", "k", "v", "log_decay", "beta")
 
@@ -24,8 +26,15 @@ def rule(function, segments, **options):
   return lambda *given: function(*given[:3], log_decay=given[3], beta=given[4], segments=segments, **options)
 
 
+def use_platform(monkeypatch, name):
+  """Makes the kernel choose the form for a platform; it still runs on the CPU."""
+  monkeypatch.setattr(gated_delta, "platform", lambda: name)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
 @pytest.mark.parametrize(("length", "chunk", "share"), [(1, 64, 0.0), (7, 64, 0.0), (37, 2, 0.1), (64, 64, 0.1)])
-def test_gated_delta_rule_equals_its_definition_in_value_and_gradient(length, chunk, share):
+def test_gated_delta_rule_equals_its_definition_in_value_and_gradient(monkeypatch, platform, length, chunk, share):
+  use_platform(monkeypatch, platform)
   given, segments = operands(length), jnp.asarray(segment_numbers((2, length), share=share))
   got = value_and_gradients(rule(gated_delta_rule, segments, chunk=chunk), *map(jnp.asarray, given))
   expected = in_float64(rule(gated_delta_rule_reference, segments), *given)
@@ -74,8 +83,17 @@ def test_gated_delta_values_and_gradients_are_finite_for_strong_decay_and_long_r
   assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(found))
 
 
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_accelerators_multiply_float32_operands_in_float32(monkeypatch, platform):
+  use_platform(monkeypatch, platform)
+  run = rule(gated_delta_rule, jnp.ones((2, 300), int))
+  assert matmul_precisions(lambda *given: value_and_gradients(run, *given), *operands(300)) == {"HIGHEST"}
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
 @pytest.mark.parametrize("size", [1, 2, 16])
-def test_unit_lower_inverse_is_accurate_where_all_entries_below_the_diagonal_are_one(size):
+def test_unit_lower_inverse_is_accurate_where_all_entries_below_the_diagonal_are_one(monkeypatch, platform, size):
+  use_platform(monkeypatch, platform)
   # Equal keys make every entry below the diagonal one, where a product of powers overflows its digits.
   a = np.tril(np.ones((3, size, size), np.float32), -1)
   got = value_and_gradients(unit_lower_inverse, jnp.asarray(a))

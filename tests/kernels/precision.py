@@ -1,6 +1,6 @@
 """Helpers of the tests that compare kernels with their definitions, up to rounding errors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -45,3 +45,19 @@ def in_float64(function: Callable[..., Any], *arguments: Any) -> tuple[Any, Any]
 def segment_numbers(shape: tuple[int, int], *, share: float = 0.1) -> np.ndarray:
   """Returns segments [B,T] of random lengths, a new one with probability `share` at each position."""
   return 1 + np.cumsum(np.random.default_rng(1).random(shape) < share, axis=1)
+
+
+def matmul_precisions(function: Callable[..., Any], *arguments: Any) -> set[Any]:
+  """Returns the precisions that the products of `value_and_gradients` state, in loops and Pallas kernels too."""
+  jaxpr = jax.make_jaxpr(lambda *arguments: value_and_gradients(function, *arguments))(*arguments)
+  products = [eqn for eqn in _equations(jaxpr.jaxpr) if eqn.primitive.name == "dot_general"]
+  return {eqn.params["precision"] for eqn in products}
+
+
+def _equations(jaxpr: Any) -> Iterator[Any]:
+  """Yields the equations of a jaxpr and of every jaxpr within them."""
+  for eqn in jaxpr.eqns:
+    yield eqn
+    for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+      if hasattr(inner, "eqns"):
+        yield from _equations(inner)
