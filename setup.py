@@ -44,6 +44,7 @@ setup(
       "tokenizers",
       "torch==2.13.0",
     ],
+    "plan": ["jax[tpu]"],  # libtpu in the version that goes with jax
     "bench": ["torch==2.13.0"],
   },
   entry_points={"console_scripts": ["distill = distill.cli.main:run"]},

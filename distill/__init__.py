@@ -22,6 +22,7 @@ _PLACES = {
   "inspect": "distill.jobs.inspect",
   "merge": "distill.jobs.merge",
   "merge_adapters": "distill.jobs.merge",
+  "plan": "distill.jobs.plan",
   "score": "distill.jobs.score",
   "train": "distill.jobs.train",
 }

@@ -163,4 +163,4 @@ def test_imported_distributions_are_in_setup_py_and_the_lock_files():
         assert dep.removeprefix("@pypi//") in asked, f"{target.label}: setup.py does not ask for {dep}"
   for lock in ROOT.glob("requirements-*.lock"):
     locked = {line.split("==")[0].replace("-", "_") for line in lock.read_text().split()}
-    assert everything - {"test", "bench"} <= locked, lock
+    assert everything - {"test", "bench", "plan"} <= locked, lock

@@ -58,9 +58,9 @@ def load(directory: pathlib.Path, *, dtype: str, rank: int, processes: int, addr
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(address, processes, rank)
   from distill.checkpoints import sharded
-  from distill.parallel.mesh import make_mesh
+  from distill.parallel.mesh import MeshConfig, make_mesh
 
-  mesh, sizes = make_mesh((1, -1, 1)), []
+  mesh, sizes = make_mesh(MeshConfig(data=1, fsdp=-1)), []
   before = _memory("VmRSS")
   start = time.perf_counter()
   _, params = sharded.load(directory, mesh=mesh, dtype=dtype, report=sizes.append)

@@ -30,7 +30,7 @@ from distill.initialise.importance import measure_importance
 from distill.initialise.transfer import from_teacher
 from distill.models.decoder import Decoder
 from distill.models.host_view import HostView, place
-from distill.parallel.mesh import make_mesh
+from distill.parallel.mesh import MeshConfig, make_mesh
 
 _SKILLS = ("book", "category", "class")
 _ALL = tuple(range(11))
@@ -116,7 +116,7 @@ def main() -> None:
   parser.add_argument("--rows", type=int, default=64)
   parser.add_argument("--only", default="")
   arguments = parser.parse_args()
-  mesh, directory = make_mesh((1, -1, 1)), ROOT / "teacher"
+  mesh, directory = make_mesh(MeshConfig(data=1, fsdp=-1)), ROOT / "teacher"
   adapters = read_adapters(
     stack_of([str(ROOT / "adapters" / name) for name in _SKILLS]), config=hf_config.read_config(directory)
   )

@@ -15,6 +15,7 @@ COMMANDS = {
   "cache": "store the signal of a recipe's teacher on disk, to train without the teacher",
   "train": "run a recipe: distil a teacher into a student, train an adapter, or pretrain",
   "init": "write a student that is copied, cut or converted from its teacher",
+  "plan": "compile a recipe's step for TPU pods: memory, time and cost, before they are paid for",
   "score": "write the logits and hidden states of a model for given tokens",
   "generate": "continue a prompt",
   "compare": "measure a student against its teacher, skill by skill, and write a report",
@@ -82,6 +83,10 @@ def _load(name: str) -> ModuleType:
       from distill.cli import init
 
       return init
+    case "plan":
+      from distill.cli import plan
+
+      return plan
     case "score":
       from distill.cli import score
 

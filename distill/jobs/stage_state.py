@@ -70,6 +70,35 @@ def from_arrays(arrays: Params) -> tuple[Params, Params]:
   return branch(arrays, "params"), branch(arrays, "optimizer")
 
 
+def abstract_state(run: Run, stage: Stage, params: Params) -> tuple[TrainState, optax.GradientTransformation]:
+  """Returns shapes, dtypes and shardings of a stage's training state, and the stage's optimizer.
+
+  Args:
+    run: The run.
+    stage: One of its stages.
+    params: Parameters before the first step, or their shapes.
+
+  Raises:
+    InputError: The stage trains nothing, or no rule of its optimizer matches a parameter.
+  """
+  shardings = _param_shardings(run, params)
+  shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[name]) for name, x in params.items()}
+  trained, optimizer = _optimizer(run, stage, shapes)
+  mine = {name: shapes[name] for name in trained}
+  carried = jax.eval_shape(lambda mine: _fresh(stage, optimizer, mine), mine)
+  places = state_shardings(carried, params=shapes, mesh=run.mesh)
+  opt, terms = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), carried, places)
+  step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(run.mesh))
+  state = TrainState(
+    trained=mine,
+    frozen={name: x for name, x in shapes.items() if name not in trained},
+    optimizer=opt,
+    step=step,
+    terms=terms,
+  )
+  return state, optimizer
+
+
 def array_shapes(run: Run, params: Params, *, stage: str) -> Params:
   """Returns array name -> `jax.ShapeDtypeStruct` with sharding, for all arrays in a checkpoint of one stage.
 
@@ -78,17 +107,8 @@ def array_shapes(run: Run, params: Params, *, stage: str) -> Params:
     params: Parameters before the first step.
     stage: Name of the stage in which the checkpoint was saved.
   """
-  shardings = _param_shardings(run, params)
-  shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[name]) for name, x in params.items()}
   saved = next(one for one in run.stages if one.name == stage)
-  factors, optimizer = _optimizer(run, saved, shapes)
-  states = jax.eval_shape(lambda params: _fresh(saved, optimizer, params), {name: shapes[name] for name in factors})
-  places = flatten_state(state_shardings(states, params=shapes, mesh=run.mesh))
-  flat = flatten_state(states)
-  arrays = {f"params.{name}": x for name, x in shapes.items()}
-  return arrays | {
-    f"optimizer.{name}": jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places[name]) for name, x in flat.items()
-  }
+  return to_arrays(abstract_state(run, saved, params)[0])
 
 
 def _fresh(

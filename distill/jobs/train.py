@@ -122,6 +122,21 @@ def _cache_identity(run: Run) -> str:
 
 def compile_step(run: Run, stage: Stage, state: TrainState, optimizer: optax.GradientTransformation) -> loop.Step:
   """Returns the jitted step of a stage, with the remat policy that saves most and still fits the memory."""
+  steps = list(make_steps(run, stage, state, optimizer).values())
+  return first_that_fits(steps, report=lambda text: print(f"{stage.name}: {text}", file=sys.stderr))
+
+
+def make_steps(
+  run: Run, stage: Stage, state: TrainState, optimizer: optax.GradientTransformation
+) -> dict[str, Callable[..., Any]]:
+  """Returns the jitted step of a stage for each remat policy that the configuration allows, by name.
+
+  Args:
+    run: The run.
+    stage: The stage.
+    state: The stage's training state, or its shapes with shardings.
+    optimizer: The stage's optimizer.
+  """
   training = run.config.training
   config = StepConfig(
     terms=stage.terms,
@@ -130,8 +145,8 @@ def compile_step(run: Run, stage: Stage, state: TrainState, optimizer: optax.Gra
     dtype=jnp.dtype(training.dtype),
     adapter_scale=run.models.adapter_scale,
   )
-  steps = [
-    make_step(
+  return {
+    policy: make_step(
       run.models.student,
       teacher=run.models.teacher,
       optimizer=optimizer,
@@ -140,8 +155,8 @@ def compile_step(run: Run, stage: Stage, state: TrainState, optimizer: optax.Gra
       config=dataclasses.replace(config, remat=policy),
     )
     for policy in REMAT_POLICIES
-  ]
-  return first_that_fits(steps, report=lambda text: print(f"{stage.name}: {text}", file=sys.stderr))
+    if training.remat in ("auto", policy)
+  }
 
 
 def teacher_params(run: Run, stage: Stage) -> Mapping[str, Any]:

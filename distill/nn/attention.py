@@ -82,6 +82,11 @@ class AttentionConfig:
     """True if the rotary frequencies depend on the length of the document."""
     return self.rope is not None and self.rope.by_length
 
+  def mixing_flops(self, length: int) -> float:
+    """Returns the FLOPs of scores and weighted values of one position, which sees half of the row or its window."""
+    seen = length / 2 if self.window is None else min(self.window, length / 2)
+    return 4 * seen * self.num_heads * self.head_dim
+
   def build(self, init: Init, *, width: int, norm_eps: float, norm_offset: float) -> "Attention":
     """Makes the module; `norm_eps` and `norm_offset` apply to the norms of queries and keys."""
     return Attention(init, config=self, width=width, norm_eps=norm_eps, norm_offset=norm_offset)

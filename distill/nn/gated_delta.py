@@ -60,6 +60,11 @@ class GatedDeltaConfig:
     keys = self.num_key_heads * self.key_head_dim
     return keys, keys, self.num_value_heads * self.value_head_dim
 
+  def mixing_flops(self, length: int) -> float:
+    """Returns the FLOPs of the recurrence at one position: the state is read by the key, written, and read again."""
+    del length
+    return 6 * self.num_value_heads * self.key_head_dim * self.value_head_dim
+
   def build(self, init: Init, *, width: int, norm_eps: float, norm_offset: float) -> "GatedDelta":
     """Makes the module; `norm_offset` is ignored, as the gated norm stores its scale without an offset."""
     del norm_offset

@@ -67,6 +67,11 @@ class Mamba2Config:
     shared = self.num_groups * self.state_size
     return shared, shared, self.num_heads * self.head_dim
 
+  def mixing_flops(self, length: int) -> float:
+    """Returns the FLOPs of the recurrence at one position: the state is written and read."""
+    del length
+    return 4 * self.num_heads * self.head_dim * self.state_size
+
   def build(self, init: Init, *, width: int, norm_eps: float, norm_offset: float) -> "Mamba2":
     """Makes the module; `norm_offset` is ignored, as the gated norm stores its scale without an offset."""
     del norm_offset

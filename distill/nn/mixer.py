@@ -110,6 +110,8 @@ class MixerConfig(Protocol):
         @property
         def qkv_widths(self): return (self.size,) * 3
 
+        def mixing_flops(self, length): return 2 * self.size
+
         def build(self, init, *, width, norm_eps, norm_offset): return Average(init, config=self, width=width)
 
   A decoder with the layer `LayerConfig(mixer=AverageConfig(size=8), …)` then trains and generates. To use the mixer in
@@ -139,6 +141,9 @@ class MixerConfig(Protocol):
   @property
   def bound_to_length(self) -> bool:
     """True if the output at a position depends on the total length of its document or of the decoding state."""
+
+  def mixing_flops(self, length: int) -> float:
+    """Returns the forward FLOPs of one position, projections not counted, in documents of `length` positions."""
 
   def build(self, init: Init, *, width: int, norm_eps: float, norm_offset: float) -> Mixer:
     """Returns the mixer, an `nnx.Module` with fresh parameters.

@@ -41,6 +41,9 @@ class AverageConfig:
   def qkv_widths(self):
     return (self.size,) * 3
 
+  def mixing_flops(self, length):
+    return 2 * self.size
+
   def build(self, init, *, width, norm_eps, norm_offset):
     return Average(init, size=self.size, width=width)
 
